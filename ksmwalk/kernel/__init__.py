@@ -1,0 +1,1 @@
+"""The real ksmd of this machine, stepped batch by batch, for comparison."""

@@ -1,0 +1,1 @@
+"""Real input: live processes, dumps and captures."""

@@ -1,0 +1,88 @@
+"""Build of the compiled modules.
+
+One switch, the environment variable KSMWALK_PROFILE, chooses the build profile:
+
+release (default)  what users install: no checks inside the kernels
+checked            all of Cython's checks, and every array access of ours checked against its bound (KW_CHECK)
+trace              line coverage of the .pyx files
+
+The directives are passed from here and never stand in a .pyx header: a header wins over what is passed.
+"""
+
+import os
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+PROFILES = ("release", "checked", "trace")
+PROFILE = os.environ.get("KSMWALK_PROFILE", "release")
+if PROFILE not in PROFILES:
+    raise SystemExit(f"KSMWALK_PROFILE={PROFILE!r}: not one of {', '.join(PROFILES)}")
+
+CHECKS = PROFILE != "release"
+DIRECTIVES = {
+    "language_level": 3,
+    "embedsignature": True,
+    "boundscheck": CHECKS,
+    "wraparound": False,
+    "initializedcheck": CHECKS,
+    "nonecheck": CHECKS,
+    "cdivision": not CHECKS,
+    "linetrace": PROFILE == "trace",
+    "profile": PROFILE == "trace",
+}
+MACROS = [("KSMWALK_PROFILE", f'"{PROFILE}"')]
+if CHECKS:
+    MACROS.append(("KSMWALK_CHECKED", "1"))
+if PROFILE == "trace":
+    MACROS.append(("CYTHON_TRACE_NOGIL", "1"))
+CFLAGS = {
+    "release": ["-O3", "-fno-semantic-interposition"],
+    "checked": ["-O1", "-g"],
+    "trace": ["-O0", "-g"],
+}[PROFILE]
+
+HERE = Path(__file__).resolve().parent
+STAMP = HERE / "build" / "profile"
+
+
+def profile_changed() -> bool:
+    """Whether the last build here was of another profile, so that everything must be made anew."""
+    return not STAMP.exists() or STAMP.read_text() != PROFILE
+
+
+class BuildExt(build_ext):
+    """build_ext that regenerates on a profile change and builds the bare worker of the kernel room."""
+
+    def run(self):
+        if profile_changed():
+            self.force = True
+        super().run()
+        STAMP.parent.mkdir(exist_ok=True)
+        STAMP.write_text(PROFILE)
+
+
+def extensions():
+    for path in sorted(HERE.glob("ksmwalk/_*.pyx")):
+        yield Extension(
+            f"ksmwalk.{path.stem}",
+            [f"ksmwalk/{path.name}"],
+            define_macros=MACROS,
+            extra_compile_args=CFLAGS,
+            include_dirs=["ksmwalk"],
+            depends=[f"ksmwalk/{p.name}" for p in HERE.glob("ksmwalk/*.pxd")]
+            + [f"ksmwalk/{p.name}" for p in HERE.glob("ksmwalk/*.h")],
+        )
+
+
+setup(
+    ext_modules=cythonize(
+        list(extensions()),
+        compiler_directives=DIRECTIVES,
+        build_dir=f"build/cython-{PROFILE}",
+        show_all_warnings=False,
+    ),
+    cmdclass={"build_ext": BuildExt},
+)
