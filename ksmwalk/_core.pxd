@@ -1,0 +1,113 @@
+# The contract of the compiled core, for those who `cimport ksmwalk._core`.
+#
+# Everything here reads and writes arrays through pointers and answers with integers; nothing keeps state between calls
+# and nothing calls Python, except the callbacks of a user's MmWalkOps. Functions return KW_OK, an index or a count, or
+# one of the negative KW_* codes of _layout.h; a pointer is NULL where there is nothing. None of them checks the caller's
+# pointers: lengths and bounds are checked by the Python door in front. Table entries are never trusted: every row number
+# read from a table is checked before it is followed.
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from ksmwalk._layout cimport *
+
+
+# ------------------------------------------------------------------ predicates on one packed entry
+# level: 1 pte, 2 pmd, 3 pud, 4 p4d (pgd with 4 levels), 5 pgd.
+
+cdef inline int level_shift(int level) noexcept nogil:
+    return 3 + 9 * level
+
+cdef inline uint64_t level_size(int level) noexcept nogil:
+    return (<uint64_t>1) << (3 + 9 * level)
+
+cdef inline int level_index(uint64_t addr, int level) noexcept nogil:
+    return <int>((addr >> (3 + 9 * level)) & 511)
+
+cdef inline bint entry_none(uint64_t e) noexcept nogil:
+    # A and D may be left over by the hardware in an entry that was cleared.
+    return (e & ~(PTE_A | PTE_D)) == 0
+
+cdef inline bint pte_present(uint64_t e) noexcept nogil:
+    return (e & (PTE_P | PTE_PROTNONE)) != 0
+
+cdef inline bint pmd_present(uint64_t e) noexcept nogil:
+    # PS alone: a huge page being split is still present.
+    return (e & (PTE_P | PTE_PROTNONE | PTE_PS)) != 0
+
+cdef inline bint entry_present(uint64_t e, int level) noexcept nogil:
+    if level == 2:
+        return pmd_present(e)
+    if level >= 4:
+        return (e & PTE_P) != 0
+    return pte_present(e)
+
+cdef inline bint entry_leaf(uint64_t e, int level) noexcept nogil:
+    # Meaningful for an entry that is present. A pte is always a leaf, p4d and pgd never are.
+    if level == 1:
+        return True
+    return (level == 2 or level == 3) and (e & PTE_PS) != 0
+
+cdef inline uint64_t entry_decode(uint64_t e) noexcept nogil:
+    # Undo the inversion of the frame bits of an entry that is not zero and has P clear.
+    if e != 0 and not (e & PTE_P):
+        return e ^ PTE_PFN_MASK
+    return e
+
+cdef inline uint64_t entry_frame_mask(int level, bint leaf) noexcept nogil:
+    # In a large leaf the bits below its size are not frame bits (bit 12 is PAT).
+    if leaf and level > 1:
+        return PTE_PFN_MASK & ~(level_size(level) - 1)
+    return PTE_PFN_MASK
+
+cdef inline uint64_t entry_pfn(uint64_t e, int level) noexcept nogil:
+    return (entry_decode(e) & entry_frame_mask(level, entry_leaf(e, level))) >> 12
+
+cdef inline uint64_t make_entry(uint64_t pfn, uint64_t flags) noexcept nogil:
+    # flags: everything but the frame bits; the frame bits are inverted where P is clear.
+    cdef uint64_t e = flags | (pfn << 12)
+    if not (flags & PTE_P) and e != 0:
+        e ^= PTE_PFN_MASK
+    return e
+
+
+# ------------------------------------------------------------------ the binding to a Host's arrays
+
+cdef class World:
+    cdef kw_world w
+    cdef readonly dict arrays      # keeps what the pointers point into alive
+
+
+# ------------------------------------------------------------------ table pages of a Host
+
+cdef int64_t row_alloc(kw_world *w) noexcept nogil
+    # A zeroed row, or KW_ENOROWS. Freed rows are used again, the last freed first.
+cdef void row_free(kw_world *w, int64_t row) noexcept nogil
+cdef uint64_t *pmd_find(kw_world *w, int64_t root, uint64_t addr) noexcept nogil
+    # The pmd entry of addr, NULL if a table above it is missing.
+cdef uint64_t *pmd_make(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil
+    # The pmd entry of addr, tables above it made where missing; NULL: no rows left. Raises the mm's nr_tables.
+cdef uint64_t *pte_find(kw_world *w, int64_t root, uint64_t addr) noexcept nogil
+    # The pte of addr, NULL if there is no pte table (none or leaf above).
+cdef uint64_t *pte_make(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil
+    # The pte of addr, its table made where missing. NULL: no rows left, or a leaf pmd stands there (split it first).
+cdef uint64_t *leaf_find(kw_world *w, int64_t root, uint64_t addr, int *level) noexcept nogil
+    # The present leaf that maps addr (kernel's view) and its level; NULL if there is none.
+cdef int split_leaf(kw_world *w, int32_t mm, uint64_t *entry, int level) noexcept nogil
+    # A leaf pmd or pud becomes a table of 512 leaves: same frames, same flags. The folio stays whole. KW_ENOROWS: unchanged.
+
+
+# ------------------------------------------------------------------ the cursor
+
+cdef int32_t scan_next(kw_world *w, int64_t *pfn) noexcept nogil
+    # The next (rmap_item, page) of the scan: the item's index; 0 at the end of a full scan (or an empty list).
+    # KW_ENOITEMS: arena full, cursor unmoved. KW_EBADENTRY: a pfn beyond the frames, cursor unmoved (see kw_cursor.address).
+cdef void slot_insert(kw_world *w, int32_t mm) noexcept nogil
+    # Put mm on the list: just behind the cursor, at the end while run == 2.
+cdef void slot_remove(kw_world *w, int32_t mm) noexcept nogil
+cdef void slot_exit(kw_world *w, int32_t mm) noexcept nogil
+    # The mm exits: its slot goes at once, moves to right after the cursor, or stays (at the cursor), as ksm.md says.
+cdef int32_t item_alloc(kw_world *w) noexcept nogil
+cdef void item_free(kw_world *w, int32_t item) noexcept nogil
+cdef void items_drop(kw_world *w, int32_t mm) noexcept nogil
+    # All items of the mm leave their trees and are freed.
+cdef void event(kw_world *w, int kind, int32_t mm, int64_t a, int64_t b, int32_t node, int err) noexcept nogil
+    # Records a trace event if events_on.

@@ -1,0 +1,55 @@
+"""Arrays that grow without moving.
+
+Every arena of a Host is one anonymous `mmap` of its full capacity with MAP_NORESERVE: address space, not memory.
+Pages appear as records are used, so "growing" is counting up, pointers made once stay good, and a zero-copy view
+handed to a callback can't go stale because somebody mapped a page.
+"""
+
+from __future__ import annotations
+
+import mmap
+
+import numpy as np
+
+_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
+_HUGE_FROM = 32 << 20  # bytes: below this, huge pages would cost a small Host more memory than they save time
+
+
+def reserve(capacity: int, dtype, *, shape: tuple[int, ...] = (), huge: bool = False) -> np.ndarray:
+    """Reserve a zeroed array of `capacity` records that occupies memory only where it is written.
+
+    Parameters
+    ----------
+    capacity : int
+        Number of records (rows, where `shape` is given).
+    dtype : dtype
+        Type of a record.
+    shape : tuple of int
+        Shape of a row, () for plain records.
+    huge : bool
+        Ask for huge pages where the array is large: fewer TLB misses in random access, 2 MiB at the first touch.
+
+    Returns
+    -------
+    ndarray of shape (capacity, *shape)
+
+    Raises
+    ------
+    MemoryError
+        The address space can't be had, with the size asked for.
+    """
+    dtype = np.dtype(dtype)
+    if capacity < 1:
+        raise ValueError(f"capacity {capacity}: must be at least 1")
+    row = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    size = capacity * row
+    try:
+        buf = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
+    except (OSError, ValueError, OverflowError) as err:
+        raise MemoryError(f"can't reserve {size} bytes of address space for {capacity} x {dtype}: {err}") from err
+    if huge and size >= _HUGE_FROM and hasattr(mmap, "MADV_HUGEPAGE"):
+        try:
+            buf.madvise(mmap.MADV_HUGEPAGE)
+        except OSError:
+            pass  # a kernel without THP
+    return np.frombuffer(buf, dtype=dtype).reshape((capacity, *shape))
