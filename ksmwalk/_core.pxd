@@ -71,6 +71,10 @@ cdef inline uint64_t make_entry(uint64_t pfn, uint64_t flags) noexcept nogil:
 
 # ------------------------------------------------------------------ the binding to a Host's arrays
 
+cdef int64_t find_page(kw_world *w, int32_t mm, uint64_t *addr, uint64_t end) noexcept nogil
+    # The mergeable-page search: the first page of [*addr, end) that KSM would look at. Its pfn, with *addr its address;
+    # KW_NONE; KW_EBADENTRY with *addr the entry's; KW_ENOROWS (a leaf pud could not be split). Counts into w.work.
+
 cdef class World:
     cdef kw_world w
     cdef readonly dict arrays      # keeps what the pointers point into alive
@@ -100,6 +104,8 @@ cdef int split_leaf(kw_world *w, int32_t mm, uint64_t *entry, int level) noexcep
 cdef int32_t scan_next(kw_world *w, int64_t *pfn) noexcept nogil
     # The next (rmap_item, page) of the scan: the item's index; 0 at the end of a full scan (or an empty list).
     # KW_ENOITEMS: arena full, cursor unmoved. KW_EBADENTRY: a pfn beyond the frames, cursor unmoved (see kw_cursor.address).
+cdef void scan_begin(kw_world *w) noexcept nogil
+    # To be called once before a run of scan_next: forgets the table the last search used, which others may have freed.
 cdef void slot_insert(kw_world *w, int32_t mm) noexcept nogil
     # Put mm on the list: just behind the cursor, at the end while run == 2.
 cdef void slot_remove(kw_world *w, int32_t mm) noexcept nogil

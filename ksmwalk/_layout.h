@@ -194,13 +194,16 @@ typedef struct {
     int32_t strategy;      /* 0 range, 1 per-address */
     int32_t real_lookups;  /* per-address: perform the lookups that meet a hole instead of counting them */
     int32_t reserved;
+    uint64_t cache_base;   /* 2 MiB region whose pte table the last search used, 1: none. Good within one batch only */
+    int64_t cache_row;     /* that table */
 } kw_cursor;
 
 /* Work counts. */
 typedef struct {
     int64_t entries[6];    /* [level]: entries read at level 5 (pgd) .. 2 (pmd); [0], [1] unused */
     int64_t ptes;          /* ptes read */
-    int64_t searches;      /* range walks started by the finder */
+    int64_t searches;      /* range walks started by the finder with a full descent */
+    int64_t cached;        /* range walks that went on in the table of the one before; a descent reads an entry a level */
     int64_t lookups;       /* one-address lookups */
     int64_t lookup_misses; /* of those, the ones that met a hole or no eligible page */
     int64_t callbacks;
@@ -296,5 +299,7 @@ struct kw_world {
     /* The door through which the merge engine takes an item out of its tree before the cursor frees or skips it;
      * NULL while there is no merge engine. */
     void (*leave_tree)(kw_world *w, int32_t item);
+    /* What the merge engine does when a new full scan starts (drain LRU batches, drop nodes to migrate); or NULL. */
+    void (*start_scan)(kw_world *w);
 };
 #endif

@@ -193,11 +193,14 @@ cdef extern from "_layout.h" nogil:
         int32_t strategy
         int32_t real_lookups
         int32_t reserved
+        uint64_t cache_base
+        int64_t cache_row
 
     ctypedef struct kw_work:
         int64_t entries[6]
         int64_t ptes
         int64_t searches
+        int64_t cached
         int64_t lookups
         int64_t lookup_misses
         int64_t callbacks
@@ -263,8 +266,10 @@ cdef extern from "_layout.h" nogil:
         int32_t *f_node
         uint64_t *b_free
         uint16_t *b_count
-        int32_t *b_next, *b_prev
+        int32_t *b_next
+        int32_t *b_prev
         int32_t *b_heads
         kw_event *events
         int64_t *event_pos
         void (*leave_tree)(kw_world *w, int32_t item) noexcept nogil
+        void (*start_scan)(kw_world *w) noexcept nogil

@@ -145,11 +145,14 @@ CURSOR = _record(
     ("strategy", "i4"),
     ("real_lookups", "i4"),
     ("reserved", "i4"),
+    ("cache_base", "u8"),
+    ("cache_row", "i8"),
 )
 WORK = _record(
     ("entries", "i8", (6,)),
     ("ptes", "i8"),
     ("searches", "i8"),
+    ("cached", "i8"),
     ("lookups", "i8"),
     ("lookup_misses", "i8"),
     ("callbacks", "i8"),

@@ -1,0 +1,311 @@
+"""The packed 64-bit page-table entry: named bits, the level table, predicates, pack and unpack.
+
+Everything works on Python ints, numpy scalars and uint64 arrays of any shape alike, and answers in kind: a scalar for a
+scalar, an array for an array. The predicates are the kernel's (what Linux asks), except where one says "hardware".
+The compiled core has the same predicates inline (`_core.pxd`); a truth table test holds the two together.
+
+Levels: 1 pte, 2 pmd, 3 pud, 4 p4d (the folded top with 4 levels), 5 pgd.
+"""
+
+from __future__ import annotations
+
+from enum import IntFlag
+from typing import NamedTuple
+
+import numpy as np
+
+PTE, PMD, PUD, P4D, PGD = 1, 2, 3, 4, 5
+
+
+class Pte(IntFlag):
+    """Bits of an entry. PS and PAT share bit 7, G and PROTNONE bit 8: which one it is depends on level and P."""
+
+    P = 1 << 0
+    RW = 1 << 1
+    US = 1 << 2
+    PWT = 1 << 3
+    PCD = 1 << 4
+    A = 1 << 5
+    D = 1 << 6
+    PS = 1 << 7
+    PAT = 1 << 7
+    G = 1 << 8
+    PROTNONE = 1 << 8
+    SPECIAL = 1 << 9
+    UFFD_WP = 1 << 10
+    SOFT_DIRTY = 1 << 11
+    PAT_LARGE = 1 << 12
+    NX = 1 << 63
+
+
+class Bit(NamedTuple):
+    """One row of the table of bits."""
+
+    name: str
+    shift: int
+    nr: int
+    note: str
+
+
+BITS = (
+    Bit("P", 0, 1, "present"),
+    Bit("RW", 1, 1, "writable"),
+    Bit("US", 2, 1, "user"),
+    Bit("PWT", 3, 1, "write-through"),
+    Bit("PCD", 4, 1, "cache disabled"),
+    Bit("A", 5, 1, "accessed"),
+    Bit("D", 6, 1, "dirty, leaf entries"),
+    Bit("PS", 7, 1, "leaf at pmd and pud level; PAT at pte level"),
+    Bit("G", 8, 1, "global; PROT_NONE when P is 0"),
+    Bit("SPECIAL", 9, 1, "no struct page to be used"),
+    Bit("UFFD_WP", 10, 1, "write-protected by userfaultfd"),
+    Bit("SOFT_DIRTY", 11, 1, "soft-dirty"),
+    Bit("PFN", 12, 40, "frame number; stored inverted where P is 0 and the entry is not zero"),
+    Bit("SOFT", 52, 7, "ignored by the hardware"),
+    Bit("PKEY", 59, 4, "protection key"),
+    Bit("NX", 63, 1, "not executable"),
+)
+
+
+class Level(NamedTuple):
+    """One row of the table of levels."""
+
+    number: int
+    name: str
+    shift: int
+    size: int
+    leaf: bool
+
+
+LEVELS = {
+    PTE: Level(PTE, "pte", 12, 1 << 12, True),
+    PMD: Level(PMD, "pmd", 21, 1 << 21, True),
+    PUD: Level(PUD, "pud", 30, 1 << 30, True),
+    P4D: Level(P4D, "p4d", 39, 1 << 39, False),
+    PGD: Level(PGD, "pgd", 48, 1 << 48, False),
+}
+
+PFN_MASK = 0x000F_FFFF_FFFF_F000
+PKEY_SHIFT = 59
+_AD = int(Pte.A | Pte.D)
+
+
+def _entries(e):
+    """(uint64 array, whether the caller gave a scalar)."""
+    if isinstance(e, (int, np.integer)):
+        value = int(e)
+        if not 0 <= value < 1 << 64:
+            raise ValueError(f"entry {value:#x}: not an unsigned 64-bit value")
+        return np.uint64(value), True
+    a = np.asarray(e)
+    if a.dtype != np.uint64:
+        raise TypeError(f"entries of dtype {a.dtype}: must be uint64")
+    return a, a.ndim == 0
+
+
+def _level(level: int) -> Level:
+    try:
+        return LEVELS[level]
+    except (KeyError, TypeError):
+        raise ValueError(f"level {level!r}: must be 1 (pte) to 5 (pgd)") from None
+
+
+def _answer(value, scalar, kind):
+    return kind(value) if scalar else value
+
+
+def none(e):
+    """Whether entries are none: nothing but the A and D bits, which hardware may leave behind.
+
+    Models: pte_none and its kin of Linux 6.18, x86-64. Differs: nothing known.
+    """
+    a, scalar = _entries(e)
+    return _answer((a & np.uint64(~_AD & (1 << 64) - 1)) == 0, scalar, bool)
+
+
+def present(e, level: int = PTE):
+    """Whether entries are present to the kernel at a level.
+
+    pte and pud: P or PROT_NONE; pmd: also PS alone (a huge page being split); p4d and pgd: P.
+
+    Models: pte_present, pmd_present, pud_present, p4d_present, pgd_present of Linux 6.18, x86-64.
+    Differs: nothing known.
+    """
+    a, scalar = _entries(e)
+    number = _level(level).number
+    mask = Pte.P
+    if number <= PUD:
+        mask |= Pte.PROTNONE
+    if number == PMD:
+        mask |= Pte.PS
+    return _answer((a & np.uint64(mask)) != 0, scalar, bool)
+
+
+def hardware_present(e):
+    """Whether the MMU sees entries: P alone.
+
+    Models: the x86-64 MMU. Differs: nothing known.
+    """
+    a, scalar = _entries(e)
+    return _answer((a & np.uint64(Pte.P)) != 0, scalar, bool)
+
+
+def leaf(e, level: int = PTE):
+    """Whether entries are leaves: every present pte; a present pmd or pud with PS; never a p4d or pgd.
+
+    Models: pmd_leaf, pud_leaf of Linux 6.18, x86-64. Differs: nothing known.
+    """
+    a, scalar = _entries(e)
+    number = _level(level).number
+    if number == PTE:
+        value = (a & np.uint64(Pte.P | Pte.PROTNONE)) != 0
+    elif number in (PMD, PUD):
+        value = ((a & np.uint64(Pte.PS)) != 0) & ((a & np.uint64(Pte.P | Pte.PROTNONE | Pte.PS)) != 0)
+        if number == PUD:
+            value = value & ((a & np.uint64(Pte.P | Pte.PROTNONE)) != 0)
+    else:
+        value = np.zeros(a.shape, bool) if a.ndim else False
+    return _answer(value, scalar, bool)
+
+
+def special(e):
+    """Whether entries are special: no `struct page` is to be used (zero page, raw pfn mappings).
+
+    Models: pte_special, pmd_special of Linux 6.18, x86-64. Differs: nothing known.
+    """
+    a, scalar = _entries(e)
+    return _answer((a & np.uint64(Pte.SPECIAL)) != 0, scalar, bool)
+
+
+def prot_none(e):
+    """Whether entries are PROT_NONE: bit 8 set with P clear.
+
+    Models: pte_protnone of Linux 6.18, x86-64. Differs: nothing known.
+    """
+    a, scalar = _entries(e)
+    return _answer((a & np.uint64(Pte.P | Pte.PROTNONE)) == np.uint64(Pte.PROTNONE), scalar, bool)
+
+
+def swap_like(e, level: int = PTE):
+    """Whether entries are neither none nor present: swap, migration, guard and other markers; never a page to scan.
+
+    Models: is_swap_pte of Linux 6.18, x86-64. Differs: the kinds are not told apart.
+    """
+    a, scalar = _entries(e)
+    return _answer(~(np.asarray(none(a)) | np.asarray(present(a, level))), scalar, bool)
+
+
+def _decoded(a):
+    """Entries with the inversion of the frame bits undone."""
+    inverted = (a != 0) & ((a & np.uint64(Pte.P)) == 0)
+    return np.where(inverted, a ^ np.uint64(PFN_MASK), a)
+
+
+def pfn(e, level: int = PTE):
+    """Frame numbers that entries hold, decoded (a non-zero entry with P clear stores them inverted).
+
+    A large leaf's low bits (bit 12 is PAT) are masked by its size; for a table entry it is the table's frame.
+
+    Returns
+    -------
+    int or uint64 array
+
+    Models: pte_pfn, pmd_pfn, pud_pfn of Linux 6.18, x86-64. Differs: nothing known.
+    """
+    a, scalar = _entries(e)
+    lv = _level(level)
+    d = _decoded(a)
+    value = d & np.uint64(PFN_MASK)
+    if lv.number in (PMD, PUD):
+        low = np.uint64(PFN_MASK & (lv.size - 1))
+        value = np.where((a & np.uint64(Pte.PS)) != 0, value & ~low, value)
+    return _answer(value >> np.uint64(12), scalar, int)
+
+
+def flags(e, level: int = PTE):
+    """All bits of entries that are not frame bits (of a large leaf: bit 12, PAT, among them; decoded)."""
+    a, scalar = _entries(e)
+    lv = _level(level)
+    value = a & np.uint64(~PFN_MASK & (1 << 64) - 1)
+    if lv.number in (PMD, PUD):
+        large = (a & np.uint64(Pte.PS)) != 0
+        value = np.where(large, value | (_decoded(a) & np.uint64(Pte.PAT_LARGE)), value)
+    return _answer(value, scalar, int)
+
+
+def pack(pfn, flags, level: int = PTE):
+    """Entries of frame numbers and flags; the frame bits are inverted where P is clear. Inverse of `unpack`.
+
+    Parameters
+    ----------
+    pfn : int or array of int
+        Frame numbers, below 2**40; of a large leaf a multiple of its size in frames.
+    flags : int or array of int
+        `Pte` bits, and PAT_LARGE for a large leaf.
+    level : int
+        1 to 5.
+
+    Raises
+    ------
+    ValueError
+        A frame number or flag that does not fit, named.
+
+    Models: pfn_pte, pfn_pmd, pfn_pud of Linux 6.18, x86-64. Differs: nothing known.
+    """
+    lv = _level(level)
+    scalar = np.ndim(pfn) == 0 and np.ndim(flags) == 0
+    p = np.asarray(pfn)
+    if p.size and (p.dtype.kind not in "iu" or (p.dtype.kind == "i" and (p < 0).any()) or (p >= 1 << 40).any()):
+        raise ValueError(f"frame numbers {p!r}: must be integers from 0 to 2**40 - 1")
+    f = np.asarray(flags, dtype=np.uint64) if not isinstance(flags, int) else np.uint64(flags)
+    p = p.astype(np.uint64)
+    large = (f & np.uint64(Pte.PS)) != 0
+    allowed = np.uint64(~PFN_MASK & (1 << 64) - 1)
+    if lv.number in (PMD, PUD):
+        step = np.uint64((lv.size >> 12) - 1)
+        if np.any(large & ((p & step) != 0)):
+            raise ValueError(f"frame number not aligned to a {lv.name} leaf of {int(step) + 1} frames")
+        allowed = np.where(large, allowed | np.uint64(Pte.PAT_LARGE), allowed)
+    if np.any((f & ~allowed) != 0):
+        raise ValueError("flags with frame bits set")
+    e = (p << np.uint64(12)) | f
+    e = np.where((e != 0) & ((f & np.uint64(Pte.P)) == 0), e ^ np.uint64(PFN_MASK), e)
+    return _answer(e, scalar, int)
+
+
+class Unpacked(NamedTuple):
+    """A packed entry taken apart: frame number and flags, each a scalar or an array."""
+
+    pfn: object
+    flags: object
+
+
+def unpack(e, level: int = PTE) -> Unpacked:
+    """Frame numbers and flags of entries: the inverse of `pack`."""
+    return Unpacked(pfn(e, level), flags(e, level))
+
+
+def describe(e: int, level: int = PTE) -> str:
+    """One entry in words, for error messages and exploration: `pfn 0x1234 P RW US A D NX`."""
+    value = int(e)
+    if none(value):
+        return "none"
+    f = flags(value, level)
+    names = []
+    for bit in BITS:
+        if bit.name in ("PFN", "SOFT"):
+            continue
+        field = (f >> bit.shift) & ((1 << bit.nr) - 1)
+        if not field:
+            continue
+        name = bit.name
+        if name == "PS" and level == PTE:
+            name = "PAT"
+        elif name == "G" and not f & Pte.P:
+            name = "PROT_NONE"
+        elif name == "PKEY":
+            name = f"PKEY={field}"
+        names.append(name)
+    if swap_like(value, level):
+        return f"swap-like {value:#018x}"
+    return f"pfn {pfn(value, level):#x} " + " ".join(names)

@@ -1,0 +1,76 @@
+"""Exceptions, and the one gate that turns the codes of compiled functions into them."""
+
+from __future__ import annotations
+
+from .layout import Bad, Code
+
+
+class KsmwalkError(Exception):
+    """Base of the exceptions that are ksmwalk's own."""
+
+
+class BadEntryError(KsmwalkError, ValueError):
+    """A page-table entry that can't be followed.
+
+    Attributes
+    ----------
+    addr : int
+        Address (bytes) at which the walk met it.
+    level : int
+        1 pte, 2 pmd, 3 pud, 4 p4d, 5 pgd.
+    entry : int
+        The raw 64-bit entry.
+    kind : Bad
+        Why it can't be followed.
+    """
+
+    def __init__(self, addr: int, level: int, entry: int, kind: int):
+        self.addr, self.level, self.entry, self.kind = int(addr), int(level), int(entry), Bad(int(kind))
+        super().__init__(
+            f"entry {self.entry:#018x} at address {self.addr:#x}, level {self.level}: {_WHY[self.kind]}"
+        )
+
+    def __reduce__(self):
+        return type(self), (self.addr, self.level, self.entry, self.kind)
+
+
+_WHY = {
+    Bad.FRAME: "points to a table frame that is not there",
+    Bad.LOOP: "points to a table that is being walked already",
+    Bad.LEAF: "leaf bit at a level that has no leaves",
+    Bad.PFN: "maps a frame beyond the end of memory",
+    Bad.NONPRESENT: "neither none nor present, where only tables may stand",
+    Bad.BUDGET: "more tables to visit than any honest image has (tables shared beyond reason)",
+}
+
+
+class ArenaFullError(KsmwalkError, MemoryError):
+    """An arena of a Host is full; the message names it and its capacity."""
+
+
+_FULL = {
+    Code.NOROWS: "table pages",
+    Code.NOFRAMES: "frames",
+    Code.NOITEMS: "rmap_items",
+    Code.NONODES: "stable nodes",
+    Code.NOVMAS: "vmas",
+}
+
+
+def check(code: int, where: str = "") -> int:
+    """Pass a count or index through; raise what a negative code of a compiled function stands for.
+
+    Raises
+    ------
+    ArenaFullError, ValueError
+    """
+    if code >= 0:
+        return code
+    at = f" at {where}" if where else ""
+    if code in _FULL:
+        raise ArenaFullError(f"no {_FULL[Code(code)]} left{at}: make the Host (or PageTables) with more of them")
+    if code == Code.BUSYENTRY:
+        raise ValueError(f"something is mapped already{at}: unmap it first")
+    if code == Code.BADENTRY:
+        raise ValueError(f"an entry that can't be followed{at}")
+    raise KsmwalkError(f"code {code}{at}")
