@@ -134,25 +134,31 @@ typedef struct {
     uint64_t key;        /* unstable: content key when inserted */
     int32_t left, right; /* unstable: children;  stable: next and previous item of the node's list */
     int32_t parent;      /* unstable */
-    uint32_t aux;        /* unstable: colour in bit 0, low bits of the mm's epoch above it */
+    uint32_t aux;        /* unstable: colour in bit 0; above it the low bits of ksm.generation when `key` was looked up */
 } kw_link;
 
 /* A stable node: a KSM page, or the head of a chain. Record 0 is "none". */
 typedef struct {
     uint64_t key;
-    uint64_t prune_time; /* chain head: milliseconds, when it may be pruned next */
+    uint64_t prune_time; /* chain head: milliseconds, when it was pruned last; else the frame, kept when pfn goes stale */
     int64_t pfn;         /* -1: stale (its page is gone), or a chain head */
-    int32_t left, right, parent; /* stable tree; next free record in `left` */
+    int32_t left, right, parent; /* stable tree; next free record in `left`; next and previous while NODE_MIGRATE */
+    uint8_t color;       /* these four are a kw_rb */
+    uint8_t flags;       /* NODE_* bits */
+    uint8_t nid;         /* NUMA tree it is in */
+    uint8_t reserved;
     int32_t items;       /* first rmap_item of its list (newest), 0: none */
     int32_t count;       /* rmap_items on the list */
     int32_t dups;        /* chain head: first dup */
     int32_t dup_next, dup_prev; /* dup: neighbours in the chain, 0: none */
     int32_t chain;       /* dup: its chain head */
-    uint8_t flags;       /* NODE_* bits */
-    uint8_t color;
-    uint8_t nid;         /* NUMA tree it is in */
-    uint8_t reserved;
 } kw_node;
+
+/* The red-black links inside a kw_link (from `left` on) and a kw_node (likewise): what _trees.pxd works on. */
+typedef struct {
+    int32_t left, right, parent;
+    uint8_t colour;      /* bit 0; the other bits belong to the record (little-endian) */
+} kw_rb;
 
 /* Arena bookkeeping, one record a host: how many records were ever used, and the first free one. */
 typedef struct {
@@ -181,6 +187,10 @@ typedef struct {
     int64_t now_ms;        /* the clock, an input */
     int64_t migrate;       /* first stable node waiting to change its NUMA tree, 0: none */
     int64_t events_on;
+    int64_t long_wait;     /* ksmd found nothing to do and sleeps until somebody registers */
+    int64_t generation;    /* raised when an mm's epoch was found to have moved between batches */
+    int64_t tree_generation; /* generation when the unstable trees were emptied last */
+    int64_t epoch_sum;     /* sum of the epochs at the end of the last batch */
     int64_t advisor[8];    /* the advisor's own state */
 } kw_ksm;
 

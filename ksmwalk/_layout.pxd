@@ -148,15 +148,19 @@ cdef extern from "_layout.h" nogil:
         uint64_t prune_time
         int64_t pfn
         int32_t left, right, parent
+        uint8_t color
+        uint8_t flags
+        uint8_t nid
+        uint8_t reserved
         int32_t items
         int32_t count
         int32_t dups
         int32_t dup_next, dup_prev
         int32_t chain
-        uint8_t flags
-        uint8_t color
-        uint8_t nid
-        uint8_t reserved
+
+    ctypedef struct kw_rb:
+        int32_t left, right, parent
+        uint8_t colour
 
     ctypedef struct kw_ctl:
         int64_t rows_used, rows_free, rows_live, rows_cap
@@ -182,6 +186,10 @@ cdef extern from "_layout.h" nogil:
         int64_t now_ms
         int64_t migrate
         int64_t events_on
+        int64_t long_wait
+        int64_t generation
+        int64_t tree_generation
+        int64_t epoch_sum
         int64_t advisor[8]
 
     ctypedef struct kw_cursor:

@@ -68,16 +68,16 @@ NODE = _record(
     ("left", "i4"),
     ("right", "i4"),
     ("parent", "i4"),
+    ("color", "u1"),
+    ("flags", "u1"),
+    ("nid", "u1"),
+    ("reserved", "u1"),
     ("items", "i4"),
     ("count", "i4"),
     ("dups", "i4"),
     ("dup_next", "i4"),
     ("dup_prev", "i4"),
     ("chain", "i4"),
-    ("flags", "u1"),
-    ("color", "u1"),
-    ("nid", "u1"),
-    ("reserved", "u1"),
 )
 CTL = _record(
     ("rows_used", "i8"),
@@ -134,6 +134,10 @@ KSM = _record(
     ("now_ms", "i8"),
     ("migrate", "i8"),
     ("events_on", "i8"),
+    ("long_wait", "i8"),
+    ("generation", "i8"),
+    ("tree_generation", "i8"),
+    ("epoch_sum", "i8"),
     ("advisor", "i8", (8,)),
 )
 CURSOR = _record(
