@@ -48,7 +48,13 @@ enum {
 #define VM_MERGEABLE 0x80000000ull
 #define VM_DROPPABLE 0x10000000000ull
 #define VM_DAX 0x20000000000ull       /* ours: the kernel asks the file instead */
-enum { MM_EXITING = 1, MM_MERGE_ANY = 2, MM_HAS_SLOT = 4, MM_THP_DISABLED = 8, MM_USED = 16 };
+enum {
+    VM_MAYREAD = 0x10, VM_MAYWRITE = 0x20, VM_MAYEXEC = 0x40, VM_MAYSHARE = 0x80, VM_SEQ_READ = 0x8000, VM_RAND_READ = 0x10000,
+    VM_ACCOUNT = 0x100000, VM_WIPEONFORK = 0x2000000, VM_DONTDUMP = 0x4000000,
+};
+enum { MM_EXITING = 1, MM_MERGE_ANY = 2, MM_HAS_SLOT = 4, MM_THP_DISABLED = 8, MM_USED = 16,
+       MM_BACKING = 32 /* no address space: the pages of a file or of shared memory, by offset */ };
+enum { THP_NEVER = 0, THP_MADVISE = 1, THP_ALWAYS = 2 };
 enum { ITEM_STABLE = 1, ITEM_UNSTABLE = 2, ITEM_HAS_CHECKSUM = 4, ITEM_USED = 8 };
 enum { NODE_USED = 1, NODE_CHAIN = 2, NODE_DUP = 4, NODE_MIGRATE = 8 };
 enum { STRATEGY_RANGE = 0, STRATEGY_PER_ADDRESS = 1 };
@@ -97,7 +103,7 @@ typedef struct {
     int32_t backing;     /* 0: anonymous private; else number of the object mapped */
     int32_t anon_vma;    /* 0: never had an anonymous page */
     int32_t page_shift;  /* 12, or 21/30 for hugetlb */
-    int64_t reserved;
+    int64_t reserved;    /* serial number * 2 + 1 if its anon_vma chain came through a fork */
 } kw_vma;
 
 /* An address space with its mm slot. Record 0 is the head of the circular slot list. */
@@ -113,7 +119,7 @@ typedef struct {
     int64_t nr_zero;     /* zero pages placed by KSM */
     int64_t nr_tables;   /* table pages, the top one included */
     uint64_t epoch;      /* raised by whatever changes a mapping or a content of this mm */
-    int64_t reserved;
+    int64_t reserved;    /* preferred NUMA node;  MM_BACKING: vmas that map it */
 } kw_mm;
 
 /* The part of an rmap_item that every pass streams through: 32 bytes. Record 0 is "none". */
@@ -174,6 +180,8 @@ typedef struct {
     int64_t lru_batch;     /* size of the LRU batch that holds a reference to new pages, 0: none (drained at once) */
     int64_t lru_pending;   /* pages in it */
     int64_t levels;
+    int64_t thp;           /* huge pages for anonymous memory: THP_* */
+    int64_t vma_serial;    /* vmas ever made */
     int64_t lru[64];       /* pfns in the batch */
 } kw_ctl;
 

@@ -40,6 +40,19 @@ cdef extern from "_layout.h" nogil:
         MM_HAS_SLOT
         MM_THP_DISABLED
         MM_USED
+        MM_BACKING
+        THP_NEVER
+        THP_MADVISE
+        THP_ALWAYS
+        VM_MAYREAD
+        VM_MAYWRITE
+        VM_MAYEXEC
+        VM_MAYSHARE
+        VM_SEQ_READ
+        VM_RAND_READ
+        VM_ACCOUNT
+        VM_WIPEONFORK
+        VM_DONTDUMP
         ITEM_STABLE
         ITEM_UNSTABLE
         ITEM_HAS_CHECKSUM
@@ -175,6 +188,8 @@ cdef extern from "_layout.h" nogil:
         int64_t lru_batch
         int64_t lru_pending
         int64_t levels
+        int64_t thp
+        int64_t vma_serial
         int64_t lru[64]
 
     ctypedef struct kw_ksm:

@@ -49,14 +49,14 @@ cdef int32_t vma_find(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil
     # The vma that contains addr, 0: none.
 cdef int32_t vma_find_from(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil
     # The lowest vma that ends above addr (the kernel's find_vma), 0: none.
-cdef inline bint vma_mergeable(const kw_vma *v) noexcept nogil:
-    # Marked, and nothing about it forbids it.
-    return (v.flags & VM_MERGEABLE) != 0 and vma_compatible(v.flags)
-
 cdef inline bint vma_compatible(uint64_t flags) noexcept nogil:
     # May it be marked as mergeable at all?
     return (flags & (VM_SHARED | VM_PFNMAP | VM_IO | VM_DONTEXPAND | VM_HUGETLB | VM_MIXEDMAP | VM_DROPPABLE
-                     | VM_DAX | 0x80)) == 0          # 0x80: VM_MAYSHARE
+                     | VM_DAX | VM_MAYSHARE)) == 0
+
+cdef inline bint vma_mergeable(const kw_vma *v) noexcept nogil:
+    # Marked, and nothing about it forbids it.
+    return (v.flags & VM_MERGEABLE) != 0 and vma_compatible(v.flags)
 
 
 # ------------------------------------------------------------------ leaves
@@ -73,6 +73,9 @@ cdef int split_folio(kw_world *w, int64_t pfn) noexcept nogil
     # shared zero page (not dirty, counted nowhere; not in VM_LOCKED areas), its frame is freed, as are frames that nobody
     # maps. KW_OK also where pfn is no huge folio; KW_EBUSYENTRY: somebody else holds a reference (pin, LRU), nothing done;
     # KW_ENOROWS: some mappings may have gone to ptes, the folio is still whole.
+cdef int split_folio_at(kw_world *w, int64_t pfn, uint64_t addr) noexcept nogil
+    # The same, told an address where pfn is mapped: looks there first in every mm (where forks have it), and everywhere
+    # only if that does not account for all mappings. Prefer it: split_folio has to search all tables.
 cdef int break_ksm(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil
     # A KSM page or KSM-placed zero page mapped at addr becomes a private anonymous copy (a new frame, not write-enabled,
     # uffd-wp and PROT_NONE kept). 1: done; 0: nothing of that kind there; KW_ENOFRAMES. Counters of items and nodes stay

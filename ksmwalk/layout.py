@@ -107,6 +107,8 @@ CTL = _record(
     ("lru_batch", "i8"),
     ("lru_pending", "i8"),
     ("levels", "i8"),
+    ("thp", "i8"),
+    ("vma_serial", "i8"),
     ("lru", "i8", (64,)),
 )
 KSM = _record(
@@ -228,6 +230,15 @@ class Vm(IntFlag):
     MERGEABLE = 0x80000000
     DROPPABLE = 0x10000000000
     DAX = 0x20000000000
+    MAYREAD = 0x10
+    MAYWRITE = 0x20
+    MAYEXEC = 0x40
+    MAYSHARE = 0x80
+    SEQ_READ = 0x8000
+    RAND_READ = 0x10000
+    ACCOUNT = 0x100000
+    WIPEONFORK = 0x2000000
+    DONTDUMP = 0x4000000
 
 
 class MmFlag(IntFlag):
@@ -238,6 +249,15 @@ class MmFlag(IntFlag):
     HAS_SLOT = 4
     THP_DISABLED = 8
     USED = 16
+    BACKING = 32
+
+
+class Thp(IntEnum):
+    """Huge pages for anonymous memory: never, where madvise asks for them, always."""
+
+    NEVER = 0
+    MADVISE = 1
+    ALWAYS = 2
 
 
 class ItemFlag(IntFlag):
