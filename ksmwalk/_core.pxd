@@ -78,6 +78,7 @@ cdef int64_t find_page(kw_world *w, int32_t mm, uint64_t *addr, uint64_t end) no
 cdef class World:
     cdef kw_world w
     cdef readonly dict arrays      # keeps what the pointers point into alive
+    cdef public object owner       # weak reference to the Host, for doors that name its objects; None: no Host
 
 
 # ------------------------------------------------------------------ table pages of a Host

@@ -405,7 +405,9 @@ cdef int64_t find_from(kw_world *w, int32_t mm, uint64_t *addr, uint64_t end) no
         if not per:
             work.entries[level] += 1
         if level == 2:
-            work.resched += not per
+            if not per:
+                work.resched += 1
+                work.callbacks += 1
             if not pmd_present(e):
                 if per:
                     count_pass(work, levels, 2, <int64_t>((next - a) >> 12), True)
@@ -802,13 +804,107 @@ def build_facts():
     return kw_profile().decode(), kw_compiler().decode(), WIDE
 
 
+cdef class RmapItem:
+    """Door to one rmap_item: a record of the Host's `items` array.
+
+    Made by the cursor (`KsmScan.scan_get_next_rmap_item`) and by `mm.rmap_items`. When the item is freed the door says so
+    at the next use instead of showing whatever took its place.
+
+    Models: struct ksm_rmap_item of Linux 6.18. Differs: the checksum is the page's content key; 56 bytes instead of 64.
+    """
+
+    cdef World world
+    cdef readonly int32_t index
+    cdef int32_t _mm
+    cdef uint64_t _addr
+
+    cdef kw_item *at(self) except NULL:
+        cdef kw_item *p = &self.world.w.items[self.index]
+        if not p.flags & ITEM_USED or p.mm != self._mm or p.addr != self._addr:
+            raise ReferenceError(f"rmap_item of mm {self._mm} at {self._addr:#x} has been freed")
+        return p
+
+    @property
+    def address(self):
+        """Virtual address, bytes."""
+        return self._addr
+
+    @property
+    def mm(self):
+        """The address space (its number where no Host is attached)."""
+        host = self.world.owner() if self.world.owner is not None else None
+        return self._mm if host is None else host.mm_by_number(self._mm)
+
+    @property
+    def stable(self):
+        """Whether it is on the list of a stable node."""
+        return self.at().flags & ITEM_STABLE != 0
+
+    @property
+    def unstable(self):
+        """Whether it is marked as inserted into the unstable tree (of this scan or an earlier one)."""
+        return self.at().flags & ITEM_UNSTABLE != 0
+
+    @property
+    def checksum(self):
+        """Content key at the last visit, None before the first."""
+        cdef kw_item *p = self.at()
+        return p.checksum if p.flags & ITEM_HAS_CHECKSUM else None
+
+    @property
+    def age(self):
+        """Encounters by smart scan, saturating at 255."""
+        return self.at().age
+
+    @property
+    def remaining_skips(self):
+        """Encounters to be skipped yet."""
+        return self.at().skips
+
+    @property
+    def node(self):
+        """Number of the stable node it is listed on, 0: none."""
+        return self.at().node if self.at().flags & ITEM_STABLE else 0
+
+    def __eq__(self, other):
+        cdef RmapItem o
+        if type(other) is not RmapItem:
+            return NotImplemented
+        o = other
+        return self.world is o.world and self.index == o.index and self._addr == o._addr and self._mm == o._mm
+
+    def __hash__(self):
+        return hash((self.index, self._addr))
+
+    def __repr__(self):
+        return f"<RmapItem mm {self._mm} address {self._addr:#x}>"
+
+
+cdef RmapItem item_door(World world, int32_t item):
+    cdef RmapItem door = RmapItem.__new__(RmapItem)
+    door.world = world
+    door.index = item
+    door._mm = world.w.items[item].mm
+    door._addr = world.w.items[item].addr
+    return door
+
+
+def py_rmap_item(World world not None, int64_t item):
+    """The door to a used item."""
+    if not 0 < item < world.w.ctl.items_used or not world.w.items[item].flags & ITEM_USED:
+        raise IndexError(f"rmap_item {item}: not in use")
+    return item_door(world, <int32_t>item)
+
+
 def py_scan_next(World world not None):
-    """(item, pfn) of the next page; item 0 at the end of a full scan, negative: a KW_* code."""
+    """(RmapItem, pfn) of the next page; None at the end of a full scan; a negative KW_* code."""
     cdef int64_t pfn = 0
     cdef int32_t item
     scan_begin(&world.w)
     item = scan_next(&world.w, &pfn)
-    return item, pfn
+    if item > 0:
+        return item_door(world, item), pfn
+    return None if item == 0 else item
 
 
 def py_scan_batch(World world not None, int64_t n):
@@ -817,3 +913,52 @@ def py_scan_batch(World world not None, int64_t n):
     with nogil:
         done = scan_batch(&world.w, n, &failed)
     return done, failed
+
+
+
+cdef extern from "_layout_table.h" nogil:
+    ctypedef struct kw_fact:
+        const char *record
+        const char *field
+        int64_t value
+    const kw_fact *kw_fields
+    const kw_fact *kw_constants
+
+
+def layout_offsets():
+    """{record: (size, {field: offset})} as the C compiler has it; a test holds layout.py to it."""
+    out = {}
+    cdef const kw_fact *p = kw_fields
+    while p.record != NULL:
+        record, field = p.record.decode(), p.field.decode()
+        if field:
+            out[record][1][field] = p.value
+        else:
+            out[record] = (p.value, {})
+        p += 1
+    return out
+
+
+def constants():
+    """{name: value} of the named bits and codes as the C compiler has them; a test holds layout.py to it."""
+    out = {}
+    cdef const kw_fact *p = kw_constants
+    while p.field != NULL:
+        out[p.field.decode()] = p.value
+        p += 1
+    return out
+
+
+def py_entry_at(World world not None, int32_t mm, uint64_t addr):
+    """(level, raw entry) of the lowest entry of addr that can be reached; for error messages."""
+    cdef int level = <int>world.w.ctl.levels
+    cdef int64_t row = world.w.mms[mm].root
+    cdef uint64_t e
+    while True:
+        e = world.w.rows[row * 512 + level_index(addr, level)]
+        if level == 1 or entry_none(e) or entry_leaf(e, level):
+            return level, e
+        row = child_row(&world.w, e)
+        if row < 0:
+            return level, e
+        level -= 1
