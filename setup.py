@@ -10,6 +10,8 @@ The directives are passed from here and never stand in a .pyx header: a header w
 """
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -44,6 +46,13 @@ CFLAGS = {
     "trace": ["-O0", "-g"],
 }[PROFILE]
 
+# a static program without libc at a fixed high address: everything below is free for scenarios
+WORKER_FLAGS = (
+    "-O2 -Wall -Wextra -static -nostdlib -ffreestanding -fno-pie -no-pie -mcmodel=large -mgeneral-regs-only"
+    " -fno-stack-protector -fno-asynchronous-unwind-tables -fcf-protection=none"
+    " -Wl,-Ttext-segment=0x7ff000000000,--build-id=none,-z,noexecstack,-z,norelro"
+).split()
+
 HERE = Path(__file__).resolve().parent
 STAMP = HERE / "build" / "profile"
 
@@ -60,8 +69,24 @@ class BuildExt(build_ext):
         if profile_changed():
             self.force = True
         super().run()
+        self.build_worker()
         STAMP.parent.mkdir(exist_ok=True)
         STAMP.write_text(PROFILE)
+
+    def build_worker(self):
+        """Compile the bare worker; where that can't be done (another machine, no gcc) its use says so, not the install."""
+        source = HERE / "ksmwalk" / "kernel" / "worker.c"
+        root = HERE if self.inplace else Path(self.build_lib).resolve()
+        target = root / "ksmwalk" / "kernel" / "worker"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        made = target.with_suffix(".new")
+        try:
+            subprocess.run(["gcc", *WORKER_FLAGS, "-o", made, source], check=True)
+            made.replace(target)
+        except (OSError, subprocess.CalledProcessError) as error:
+            made.unlink(missing_ok=True)
+            target.unlink(missing_ok=True)
+            print(f"the worker of ksmwalk.kernel is left out: {error}", file=sys.stderr)
 
 
 def extensions():

@@ -193,6 +193,27 @@ def first_difference(
     return None
 
 
+def differing_fields(one: Sequence[Record], other: Sequence[Record]) -> set[str]:
+    """Return the names of the fields in which two answers to one scenario differ anywhere.
+
+    Parameters
+    ----------
+    one, other : sequence of dict
+        Records of the same operations.
+
+    Returns
+    -------
+    set of str
+        Names that `first_difference` can ignore: ``t``, ``ret``, ``c.full_scans``, ``s.A``, ``p.A``.
+    """
+    found = set()
+    for left, right in zip(one, other, strict=True):
+        if left != right:
+            mine, yours = dict(_fields(left, ())), dict(_fields(right, ()))
+            found |= {name for name in {**mine, **yours} if mine.get(name) != yours.get(name)}
+    return found
+
+
 def _state_text(records: Sequence[Record], count: int) -> str:
     last = deque(states(records[:count]), maxlen=1)
     return last[0].text() if last else "the start"

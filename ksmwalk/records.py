@@ -126,7 +126,7 @@ class Recorder:
             identity of the physical frame; `ANON`, `KSM`, `HUGE`, `ZERO` or `OTHER`.
         events : iterable of tuple
             In order: ``("start", seq, items)``, ``("stop", seq, items)``, ``("enter", P)``, ``("exit", P)``,
-            ``("new", frame, P, err)``, ``("add", frame, P, err[, item])``, ``("zero", P, err)``,
+            ``("new", frame, P, err[, item])``, ``("add", frame, P, err[, item])``, ``("zero", P, err)``,
             ``("rmi", frame, P[, item])``, ``("rmk", frame)``. `frame` is the identity as in `pages`. Where a frame's
             identity can come back while a stale node still names its earlier life, `item` (anything hashable that
             stands for the rmap_item) tells them apart; unique identities need none.
@@ -278,9 +278,14 @@ class Recorder:
     def _event(self, event: tuple, arrays: dict[str, Pages]) -> str:
         what, *rest = event
         if what == "new":
-            frame, name, err = rest
-            number = "-" if err else f"k{self._new_number(frame)}"
-            return f"new {number} {name} {err} {self._where(frame, arrays)}"
+            frame, name, err, *item = rest
+            where = self._where(frame, arrays)
+            if err:
+                return f"new - {name} {err} {where}"
+            number = self._new_number(frame)
+            if item:  # the page visited is on the node's list too, without an event of its own
+                self._of_item[item[0]] = number
+            return f"new k{number} {name} {err} {where}"
         if what == "add":
             frame, name, err, *item = rest
             numbers = self._of_frame.get(frame)

@@ -45,10 +45,9 @@ ADVICE = {
     "guard_remove": 103,
 }
 
-#: knobs of /sys/kernel/mm/ksm that a scenario may write, `run` having its own operation
+#: knobs of /sys/kernel/mm/ksm that a scenario may write: `run` has its own operation, `sleep_millisecs` drives `step`
 KNOBS = (
     "pages_to_scan",
-    "sleep_millisecs",
     "smart_scan",
     "use_zero_pages",
     "max_page_sharing",

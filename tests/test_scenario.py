@@ -164,10 +164,10 @@ def test_a_frame_used_again_while_its_stale_node_lives():
     recorder = Recorder()
     two = pages((5, 10, ANON), (6, 11, ANON))
     recorder.record(["drain"], 0, {}, {}, {"A": two})
-    told = [("new", 11, "A", 0), ("add", 11, "A", 0, "item 5"), ("add", 11, "A", 0, "item 6")]
+    told = [("new", 11, "A", 0, "item 6"), ("add", 11, "A", 0, "item 5")]
     recorder.record(["step"], 0, {}, {}, {"A": pages((5, 11, KSM), (6, 11, KSM))}, told)
     recorder.record(["drain"], 0, {}, {}, {"A": pages((5, 20, ANON), (6, 21, ANON), (7, 11, ANON), (8, 12, ANON))})
-    told = [("new", 11, "A", 0), ("add", 11, "A", 0, "item 7"), ("rmi", 11, "A", "item 6"), ("rmk", 11)]
+    told = [("new", 11, "A", 0, "item 8"), ("add", 11, "A", 0, "item 7"), ("rmi", 11, "A", "item 6"), ("rmk", 11)]
     now = pages((5, 20, ANON), (6, 21, ANON), (7, 11, KSM), (8, 12, ANON))
     record = recorder.record(["step"], 0, {}, {}, {"A": now}, told)
     assert record["t"] == ["new k1 A 0 A:7", "add k1 A 0", "rmi k0 A", "rmk k0"]
@@ -272,6 +272,7 @@ START = [["spawn", "A"], ["mmap", "A", 16, 4]]
         (["prctl", "A", 2], 2),
         (["syscall", "A", 1, 2, 3, 4, 5, 6, 7, 8], 9),
         (["set", "run", 1], "run"),
+        (["set", "sleep_millisecs", 1], "sleep_millisecs"),
         (["set", "smart_scan", None], None),
         (["run", "1"], "1"),
         (["step", 0], 0),
