@@ -53,7 +53,8 @@ enum {
     VM_ACCOUNT = 0x100000, VM_WIPEONFORK = 0x2000000, VM_DONTDUMP = 0x4000000,
 };
 enum { MM_EXITING = 1, MM_MERGE_ANY = 2, MM_HAS_SLOT = 4, MM_THP_DISABLED = 8, MM_USED = 16,
-       MM_BACKING = 32 /* no address space: the pages of a file or of shared memory, by offset */ };
+       MM_BACKING = 32, /* no address space: the pages of a file or of shared memory, by offset */
+       MM_DEVICE = 64   /* MM_BACKING whose pages are zone-device (dax) */ };
 enum { THP_NEVER = 0, THP_MADVISE = 1, THP_ALWAYS = 2 };
 enum { ITEM_STABLE = 1, ITEM_UNSTABLE = 2, ITEM_HAS_CHECKSUM = 4, ITEM_USED = 8 };
 enum { NODE_USED = 1, NODE_CHAIN = 2, NODE_DUP = 4, NODE_MIGRATE = 8 };

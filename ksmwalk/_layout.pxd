@@ -41,6 +41,7 @@ cdef extern from "_layout.h" nogil:
         MM_THP_DISABLED
         MM_USED
         MM_BACKING
+        MM_DEVICE
         THP_NEVER
         THP_MADVISE
         THP_ALWAYS

@@ -1,4 +1,4 @@
-# The contract of memory and faults, for the merge engine and for those who `cimport ksmwalk._mm`.
+# The contract of memory (frames and leaves), for the merge engine and for those who `cimport ksmwalk._mm`.
 #
 # Same rules as _core.pxd: pointers in, integers out, KW_* codes (always negative) for failures, no Python. A failure
 # changes nothing unless it says so.
@@ -10,7 +10,7 @@
 # shared zero page (frame 0) and the huge zero page (ctl.huge_zero) are not counted and never freed.
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-from ksmwalk._core cimport World
+from ksmwalk._core cimport World, entry_pfn
 from ksmwalk._layout cimport *
 
 # What a KSM-placed zero page is: special, frame 0, dirty. A zero page of a read fault is not dirty.
@@ -88,13 +88,30 @@ cdef int unmerge_mm(kw_world *w, int32_t mm, int strategy) noexcept nogil
     # unmerge_range over every marked vma with an anon_vma, marks kept (run=2).
 
 
-# ------------------------------------------------------------------ faults
+# ------------------------------------------------------------------ shared with faults and ranges
 
-cdef int write_fault(kw_world *w, int32_t mm, uint64_t addr, uint64_t key) noexcept nogil
-    # A store that leaves the page at addr with content `key`, the fault it takes included. KW_OK; KW_EFAULT: no vma or
-    # no right to; KW_ENOFRAMES, KW_ENOROWS.
-cdef int64_t read_fault(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil
-    # The frame a load at addr sees, the fault it takes included (zero page, huge zero page); or a code as above.
+cdef int64_t frame_new(kw_world *w, int nid, uint64_t key) noexcept nogil
+    # frame_alloc of an anonymous page that one pte maps already.
 
-cdef enum:
-    KW_EFAULT = -14
+cdef inline void touched(kw_world *w, int32_t mm) noexcept nogil:
+    w.mms[mm].epoch += 1
+
+cdef inline void ksm_zero_gone(kw_world *w, int32_t mm) noexcept nogil:
+    w.ksm.zero_pages -= 1
+    w.mms[mm].nr_zero -= 1
+
+cdef inline int64_t normal_pfn(kw_world *w, uint64_t e, int level) noexcept nogil:
+    # Frame of a present leaf that maps a counted page; KW_NONE for zero pages, raw and impossible frames.
+    cdef uint64_t pfn
+    if e & PTE_SPECIAL:
+        return KW_NONE
+    pfn = entry_pfn(e, level)
+    if <int64_t>pfn >= w.ctl.nr_frames or w.f_flags[pfn] & FRAME_ZERO:
+        return KW_NONE
+    return <int64_t>pfn
+
+cdef void zap_pte(kw_world *w, int32_t mm, uint64_t *entry) noexcept nogil
+cdef void huge_map(kw_world *w, int64_t head) noexcept nogil
+cdef void huge_unmap(kw_world *w, int64_t head) noexcept nogil
+cdef int64_t hugetlb_alloc(kw_world *w, int nid) noexcept nogil
+cdef int64_t folio_mappings(kw_world *w, int64_t head) noexcept nogil

@@ -250,6 +250,7 @@ class MmFlag(IntFlag):
     THP_DISABLED = 8
     USED = 16
     BACKING = 32
+    DEVICE = 64
 
 
 class Thp(IntEnum):
