@@ -86,6 +86,8 @@ cdef class World:
 cdef int64_t row_alloc(kw_world *w) noexcept nogil
     # A zeroed row, or KW_ENOROWS. Freed rows are used again, the last freed first.
 cdef void row_free(kw_world *w, int64_t row) noexcept nogil
+cdef uint64_t *entry_make(kw_world *w, int32_t mm, uint64_t addr, int level) noexcept nogil
+    # The entry of addr at any level, tables above it made where missing. NULL as for pte_make.
 cdef uint64_t *pmd_find(kw_world *w, int64_t root, uint64_t addr) noexcept nogil
     # The pmd entry of addr, NULL if a table above it is missing.
 cdef uint64_t *pmd_make(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil
