@@ -1,0 +1,427 @@
+"""One consistent reading of a live process: its mappings, its present pages, their frames."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from . import maps, pagemap
+from .errors import NoAddressSpace, ProcessChanged, ProcessExited, not_allowed
+from .gather import gather
+from .maps import VmaRecord
+from .pagemap import PAGE_SHIFT, Regions
+
+# /proc/kpageflags
+KPF_BUDDY = 1 << 10
+KPF_MMAP = 1 << 11
+KPF_ANON = 1 << 12
+KPF_COMPOUND_HEAD = 1 << 15
+KPF_COMPOUND_TAIL = 1 << 16
+KPF_HUGE = 1 << 17
+KPF_NOPAGE = 1 << 20
+KPF_KSM = 1 << 21
+KPF_THP = 1 << 22
+KPF_ZERO_PAGE = 1 << 24
+
+PAGES_PER_BLOCK = 512
+# Records that cost about as much to read as the system call that is saved by reading them: absent pages are cheap for
+# the kernel, frames are not.
+PAGEMAP_GAP = 256
+FRAME_GAP = 8
+# From this many frames in a row on, on average, reading them in the order of addresses beats sorting them first.
+FRAMES_PER_RUN = 16
+
+FIND = ("auto", "ioctl", "pagemap")
+
+
+@dataclass(slots=True)
+class ProcessCapture:
+    """The present pages of a process and what could be learned of their frames; nothing in it refers to the process.
+
+    The page arrays have one element per present page, in ascending order of `addr`.
+
+    Parameters
+    ----------
+    pid : int
+    name : str
+        The name of the process as the kernel has it (`comm`).
+    vmas : list of VmaRecord
+    addr : ndarray of uint64
+        Address in bytes.
+    categories : ndarray of uint64
+        PAGE_IS_* bits.
+    pfn : ndarray of uint64 or None
+        Frame number; None where the caller may not see frames.
+    exclusive : ndarray of bool or None
+        Whether this is the frame's only mapping; None where pagemap wasn't read.
+    frame_flags : ndarray of uint64 or None
+        KPF_* bits of the frame.
+    frame_counts : ndarray of uint64 or None
+        Mappings of the frame in all processes.
+    found_by : str
+        "ioctl" or "pagemap".
+    attempts : int
+        How many readings it took until the mappings stood still.
+    seconds : dict
+        Time by step.
+    notes : list of str
+        What the reader of the result has to know, in sentences.
+
+    Models: `/proc/PID/{smaps,pagemap}`, PAGEMAP_SCAN, `/proc/{kpageflags,kpagecount}` of Linux 6.18.
+    Differs: the mapping list, the pages and the frames are three moments; the list is read again afterwards and must be
+    the same, pages that went in between are dropped and counted in a note. Swapped pages are not listed.
+    """
+
+    pid: int
+    name: str
+    vmas: list[VmaRecord]
+    addr: np.ndarray
+    categories: np.ndarray
+    pfn: np.ndarray | None = None
+    exclusive: np.ndarray | None = None
+    frame_flags: np.ndarray | None = None
+    frame_counts: np.ndarray | None = None
+    found_by: str = "ioctl"
+    attempts: int = 1
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def nr_pages(self) -> int:
+        """Number of present pages."""
+        return len(self.addr)
+
+    @property
+    def zero(self) -> np.ndarray:
+        """Which pages are the shared zero page, small or huge: bool[nr_pages]."""
+        return self.categories & np.uint64(pagemap.PAGE_IS_PFNZERO) != 0
+
+    @property
+    def file(self) -> np.ndarray:
+        """Which pages belong to a file or to shared memory: bool[nr_pages]."""
+        return self.categories & np.uint64(pagemap.PAGE_IS_FILE) != 0
+
+    @property
+    def huge(self) -> np.ndarray:
+        """Which pages are mapped by a leaf of 2 MiB or more: bool[nr_pages]."""
+        return self.categories & np.uint64(pagemap.PAGE_IS_HUGE) != 0
+
+    @property
+    def anon(self) -> np.ndarray:
+        """Which pages are anonymous, KSM pages included: bool[nr_pages]."""
+        if self.frame_flags is not None:
+            return self.frame_flags & np.uint64(KPF_ANON) != 0
+        return ~(self.file | self.zero)
+
+    @property
+    def ksm(self) -> np.ndarray | None:
+        """Which pages are KSM pages: bool[nr_pages]; None where frame flags can't be seen."""
+        return None if self.frame_flags is None else self.frame_flags & np.uint64(KPF_KSM) != 0
+
+    def vma_slices(self) -> list[tuple[int, int]]:
+        """For each vma the half-open range of its pages in the page arrays."""
+        starts = np.array([vma.start for vma in self.vmas], np.uint64)
+        ends = np.array([vma.end for vma in self.vmas], np.uint64)
+        first, last = np.searchsorted(self.addr, starts), np.searchsorted(self.addr, ends)
+        return list(zip(first.tolist(), last.tolist(), strict=True))
+
+
+def capture(
+    pid: int,
+    *,
+    frames: bool = True,
+    counts: bool = False,
+    find: str = "auto",
+    attempts: int = 8,
+    _between: Callable[[str], None] | None = None,
+) -> ProcessCapture:
+    """Read the mappings, present pages and frames of a live process without touching its memory.
+
+    Parameters
+    ----------
+    pid : int
+    frames : bool
+        Read frame numbers and flags where the caller may see them (CAP_SYS_ADMIN).
+    counts : bool
+        Also read how often each frame is mapped on the whole machine.
+    find : str
+        "ioctl" (PAGEMAP_SCAN), "pagemap" (for kernels without it; slow on large mappings), "auto": whichever there is.
+    attempts : int
+        How many readings to make at most while the process keeps changing its mappings.
+
+    Returns
+    -------
+    ProcessCapture
+
+    Raises
+    ------
+    ProcessExited
+        No such process, or it ended meanwhile.
+    NoAddressSpace
+        A kernel thread or a zombie.
+    PermissionError
+        The caller may not look into this process.
+    ProcessChanged
+        The mappings changed during every attempt.
+
+    Models: nothing; this is the real kernel's own view.
+    Differs: see ProcessCapture.
+    """
+    if find not in FIND:
+        raise ValueError(f"find={find!r}: not one of {', '.join(FIND)}")
+    if attempts < 1:
+        raise ValueError(f"attempts={attempts}: at least 1 is needed")
+    between = _between or (lambda step: None)
+    with _Process(pid) as process:
+        change = ""
+        for attempt in range(1, attempts + 1):
+            result = _read_once(process, frames, counts, find, between)
+            result.attempts = attempt
+            between("checked")
+            change = maps.first_difference(result.vmas, process.maps())
+            if change is None:
+                return result
+    raise ProcessChanged(pid, attempts, change)
+
+
+class _Process:
+    """The open files of one process: a number used again for another process can't be mistaken for it."""
+
+    def __init__(self, pid: int):
+        self.pid = pid
+        try:
+            self.directory = os.open(f"/proc/{pid:d}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise ProcessExited(pid, "does not exist") from None
+        try:
+            self.pagemap = self.open("pagemap")
+        except BaseException:
+            os.close(self.directory)
+            raise
+
+    def __enter__(self) -> _Process:
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        os.close(self.pagemap)
+        os.close(self.directory)
+
+    def open(self, path: str) -> int:
+        try:
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.directory)
+        except PermissionError:
+            raise not_allowed(self.pid, path) from None
+        except OSError as error:
+            raise self.gone(error) from None
+
+    def gone(self, error: OSError) -> OSError:
+        """What a failed access means: an ended process, one without memory, or the error itself."""
+        if error.errno not in (errno.ESRCH, errno.ENOENT):
+            return error
+        try:
+            os.stat("stat", dir_fd=self.directory)
+        except OSError:
+            return ProcessExited(self.pid, "ended while it was being read")
+        return NoAddressSpace(self.pid)
+
+    def read(self, path: str) -> bytes:
+        try:
+            with open(self.open(path), "rb", buffering=0) as file:
+                return file.read()
+        except PermissionError:
+            raise not_allowed(self.pid, path) from None
+        except OSError as error:
+            raise self.gone(error) from None
+
+    def maps(self) -> list[VmaRecord]:
+        return maps.parse_maps(self.read("maps"))
+
+    def smaps(self) -> list[VmaRecord]:
+        vmas = maps.parse_smaps(self.read("smaps"))
+        if not vmas:
+            raise NoAddressSpace(self.pid)
+        return vmas
+
+    def name(self) -> str:
+        return self.read("comm").decode(errors="replace").rstrip("\n")
+
+
+class _Clock:
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+        self.last = time.perf_counter()
+
+    def lap(self, step: str) -> None:
+        now = time.perf_counter()
+        self.seconds[step] = self.seconds.get(step, 0.0) + now - self.last
+        self.last = now
+
+
+def _read_once(process: _Process, frames: bool, counts: bool, find: str, between) -> ProcessCapture:
+    clock = _Clock()
+    notes: list[str] = []
+    vmas = process.smaps()
+    clock.lap("smaps")
+    between("mapped")
+    regions, found_by = _find(process, vmas, find, notes)
+    pages, categories = regions.pages()
+    clock.lap("find")
+    between("found")
+    result = ProcessCapture(process.pid, process.name(), vmas, (pages << PAGE_SHIFT).view(np.uint64), categories)
+    result.found_by, result.seconds, result.notes = found_by, clock.seconds, notes
+    if frames and len(pages):
+        _read_frames(process, result, pages, counts, clock, between)
+    elif not frames:
+        notes.append("Frame numbers and flags were not asked for.")
+    if found_by == "pagemap":
+        _huge_by_contiguity(result)
+    return result
+
+
+def _find(process: _Process, vmas: list[VmaRecord], find: str, notes: list[str]) -> tuple[Regions, str]:
+    if find != "pagemap":
+        try:
+            return pagemap.scan_regions(process.pagemap, process.pid, vmas[0].start, vmas[-1].end), "ioctl"
+        except pagemap.ScanMissing:
+            if find == "ioctl":
+                raise
+    notes.append(
+        "Found without PAGEMAP_SCAN, by reading pagemap: zero pages in mappings without any resident page are missed."
+    )
+    return pagemap.read_regions(process.pagemap, process.pid, vmas), "pagemap"
+
+
+def _read_frames(process: _Process, result: ProcessCapture, pages: np.ndarray, counts: bool, clock, between) -> None:
+    if not _frames_visible(process, pages):
+        result.notes.append(
+            "Frame numbers are hidden from this user (CAP_SYS_ADMIN shows them): pages, zero pages, huge leaves and "
+            "files are true; who shares a frame, and which pages are KSM's already, can't be seen."
+        )
+        return
+    entries = gather(process.pagemap, pages, PAGEMAP_GAP, process.pid)
+    clock.lap("pagemap")
+    between("framed")
+    present = entries >> np.uint64(63) != 0
+    _keep(result, present, "unmapped between finding and reading them")
+    entries = entries[present]
+    result.pfn = entries & np.uint64(pagemap.PM_PFN)
+    result.exclusive = entries & np.uint64(pagemap.PM_EXCLUSIVE) != 0
+    _read_frame_flags(process.pid, result, counts)
+    clock.lap("frames")
+    _settle(result, entries & np.uint64(pagemap.PM_FILE) != 0)
+    clock.lap("settle")
+
+
+def _frames_visible(process: _Process, pages: np.ndarray) -> bool:
+    """Whether pagemap shows this reader frame numbers: root in a container may be refused, so ask pagemap itself."""
+    few = pages[:PAGES_PER_BLOCK]
+    entries = gather(process.pagemap, few, PAGEMAP_GAP, process.pid)
+    return bool((entries[entries >> np.uint64(63) != 0] & np.uint64(pagemap.PM_PFN)).any())
+
+
+def _keep(result: ProcessCapture, keep: np.ndarray, why: str) -> None:
+    """Drop the pages that went while they were read, from all arrays alike."""
+    gone = len(keep) - int(np.count_nonzero(keep))
+    if not gone:
+        return
+    result.notes.append(f"{gone} pages were {why}: left out.")
+    for name in ("addr", "categories", "pfn", "exclusive", "frame_flags", "frame_counts"):
+        array = getattr(result, name)
+        if array is not None:
+            setattr(result, name, array[keep])
+
+
+def _read_frame_flags(pid: int, result: ProcessCapture, counts: bool) -> None:
+    """Flags (and counts) of every frame."""
+    try:
+        files = [os.open("/proc/kpageflags", os.O_RDONLY | os.O_CLOEXEC)]
+    except OSError as error:
+        result.notes.append(f"Frame flags can't be read: /proc/kpageflags: {error.strerror}.")
+        return
+    try:
+        if counts:
+            files.append(os.open("/proc/kpagecount", os.O_RDONLY | os.O_CLOEXEC))
+        pfn = result.pfn.view(np.int64)
+        for name, fd in zip(("frame_flags", "frame_counts"), files, strict=False):
+            setattr(result, name, _of_frames(fd, pfn, pid))
+    finally:
+        for fd in files:
+            os.close(fd)
+
+
+def _of_frames(fd: int, pfn: np.ndarray, pid: int) -> np.ndarray:
+    """The record of each frame, where frames come in any order and any number of times."""
+    if np.count_nonzero(np.diff(pfn) != 1) < len(pfn) // FRAMES_PER_RUN:
+        return gather(fd, pfn, FRAME_GAP, pid)
+    order = np.argsort(pfn)
+    ascending = pfn[order]
+    new = np.ones(len(pfn), bool)
+    np.not_equal(ascending[1:], ascending[:-1], out=new[1:])
+    out = np.empty(len(pfn), np.uint64)
+    out[order] = gather(fd, ascending[new], FRAME_GAP, pid)[np.cumsum(new) - 1]
+    return out
+
+
+def _settle(result: ProcessCapture, file: np.ndarray) -> None:
+    """Let the later look win wherever finding and reading saw different states of a page."""
+    flags = result.frame_flags
+    if flags is None:
+        return
+    zero = flags & np.uint64(KPF_ZERO_PAGE) != 0
+    # A page whose frame is mapped nowhere any more, or is no page at all, went before its flags were read.
+    free = (flags & np.uint64(KPF_BUDDY | KPF_NOPAGE) != 0) | ~(
+        zero | file | (flags & np.uint64(KPF_MMAP | KPF_ANON | KPF_HUGE) != 0)
+    )
+    known = np.uint64(pagemap.PAGE_IS_PFNZERO | pagemap.PAGE_IS_FILE)
+    result.categories &= ~known
+    result.categories |= np.where(zero, np.uint64(pagemap.PAGE_IS_PFNZERO), np.uint64(0))
+    result.categories |= np.where(file & ~zero, np.uint64(pagemap.PAGE_IS_FILE), np.uint64(0))
+    _keep(result, ~free, "unmapped before the flags of their frames were read")
+    torn = result.huge & ~_whole_blocks(result, result.huge)
+    if torn.any():
+        result.categories[torn] &= ~np.uint64(pagemap.PAGE_IS_HUGE)
+        result.notes.append(f"{int(torn.sum())} pages of huge leaves were split meanwhile: taken as small pages.")
+
+
+def _whole_blocks(result: ProcessCapture, candidate: np.ndarray) -> np.ndarray:
+    """Which candidates lie in complete, aligned blocks of 2 MiB whose frames (if seen) follow one another."""
+    whole = np.zeros(len(candidate), bool)
+    aligned = result.addr & np.uint64((PAGES_PER_BLOCK << PAGE_SHIFT) - 1) == 0
+    first = np.flatnonzero(aligned & candidate)
+    first = first[first + PAGES_PER_BLOCK <= len(candidate)]
+    offsets = np.arange(PAGES_PER_BLOCK)
+    # Complete if the last page is where it belongs: addresses ascend and repeat nowhere.
+    span = np.uint64((PAGES_PER_BLOCK - 1) << PAGE_SHIFT)
+    first = first[result.addr[first + PAGES_PER_BLOCK - 1] - result.addr[first] == span]
+    good = candidate[first[:, None] + offsets].all(axis=1)
+    if result.pfn is not None:
+        block = result.pfn[first[:, None] + offsets]
+        in_order = (block - block[:, :1] == offsets.astype(np.uint64)).all(axis=1)
+        good &= in_order & (block[:, 0] & np.uint64(PAGES_PER_BLOCK - 1) == 0)
+    whole[(first[good][:, None] + offsets).ravel()] = True
+    return whole
+
+
+def _huge_by_contiguity(result: ProcessCapture) -> None:
+    """Mark huge leaves where the account of the mapping and the blocks that could be leaves agree.
+
+    pagemap doesn't tell a leaf from 512 small pages that stand in order.
+    """
+    undecided = 0
+    for vma, (first, last) in zip(result.vmas, result.vma_slices(), strict=True):
+        if not vma.huge:
+            continue
+        here = np.zeros(result.nr_pages, bool)
+        here[first:last] = True
+        blocks = _whole_blocks(result, here)
+        if int(blocks.sum()) << PAGE_SHIFT == vma.huge:
+            result.categories[blocks] |= np.uint64(pagemap.PAGE_IS_HUGE)
+        else:
+            undecided += 1
+    if undecided:
+        result.notes.append(f"In {undecided} mappings with huge leaves these can't be told from small pages.")
