@@ -248,6 +248,25 @@ def test_a_change_is_noticed_and_read_again(child, step):
     assert ((result.addr[at] - np.uint64(area)) // P).tolist() == [*range(16), *range(32, 64)]
 
 
+@needs_scan
+def test_a_mapping_that_comes_and_goes_between_two_lists(child):
+    """The lists before and after are equal, and yet pages of another mapping were found."""
+    before = capture(child.pid)
+    times = []
+
+    def visit(now):
+        if now == "mapped" and not times:
+            times.append(child.do("new(64 * P, align=64 * P)"))
+            child.do(f"write({times[0]}, 64)")
+        if now == "found" and len(times) == 1:
+            times.append(child.do(f"call('munmap', {times[0]}, 64 * P)"))
+
+    result = capture(child.pid, frames=False, _between=visit)
+    assert result.attempts == 2
+    assert [vma.key for vma in result.vmas] == [vma.key for vma in before.vmas]
+    assert not len(within(result, times[0], 64 * P))
+
+
 def test_endless_change_is_an_error(child):
     def unrest(now):
         if now == "checked":

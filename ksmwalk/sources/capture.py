@@ -123,6 +123,17 @@ class ProcessCapture:
         """Which pages are KSM pages: bool[nr_pages]; None where frame flags can't be seen."""
         return None if self.frame_flags is None else self.frame_flags & np.uint64(KPF_KSM) != 0
 
+    def stray_page(self) -> str | None:
+        """A page outside every mapping, in words: of a mapping that came and went between two looks at the list."""
+        inside = sum(last - first for first, last in self.vma_slices())
+        if inside == self.nr_pages:
+            return None
+        starts = np.array([vma.start for vma in self.vmas], np.uint64)
+        ends = np.array([vma.end for vma in self.vmas], np.uint64)
+        at = np.searchsorted(starts, self.addr, "right") - 1
+        stray = self.addr[(at < 0) | (self.addr >= ends[at])][0]
+        return f"a page at {int(stray):#x}, outside every mapping listed"
+
     def vma_slices(self) -> list[tuple[int, int]]:
         """For each vma the half-open range of its pages in the page arrays."""
         starts = np.array([vma.start for vma in self.vmas], np.uint64)
@@ -183,7 +194,7 @@ def capture(
             result = _read_once(process, frames, counts, find, between)
             result.attempts = attempt
             between("checked")
-            change = maps.first_difference(result.vmas, process.maps())
+            change = maps.first_difference(result.vmas, process.maps()) or result.stray_page()
             if change is None:
                 return result
     raise ProcessChanged(pid, attempts, change)
