@@ -65,6 +65,11 @@ def profile_changed() -> bool:
 class BuildExt(build_ext):
     """build_ext that regenerates on a profile change and builds the bare worker of the kernel room."""
 
+    def finalize_options(self):
+        super().finalize_options()
+        # One compiler a core: the modules are independent.
+        self.parallel = self.parallel or os.cpu_count()
+
     def run(self):
         if profile_changed():
             self.force = True
