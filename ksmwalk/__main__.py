@@ -1,0 +1,5 @@
+"""`python -m ksmwalk`."""
+
+from .cli import main
+
+raise SystemExit(main())
