@@ -139,26 +139,50 @@ def _mergeable(process: Path) -> bool:
 
 
 @contextlib.contextmanager
-def lock(say=None) -> Iterator[None]:
+def lock(say=None, wait: float | None = None) -> Iterator[None]:
     """Hold the machine-wide lock on KSM, waiting for it.
 
     Parameters
     ----------
     say : callable of str, optional
         Called once if the lock is held by somebody else; default: print to stderr.
+    wait : float, optional
+        Seconds to wait for it at most; default: for ever.
+
+    Raises
+    ------
+    KernelUnavailable
+        It was not to be had in that time.
     """
-    fd = os.open(
-        LOCK if LOCK.parent.is_dir() else Path("/tmp", LOCK.name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644
-    )
+    path = LOCK if LOCK.parent.is_dir() else Path("/tmp", LOCK.name)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            (say or (lambda text: print(text, file=sys.stderr)))(f"waiting for {LOCK}: somebody else drives KSM")
-            fcntl.flock(fd, fcntl.LOCK_EX)
+        if not _try_lock(fd):
+            (say or to_stderr)(f"waiting for {path}: somebody else drives KSM")
+            if wait is None:
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            else:
+                end = time.monotonic() + wait
+                while not _try_lock(fd):
+                    if time.monotonic() > end:
+                        raise KernelUnavailable(f"{path} is held by somebody else who drives KSM")
+                    time.sleep(0.05)
         yield
     finally:
         os.close(fd)
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def to_stderr(text: str) -> None:
+    """Print a line where it does not mix with results."""
+    print(text, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -229,20 +253,22 @@ def restore(values: dict[Path, str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def taken(say=None) -> Iterator[None]:
+def taken(say=None, wait: float | None = None) -> Iterator[None]:
     """Take the machine's KSM: lock, refusal if it is in use, and every tunable put back on any way out.
 
     Parameters
     ----------
     say : callable of str, optional
         Told when the lock has to be waited for.
+    wait : float, optional
+        Seconds to wait for the lock at most.
 
     Raises
     ------
     KernelUnavailable
         No root, no KSM, KSM in use, or another process has mergeable memory; nothing has been changed.
     """
-    with _terminating_signals(), lock(say):
+    with _terminating_signals(), lock(say, wait):
         if reason := why_not():
             raise KernelUnavailable(reason)
         values = saved()
@@ -274,18 +300,3 @@ def reset() -> None:
         if name != "sleep_millisecs" and (KSM / name).exists() and read(name) != value and write(name, value):
             raise KernelUnavailable(f"{KSM / name} refuses its default {value}")
     write("run", 0)
-
-
-def wait_until(condition, seconds: float, what: str) -> None:
-    """Wait for a condition, asking often.
-
-    Raises
-    ------
-    TimeoutError
-        It did not come true in time; `what` names it.
-    """
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            raise TimeoutError(f"{what}: not within {seconds:g} s")
-        time.sleep(0.0005)

@@ -133,3 +133,44 @@ def _regions(fd: int, vpn: int, n: int) -> list[tuple[int, int]]:
         # walk_end may be stale where a call found many regions
         start = max(struct.unpack_from("=Q", arg, 32)[0], sum(found[-1]) << 12)
     return found
+
+
+class Process:
+    """One live process: what of its address space the scenario may have used, and its files in /proc."""
+
+    def __init__(self, pid: int, spans: dict[int, int] | None = None):
+        self.pid = pid
+        self.spans = dict(spans or {})  # vpn -> n of every mapping ever made
+        self._opened: tuple[int, int] | None = None
+
+    def files(self) -> tuple[int, int]:
+        """Return open pagemap and ksm_stat, -1 where the kernel has none."""
+        if self._opened is None:
+            pagemap = os.open(f"/proc/{self.pid}/pagemap", os.O_RDONLY)
+            try:
+                stat = os.open(f"/proc/{self.pid}/ksm_stat", os.O_RDONLY)
+            except FileNotFoundError:
+                stat = -1
+            self._opened = pagemap, stat
+        return self._opened
+
+    def close(self) -> None:
+        """Close the files; they are opened anew when wanted."""
+        for fd in self._opened or ():
+            if fd >= 0:
+                os.close(fd)
+        self._opened = None
+
+    def add(self, vpn: int, n: int) -> None:
+        """Note a mapping."""
+        self.spans[vpn] = max(n, self.spans.get(vpn, 0))
+
+    def disjoint(self) -> list[tuple[int, int]]:
+        """Return all spans, ascending and apart."""
+        out: list[tuple[int, int]] = []
+        for vpn, n in sorted(self.spans.items()):
+            if out and vpn <= sum(out[-1]):
+                out[-1] = out[-1][0], max(sum(out[-1]), vpn + n) - out[-1][0]
+            else:
+                out.append((vpn, n))
+        return out

@@ -20,6 +20,7 @@ from .. import records
 from ..scenario import ADVICE, PAGE, Recording, Scenario, ScenarioError
 from . import knobs, pages, trace, worker
 from .knobs import KSM, KernelUnavailable
+from .pages import Process
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _MOVE_PAGES = 279
@@ -43,44 +44,6 @@ STAT_NAMES = (
 
 class Disturbed(RuntimeError):
     """Somebody else used KSM meanwhile: what was seen is worth nothing, start over."""
-
-
-class _Process:
-    """One live process: what of its address space the scenario may have used, and its files in /proc."""
-
-    def __init__(self, pid: int, spans: dict[int, int] | None = None):
-        self.pid = pid
-        self.spans = dict(spans or {})  # vpn -> n of every mapping ever made
-        self._opened: tuple[int, int] | None = None
-
-    def files(self) -> tuple[int, int]:
-        """pagemap and ksm_stat, -1 where the kernel has none."""
-        if self._opened is None:
-            pagemap = os.open(f"/proc/{self.pid}/pagemap", os.O_RDONLY)
-            try:
-                stat = os.open(f"/proc/{self.pid}/ksm_stat", os.O_RDONLY)
-            except FileNotFoundError:
-                stat = -1
-            self._opened = pagemap, stat
-        return self._opened
-
-    def close(self) -> None:
-        for fd in self._opened or ():
-            if fd >= 0:
-                os.close(fd)
-        self._opened = None
-
-    def add(self, vpn: int, n: int) -> None:
-        self.spans[vpn] = max(n, self.spans.get(vpn, 0))
-
-    def disjoint(self) -> list[tuple[int, int]]:
-        out: list[tuple[int, int]] = []
-        for vpn, n in sorted(self.spans.items()):
-            if out and vpn <= sum(out[-1]):
-                out[-1] = out[-1][0], max(sum(out[-1]), vpn + n) - out[-1][0]
-            else:
-                out.append((vpn, n))
-        return out
 
 
 class Session:
@@ -217,7 +180,7 @@ class _Run:
         self.session = session
         self.scenario = scenario
         self.recorder = records.Recorder(events=session._events is not None)
-        self.live: dict[str, _Process] = {}
+        self.live: dict[str, Process] = {}
         self.name_of_mm: dict[str, str] = {}
 
     def __enter__(self) -> _Run:
@@ -233,7 +196,9 @@ class _Run:
             if error := knobs.write(knob, value):
                 raise ScenarioError(f"{self.scenario.name}: tunables: {knob}", os.strerror(-error), value)
         counters = session.counters()
-        self.base = {name: counters.get(name, 0) for name in ("pages_scanned", "pages_skipped")}
+        self.base = {name: counters.get(name, 0) for name in ("pages_scanned", "pages_skipped", "ksm_zero_pages")}
+        # Some ways out of a KSM-placed zero page (MADV_FREE before, say) leave this counter too high for ever.
+        self.base["general_profit"] = self.base["ksm_zero_pages"] * PAGE
         if session._events is not None:
             session._events.read()
         self.pool = worker.Pool(names)
@@ -320,7 +285,7 @@ class _Run:
     # ------------------------------------------------------------ the operations, each returning 0 or what it got
 
     def do_spawn(self, name: str) -> int:
-        self.live[name] = _Process(self.pool.spawn(name))
+        self.live[name] = Process(self.pool.spawn(name))
         return 0
 
     def do_exit(self, name: str) -> int:
@@ -340,7 +305,7 @@ class _Run:
         pid = self.pool.fork(parent, child)
         if pid < 0:
             return pid
-        self.live[child] = _Process(pid, self.live[parent].spans)
+        self.live[child] = Process(pid, self.live[parent].spans)
         return 0
 
     def do_mmap(self, name: str, vpn: int, n: int, options: dict[str, Any] | None = None) -> int:
@@ -450,13 +415,15 @@ def _prot(text: str) -> int:
 
 
 @contextlib.contextmanager
-def session(say: Callable[[str], None] | None = None) -> Iterator[Session]:
+def session(say: Callable[[str], None] | None = None, wait: float | None = None) -> Iterator[Session]:
     """Take the machine's KSM for any number of scenarios; everything is put back on any way out.
 
     Parameters
     ----------
     say : callable of str, optional
         Told what takes time or is changed for the time being; default: print to stderr.
+    wait : float, optional
+        Seconds to wait for the lock at most; default: for ever.
 
     Raises
     ------
@@ -465,7 +432,7 @@ def session(say: Callable[[str], None] | None = None) -> Iterator[Session]:
     """
     if reason := worker.available():
         raise KernelUnavailable(reason)
-    with knobs.taken(say), trace.events(say) as events:
+    with knobs.taken(say, wait), trace.events(say) as events:
         made = Session(events)
         try:
             yield made

@@ -6,10 +6,11 @@ import contextlib
 import os
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from .knobs import to_stderr
 
 PLACES = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing"))
 
@@ -121,9 +122,7 @@ def tracefs(say=None) -> Iterator[Path | None]:
         mounted = False
     try:
         if mounted:
-            (say or (lambda text: print(text, file=sys.stderr)))(
-                f"tracefs is not mounted: on {place} for the time being"
-            )
+            (say or to_stderr)(f"tracefs is not mounted: on {place} for the time being")
         yield place if mounted else None
     finally:
         if mounted:
