@@ -2,9 +2,9 @@
 #
 # Everything here reads and writes arrays through pointers and answers with integers; nothing keeps state between calls
 # and nothing calls Python, except the callbacks of a user's MmWalkOps. Functions return KW_OK, an index or a count, or
-# one of the negative KW_* codes of _layout.h; a pointer is NULL where there is nothing. None of them checks the caller's
-# pointers: lengths and bounds are checked by the Python door in front. Table entries are never trusted: every row number
-# read from a table is checked before it is followed.
+# one of the negative KW_* codes of _layout.h; a pointer is NULL where there is nothing. None of them checks the
+# caller's pointers: lengths and bounds are checked by the Python door in front. Table entries are never trusted: every
+# row number read from a table is checked before it is followed.
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from ksmwalk._layout cimport *
@@ -99,14 +99,15 @@ cdef uint64_t *pte_make(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil
 cdef uint64_t *leaf_find(kw_world *w, int64_t root, uint64_t addr, int *level) noexcept nogil
     # The present leaf that maps addr (kernel's view) and its level; NULL if there is none.
 cdef int split_leaf(kw_world *w, int32_t mm, uint64_t *entry, int level) noexcept nogil
-    # A leaf pmd or pud becomes a table of 512 leaves: same frames, same flags. The folio stays whole. KW_ENOROWS: unchanged.
+    # A leaf pmd or pud becomes a table of 512 leaves: same frames, same flags. The folio stays whole.
+    # KW_ENOROWS: unchanged.
 
 
 # ------------------------------------------------------------------ the cursor
 
 cdef int32_t scan_next(kw_world *w, int64_t *pfn) noexcept nogil
     # The next (rmap_item, page) of the scan: the item's index; 0 at the end of a full scan (or an empty list).
-    # KW_ENOITEMS: arena full, cursor unmoved. KW_EBADENTRY: a pfn beyond the frames, cursor unmoved (see kw_cursor.address).
+    # KW_ENOITEMS: arena full, cursor unmoved. KW_EBADENTRY: a pfn beyond the frames, cursor at it.
 cdef void scan_begin(kw_world *w) noexcept nogil
     # To be called once before a run of scan_next: forgets the table the last search used, which others may have freed.
 cdef void slot_insert(kw_world *w, int32_t mm) noexcept nogil

@@ -11,6 +11,7 @@ cdef extern from "_wide.h" nogil:
     int kw_first(const uint64_t *row, int lo, int hi, uint64_t mask) noexcept
     int kw_choose(int wide) noexcept
     void kw_prefetch_row(const uint64_t *row) noexcept
+    void kw_prefetch(const void *p) noexcept
 
 cdef extern from * nogil:
     """
@@ -25,6 +26,9 @@ cdef extern from * nogil:
 
 cdef bint WIDE = kw_choose(1)
 cdef uint64_t PRESENT = PTE_P | PTE_PROTNONE
+
+cdef enum:
+    LOOK_AHEAD = 16  # pages: how far ahead of the cursor a frame's flags are fetched
 
 
 # ------------------------------------------------------------------ the binding
@@ -142,19 +146,19 @@ cdef inline int64_t child_row(kw_world *w, uint64_t e) noexcept nogil:
 
 cdef uint64_t *entry_find(kw_world *w, int64_t root, uint64_t addr, int level) noexcept nogil:
     """The entry of addr at a level, NULL if a table above it is missing or a leaf stands there."""
-    cdef int l = <int>w.ctl.levels
+    cdef int lv = <int>w.ctl.levels
     cdef int64_t row = root
     cdef uint64_t *p
     while True:
-        p = w.rows + row * 512 + level_index(addr, l)
-        if l == level:
+        p = w.rows + row * 512 + level_index(addr, lv)
+        if lv == level:
             return p
-        if entry_leaf(p[0], l):
+        if entry_leaf(p[0], lv):
             return NULL
         row = child_row(w, p[0])
         if row < 0:
             return NULL
-        l -= 1
+        lv -= 1
 
 
 cdef uint64_t *pmd_find(kw_world *w, int64_t root, uint64_t addr) noexcept nogil:
@@ -170,12 +174,12 @@ cdef uint64_t *entry_make(kw_world *w, int32_t mm, uint64_t addr, int level) noe
 
     NULL: no rows left (tables made on the way stay, empty), or something that is not a table stands in the way.
     """
-    cdef int l = <int>w.ctl.levels
+    cdef int lv = <int>w.ctl.levels
     cdef int64_t row = w.mms[mm].root, child
     cdef uint64_t *p
     while True:
-        p = w.rows + row * 512 + level_index(addr, l)
-        if l == level:
+        p = w.rows + row * 512 + level_index(addr, lv)
+        if lv == level:
             return p
         if entry_none(p[0]):
             child = row_alloc(w)
@@ -183,12 +187,12 @@ cdef uint64_t *entry_make(kw_world *w, int32_t mm, uint64_t addr, int level) noe
                 return NULL
             w.mms[mm].nr_tables += 1
             p[0] = make_entry(<uint64_t>child, PTE_P | PTE_RW | PTE_US | PTE_A | PTE_D)
-        elif entry_leaf(p[0], l):
+        elif entry_leaf(p[0], lv):
             return NULL
         row = child_row(w, p[0])
         if row < 0:
             return NULL
-        l -= 1
+        lv -= 1
 
 
 cdef uint64_t *pmd_make(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil:
@@ -200,20 +204,20 @@ cdef uint64_t *pte_make(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil:
 
 
 cdef uint64_t *leaf_find(kw_world *w, int64_t root, uint64_t addr, int *level) noexcept nogil:
-    cdef int l = <int>w.ctl.levels
+    cdef int lv = <int>w.ctl.levels
     cdef int64_t row = root
     cdef uint64_t *p
     while True:
-        p = w.rows + row * 512 + level_index(addr, l)
-        if entry_none(p[0]) or not entry_present(p[0], l):
+        p = w.rows + row * 512 + level_index(addr, lv)
+        if entry_none(p[0]) or not entry_present(p[0], lv):
             return NULL
-        if entry_leaf(p[0], l):
-            level[0] = l
+        if entry_leaf(p[0], lv):
+            level[0] = lv
             return p
         row = child_row(w, p[0])
         if row < 0:
             return NULL
-        l -= 1
+        lv -= 1
 
 
 cdef uint64_t split_flags(uint64_t e, int level) noexcept nogil:
@@ -253,14 +257,14 @@ cdef int split_leaf(kw_world *w, int32_t mm, uint64_t *entry, int level) noexcep
 
 cdef inline void count_pass(kw_work *work, int levels, int level, int64_t n, bint per_address) noexcept nogil:
     """n addresses (per-address) or n entries (range) passed at a level without a page being found there."""
-    cdef int l
+    cdef int lv
     if per_address:
         work.lookups += n
         work.lookup_misses += n
         work.resched += n
-        for l in range(level, levels + 1):
-            if l > 1:
-                work.entries[l] += n
+        for lv in range(level, levels + 1):
+            if lv > 1:
+                work.entries[lv] += n
         if level <= 1:
             work.ptes += n
     elif level > 1:
@@ -305,15 +309,20 @@ cdef int64_t find_in_ptes(kw_world *w, uint64_t *row, uint64_t *addr, uint64_t e
 
 
 cdef inline void count_hit(kw_work *work, int levels, int level, bint per_address) noexcept nogil:
-    cdef int l
+    cdef int lv
     if per_address:
         work.lookups += 1
         work.resched += 1
-        for l in range(level, levels + 1):
-            if l > 1:
-                work.entries[l] += 1
+        for lv in range(level, levels + 1):
+            if lv > 1:
+                work.entries[lv] += 1
         if level == 1:
             work.ptes += 1
+
+
+cdef inline void forget_table(kw_world *w) noexcept nogil:
+    w.cursor.cache_base = 1  # no address of a region starts there
+    w.cursor.cache_end = 0
 
 
 cdef inline int64_t steps_so_far(kw_work *work, bint per_address) noexcept nogil:
@@ -329,15 +338,6 @@ cdef int64_t find_page(kw_world *w, int32_t mm, uint64_t *addr, uint64_t end) no
     cdef uint64_t a = addr[0]
     if a >= end:
         return KW_NONE
-    if not per and (a & ~(KW_PMD_SIZE - 1)) == w.cursor.cache_base:
-        # The common case, the very next page of a dense table: too short a stretch to be the longest.
-        pfn = <int64_t>w.rows[w.cursor.cache_row * 512 + level_index(a, 1)]
-        if (<uint64_t>pfn & (PTE_P | PTE_SPECIAL)) == PTE_P:
-            pfn = (pfn & <int64_t>PTE_PFN_MASK) >> 12
-            if pfn < w.ctl.nr_frames and eligible(w.f_flags[pfn]):
-                work.cached += 1
-                work.ptes += 1
-                return pfn
     before = steps_so_far(work, per)
     pfn = find_from(w, mm, addr, end)
     before = steps_so_far(work, per) - before
@@ -368,7 +368,7 @@ cdef int64_t find_from(kw_world *w, int32_t mm, uint64_t *addr, uint64_t end) no
                 count_hit(work, levels, 1, per)
             addr[0] = a
             return pfn
-        cur.cache_base = 1
+        forget_table(w)
     elif not per:
         work.searches += 1
     level = levels
@@ -433,13 +433,14 @@ cdef int64_t find_from(kw_world *w, int32_t mm, uint64_t *addr, uint64_t end) no
                     return KW_EBADENTRY
                 cur.cache_base = a & ~(KW_PMD_SIZE - 1)
                 cur.cache_row = pfn
+                cur.cache_end = next
                 pfn = find_in_ptes(w, w.rows + pfn * 512, &a, next, per)
                 if pfn != KW_NONE:
                     if pfn >= 0:
                         count_hit(work, levels, 1, per)
                     addr[0] = a
                     return pfn
-                cur.cache_base = 1
+                forget_table(w)
                 a = next
         elif entry_leaf(e, level):
             # Within a vma a leaf is split before the walk goes below it.
@@ -571,7 +572,7 @@ cdef void items_drop(kw_world *w, int32_t mm) noexcept nogil:
 
 
 cdef inline int32_t item_at(kw_world *w, int32_t mm, int32_t link, uint64_t addr) noexcept nogil:
-    """The rmap_item of addr: those below it are dropped, one at addr is used, else a new one goes in front of the next."""
+    """The rmap_item of addr: those below it are dropped; one at addr is used, else a new one goes in front."""
     cdef int32_t item = next_item(w, mm, link), new
     cdef kw_item *p
     while item:
@@ -669,7 +670,7 @@ cdef void slot_exit(kw_world *w, int32_t mm) noexcept nogil:
 # ------------------------------------------------------------------ the cursor
 
 cdef void scan_begin(kw_world *w) noexcept nogil:
-    w.cursor.cache_base = 1
+    forget_table(w)
     w.cursor.vma = 0
 
 
@@ -705,6 +706,28 @@ cdef inline int32_t vma_from(kw_world *w, int32_t mm, uint64_t addr) noexcept no
     return v
 
 
+cdef inline int64_t next_in_table(kw_world *w) noexcept nogil:
+    """The page at the cursor's very address if it is in the table of the last search, else KW_NONE.
+
+    The common case of a dense table. The table is known within a batch only, so vma and mm are the ones it was found in.
+    """
+    cdef kw_cursor *cur = w.cursor
+    cdef uint64_t a = cur.address, e
+    cdef uint64_t *p
+    if a >= cur.cache_end or a < cur.cache_base:
+        return KW_NONE
+    p = w.rows + cur.cache_row * 512 + level_index(a, 1)
+    e = p[0]
+    if (e & (PTE_P | PTE_SPECIAL)) != PTE_P:
+        return KW_NONE
+    e = (e & PTE_PFN_MASK) >> 12
+    if <int64_t>e >= w.ctl.nr_frames or not eligible(w.f_flags[e]):
+        return KW_NONE
+    if a + LOOK_AHEAD * KW_PAGE_SIZE < cur.cache_end:
+        kw_prefetch(&w.f_flags[min((p[LOOK_AHEAD] & PTE_PFN_MASK) >> 12, <uint64_t>w.ctl.nr_frames)])
+    return <int64_t>e
+
+
 cdef int32_t scan_next(kw_world *w, int64_t *pfn) noexcept nogil:
     cdef kw_cursor *cur = w.cursor
     cdef int32_t mm, v, item
@@ -712,6 +735,24 @@ cdef int32_t scan_next(kw_world *w, int64_t *pfn) noexcept nogil:
     cdef uint64_t end
     cdef kw_vma *vma
     cdef int i
+    while cur.strategy == STRATEGY_RANGE:
+        found = next_in_table(w)
+        if found < 0:
+            break
+        item = next_item(w, cur.slot, cur.link)
+        if item == 0 or w.items[item].addr != cur.address:
+            item = item_at(w, cur.slot, cur.link, cur.address)
+            if item < 0:
+                return item
+        cur.link = item
+        cur.address += KW_PAGE_SIZE
+        w.work.cached += 1
+        w.work.ptes += 1
+        w.work.found += 1
+        if smart_skip(w, item, found):
+            continue
+        pfn[0] = found
+        return item
     if cur.slot == 0:
         if w.mms[0].slot_next == 0:
             return 0
@@ -724,7 +765,7 @@ cdef int32_t scan_next(kw_world *w, int64_t *pfn) noexcept nogil:
         cur.address = 0
         cur.link = 0
         cur.vma = 0
-        cur.cache_base = 1
+        forget_table(w)
     while True:
         mm = cur.slot
         v = 0
@@ -765,7 +806,7 @@ cdef int32_t scan_next(kw_world *w, int64_t *pfn) noexcept nogil:
         cur.address = 0
         cur.link = 0
         cur.vma = 0
-        cur.cache_base = 1
+        forget_table(w)
         if cur.slot == 0:
             cur.seqnr += 1
             event(w, EV_STOP, 0, <int64_t>cur.seqnr, w.ctl.items_live, 0, 0)
@@ -807,8 +848,8 @@ def build_facts():
 cdef class RmapItem:
     """Door to one rmap_item: a record of the Host's `items` array.
 
-    Made by the cursor (`KsmScan.scan_get_next_rmap_item`) and by `mm.rmap_items`. When the item is freed the door says so
-    at the next use instead of showing whatever took its place.
+    Made by the cursor (`KsmScan.scan_get_next_rmap_item`) and by `mm.rmap_items`. When the item is freed the door says
+    so at the next use instead of showing whatever took its place.
 
     Models: struct ksm_rmap_item of Linux 6.18. Differs: the checksum is the page's content key; 56 bytes instead of 64.
     """
@@ -913,7 +954,6 @@ def py_scan_batch(World world not None, int64_t n):
     with nogil:
         done = scan_batch(&world.w, n, &failed)
     return done, failed
-
 
 
 cdef extern from "_layout_table.h" nogil:

@@ -215,6 +215,7 @@ typedef struct {
     int32_t reserved;
     uint64_t cache_base;   /* 2 MiB region whose pte table the last search used, 1: none. Good within one batch only */
     int64_t cache_row;     /* that table */
+    uint64_t cache_end;    /* end of the part of the region that lies in the vma */
 } kw_cursor;
 
 /* Work counts. */

@@ -219,6 +219,7 @@ cdef extern from "_layout.h" nogil:
         int32_t reserved
         uint64_t cache_base
         int64_t cache_row
+        uint64_t cache_end
 
     ctypedef struct kw_work:
         int64_t entries[6]

@@ -131,6 +131,7 @@ static const kw_fact kw_fields[] = {
     {"CURSOR", "reserved", offsetof(kw_cursor, reserved)},
     {"CURSOR", "cache_base", offsetof(kw_cursor, cache_base)},
     {"CURSOR", "cache_row", offsetof(kw_cursor, cache_row)},
+    {"CURSOR", "cache_end", offsetof(kw_cursor, cache_end)},
     {"WORK", "", sizeof(kw_work)},
     {"WORK", "entries", offsetof(kw_work, entries)},
     {"WORK", "ptes", offsetof(kw_work, ptes)},

@@ -100,7 +100,7 @@ cdef int64_t child(Walk *k, uint64_t e, uint64_t addr, int level) noexcept nogil
     """Row of the table an entry points to, or KW_NONE with the entry noted if that can't be."""
     cdef kw_tables *t = k.t
     cdef int64_t row
-    cdef int l
+    cdef int lv
     if not (e & PTE_P):
         note_bad(t, addr, level, e, BAD_NONPRESENT)
         return KW_NONE
@@ -108,8 +108,8 @@ cdef int64_t child(Walk *k, uint64_t e, uint64_t addr, int level) noexcept nogil
     if row < 0:
         note_bad(t, addr, level, e, BAD_FRAME)
         return KW_NONE
-    for l in range(level, <int>t.levels + 1):
-        if k.rows[l] == row:
+    for lv in range(level, <int>t.levels + 1):
+        if k.rows[lv] == row:
             note_bad(t, addr, level, e, BAD_LOOP)
             return KW_NONE
     return row
@@ -305,7 +305,7 @@ def read_mappings(Tables tables not None, uint64_t start, uint64_t end, bint har
         Records written, or KW_ENOFRAMES if `out` is too short. Bad entries are noted in the Tables.
     """
     cdef Walk k
-    cdef int code, l
+    cdef int code, lv
     if not honest_range(tables.t.levels, start, end) or (start | end) & 4095:
         raise ValueError(f"range {start:#x}-{end:#x}: not page aligned, or beyond {tables.t.levels} levels")
     tables.sync()
@@ -316,8 +316,8 @@ def read_mappings(Tables tables not None, uint64_t start, uint64_t end, bint har
     k.hardware = hardware
     k.runs = runs
     k.present = PTE_P if hardware else PTE_P | PTE_PROTNONE
-    for l in range(6):
-        k.rows[l] = -1
+    for lv in range(6):
+        k.rows[lv] = -1
     if start == end or tables.t.root < 0 or tables.t.root >= tables.t.nrows:
         return 0
     tables.t.budget = budget

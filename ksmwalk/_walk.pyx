@@ -45,7 +45,7 @@ cdef inline int call(walk_state *s, entry_fn fn, uint64_t *p, uint64_t addr, uin
 cdef int64_t follow(walk_state *s, uint64_t e, uint64_t addr, int level) noexcept nogil:
     """Row of the table an entry points to, or KW_NONE with the entry noted as bad."""
     cdef int64_t row
-    cdef int l, kind
+    cdef int lv, kind
     if level > 3 and e & PTE_PS:
         kind = BAD_LEAF
     elif not (e & PTE_P):
@@ -54,8 +54,8 @@ cdef int64_t follow(walk_state *s, uint64_t e, uint64_t addr, int level) noexcep
         row = row_of_frame(s.tables, (e & PTE_PFN_MASK) >> 12)
         kind = BAD_FRAME if row < 0 or (row == 0 and s.world != NULL) else 0
         if not kind:
-            for l in range(level, <int>s.tables.levels + 1):
-                if s.rows[l] == row:
+            for lv in range(level, <int>s.tables.levels + 1):
+                if s.rows[lv] == row:
                     kind = BAD_LOOP
         if not kind and s.tables.budget <= 0:
             kind = BAD_BUDGET
@@ -155,17 +155,17 @@ cdef int walk_hugetlb(walk_state *s, uint64_t a, uint64_t end) noexcept nogil:
 
 
 cdef uint64_t *pud_find(kw_world *w, int64_t root, uint64_t addr) noexcept nogil:
-    cdef int l = <int>w.ctl.levels
+    cdef int lv = <int>w.ctl.levels
     cdef int64_t row = root
     cdef uint64_t *p
     while True:
-        p = w.rows + row * 512 + level_index(addr, l)
-        if l == 3:
+        p = w.rows + row * 512 + level_index(addr, lv)
+        if lv == 3:
             return p
         row = <int64_t>((p[0] & PTE_PFN_MASK) >> 12)
         if not (p[0] & PTE_P) or row <= 0 or row >= w.ctl.rows_used:
             return NULL
-        l -= 1
+        lv -= 1
 
 
 cdef int inside_vma(walk_state *s, uint64_t start, uint64_t end) noexcept nogil:
@@ -224,7 +224,7 @@ cdef int over_vmas(walk_state *s, uint64_t a, uint64_t end) noexcept nogil:
 
 
 cdef void prepare(walk_state *s, Tables tables, int32_t mm, int32_t vma, const walk_ops *ops, void *user) noexcept:
-    cdef int l
+    cdef int lv
     tables.sync()
     memset(s, 0, sizeof(walk_state))
     s.ops = ops
@@ -235,13 +235,13 @@ cdef void prepare(walk_state *s, Tables tables, int32_t mm, int32_t vma, const w
     s.vma = vma
     # Honest tables are visited once; see PageTables.mappings.
     s.tables.budget = 16 * s.tables.nrows + (1 << 20)
-    for l in range(6):
-        s.rows[l] = -1
+    for lv in range(6):
+        s.rows[lv] = -1
     s.lowest = 99
-    for l in range(5, 0, -1):
-        if callback_of(ops, l) != NULL:
+    for lv in range(5, 0, -1):
+        if callback_of(ops, lv) != NULL:
             # With 4 levels the top entry is pgd and p4d in one.
-            s.lowest = min(l, <int>s.tables.levels)
+            s.lowest = min(lv, <int>s.tables.levels)
 
 
 cdef int walk_tables(Tables tables, uint64_t start, uint64_t end, const walk_ops *ops, void *user) noexcept:

@@ -8,6 +8,8 @@
 #define KW_AVX2 __attribute__((target("avx2")))
 #endif
 
+static inline void kw_prefetch(const void *p) { __builtin_prefetch(p, 0, 3); }
+
 /* Bring a whole table towards the cache while another one is being read. */
 static inline void kw_prefetch_row(const uint64_t *row)
 {

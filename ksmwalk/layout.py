@@ -153,6 +153,7 @@ CURSOR = _record(
     ("reserved", "i4"),
     ("cache_base", "u8"),
     ("cache_row", "i8"),
+    ("cache_end", "u8"),
 )
 WORK = _record(
     ("entries", "i8", (6,)),
