@@ -7,7 +7,6 @@ import errno
 import numpy as np
 
 from . import _core, _ksmd, sysfs
-
 from .layout import EVENT
 from .scan import KsmScan
 
