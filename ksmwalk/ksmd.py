@@ -122,7 +122,7 @@ class Ksm:
     # ---------------------------------------------------------- tunables
 
     pages_to_scan = _knob("pages_to_scan", "Visits in a batch.")
-    sleep_millisecs = _knob("sleep_millisecs", "Milliseconds between batches; kept, the Host sleeps when it is told to.")
+    sleep_millisecs = _knob("sleep_millisecs", "Milliseconds between batches; kept, but time is an input here.")
     smart_scan = _knob("smart_scan", "1: pages that did not merge for long are skipped now and then.")
     use_zero_pages = _knob("use_zero_pages", "1: empty pages are mapped to the shared zero page.")
     max_page_sharing = _knob("max_page_sharing", "rmap_items that one KSM page takes.")

@@ -75,7 +75,7 @@ def _mode(text: str) -> int:
         raise ValueError(errno.EINVAL) from None
 
 
-# A number beyond its type gets EINVAL where the kernel's reader turns every parse error into it, ERANGE where it doesn't.
+# A number beyond its type gets EINVAL where the kernel's reader turns every parse error into it, ERANGE elsewhere.
 _u32 = _number(32, False, errno.EINVAL)
 _u64 = _number(64, False, errno.EINVAL)
 _u64_erange = _number(64, False, errno.ERANGE)
