@@ -36,6 +36,7 @@ cdef enum:
     AGAIN = -2         # a node was removed under the search: start again at the root
     GENERATION_BITS = 0x7FFFFFFF
     BECOME_KSM = -1    # instead of a frame to merge with
+    AHEAD = 8          # searches prepared side by side
     LARGE = FRAME_HEAD | FRAME_TAIL
 
 
@@ -428,6 +429,12 @@ cdef void start_scan(kw_world *w) noexcept nogil:
 
 # ------------------------------------------------------------------ the unstable tree
 
+cdef inline bint will_search(kw_world *w, int32_t item, int64_t pfn) noexcept nogil:
+    """Whether a visit gets as far as the trees: not KSM, and unchanged since the last visit."""
+    return (not w.f_flags[pfn] & FRAME_KSM and w.items[item].flags & ITEM_HAS_CHECKSUM
+            and w.items[item].checksum == w.f_key[pfn])
+
+
 cdef inline bint page_eligible(kw_world *w, int64_t pfn) noexcept nogil:
     return pfn > 0 and pfn < w.ctl.nr_frames and (w.f_flags[pfn] & FRAME_ELIGIBLE_MASK) == FRAME_ANON
 
@@ -631,9 +638,98 @@ cdef int64_t epoch_sum(kw_world *w) noexcept nogil:
     return total
 
 
+cdef inline uint64_t *table_ahead(kw_world *w, int *n) noexcept nogil:
+    """The ptes of the `n` addresses the cursor comes to next, as far as the table and the area at hand reach."""
+    cdef kw_cursor *cur = w.cursor
+    cdef uint64_t end
+    n[0] = 0
+    if cur.strategy != STRATEGY_RANGE or (cur.address & ~(KW_PMD_SIZE - 1)) != cur.cache_base or cur.vma == 0:
+        return NULL
+    end = min(w.vmas[cur.vma].end, cur.cache_base + KW_PMD_SIZE)
+    if cur.address < end:
+        n[0] = <int>((end - cur.address) >> 12)
+    return w.rows + cur.cache_row * 512 + ((cur.address >> 12) & 511)
+
+
+cdef int64_t pass_merged(kw_world *w, int64_t n) noexcept nogil:
+    """Visit up to n pages that are merged already and listed on their nodes: what the cursor and `examine` would do.
+
+    Most pages of a host in its steady state are such: a tight loop over one table, its frames' flags and the items.
+    """
+    cdef kw_cursor *cur = w.cursor
+    cdef int reach = 0
+    cdef int64_t done = 0, pfn
+    cdef uint64_t *pte = table_ahead(w, &reach)
+    cdef uint64_t addr = cur.address
+    cdef int32_t link = cur.link, item
+    cdef kw_item *q
+    if not w.ksm.merge_across_nodes:
+        return 0
+    item = w.items[link].next if link else w.mms[cur.slot].rmap_list
+    n = min(n, <int64_t>reach)
+    while done < n and item:
+        if (pte[done] & (PTE_P | PTE_SPECIAL)) != PTE_P:
+            break
+        pfn = <int64_t>((pte[done] & PTE_PFN_MASK) >> 12)
+        q = &w.items[item]
+        if pfn >= w.ctl.nr_frames or not w.f_flags[pfn] & FRAME_KSM:
+            break
+        if q.addr != addr or not q.flags & ITEM_STABLE or q.node != w.f_node[pfn]:
+            break
+        link = item
+        item = q.next
+        addr += KW_PAGE_SIZE
+        done += 1
+    if done:
+        cur.address = addr
+        cur.link = link
+        w.ksm.pages_scanned += done
+        w.work.cached += done
+        w.work.ptes += done
+        w.work.found += done
+    return done
+
+
+cdef uint64_t warm_trees(kw_world *w, uint64_t addr, uint64_t key) noexcept nogil:
+    """Bring into the cache what the next searches will touch; the address up to which that holds.
+
+    A search in a large tree waits for memory at each level. The contents of the pages that come next are known, so the
+    paths of several are followed side by side. That decides nothing: the searches come after it.
+    """
+    cdef uint64_t keys[AHEAD]
+    cdef int32_t at[AHEAD]
+    cdef int32_t stable[AHEAD]
+    cdef int reach = 0, n = 1, i, more = 1
+    cdef uint64_t *pte = table_ahead(w, &reach)
+    cdef int64_t pfn
+    cdef kw_link *l
+    cdef kw_node *p
+    keys[0] = key
+    reach = min(reach, AHEAD - 1)
+    for i in range(reach):
+        if (pte[i] & (PTE_P | PTE_SPECIAL)) == PTE_P:
+            pfn = <int64_t>((pte[i] & PTE_PFN_MASK) >> 12)
+            if pfn < w.ctl.nr_frames and not w.f_flags[pfn] & FRAME_KSM:
+                keys[n] = w.f_key[pfn]
+                n += 1
+    for i in range(n):
+        at[i] = unstable_root(w, 0)[0]
+        stable[i] = stable_root(w, 0)[0]
+    while more:
+        more = 0
+        for i in range(n):
+            l = &w.links[at[i]]
+            at[i] = l.right if keys[i] > l.key else l.left
+            p = &w.nodes[stable[i]]
+            stable[i] = p.right if keys[i] > p.key else p.left
+            more |= at[i] | stable[i]
+    return addr + (<uint64_t>(reach + 1) << 12)
+
+
 cdef int64_t scan_and_merge(kw_world *w, int64_t n, int *failed) noexcept nogil:
     cdef int64_t done = 0, pfn = 0
-    cdef int32_t item
+    cdef uint64_t warm = 0
+    cdef int32_t item, mm = 0
     cdef int err
     failed[0] = KW_OK
     if epoch_sum(w) != w.ksm.epoch_sum:
@@ -645,12 +741,19 @@ cdef int64_t scan_and_merge(kw_world *w, int64_t n, int *failed) noexcept nogil:
         if item <= 0:
             failed[0] = item
             break
+        if w.items[item].mm != mm:
+            mm = w.items[item].mm
+            warm = 0
+        if w.items[item].addr >= warm and will_search(w, item, pfn):
+            warm = warm_trees(w, w.items[item].addr, w.f_key[pfn])
         err = examine(w, item, pfn)
         w.ksm.pages_scanned += 1
         done += 1
         if err < 0:
             failed[0] = err
             break
+        if w.f_flags[pfn] & FRAME_KSM:
+            done += pass_merged(w, n - done)
     w.ksm.epoch_sum = epoch_sum(w)
     return done
 

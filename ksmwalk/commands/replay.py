@@ -11,15 +11,18 @@ from ..compare import first_difference
 from ..replay import NotModelled, modelled, replay
 from ..scenario import Recording, ScenarioError, load, record_text
 
-NAME = "replay"
-HELP = "run scenarios in the model; --check compares with the records in the files"
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what the command takes."""
+def add_parser(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "replay",
+        help="run scenarios in the model, and compare with recordings",
+        description="Run scenarios in the model and print a record after each operation. With --check: compare with "
+        "the records in the files; exit code 1 if any file differs or has an operation the model lacks.",
+    )
     parser.add_argument("files", nargs="+", metavar="FILE.json", help="scenario or recording")
     parser.add_argument("--check", action="store_true", help="compare with the files' records; exit 1 if any differ")
-    parser.add_argument("--json", action="store_true", help="machine-readable output")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.set_defaults(run=run)
 
 
 def _check(recording: Recording) -> dict[str, Any]:
@@ -50,7 +53,7 @@ def _print_check(file: str, result: dict[str, Any]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command; the exit code: 0, 1 where a file differs or is not modelled, 2 where one can't be read."""
+    """Exit code: 0, 1 where a file differs or is not modelled, 2 where one can't be read."""
     results = []
     for file in args.files:
         try:
