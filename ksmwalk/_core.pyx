@@ -709,7 +709,7 @@ cdef inline int32_t vma_from(kw_world *w, int32_t mm, uint64_t addr) noexcept no
 cdef inline int64_t next_in_table(kw_world *w) noexcept nogil:
     """The page at the cursor's very address if it is in the table of the last search, else KW_NONE.
 
-    The common case of a dense table. The table is known within a batch only, so vma and mm are the ones it was found in.
+    The common case of a dense table. The table is known within a batch only, so vma and mm are those it was found in.
     """
     cdef kw_cursor *cur = w.cursor
     cdef uint64_t a = cur.address, e

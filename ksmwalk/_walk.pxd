@@ -17,7 +17,7 @@ cdef enum:
     ACTION_CONTINUE = 1    # don't descend below this entry
     ACTION_AGAIN = 2       # read the entry again and call again
     WALK_BAD = -1000001    # result of a walk that met a bad entry and was told to stop there
-    WALK_NOROWS = -1000002 # result of a walk that found no table page left to split a leaf
+    WALK_NOROWS = -1000002  # result of a walk that found no table page left to split a leaf
 
 ctypedef int (*entry_fn)(uint64_t *entry, uint64_t addr, uint64_t next, walk_state *walk) noexcept nogil
 ctypedef int (*range_fn)(uint64_t start, uint64_t end, walk_state *walk) noexcept nogil
