@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-
 from measure import SMOKE
 
 TABLE = 0x067  # P RW US A D

@@ -92,7 +92,7 @@ class PagemapScan:
     """The kernel's own PAGEMAP_SCAN on a process of ours."""
 
     def __init__(self, pid: int):
-        self.file = open(f"/proc/{pid}/pagemap", "rb", buffering=0)  # noqa: SIM115 - closed by close()
+        self.file = open(f"/proc/{pid}/pagemap", "rb", buffering=0)
         self.vec = np.zeros((1 << 20, 3), dtype=np.uint64)
         self.pages = ctypes.c_uint64()
         self.regions = 0

@@ -1,4 +1,5 @@
-import re,sys
+import re
+
 h=open('ksmwalk/_layout.h').read()
 strip=lambda t: re.sub(r'/\*.*?\*/','',t,flags=re.S)
 out=['/* Every field of every struct of _layout.h with its offset, and every constant, for the test that holds layout.py to',' * them. Written from _layout.h by tests/make_layout_table.py. */','#ifndef KSMWALK_LAYOUT_TABLE_H','#define KSMWALK_LAYOUT_TABLE_H','#include <stddef.h>','#include "_layout.h"','typedef struct { const char *record, *field; int64_t value; } kw_fact;','static const kw_fact kw_fields[] = {']

@@ -3,7 +3,7 @@
 P, RW, US, PWT, PCD, A, D, PS, G, SPECIAL, UFFD_WP, SOFT_DIRTY = (1 << bit for bit in range(12))
 PAT_LARGE = 1 << 12
 NX = 1 << 63
-FRAME_BITS = [bit for bit in range(12, 52)]
+FRAME = ((1 << 52) - 1) & ~0xFFF
 
 
 def size(level):
@@ -12,7 +12,7 @@ def size(level):
 
 
 def none(e):
-    return all(not e >> bit & 1 for bit in range(64) if bit not in (5, 6))
+    return e | A | D == A | D
 
 
 def present(e, level):
@@ -23,12 +23,13 @@ def present(e, level):
     return bool(e & P)
 
 
+def large(e, level):
+    """Whether the entry has the layout of a large leaf: fewer frame bits, PAT at bit 12."""
+    return level in (2, 3) and bool(e & PS)
+
+
 def leaf(e, level):
-    if level == 1:
-        return True
-    if level in (2, 3):
-        return bool(e & PS)
-    return False
+    return present(e, level) and (level == 1 or large(e, level))
 
 
 def special(e):
@@ -43,44 +44,30 @@ def swap_like(e, level):
     return not none(e) and not present(e, level)
 
 
+def frame_bits(e, level):
+    """Where the frame number stands: from bit 12 to 51, in a large leaf from the bit of its size."""
+    return FRAME & ~(size(level) - 1) if large(e, level) else FRAME
+
+
 def pfn(e, level):
-    inverted = e != 0 and not e & P
-    lowest = 12
-    if leaf(e, level) and level > 1:
-        lowest = {2: 21, 3: 30}[level]
-    out = 0
-    for bit in FRAME_BITS:
-        if bit < lowest:
-            continue
-        value = e >> bit & 1
-        if inverted:
-            value = 1 - value
-        out |= value << (bit - 12)
-    return out
+    stored = e & frame_bits(e, level)
+    if e != 0 and not e & P:
+        stored = ~e & frame_bits(e, level)
+    return stored >> 12
 
 
 def flags(e, level):
     """Everything of the entry that is not a frame number (bit 12 of a large leaf is a flag)."""
-    out = 0
-    for bit in range(64):
-        if bit in FRAME_BITS:
-            continue
-        out |= e & (1 << bit)
-    if level > 1 and leaf(e, level):
+    out = e & ~FRAME
+    if large(e, level):
         out |= e & PAT_LARGE
     return out
 
 
 def make(pfn_, flags_, level=1):
     """A packed entry: the frame bits are stored inverted where P is clear (and the entry is not zero)."""
-    e = flags_
-    lowest = {2: 21, 3: 30}[level] if level > 1 and leaf(flags_, level) else 12
-    for bit in FRAME_BITS:
-        if bit < lowest:
-            continue
-        value = pfn_ >> (bit - 12) & 1
-        if not flags_ & P and (pfn_ or flags_):
-            value = 1 - value
-        if value:
-            e |= 1 << bit
-    return e
+    bits = frame_bits(flags_, level)
+    stored = pfn_ << 12
+    if not flags_ & P and (pfn_ or flags_):
+        stored = ~stored
+    return flags_ | stored & bits
