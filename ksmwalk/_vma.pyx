@@ -214,6 +214,7 @@ cdef int32_t set_flags(kw_world *w, int32_t v, uint64_t start, uint64_t end, uin
     if end < w.vmas[v].end:
         vma_split(w, v, end)
     w.vmas[v].flags = flags
+    touched(w, w.vmas[v].mm)    # pages may have become, or ceased to be, mergeable
     return join_around(w, v)
 
 
@@ -690,5 +691,6 @@ cdef int sys_prctl_merge(kw_world *w, int32_t mm, bint on) noexcept nogil:
     while v:
         w.vmas[v].flags &= ~VM_MERGEABLE
         v = w.vmas[v].next
+    touched(w, mm)
     w.mms[mm].flags &= ~<uint32_t>MM_MERGE_ANY
     return 0
