@@ -174,8 +174,10 @@ cdef void frame_map(kw_world *w, int64_t pfn) noexcept nogil:
 
 
 cdef void frame_unmap(kw_world *w, int64_t pfn) noexcept nogil:
+    # An entry written by hand (PageTables.map) maps what was never counted: nothing to take back.
+    if w.f_mapcount[pfn] <= 0:
+        return
     w.f_mapcount[pfn] -= 1
-    kw_check(w.f_mapcount[pfn] >= 0)
     put_refs(w, w.f_head[pfn], 1)
 
 
@@ -188,6 +190,11 @@ cdef void huge_map(kw_world *w, int64_t head) noexcept nogil:
 
 cdef void huge_unmap(kw_world *w, int64_t head) noexcept nogil:
     cdef int i
+    if not w.f_flags[head] & FRAME_HEAD or w.f_mapcount[head] <= 0:
+        for i in range(512):
+            if head + i < w.ctl.nr_frames:
+                frame_unmap(w, head + i)
+        return
     for i in range(512):
         w.f_mapcount[head + i] -= 1
     put_refs(w, head, 512)

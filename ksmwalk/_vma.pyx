@@ -1,7 +1,6 @@
 """Address spaces, compiled: the vma lists with their splitting and merging, and the system calls on them.
 
-Functions named sys_* answer like system calls: 0 (or an index), or -errno; a full arena of the Host shows as a KW_* code (-1 to
--8, which no system call here returns). The Python doors are in mm.py and host.py.
+The contract of every function stands in `_vma.pxd`; what Python calls is in `_host.pyx`.
 """
 from libc.string cimport memset
 
@@ -9,6 +8,7 @@ from ksmwalk._core cimport *
 from ksmwalk._fault cimport *
 from ksmwalk._mm cimport *
 from ksmwalk._range cimport *
+from ksmwalk._vma cimport *
 
 cdef enum:
     MAX_MAP_COUNT = 65530    # sysctl vm.max_map_count
@@ -19,7 +19,6 @@ cdef enum:
 # ------------------------------------------------------------------ records
 
 cdef int32_t mm_alloc(kw_world *w) noexcept nogil:
-    """A record of an address space with an empty top table; KW_NONE: no record, KW_ENOROWS: no table."""
     cdef kw_ctl *c = w.ctl
     cdef int32_t mm = w.mms[0].vma_first, next, prev = 0
     cdef kw_mm *m
@@ -144,7 +143,7 @@ cdef void vma_free(kw_world *w, int32_t v) noexcept nogil:
     backing_put(w, backing)
 
 
-cdef inline int vmas_left(kw_world *w, int n) noexcept nogil:
+cdef int vmas_left(kw_world *w, int n) noexcept nogil:
     """Are n records to be had? The free list is only looked along as far as needed."""
     cdef int64_t v = w.ctl.vmas_free
     n -= <int>min(n, w.ctl.vmas_cap - w.ctl.vmas_used)
@@ -669,6 +668,18 @@ cdef void sys_exit(kw_world *w, int32_t mm) noexcept nogil:
         w.mms[0].vma_first = mm
     else:
         mm_free(w, mm)
+
+
+cdef int32_t sys_exec(kw_world *w, int32_t mm) noexcept nogil:
+    cdef int32_t new = mm_alloc(w)
+    if new < 0:
+        return new
+    w.mms[new].reserved = w.mms[mm].reserved
+    w.mms[new].flags |= w.mms[mm].flags & (MM_MERGE_ANY | MM_THP_DISABLED)
+    if w.mms[mm].flags & MM_MERGE_ANY:
+        slot_insert(w, new)     # the new one enters first, then the old one exits
+    sys_exit(w, mm)
+    return new
 
 
 cdef int sys_prctl_merge(kw_world *w, int32_t mm, bint on) noexcept nogil:
