@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ksmwalk.compare import first_difference
+from ksmwalk.compare import first_difference, without_events
 from ksmwalk.kernel import knobs, stepper, verify, worker
 from ksmwalk.kernel.generate import generate
 from ksmwalk.scenario import Scenario, ScenarioError, load
@@ -75,6 +75,29 @@ def test_a_wrong_model_is_found(session):
     results = verify.verify([scenario], wrong, session, say=said.append, shrink_seconds=2)
     assert results.count("differs") == 1
     assert "state after: kernel" in said[0] and len(results.verdicts[0].minimal.ops) < len(scenario.ops)
+
+
+def test_without_trace_events(session, monkeypatch):
+    """As on a kernel without tracefs: the rest is compared, KSM pages numbered as they appear."""
+    scenarios = [load(GOLDEN / f"{name}.json").scenario for name in ("chains3_never", "fork_ksm", "zero_pages")]
+    told = [without_events(session.record(scenario)) for scenario in scenarios]
+    monkeypatch.setattr(session, "_events", None)
+    monkeypatch.setattr(session, "ignore", {"t"})
+    assert [session.record(scenario) for scenario in scenarios] == told
+    results = verify.verify(scenarios, lambda scenario: told.pop(0), session, say=quiet)
+    assert results.last_line() == "3 of 3 agree"
+
+
+def test_a_kernel_without_a_knob(session, monkeypatch):
+    """Scenarios are fitted to it: the model is set to what such a kernel does."""
+    monkeypatch.setattr(session, "missing", {"smart_scan", "advisor_mode"})
+    ops = [["spawn", "A"], ["set", "smart_scan", 1], ["set", "use_zero_pages", 1], ["set", "advisor_mode", "none"]]
+    fitted = session.fit(Scenario("old", ops, "", {"smart_scan": 1, "pages_to_scan": 5}))
+    assert fitted.ops == [["spawn", "A"], ["set", "use_zero_pages", 1]]
+    assert fitted.tunables == {"smart_scan": 0, "pages_to_scan": 5}
+    assert len(session.record(fitted)) == 2
+    monkeypatch.setattr(session, "has_prctl", False)
+    assert session.fit(Scenario("old", [["spawn", "A"], ["prctl", "A", 1]])) is None
 
 
 def records(session, *ops, **tunables):

@@ -91,6 +91,9 @@ class Answers:
     def __init__(self, *answers):
         self.answers = list(answers)
 
+    def fit(self, scenario):
+        return scenario
+
     def record(self, scenario):
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if isinstance(answer, dict):

@@ -32,6 +32,9 @@ _MREMAP_MAYMOVE, _MREMAP_FIXED = 1, 2
 #: two huge times between batches: writing the other one wakes ksmd for exactly one batch
 _LONG = ("4000000000", "4000000001")
 
+#: what a kernel without a knob does; the model is set to it
+WITHOUT = {"smart_scan": 0, "use_zero_pages": 0, "merge_across_nodes": 1}
+
 STAT_NAMES = (
     "ksm_rmap_items",
     "ksm_zero_pages",
@@ -91,9 +94,33 @@ class Session:
             if name not in have:
                 self.left_out.append(f"no {name} in ksm_stat")
                 self.ignore.add(short)
-        for name in knobs.DEFAULTS:
-            if not (KSM / name).exists():
-                self.left_out.append(f"no knob {name}")
+        self.missing = {name for name in knobs.DEFAULTS if not (KSM / name).exists()}
+        self.left_out += [f"no knob {name}" for name in sorted(self.missing)]
+        self.has_prctl = _libc.prctl(_PR_GET_MEMORY_MERGE, 0, 0, 0, 0) >= 0
+        if not self.has_prctl:
+            self.left_out.append("no PR_SET_MEMORY_MERGE")
+
+    def fit(self, scenario: Scenario) -> Scenario | None:
+        """Return a scenario as this kernel can run it, the model likewise.
+
+        Parameters
+        ----------
+        scenario : Scenario
+
+        Returns
+        -------
+        Scenario or None
+            Itself where the kernel lacks nothing it uses; without the knobs that there are not; None where it is
+            about something that there is not.
+        """
+        if not self.has_prctl and any(op[0] in ("prctl", "prctl_get") for op in scenario.ops):
+            return None
+        if not self.missing:
+            return scenario
+        tunables = {knob: value for knob, value in scenario.tunables.items() if knob not in self.missing}
+        tunables |= {knob: value for knob, value in WITHOUT.items() if knob in self.missing}
+        ops = [op for op in scenario.ops if op[0] != "set" or op[1] not in self.missing]
+        return Scenario(scenario.name, ops, scenario.note, tunables)
 
     def close(self) -> None:
         """Close all files."""
@@ -193,6 +220,8 @@ class _Run:
         session.tick()
         session.settle()
         for knob, value in self.scenario.tunables.items():
+            if knob in session.missing and value == WITHOUT.get(knob):
+                continue
             if error := knobs.write(knob, value):
                 raise ScenarioError(f"{self.scenario.name}: tunables: {knob}", os.strerror(-error), value)
         counters = session.counters()

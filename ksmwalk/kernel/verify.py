@@ -29,12 +29,12 @@ class Verdict:
     ----------
     scenario : Scenario
     status : str
-        ``agrees``, ``differs``, ``not modelled`` or ``not repeatable`` (the kernel does not agree with itself, and the
-        model with none of its answers).
+        ``agrees``, ``differs``, ``not modelled``, ``left out`` (about something that this kernel does not have) or
+        ``not repeatable`` (the kernel does not agree with itself, and the model with none of its answers).
     difference : Difference or None
         The first one.
     reason : str
-        Why it is not modelled, or what the model died of.
+        Why it is not modelled or left out, or what the model died of.
     nondet : list of str
         Fields in which the kernel's own answers differ.
     minimal : Scenario or None
@@ -108,7 +108,9 @@ class Results:
     def last_line(self) -> str:
         """Return ``N of M agree``, with what else there was."""
         line = f"{self.count('agrees')} of {len(self.verdicts)} agree"
-        more = [f"{n} {status}" for status in ("not modelled", "not repeatable") if (n := self.count(status))]
+        more = [
+            f"{n} {status}" for status in ("not modelled", "left out", "not repeatable") if (n := self.count(status))
+        ]
         return f"{line} ({', '.join(more)})" if more else line
 
     def to_json(self) -> dict[str, Any]:
@@ -179,6 +181,10 @@ class _Pair:
         return self.compare(model, kernel) is not None and self.compare(model, self.kernel(scenario)) is not None
 
     def judge(self, scenario: Scenario, nondet: Sequence[str]) -> Verdict:
+        fitted = self.session.fit(scenario)
+        if fitted is None:
+            return Verdict(scenario, "left out", reason="; ".join(self.session.left_out))
+        scenario = fitted
         try:
             model = self.model(scenario)
         except NotImplementedError as error:
@@ -246,8 +252,8 @@ def verify(
         results.verdicts.append(verdict)
         results.seconds = time.perf_counter() - start
         name = recording.scenario.name
-        if verdict.status == "not modelled":
-            say(f"{name}: not modelled: {verdict.reason}")
+        if verdict.status in ("not modelled", "left out"):
+            say(f"{name}: {verdict.status}: {verdict.reason}")
         elif verdict.nondet and verdict.status == "agrees" and not recording.nondet:
             say(f"{name}: agrees, but not with every run of the kernel: {', '.join(verdict.nondet)} differed")
         elif verdict.status == "not repeatable":
