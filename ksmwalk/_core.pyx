@@ -352,7 +352,7 @@ cdef int64_t find_from(kw_world *w, int32_t mm, uint64_t *addr, uint64_t end) no
     cdef int levels = <int>w.ctl.levels, level, i, stop
     cdef bint per = cur.strategy == STRATEGY_PER_ADDRESS
     cdef int64_t rows[6]
-    cdef int64_t pfn
+    cdef int64_t pfn, found
     cdef uint64_t a = addr[0], e = 0, next, size, sub
     cdef uint64_t *row
     if per and cur.real_lookups:
@@ -431,6 +431,11 @@ cdef int64_t find_from(kw_world *w, int32_t mm, uint64_t *addr, uint64_t end) no
                 if pfn < 0:
                     addr[0] = a
                     return KW_EBADENTRY
+                # While this table is searched the next one is on its way.
+                if i + 1 < stop and not entry_leaf(row[i + 1], 2):
+                    found = child_row(w, row[i + 1])
+                    if found >= 0:
+                        kw_prefetch_row(w.rows + found * 512)
                 cur.cache_base = a & ~(KW_PMD_SIZE - 1)
                 cur.cache_row = pfn
                 cur.cache_end = next
