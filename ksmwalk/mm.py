@@ -110,6 +110,11 @@ class Mm:
         return int(self.host.mms[name][self._at()])
 
     @property
+    def number(self) -> int:
+        """The same as `index`."""
+        return self.index
+
+    @property
     def alive(self) -> bool:
         """False once it has exited."""
         return not self._dead
