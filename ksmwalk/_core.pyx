@@ -813,8 +813,8 @@ cdef int32_t scan_next(kw_world *w, int64_t *pfn) noexcept nogil:
         cur.vma = 0
         forget_table(w)
         if cur.slot == 0:
-            cur.seqnr += 1
             event(w, EV_STOP, 0, <int64_t>cur.seqnr, w.ctl.items_live, 0, 0)
+            cur.seqnr += 1
             return 0
 
 
