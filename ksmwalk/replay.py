@@ -206,7 +206,7 @@ class Replay:
 
     def _born(self, name: str, mm: Mm) -> None:
         self.live[name] = mm
-        self.name_of[mm.number] = name
+        self.name_of[mm.index] = name
 
     def do_spawn(self, name: str) -> None:
         self._born(name, self.host.new_mm())
@@ -228,7 +228,7 @@ class Replay:
         return int(self.live[name].ksm_stat()["ksm_merge_any"])
 
     def do_thpdisable(self, name: str, on: int) -> None:
-        self.live[name].prctl_thp_disable(bool(on))
+        self.live[name].thp_disable(bool(on))
 
     # ------------------------------------------------------------ address space
 
@@ -258,7 +258,7 @@ class Replay:
         self.live[name].madvise(vpn * PAGE, n * PAGE, advice)
 
     def do_uffd_wp(self, name: str, vpn: int, n: int) -> None:
-        self.live[name].uffd_writeprotect(vpn * PAGE, n * PAGE)
+        self.live[name].uffd_wp(vpn * PAGE, n * PAGE)
 
     def do_syscall(self, name: str, number: int, *words: int) -> None:
         addr, length = words
