@@ -231,7 +231,7 @@ class PageTables:
             self.forget_bad()
         hardware = view == "hardware"
         # Honest tables are visited once; an image whose tables are shared a lot deserves some patience, not eternity.
-        budget = 16 * len(self._rows if self._world is None else self.rows) + (1 << 20)
+        budget = 16 * len(self._rows if self._world is None else self.rows) + (1 << 14)
         if out is not None:
             if out.dtype != layout.MAPPING or out.ndim != 1:
                 raise TypeError(f"out of dtype {out.dtype}: must be one-dimensional of layout.MAPPING")

@@ -30,7 +30,7 @@ CASES = {
     "a table out of range": (image((1, 5, 0x999 << 12 | 0x67)), Bad.FRAME, 4, 5 << 39),
     "a loop": (image((1, 0, 2 << 12 | 0x67), (2, 3, 1 << 12 | 0x67)), Bad.LOOP, 3, 3 << 30),
     "a leaf bit at the top": (image((1, 7, 2 << 12 | 0xE7)), Bad.LEAF, 4, 7 << 39),
-    "a swap entry above the pmd": (image((1, 0, 2 << 12 | 0x67), (2, 1, 0xFF << 12 | 0x200)), Bad.NONPRESENT, 3, 1 << 30),
+    "a PROT_NONE table": (image((1, 0, 2 << 12 | 0x67), (2, 1, 0xFF << 12 | 0x100)), Bad.NONPRESENT, 3, 1 << 30),
 }
 
 
@@ -70,6 +70,5 @@ def test_tables_shared_beyond_reason_end():
         rows[row] = np.uint64((row + 1) << 12 | 0x67)
     rows[4] = np.uint64(0x1234867)
     tables = PageTables.from_image(rows, 1)
-    found = tables.mappings(runs=True)
-    assert len(found) < 1 << 25
+    assert len(tables.mappings(runs=True)) < 1 << 24
     assert tables.bad["kind"].tolist()[-1:] == [Bad.BUDGET]

@@ -103,12 +103,12 @@ class SlowSide(Side):
 class FastSide(Side):
     @property
     def AGAIN(self):
-        from ksmwalk import Action
+        from ksmwalk.pagewalk import Action
 
         return Action.AGAIN
 
     @property
     def CONTINUE(self):
-        from ksmwalk import Action
+        from ksmwalk.pagewalk import Action
 
         return Action.CONTINUE
