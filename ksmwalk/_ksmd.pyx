@@ -553,7 +553,7 @@ cdef int merge_two(kw_world *w, int32_t item, int64_t pfn, int32_t other, int64_
     cdef int32_t node
     # Parts of one huge page: holding on to the one keeps the other from being split out.
     err = -EFAULT if within else merge_one(w, a.mm, a.addr, pfn, BECOME_KSM)
-    event(w, EV_NEW, a.mm, pfn, <int64_t>a.addr, 0, err)
+    event(w, EV_NEW, a.mm, pfn, item, 0, err)
     if err:
         if within:
             split_folio_at(w, pfn, a.addr)

@@ -57,7 +57,7 @@ class Events:
         -------
         ndarray of layout.EVENT
             A copy. `kind` (`layout.Event`), `mm`, then by kind: START, STOP: `a` number of the scan, `b` rmap_items;
-            NEW (a page became a KSM page): `a` frame, `b` address in bytes, `err`; ADD (a page merged with a KSM page):
+            NEW (a page became a KSM page): `a` frame, `b` rmap_item, `err`; ADD (a page merged with a KSM page):
             `a` frame of the KSM page, `b` rmap_item, `err`; ZERO: `a` frame that was replaced, `b` address, `err`; RMI
             (an rmap_item left with its node): `a` frame of the KSM page, `b` rmap_item; RMK (a KSM page's node
             removed): `a` frame. `node` is the stable node where there is one.

@@ -189,7 +189,7 @@ class Replay:
                 case Event.ENTER | Event.EXIT:
                     told.append(("enter" if kind == Event.ENTER else "exit", name))
                 case Event.NEW:
-                    told.append(("new", a, name, err))
+                    told.append(("new", a, name, err, b))
                 case Event.ADD:
                     told.append(("add", a, name, err, b))
                 case Event.ZERO:
