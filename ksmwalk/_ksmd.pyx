@@ -243,7 +243,6 @@ cdef int32_t pick_dup(kw_world *w, int32_t *entry, bint may_prune, int32_t *room
     turns back into a plain node.
     """
     cdef int32_t chain = entry[0], dup, following, found = 0
-    cdef int32_t live = 0
     cdef bint prune = False
     cdef kw_node *c = &w.nodes[chain]
     roomy[0] = 0
@@ -262,32 +261,29 @@ cdef int32_t pick_dup(kw_world *w, int32_t *entry, bint may_prune, int32_t *room
         following = w.nodes[dup].dup_next
         if node_stale(w, dup):
             node_remove(w, dup)
-        else:
-            live += 1
-            if has_room(w, dup, 0) and (found == 0 or w.nodes[dup].count > w.nodes[found].count):
-                found = dup
-                if not prune:
-                    break
+        elif has_room(w, dup, 0) and (found == 0 or w.nodes[dup].count > w.nodes[found].count):
+            found = dup
+            if not prune:
+                break
         dup = following
-    if found:
-        if prune and live == 1:
-            # The only one left: the chain turns back into a plain node.
-            dup_unlink(w, found)
-            rb_replace(node_rb(w), sizeof(kw_node), stable_root(w, c.nid), chain, found)
-            w.nodes[found].nid = c.nid
-            w.ksm.chains -= 1
-            w.ksm.dups -= 1
-            node_free(w, chain)
-            entry[0] = found
-        elif c.dups != found and has_room(w, found, 1):
-            dup_unlink(w, found)
-            dup_add(w, chain, found)
-        roomy[0] = found
-        return found
     if c.dups == 0:
         chain_free(w, chain)
         return AGAIN
-    return c.dups
+    if found and c.dups != found and has_room(w, found, 1):
+        dup_unlink(w, found)
+        dup_add(w, chain, found)
+    roomy[0] = found
+    dup = c.dups
+    if w.nodes[dup].dup_next == 0:
+        # The only one left: the chain turns back into a plain node.
+        dup_unlink(w, dup)
+        rb_replace(node_rb(w), sizeof(kw_node), stable_root(w, c.nid), chain, dup)
+        w.nodes[dup].nid = c.nid
+        w.ksm.chains -= 1
+        w.ksm.dups -= 1
+        node_free(w, chain)
+        entry[0] = dup
+    return found if found else dup
 
 
 cdef void chain_free(kw_world *w, int32_t chain) noexcept nogil:

@@ -22,6 +22,9 @@ SYSCALLS = {149: "mlock", 150: "munlock"}
 #: frames of a Host made for a scenario: those it may touch at most, with room for copies
 LEAST_FRAMES = 1 << 14
 
+#: where a process has its program: above all pages of a scenario
+PROGRAM = (1 << 47) - (1 << 21)
+
 
 class NotModelled(ValueError):
     """An operation that the model does not have.
@@ -208,8 +211,14 @@ class Replay:
         self.live[name] = mm
         self.name_of[mm.index] = name
 
+    def _program(self, mm: Mm) -> None:
+        """What every process has: a program's private file mapping, mergeable under PR_SET_MEMORY_MERGE, never present."""
+        mm.mmap(PAGE, PROGRAM, "rx", kind="file")
+
     def do_spawn(self, name: str) -> None:
-        self._born(name, self.host.new_mm())
+        mm = self.host.new_mm()
+        self._program(mm)
+        self._born(name, mm)
 
     def do_fork(self, parent: str, child: str) -> None:
         mm = self.live[parent].fork()
@@ -219,7 +228,9 @@ class Replay:
         self.live.pop(name).exit()
 
     def do_exec(self, name: str) -> None:
-        self._born(name, self.live[name].exec())
+        mm = self.live[name].exec()
+        self._program(mm)
+        self._born(name, mm)
 
     def do_prctl(self, name: str, on: int) -> None:
         self.live[name].prctl_merge(bool(on))
