@@ -23,6 +23,7 @@ from ksmwalk._core cimport (
     make_entry,
     pte_find,
     pte_present,
+    scan_begin,
     scan_next,
     slot_remove,
 )
@@ -730,8 +731,7 @@ cdef int64_t scan_and_merge(kw_world *w, int64_t n, int *failed) noexcept nogil:
     failed[0] = KW_OK
     if epoch_sum(w) != w.ksm.epoch_sum:
         w.ksm.generation += 1
-    w.cursor.cache_base = 1
-    w.cursor.vma = 0
+    scan_begin(w)
     while done < n:
         item = scan_next(w, &pfn)
         if item <= 0:
@@ -813,9 +813,8 @@ cdef int unmerge_all(kw_world *w) noexcept nogil:
     w.cursor.slot = 0
     w.cursor.address = 0
     w.cursor.link = 0
-    w.cursor.vma = 0
-    w.cursor.cache_base = 1
     w.cursor.seqnr = 0
+    scan_begin(w)
     return KW_OK
 
 
