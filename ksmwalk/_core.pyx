@@ -802,7 +802,8 @@ cdef int32_t scan_next(kw_world *w, int64_t *pfn) noexcept nogil:
                     pfn[0] = found
                     return item
             v = vma.next
-        items_drop_after(w, mm, cur.link)
+        # An exiting mm loses all its items, those the cursor passed in this scan too.
+        items_drop_after(w, mm, 0 if w.mms[mm].flags & MM_EXITING else cur.link)
         cur.slot = w.mms[mm].slot_next
         if w.mms[mm].flags & MM_EXITING or cur.address == 0:
             list_del(w, mm)
