@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from reference import cursor as slow
 from reference import tables as slow_tables
 
-from ksmwalk import Host
+from ksmwalk.host import Host
 
 PAGE, PMD = 4096, 2 << 20
 MERGEABLE = 0x80000000
@@ -119,7 +119,7 @@ class Sut:
 
 def number_of(mm):
     """The number of an address space in the Host's arrays."""
-    return int(mm if isinstance(mm, (int, np.integer)) else mm.index)
+    return int(mm if isinstance(mm, (int, np.integer)) else mm.number)
 
 
 class Model:
