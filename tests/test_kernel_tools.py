@@ -12,6 +12,7 @@ from ksmwalk.kernel import commands, page, trace, verify
 from ksmwalk.kernel.generate import MAX_OPS, generate
 from ksmwalk.kernel.pages import Process, _coalesced
 from ksmwalk.kernel.shrink import shrink
+from ksmwalk.replay import NotModelled
 from ksmwalk.scenario import Scenario, dumps, load, scenario_from_json
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -151,7 +152,7 @@ def test_verify_heeds_nondet(golden):
 
 def test_verify_of_what_is_not_modelled(golden):
     def replay(scenario):
-        raise NotImplementedError("op 3 syscall")
+        raise NotModelled("cow_break: op 3", ["syscall", "A", 1])
 
     results = verify.verify([golden], replay, Answers(golden.records), say=lambda text: None)
     assert results.last_line() == "0 of 1 agree (1 not modelled)"

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..compare import Difference, differing_fields, first_difference, states, without_events
 from ..records import COUNTERS, STATS, Record
+from ..replay import NotModelled
 from ..scenario import Recording, Scenario, save
 from . import shrink as shrinking
 from .stepper import Session, kernel_name
@@ -173,7 +174,7 @@ class _Pair:
         """Whether the two differ in what the kernel repeats; a model that dies differs as well."""
         try:
             model = self.model(scenario)
-        except NotImplementedError:
+        except NotModelled:
             return False
         except Exception:
             return True
@@ -187,7 +188,7 @@ class _Pair:
         scenario = fitted
         try:
             model = self.model(scenario)
-        except NotImplementedError as error:
+        except NotModelled as error:
             return Verdict(scenario, "not modelled", reason=str(error))
         except Exception as error:  # whatever the model dies of is a difference to be shrunk and shown, not our end
             return Verdict(scenario, "differs", reason=f"the model: {type(error).__name__}: {error}")
@@ -225,7 +226,7 @@ def verify(
     scenarios : iterable of Recording or Scenario
         Of a recording only the scenario and its `nondet` are used.
     replay : callable of Scenario, returning records
-        The model. NotImplementedError means that it does not have one of the operations.
+        The model; it raises NotModelled where it does not have an operation.
     session : Session
         The machine's KSM, taken.
     say : callable of str
