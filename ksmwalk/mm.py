@@ -166,6 +166,10 @@ class Mm:
         """Its areas, ascending."""
         return [Vma(self, v) for v in _host.vma_numbers(self._world, self._at())]
 
+    def vma_by_number(self, number: int) -> Vma:
+        """The door to a vma record of this address space."""
+        return Vma(self, number)
+
     def find_vma(self, addr: int) -> Vma | None:
         """The area that contains `addr` (bytes), or None."""
         v = _host.find_vma(self._world, self._at(), addr)
