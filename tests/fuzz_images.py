@@ -18,8 +18,8 @@ import time
 
 import numpy as np
 
+from ksmwalk import PageTables
 from ksmwalk.errors import BadEntryError
-from ksmwalk.tables import PageTables
 
 PAGE = 4096
 MOST_ROWS = 8

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from reference import cursor as slow
 from reference import tables as slow_tables
 
-from ksmwalk.host import Host
+from ksmwalk import Host
 
 PAGE, PMD = 4096, 2 << 20
 MERGEABLE = 0x80000000

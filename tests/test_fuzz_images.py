@@ -6,9 +6,9 @@ import fuzz_images
 import numpy as np
 import pytest
 
+from ksmwalk import PageTables
 from ksmwalk.errors import BadEntryError
 from ksmwalk.layout import Bad
-from ksmwalk.tables import PageTables
 
 COUNT = int(os.environ.get("KSMWALK_FUZZ", "4000"))
 

@@ -8,8 +8,7 @@ from reference import walk as slow
 from tabletools import FLAGS, PAGE, PMD, PUD, build, plans, ranges
 from walktools import ALL, FastSide, SlowSide, scripts
 
-from ksmwalk.pagewalk import MmWalkOps, walk_page_range_novma
-from ksmwalk.tables import PageTables
+from ksmwalk import MmWalkOps, PageTables, walk_page_range_novma
 
 
 @given(st.data(), st.sampled_from([4, 5]))

@@ -8,8 +8,7 @@ from reference import walk as slow
 from tabletools import KINDS, PAGE, PMD, PUD, plans, ranges
 from walktools import ALL, FRAMING, FastSide, SlowSide, scripts
 
-from ksmwalk.host import Host
-from ksmwalk.pagewalk import MmWalkOps, walk_page_range, walk_page_range_vma, walk_page_vma
+from ksmwalk import Host, MmWalkOps, walk_page_range, walk_page_range_vma, walk_page_vma
 
 TOP = 1 << 47
 #: leaves that the tables of an ordinary vma may hold and that need no raw write
@@ -94,23 +93,29 @@ def test_walks_of_one_vma(data, space, script):
 def test_hugetlb_areas_step_by_their_page_size(names):
     host = Host(8192)
     mm = host.new_mm()
-    start = mm.mmap(4 * PMD, addr=PUD, kind="hugetlb")
+    start = mm.mmap(PUD + 4 * PMD, addr=PUD, kind="hugetlb")
     mm.write(start + PMD, 5)
     mm.write(start + 2 * PMD, 6)
     model = slow_tables.Tables(host.tables.rows.copy(), mm.tables.root, 4)
     vma = mm.vmas[0]
     assert vma.page_size == PMD
-    slow_vma = slow.Vma(start, start + 4 * PMD, mm="mm", hugetlb=True, page_size=PMD)
+    slow_vma = slow.Vma(start, start + PUD + 4 * PMD, mm="mm", hugetlb=True, page_size=PMD)
     script = {"seed": 1, "actions": False, "writes": False, "stop": 0, "stop_one_in": 3}
     fast_side, slow_side = FastSide(script), SlowSide(script)
-    a, b = start + 5 * PAGE, start + 3 * PMD + PAGE
+    a, b = start + 5 * PAGE, start + PUD + 3 * PMD + PAGE
     assert slow.walk_page_range_vma(model, slow_vma, a, b, slow_side.callbacks(names)) == 0
     assert walk_page_range_vma(vma, a, b, MmWalkOps(**fast_side.callbacks(names))) == 0
     assert fast_side.log == slow_side.log
+    entries = [c for c in fast_side.log if c[0] == "hugetlb_entry"]
+    holes = [c for c in fast_side.log if c[0] == "pte_hole"]
     if "hugetlb_entry" in names:
-        assert [c[1:3] for c in fast_side.log if c[0] == "hugetlb_entry"] == [
-            (start + PMD, start + 2 * PMD), (start + 2 * PMD, start + 3 * PMD),
-        ]
+        # The first GiB has a pmd table, so its empty entries are entries; the rest has none, so they are holes.
+        assert len(entries) == 512 and entries[0][1:3] == (a, start + PMD)
+        assert [c[1] for c in entries if not c[6]] == [start + PMD, start + 2 * PMD]
+        assert len(holes) == (4 if "pte_hole" in names else 0) and all(c[3] == -1 for c in holes)
+        assert not holes or holes[-1][1:3] == (b - PAGE, b)
+    else:
+        assert not fast_side.log
 
 
 def test_a_huge_leaf_is_split_only_when_walked_below():

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ksmwalk.tables import PageTables
+from ksmwalk import PageTables
 
 HARDWARE = np.uint64(0x80000000000001FE)  # NX and RW US PWT PCD A D PS/PAT G: what the emulator prints
 SIZES = {1: 1 << 12, 2: 1 << 21, 3: 1 << 30}

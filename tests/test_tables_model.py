@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from reference import tables as slow
 from tabletools import FLAGS, KINDS, PAGE, PMD, PUD, build, corners, plans, ranges
 
-from ksmwalk.tables import PageTables
+from ksmwalk import PageTables
 
 VIEWS = ("kernel", "hardware")
 

@@ -103,12 +103,12 @@ class SlowSide(Side):
 class FastSide(Side):
     @property
     def AGAIN(self):
-        from ksmwalk.pagewalk import Action
+        from ksmwalk import Action
 
         return Action.AGAIN
 
     @property
     def CONTINUE(self):
-        from ksmwalk.pagewalk import Action
+        from ksmwalk import Action
 
         return Action.CONTINUE

@@ -149,13 +149,14 @@ class Walk:
         return 0
 
     def find(self, addr, level):
+        """Where the huge entry of addr stands, empty or not; None where there is not even a table for it."""
         row, at = self.tables.root, self.tables.levels
         while True:
             table, index = self.tables.table(row), addr // E.size(at) % 512
-            if E.none(table[index]):
-                return None
             if at == level:
                 return table, index
+            if E.none(table[index]):
+                return None
             row, at = E.pfn(table[index], at), at - 1
 
 
