@@ -69,11 +69,12 @@ cdef inline uint64_t make_entry(uint64_t pfn, uint64_t flags) noexcept nogil:
     return e
 
 
-# ------------------------------------------------------------------ the binding to a Host's arrays
+cdef inline bint eligible(uint16_t flags) noexcept nogil:
+    # A page KSM looks at: anonymous (KSM pages are) and not zone-device. flags: FRAME_* bits.
+    return (flags & FRAME_ELIGIBLE_MASK) == FRAME_ANON
 
-cdef int64_t find_page(kw_world *w, int32_t mm, uint64_t *addr, uint64_t end) noexcept nogil
-    # The mergeable-page search: the first page of [*addr, end) that KSM would look at. Its pfn, with *addr its address;
-    # KW_NONE; KW_EBADENTRY with *addr the entry's; KW_ENOROWS (a leaf pud could not be split). Counts into w.work.
+
+# ------------------------------------------------------------------ the binding to a Host's arrays
 
 cdef class World:
     cdef kw_world w
@@ -102,22 +103,20 @@ cdef int split_leaf(kw_world *w, int32_t mm, uint64_t *entry, int level) noexcep
     # A leaf pmd or pud becomes a table of 512 leaves: same frames, same flags. The folio stays whole.
     # KW_ENOROWS: unchanged.
 
+cdef inline int64_t child_row(kw_world *w, uint64_t e) noexcept nogil:
+    # Row of the table an entry points to; KW_NONE if it points to none, whatever its bits say.
+    cdef int64_t row = <int64_t>((e & PTE_PFN_MASK) >> 12)
+    if not (e & PTE_P) or row <= 0 or row >= w.ctl.rows_used:
+        return KW_NONE
+    return row
 
-# ------------------------------------------------------------------ the cursor
 
-cdef int32_t scan_next(kw_world *w, int64_t *pfn) noexcept nogil
-    # The next (rmap_item, page) of the scan: the item's index; 0 at the end of a full scan (or an empty list).
-    # KW_ENOITEMS: arena full, cursor unmoved. KW_EBADENTRY: a pfn beyond the frames, cursor at it.
-cdef void scan_begin(kw_world *w) noexcept nogil
-    # To be called once before a run of scan_next: forgets the table the last search used, which others may have freed.
-cdef void slot_insert(kw_world *w, int32_t mm) noexcept nogil
-    # Put mm on the list: just behind the cursor, at the end while run == 2.
-cdef void slot_remove(kw_world *w, int32_t mm) noexcept nogil
-cdef void slot_exit(kw_world *w, int32_t mm) noexcept nogil
-    # The mm exits: its slot goes at once, moves to right after the cursor, or stays (at the cursor), as ksm.md says.
-cdef int32_t item_alloc(kw_world *w) noexcept nogil
-cdef void item_free(kw_world *w, int32_t item) noexcept nogil
-cdef void items_drop(kw_world *w, int32_t mm) noexcept nogil
-    # All items of the mm leave their trees and are freed.
-cdef void event(kw_world *w, int kind, int32_t mm, int64_t a, int64_t b, int32_t node, int err) noexcept nogil
-    # Records a trace event if events_on.
+# ------------------------------------------------------------------ the finder
+
+cdef inline void forget_table(kw_world *w) noexcept nogil:
+    w.cursor.cache_base = 1  # no address of a region starts there
+    w.cursor.cache_end = 0
+
+cdef int64_t find_page(kw_world *w, int32_t mm, uint64_t *addr, uint64_t end) noexcept nogil
+    # The mergeable-page search: the first page of [*addr, end) that KSM would look at. Its pfn, with *addr its address;
+    # KW_NONE; KW_EBADENTRY with *addr the entry's; KW_ENOROWS (a leaf pud could not be split). Counts into w.work.

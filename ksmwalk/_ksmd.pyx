@@ -13,22 +13,10 @@ knowing before reading on:
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memset
 
-from ksmwalk._core cimport (
-    World,
-    entry_decode,
-    entry_pfn,
-    event,
-    items_drop,
-    leaf_find,
-    make_entry,
-    pte_find,
-    pte_present,
-    scan_begin,
-    scan_next,
-    slot_remove,
-)
+from ksmwalk._core cimport World, entry_decode, entry_pfn, leaf_find, make_entry, pte_find, pte_present
 from ksmwalk._ksmd cimport *
 from ksmwalk._mm cimport break_ksm, folio_extra_refs, frame_map, frame_unmap, lru_drain, split_folio_at, unmerge_mm, vma_find
+from ksmwalk._scan cimport event, items_drop, scan_begin, scan_next, slot_remove
 from ksmwalk._trees cimport rb_erase, rb_insert, rb_replace
 
 cdef enum:

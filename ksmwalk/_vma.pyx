@@ -8,6 +8,7 @@ from ksmwalk._core cimport *
 from ksmwalk._fault cimport *
 from ksmwalk._mm cimport *
 from ksmwalk._range cimport *
+from ksmwalk._scan cimport slot_exit, slot_insert, slot_remove
 from ksmwalk._vma cimport *
 
 cdef enum:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from . import _core
-from ._core import RmapItem
+from . import _core, _scan
+from ._scan import RmapItem
 
 __all__ = ["RmapItem", "rmap_items"]
 
@@ -25,5 +25,5 @@ def rmap_items(world: _core.World, mm: int) -> Iterator[RmapItem]:
     items = world.arrays["items"]
     index = int(world.arrays["mms"][mm]["rmap_list"])
     while index:
-        yield _core.py_rmap_item(world, index)
+        yield _scan.py_rmap_item(world, index)
         index = int(items[index]["next"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import _core
+from . import _core, _scan
 from .errors import BadEntryError, check
 from .layout import Bad, Code, Strategy
 from .rmap import RmapItem
@@ -37,7 +37,7 @@ class KsmScan:
     def __init__(self, world: _core.World):
         self._world = world
         self._cursor = world.arrays["cursor"]
-        self._next = _core.py_scan_next
+        self._next = _scan.py_scan_next
 
     # ---------------------------------------------------------- the cursor's record
 
@@ -56,7 +56,7 @@ class KsmScan:
     @property
     def rmap_list(self) -> RmapItem | None:
         index = int(self._cursor["link"][0])
-        return _core.py_rmap_item(self._world, index) if index else None
+        return _scan.py_rmap_item(self._world, index) if index else None
 
     @property
     def seqnr(self) -> int:
@@ -125,14 +125,14 @@ class KsmScan:
         """
         if not 0 <= n < 1 << 63:
             raise ValueError(f"n {n}: must be from 0 to 2**63 - 1")
-        done, code = _core.py_scan_batch(self._world, n)
+        done, code = _scan.py_scan_batch(self._world, n)
         if code:
             self._fail(code)
         return done
 
     def _fail(self, code: int) -> None:
         if code == Code.BADENTRY:
-            level, raw = _core.py_entry_at(self._world, int(self._cursor["slot"][0]), self.address)
+            level, raw = _scan.py_entry_at(self._world, int(self._cursor["slot"][0]), self.address)
             raise BadEntryError(self.address, level, raw, Bad.PFN if level <= 2 else Bad.FRAME)
         check(code, f"mm {int(self._cursor['slot'][0])}, address {self.address:#x}")
 
