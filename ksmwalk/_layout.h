@@ -49,6 +49,7 @@ enum {
 #define VM_DROPPABLE 0x10000000000ull
 #define VM_DAX 0x20000000000ull       /* ours: the kernel asks the file instead */
 enum {
+    VM_MAYBE_GUARD = 0x800, /* guard markers were put in once */
     VM_MAYREAD = 0x10, VM_MAYWRITE = 0x20, VM_MAYEXEC = 0x40, VM_MAYSHARE = 0x80, VM_SEQ_READ = 0x8000, VM_RAND_READ = 0x10000,
     VM_ACCOUNT = 0x100000, VM_WIPEONFORK = 0x2000000, VM_DONTDUMP = 0x4000000,
 };

@@ -45,6 +45,7 @@ cdef extern from "_layout.h" nogil:
         THP_NEVER
         THP_MADVISE
         THP_ALWAYS
+        VM_MAYBE_GUARD
         VM_MAYREAD
         VM_MAYWRITE
         VM_MAYEXEC

@@ -65,7 +65,8 @@ def mremap(mm: Mm, addr: int, old: int, new: int, new_addr: int | None, maymove:
     else:
         if not inside and new_len > old_len or not inside and new_len < old_len and addr + new_len > vma.vm_end:
             raise _fail(errno.EFAULT, mm, addr, f"{old_len:#x} bytes are not in one area")
-        check_call(_host.munmap(world, at, new_addr, new_addr + new_len), what)
+        if new_len != old_len:
+            check_call(_host.munmap(world, at, new_addr, new_addr + new_len), what)
         if new_len < old_len:
             check_call(_host.munmap(world, at, addr + new_len, addr + old_len), what)
             old_len = new_len
@@ -87,7 +88,8 @@ def _free(mm: Mm, start: int, length: int) -> bool:
 
 
 def _move(mm: Mm, addr: int, old_len: int, new_addr: int, new_len: int, what: str) -> int:
-    """Move what lies in [addr, addr + old_len), area by area, gaps kept; only a single area may grow."""
+    """Move what lies in [addr, addr + old_len), area by area; only a single area may grow. Gaps stay: where there is
+    nothing to move, what is mapped at the new place stays too."""
     from .mm import check_call
 
     end = addr + old_len
@@ -96,7 +98,8 @@ def _move(mm: Mm, addr: int, old_len: int, new_addr: int, new_len: int, what: st
     ]
     for start, stop in parts:
         to = new_addr + (start - addr)
-        length = new_len if len(parts) == 1 and start == addr and stop == end else stop - start
+        length = new_len if new_len != old_len else stop - start
+        check_call(_host.munmap(mm._world, mm.index, to, to + length), what)
         check_call(_host.move(mm._world, mm.index, start, stop - start, to, length), what)
         if new_len > old_len and int(mm.find_vma(to).vm_flags) & Vm.LOCKED:
             mm.mlock(to, length)

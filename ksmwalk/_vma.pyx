@@ -176,7 +176,7 @@ cdef bint vma_join(kw_world *w, int32_t a, int32_t b) noexcept nogil:
     """Make one of two neighbours if they are alike in all but place: b goes into a."""
     cdef kw_vma *p = &w.vmas[a]
     cdef kw_vma *q = &w.vmas[b]
-    if a == 0 or b == 0 or p.end != q.start or p.flags != q.flags or p.flags & VM_SPECIAL:
+    if a == 0 or b == 0 or p.end != q.start or (p.flags ^ q.flags) & ~<uint64_t>VM_MAYBE_GUARD or p.flags & VM_SPECIAL:
         return False
     if p.backing != q.backing or q.pgoff != p.pgoff + ((p.end - p.start) >> 12):
         return False
@@ -187,6 +187,7 @@ cdef bint vma_join(kw_world *w, int32_t a, int32_t b) noexcept nogil:
         if q.anon_vma:
             p.anon_vma = q.anon_vma
     p.end = q.end
+    p.flags |= q.flags & VM_MAYBE_GUARD
     vma_free(w, b)
     return True
 
@@ -299,11 +300,14 @@ cdef int sys_mprotect(kw_world *w, int32_t mm, uint64_t start, uint64_t end, uin
         if w.vmas[v].page_shift > 12 and (start | stop) & (KW_PMD_SIZE - 1):
             return -EINVAL
         flags = (w.vmas[v].flags & ~<uint64_t>VM_ACCESS) | prot
-        # A private area that may be written to counts against the memory that can be promised, and goes on doing so.
-        if prot & VM_WRITE and not flags & (VM_ACCOUNT | VM_HUGETLB | VM_SHARED | VM_NORESERVE) \
-                and not w.vmas[v].flags & VM_WRITE:
-            flags |= VM_ACCOUNT
+        # A private area that may be written to counts against the memory that can be promised; once it has
+        # pages it goes on doing so when it may not be written to any more.
         if flags != w.vmas[v].flags:
+            if not prot & VM_WRITE:
+                if not w.vmas[v].backing and not w.vmas[v].anon_vma:
+                    flags &= ~<uint64_t>VM_ACCOUNT
+            elif not flags & (VM_ACCOUNT | VM_HUGETLB | VM_SHARED | VM_NORESERVE) and not w.vmas[v].flags & VM_WRITE:
+                flags |= VM_ACCOUNT
             v = set_flags(w, v, start, stop, flags)
             if v < 0:
                 return v
@@ -416,8 +420,8 @@ cdef int advise_vma(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint64_t
     if advice == MADV_GUARD_INSTALL or advice == MADV_GUARD_REMOVE:
         if flags & (VM_SPECIAL | VM_HUGETLB) or flags & VM_LOCKED and advice == MADV_GUARD_INSTALL:
             return -EINVAL
-        if advice == MADV_GUARD_INSTALL and not p.backing:
-            anon_vma_prepare(w, p)
+        if advice == MADV_GUARD_INSTALL:
+            p.flags |= VM_MAYBE_GUARD
         return guard_range(w, mm, start, end, advice == MADV_GUARD_INSTALL)
     rc = <int>advised_flags(w, p, advice, &flags)
     if rc < 0:
@@ -645,7 +649,7 @@ cdef int32_t sys_fork(kw_world *w, int32_t parent) noexcept nogil:
                 q.anon_vma = <int32_t>w.ctl.anon_vmas
                 q.reserved |= 1
             # Tables are copied only where a fault could not bring the pages back.
-            if q.anon_vma or p.flags & (VM_PFNMAP | VM_MIXEDMAP | VM_UFFD_WP) and not p.flags & VM_WIPEONFORK:
+            if q.anon_vma or p.flags & (VM_PFNMAP | VM_MIXEDMAP | VM_UFFD_WP | VM_MAYBE_GUARD) and not p.flags & VM_WIPEONFORK:
                 rc = copy_range(w, parent, child, p.start, p.end, not p.flags & VM_SHARED)
                 if rc < 0:
                     mm_clear(w, child)
