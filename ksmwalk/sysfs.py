@@ -91,6 +91,7 @@ class Knob:
     parse: Callable[[str], int]
     low: int = 0
     high: int = (1 << 64) - 1
+    kept: int = (1 << 64) - 1  # bits of the number that are kept
 
     def read(self, name: str, value: object) -> int:
         """The number a write of `value` would set.
@@ -106,7 +107,7 @@ class Knob:
             raise refuse(err.args[0], name, value) from None
         if not self.low <= number <= self.high:
             raise refuse(errno.EINVAL, name, value)
-        return number
+        return number & self.kept
 
 
 #: every tunable, with the kernel's name; `run` has its own door
@@ -120,7 +121,7 @@ KNOBS = {
     "merge_across_nodes": Knob("merge_across_nodes", 1, _u64_erange, 0, 1),
     "stable_node_chains_prune_millisecs": Knob("prune_millisecs", 2000, _u32),
     "advisor_mode": Knob("advisor_mode", 0, _mode),
-    "advisor_max_cpu": Knob("advisor_max_cpu", 70, _u64),
+    "advisor_max_cpu": Knob("advisor_max_cpu", 70, _u64, kept=(1 << 32) - 1),
     "advisor_min_pages_to_scan": Knob("advisor_min_pages", 500, _u64),
     "advisor_max_pages_to_scan": Knob("advisor_max_pages", 30000, _u64),
     "advisor_target_scan_time": Knob("advisor_target", 200, _u64, 1),

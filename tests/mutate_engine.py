@@ -27,13 +27,16 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     "one sharer more than max_page_sharing": (
         "_ksmd", "return count > 0 and count + more <", "return count > 0 and count + more <="),
     "a dup with room does not move to the head": (
-        "_ksmd", "elif c.dups != found and has_room(w, found, 1):", "elif False:"),
+        "_ksmd", "if found and c.dups != found and has_room(w, found, 1):", "if False:"),
     "a dup moves to the head with room for this one alone": (
-        "_ksmd", "elif c.dups != found and has_room(w, found, 1):", "elif c.dups != found and has_room(w, found, 0):"),
+        "_ksmd", "if found and c.dups != found and has_room(w, found, 1):",
+        "if found and c.dups != found and has_room(w, found, 0):"),
     "pruning takes the emptiest dup": (
         "_ksmd", "w.nodes[dup].count > w.nodes[found].count):", "w.nodes[dup].count < w.nodes[found].count):"),
     "a chain of one dup stays a chain": (
-        "_ksmd", "if prune and live == 1:", "if False:"),
+        "_ksmd", "if w.nodes[dup].dup_next == 0:", "if False:"),
+    "a chain of one dup turns back only when pruned": (
+        "_ksmd", "if w.nodes[dup].dup_next == 0:", "if prune and w.nodes[dup].dup_next == 0:"),
     "without pruning the fullest dup is taken too": (
         "_ksmd", "if not prune:", "if False:"),
     "insertion prunes too": (
@@ -99,7 +102,7 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
         "_ksmd", "    cdef int32_t mm = w.mms[0].slot_next, following\n    cdef int err\n    while mm:\n        following = w.mms[mm].slot_next",
         "    cdef int32_t mm = w.mms[0].slot_prev, following\n    cdef int err\n    while mm:\n        following = w.mms[mm].slot_prev"),
     "run=2 keeps full_scans": (
-        "_ksmd", "    w.cursor.seqnr = 0\n", ""),
+        "_ksmd", "    w.cursor.seqnr = 0\n", "    pass\n"),
     "insertion recolours where it should rotate": (
         "_trees", "            rb_rotate(base, stride, root, z, side)\n            parent = rb_at(base, stride, z).parent\n", "            pass\n"),
     "deletion does not restore the colours": (
@@ -116,6 +119,9 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
         "_core", "    list_del(w, mm)\n    after = w.mms[w.cursor.slot].slot_next\n    list_add_before(w, mm, after)", "    return"),
     "a process without mergeable memory stays": (
         "_core", "if w.mms[mm].flags & MM_EXITING or cur.address == 0:", "if w.mms[mm].flags & MM_EXITING:"),
+    "an exiting process keeps items the cursor passed": (
+        "_core", "items_drop_after(w, mm, 0 if w.mms[mm].flags & MM_EXITING else cur.link)",
+        "items_drop_after(w, mm, cur.link)"),
 }
 
 RUNNER = """
