@@ -24,13 +24,12 @@ class Layout:
     base: int
     small: np.ndarray
     huge: np.ndarray
+    nr_gigantic: int = 0
     levels: int = 4
 
     @property
     def nr_leaves(self) -> int:
         return len(self.small) + len(self.huge) + self.nr_gigantic
-
-    nr_gigantic: int = 0
 
 
 class _Builder:
@@ -102,15 +101,15 @@ def sparse(percent: int) -> Layout:
     nr_tables = PAGES // per_table
     rng = np.random.default_rng(percent)
     tables = np.sort(rng.choice(span >> 21, nr_tables, replace=False)).astype(np.uint64)
-    slots = np.sort(np.argpartition(rng.random((nr_tables, 512), dtype=np.float32), per_table, axis=1)[:, :per_table], axis=1)
+    slots = np.argpartition(rng.random((nr_tables, 512), dtype=np.float32), per_table, axis=1)[:, :per_table]
+    slots = np.sort(slots, axis=1)
     offsets = ((tables[:, None] << np.uint64(9)) | slots.astype(np.uint64)).reshape(-1) << np.uint64(12)
-    return _finish(
-        f"{len(offsets) / 1e6:.2f}M pages in 1 TiB, tables {percent} % full", _Builder(nr_tables + 1100, True, 2), span, offsets,
-    )
+    name = f"{len(offsets) / 1e6:.2f}M pages in 1 TiB, tables {percent} % full"
+    return _finish(name, _Builder(nr_tables + 1100, True, 2), span, offsets)
 
 
 def mixed() -> Layout:
-    """1 GiB, 2 MiB and 4 KiB leaves side by side: of every eight GiB one is a leaf, the others hold huge pages and tables."""
+    """Leaves of all sizes side by side: of every eight GiB one is a leaf, the others hold huge pages and tables."""
     gib = 8 if SMOKE else 64
     rng = np.random.default_rng(3)
     pmds = np.arange(gib * 512, dtype=np.uint64)
@@ -120,7 +119,8 @@ def mixed() -> Layout:
     huge = free[kind < 0.6] << np.uint64(21)
     tables = free[kind > 0.95]
     small = ((tables[:, None] << np.uint64(9)) + np.arange(0, 512, 1, dtype=np.uint64)).reshape(-1) << np.uint64(12)
-    return _finish("1 GiB, 2 MiB and 4 KiB leaves mixed", _Builder(len(tables) + gib + 64, True, 4), gib << 30, small, huge, gigantic)
+    builder = _Builder(len(tables) + gib + 64, True, 4)
+    return _finish("1 GiB, 2 MiB and 4 KiB leaves mixed", builder, gib << 30, small, huge, gigantic)
 
 
 def all_layouts() -> list:

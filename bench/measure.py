@@ -5,16 +5,17 @@ from __future__ import annotations
 import gc
 import os
 import statistics
+import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 
 SMOKE = bool(os.environ.get("KSMWALK_BENCH_SMOKE"))
 
 
 @dataclass
 class Row:
-    """One line of the comparison. `ratio` is value / against unless `speedup`, then against / value."""
+    """One line of the comparison: a figure of ours, what it is held against, how many times better or longer it is."""
 
     name: str
     value: float
@@ -25,7 +26,7 @@ class Row:
     met: bool | None = None
 
     def as_json(self) -> dict:
-        return {k: getattr(self, k) for k in ("name", "value", "unit", "against", "ratio", "goal", "met")}
+        return asdict(self)
 
 
 def row(name: str, value: float, unit: str) -> Row:
@@ -33,29 +34,37 @@ def row(name: str, value: float, unit: str) -> Row:
     return Row(name, value, unit)
 
 
-def at_most(name: str, value: float, unit: str, limit: float) -> Row:
-    """A figure with a goal of its own."""
-    return Row(name, value, unit, None, None, f"<= {limit:g} {unit}", value <= limit)
+def at_most(name: str, value: float, unit: str, limit: float, against: str | None = None, other: float = 0.0) -> Row:
+    """A figure with a goal of its own; where a second figure is given, the ratio to it is shown too."""
+    ratio = value / other if against else None
+    return Row(name, value, unit, _other(against, other, unit), ratio, f"at most {limit:g} {unit}", value <= limit)
 
 
 def times_of(name: str, value: float, unit: str, against: str, other: float, limit: float | None = None) -> Row:
-    """How many times the rival's figure ours is; the goal is at most `limit`."""
+    """How many times the rival's figure ours is (small is good); the goal is at most `limit`."""
     ratio = value / other
-    goal = None if limit is None else f"<= {limit:g}x its time"
-    return Row(name, value, unit, f"{against}: {other:.4g} {unit}", ratio, goal, None if limit is None else ratio <= limit)
+    goal, met = (None, None) if limit is None else (f"at most {limit:g}x", ratio <= limit)
+    return Row(name, value, unit, _other(against, other, unit), ratio, goal, met)
 
 
 def faster_than(name: str, value: float, unit: str, against: str, other: float, least: float | None = None) -> Row:
-    """How many times faster ours is than the rival; the goal is at least `least`."""
+    """How many times faster ours is than the rival (large is good); the goal is at least `least`."""
     ratio = other / value
-    goal = None if least is None else f">= {least:g}x faster"
-    return Row(name, value, unit, f"{against}: {other:.4g} {unit}", ratio, goal, None if least is None else ratio >= least)
+    goal, met = (None, None) if least is None else (f"{least:g}x faster", ratio >= least)
+    return Row(name, value, unit, _other(against, other, unit), ratio, goal, met)
 
 
-def medians(candidates: dict[str, Callable[[], object]], rounds: int = 7, inner: dict[str, int] | None = None) -> dict[str, float]:
-    """Seconds per call of each candidate: medians over rounds that take turns, so that all see the same machine.
+def _other(against: str | None, other: float, unit: str) -> str | None:
+    return None if against is None else f"{against}: {other:.4g} {unit}"
 
-    The order is turned round by one in each round, the collector of garbage is off, and one unmeasured call of each comes first.
+
+def medians(
+    candidates: dict[str, Callable[[], object]], rounds: int = 7, inner: dict[str, int] | None = None
+) -> dict[str, float]:
+    """Seconds per call of each candidate: medians over rounds in which all take turns, so that they see one machine.
+
+    Who begins changes from round to round, the garbage collector is off, and one unmeasured call of each comes first.
+    `inner` says how often a short call is repeated within a round.
     """
     inner = inner or {}
     if SMOKE:
@@ -70,8 +79,9 @@ def medians(candidates: dict[str, Callable[[], object]], rounds: int = 7, inner:
         for r in range(rounds):
             for name in names[r % len(names):] + names[:r % len(names)]:
                 call, n = candidates[name], inner.get(name, 1)
+                repeat = range(n)
                 begin = time.perf_counter()
-                for _ in range(n):
+                for _ in repeat:
                     call()
                 took[name].append((time.perf_counter() - begin) / n)
     finally:
@@ -96,13 +106,17 @@ def memory_available() -> int:
         return next(int(line.split()[1]) * 1024 for line in f if line.startswith("MemAvailable"))
 
 
-def text_table(rows: Iterator[Row]) -> str:
+def note(text: str) -> None:
+    """A remark for whoever watches the bench run."""
+    print(f"# {text}", file=sys.stderr, flush=True)
+
+
+def text_table(rows: Iterable[Row]) -> str:
     """The rows as aligned text."""
     cells = [("", "value", "against", "ratio", "goal", "")]
     for r in rows:
-        cells.append((
-            r.name, f"{r.value:.4g} {r.unit}", r.against or "", "" if r.ratio is None else f"{r.ratio:.3g}", r.goal or "",
-            {True: "met", False: "MISSED", None: ""}[r.met],
-        ))
+        ratio = "" if r.ratio is None else f"{r.ratio:.3g}"
+        met = {True: "met", False: "MISSED", None: ""}[r.met]
+        cells.append((r.name, f"{r.value:.4g} {r.unit}", r.against or "", ratio, r.goal or "", met))
     width = [max(len(c[i]) for c in cells) for i in range(6)]
     return "\n".join("  ".join(v.ljust(w) for v, w in zip(c, width, strict=True)).rstrip() for c in cells)

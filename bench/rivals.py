@@ -44,10 +44,9 @@ def library() -> ctypes.CDLL:
     return _library
 
 
-def c_walk(rows: np.ndarray, root: int, levels: int, capacity: int) -> np.ndarray:
-    """All mappings by the plain C walker, into a fresh array of exactly the right size (which only it is told)."""
-    out = np.empty(capacity, dtype=layout.MAPPING)
-    n = library().rival_walk(rows.ctypes.data, len(rows), root, levels, out.ctypes.data, capacity)
+def c_walk(rows: np.ndarray, root: int, levels: int, out: np.ndarray) -> np.ndarray:
+    """All mappings by the plain C walker, into an array that is long enough."""
+    n = library().rival_walk(rows.ctypes.data, len(rows), root, levels, out.ctypes.data, len(out))
     return out[:n]
 
 

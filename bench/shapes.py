@@ -1,7 +1,8 @@
 """A process of a wanted shape, for PAGEMAP_SCAN to walk: a child that maps, writes the pages and waits.
 
-Run as a program it is that child: `shapes.py SPAN` reads page offsets (uint64, bytes) from stdin until it closes, writes
-one word to each of these pages, prints the address of the mapping and waits until its input ends.
+Run as a program it is that child: `shapes.py SPAN` reads page offsets (uint64, bytes) from its input, writes one word to
+each of these pages, prints the address of the mapping and waits until its input ends. Huge pages are only read, so that
+they are the huge zero page and cost no memory.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ PMD = 2 << 20
 
 
 class Shape:
-    """A child process with one anonymous mapping of `span` bytes in which exactly the pages at `offsets` are written."""
+    """A child process with an anonymous mapping of `span` bytes in which exactly the pages at `offsets` are written."""
 
     def __init__(self, span: int, offsets, huge_offsets=()):
         self.span = span
@@ -71,9 +72,8 @@ def _child(span: int) -> None:
     for offset in huge.tolist():
         libc.madvise(start + offset, PMD, MADV_HUGEPAGE)
     words = np.frombuffer((ctypes.c_uint8 * span).from_address(start), dtype=np.uint64)
-    for offsets in (small, huge):
-        if len(offsets):
-            words[(offsets // np.uint64(8)).astype(np.int64)] = 1
+    words[(small // np.uint64(8)).astype(np.int64)] = 1
+    words[(huge // np.uint64(8)).astype(np.int64)].sum()
     print(start, flush=True)
     sys.stdin.buffer.read()
 
