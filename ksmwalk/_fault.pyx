@@ -62,6 +62,8 @@ cdef int64_t backing_page(kw_world *w, int32_t backing, uint64_t pgoff, bint hug
     """The frame of a file or shared object at this offset, made (empty) where missing."""
     cdef uint64_t *p
     cdef int64_t pfn
+    if pgoff >= <uint64_t>w.mms[backing].length:
+        return KW_EFAULT
     if huge:
         p = pmd_make(w, backing, pgoff << 12)
     else:
@@ -354,12 +356,34 @@ cdef int64_t fault_read(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, int m
     if v.backing == 0:
         pte[0] = make_entry(0, prot_bits(v.flags) | PTE_SPECIAL)
         return 0
+    map_around(w, mm, v, addr, pte)
+    if pte[0]:
+        return <int64_t>entry_pfn(pte[0], 1)
     pfn = backing_page(w, v.backing, v.pgoff + ((addr - v.start) >> 12), False)
     if pfn < 0:
         return pfn
     pte[0] = make_entry(<uint64_t>pfn, prot_bits(v.flags))
     frame_map(w, pfn)
     return pfn
+
+
+cdef void map_around(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *pte) noexcept nogil:
+    """A load of a file page maps those of the 16 around it that the file has already (fault_around_bytes)."""
+    cdef uint64_t window = addr & ~<uint64_t>0xffff, a = max(window, v.start), end = min(window + 0x10000, v.end)
+    cdef uint64_t *p = pte - ((addr - a) >> 12)
+    cdef uint64_t *have
+    cdef uint64_t pgoff
+    cdef int64_t pfn
+    while a < end:
+        pgoff = v.pgoff + ((a - v.start) >> 12)
+        if p[0] == 0 and pgoff < <uint64_t>w.mms[v.backing].length:
+            have = pte_find(w, w.mms[v.backing].root, pgoff << 12)
+            if have != NULL and have[0]:
+                pfn = <int64_t>entry_pfn(have[0], 1)
+                p[0] = make_entry(<uint64_t>pfn, prot_bits(v.flags))
+                frame_map(w, pfn)
+        p += 1
+        a += KW_PAGE_SIZE
 
 
 cdef void make_huge_zero(kw_world *w, int64_t pfn) noexcept nogil:

@@ -176,12 +176,13 @@ def look(World world not None, int32_t mm, uint64_t addr, int64_t n, uint64_t[::
 
 # ------------------------------------------------------------------ objects, frames
 
-def backing_new(World world not None, bint device):
+def backing_new(World world not None, bint device, int64_t length):
     """A file or shared memory object; its maker counts as a user until `backing_done`."""
     cdef int32_t b = mm_alloc(&world.w)
     if b > 0:
         world.w.mms[b].flags |= MM_BACKING | (MM_DEVICE if device else 0)
         world.w.mms[b].reserved = 1
+        world.w.mms[b].length = length
     return b
 
 

@@ -140,6 +140,7 @@ cdef extern from "_layout.h" nogil:
         int64_t nr_tables
         uint64_t epoch
         int64_t reserved
+        int64_t length
 
     ctypedef struct kw_item:
         uint64_t addr

@@ -94,6 +94,20 @@ cdef int zap_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexce
     return run(w, &op, start, end)
 
 
+cdef int op_discard_pte(kw_world *w, Op *op, uint64_t addr, uint64_t *entry) noexcept nogil:
+    if pte_present(entry[0]):
+        zap_pte(w, op.mm, entry)
+    return 0
+
+
+cdef int discard_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil:
+    cdef Op op
+    op.pte = op_discard_pte
+    op.pmd = op_zap_pmd
+    op.mm = mm
+    return run(w, &op, start, end)
+
+
 cdef void free_below(kw_world *w, int32_t mm, int64_t row, int level, uint64_t addr, uint64_t end, uint64_t floor,
                      uint64_t ceiling) noexcept nogil:
     cdef uint64_t size = level_size(level), base

@@ -47,7 +47,7 @@ cdef int32_t mm_alloc(kw_world *w) noexcept nogil:
     m.epoch += 1
     m.flags = MM_USED
     m.vma_first = m.slot_next = m.slot_prev = m.rmap_list = m.nr_vmas = 0
-    m.nr_rmap_items = m.nr_merging = m.nr_zero = m.reserved = 0
+    m.nr_rmap_items = m.nr_merging = m.nr_zero = m.reserved = m.length = 0
     m.root = row_alloc(w)
     m.nr_tables = 1
     return mm
@@ -408,7 +408,7 @@ cdef int advise_vma(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint64_t
     if advice == MADV_DONTNEED or advice == MADV_DONTNEED_LOCKED:
         if flags & VM_PFNMAP or flags & VM_LOCKED and advice == MADV_DONTNEED:
             return -EINVAL
-        return zap_range(w, mm, start, end)
+        return discard_range(w, mm, start, end)
     if advice == MADV_FREE:
         if p.backing or flags & (VM_SPECIAL | VM_HUGETLB | VM_LOCKED):
             return -EINVAL

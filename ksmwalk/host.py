@@ -282,15 +282,20 @@ class Host:
         self._mms.pop(mm.index, None)
         self._mms[number] = mm
 
-    def new_object(self, *, device: bool = False) -> int:
+    def new_object(self, length: int = 1 << 47, *, device: bool = False) -> int:
         """A file or shared memory object to map, empty; it lives until `drop_object` and its last mapping.
 
         Parameters
         ----------
+        length : int
+            Bytes; an access to a mapping beyond its end fails (the kernel sends SIGBUS).
         device : bool
             Its pages are zone-device memory (dax).
         """
-        return check_call(Mm._new(_host.backing_new(self.world, device)), "new_object")
+        if not 0 <= length <= 1 << 47:
+            raise ValueError(f"length {length}: must be from 0 to 2**47")
+        pages = -(-length // layout.PAGE_SIZE)
+        return check_call(Mm._new(_host.backing_new(self.world, device, pages)), "new_object")
 
     def drop_object(self, number: int) -> None:
         """Let an object go with its last mapping."""

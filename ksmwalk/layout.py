@@ -42,6 +42,7 @@ MM = _record(
     ("nr_tables", "i8"),
     ("epoch", "u8"),
     ("reserved", "i8"),
+    ("length", "i8"),
 )
 ITEM = _record(
     ("addr", "u8"),

@@ -322,7 +322,7 @@ class Mm:
         if backing is not None:
             backing = self.host.check_object(backing)
         elif kind in ("file", "dax") or (shared and kind not in ("pfnmap", "io")):
-            backing, mine = self.host.new_object(device=kind == "dax"), True
+            backing, mine = self.host.new_object(offset + length, device=kind == "dax"), True
         shift = 21 if kind == "hugetlb" else 12
         pgoff = offset // PAGE_SIZE if backing else start // PAGE_SIZE
         what = f"mmap of {length:#x} bytes at {start:#x}"
