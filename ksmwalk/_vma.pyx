@@ -19,6 +19,10 @@ cdef enum:
 
 # ------------------------------------------------------------------ records
 
+cdef inline int64_t rows_left(kw_world *w) noexcept nogil:
+    return w.ctl.rows_cap - 1 - w.ctl.rows_live
+
+
 cdef int32_t mm_alloc(kw_world *w) noexcept nogil:
     cdef kw_ctl *c = w.ctl
     cdef int32_t mm = w.mms[0].vma_first, next, prev = 0
@@ -32,7 +36,7 @@ cdef int32_t mm_alloc(kw_world *w) noexcept nogil:
             w.mms[prev].vma_first = next
             mm_free(w, mm)
         mm = next
-    if c.rows_cap - 1 - c.rows_live < 1:
+    if rows_left(w) < 1:
         return KW_ENOROWS
     if c.mms_free:
         mm = <int32_t>c.mms_free
@@ -155,9 +159,13 @@ cdef int vmas_left(kw_world *w, int n) noexcept nogil:
 
 
 cdef int32_t vma_split(kw_world *w, int32_t v, uint64_t addr) noexcept nogil:
-    """Cut v at addr: the upper part is a new record, whose index is returned."""
-    cdef int32_t new = vma_alloc(w, w.vmas[v].mm)
+    """Cut v at addr: the upper part is a new record, whose index is returned. No huge leaf lies across the cut."""
+    cdef uint64_t *pmd = pmd_find(w, w.mms[w.vmas[v].mm].root, addr) if addr & (KW_PMD_SIZE - 1) else NULL
+    cdef int32_t new
     cdef int64_t serial
+    if pmd != NULL and pmd_split(w, w.vmas[v].mm, addr, pmd) < 0:
+        return KW_ENOROWS
+    new = vma_alloc(w, w.vmas[v].mm)
     if new < 0:
         return new
     serial = w.vmas[new].reserved
@@ -210,6 +218,8 @@ cdef int32_t set_flags(kw_world *w, int32_t v, uint64_t start, uint64_t end, uin
         return -ENOMEM
     if not vmas_left(w, need):
         return KW_ENOVMAS
+    if rows_left(w) < need:
+        return KW_ENOROWS
     if start > w.vmas[v].start:
         v = vma_split(w, v, start)
     if end < w.vmas[v].end:
@@ -264,7 +274,7 @@ cdef int sys_munmap(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexc
         return -ENOMEM
     if not vmas_left(w, 2):
         return KW_ENOVMAS
-    if w.ctl.rows_cap - 1 - w.ctl.rows_live < 2:
+    if rows_left(w) < 2:
         return KW_ENOROWS     # a huge page that sticks out needs a table at either end
     next = vma_find_from(w, mm, end - 1)
     if next and w.vmas[next].start < end and w.vmas[next].page_shift > 12 and end & (KW_PMD_SIZE - 1):
@@ -422,6 +432,8 @@ cdef int advise_vma(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint64_t
             return -EINVAL
         if advice == MADV_GUARD_INSTALL:
             p.flags |= VM_MAYBE_GUARD
+            if not p.backing:
+                anon_vma_prepare(w, p)
         return guard_range(w, mm, start, end, advice == MADV_GUARD_INSTALL)
     rc = <int>advised_flags(w, p, advice, &flags)
     if rc < 0:

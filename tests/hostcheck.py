@@ -1,0 +1,131 @@
+"""What must hold for the arrays of a Host at any time, found out slowly from the tables themselves."""
+
+import numpy as np
+
+FRAME = {"anon": 1, "ksm": 2, "head": 4, "tail": 8, "zero": 0x10, "lru": 0x100, "used": 0x400}
+PFN = 0x000FFFFFFFFFF000
+P, PS, G, SPECIAL, D = 1, 0x80, 0x100, 0x200, 0x40
+
+
+def leaves(rows, row, level, base, seen):
+    """(addr, level, entry) of every present leaf below a table; every table's row goes into `seen`."""
+    assert row not in seen, f"table {row} is reached twice"
+    seen.add(row)
+    for i in np.flatnonzero(rows[row]):
+        e = int(rows[row, i])
+        addr = base + (int(i) << (3 + 9 * level))
+        if level == 1 or (level == 2 and e & PS):
+            if e & (P | G) or level == 2:
+                yield addr, level, e
+        else:
+            assert e & P, hex(e)
+            yield from leaves(rows, (e & PFN) >> 12, level - 1, addr, seen)
+
+
+def pfn_of(e, level):
+    if not e & P:
+        e ^= PFN
+    return (e & PFN & ~((1 << (3 + 9 * level)) - 1) if level == 2 else e & PFN) >> 12
+
+
+def check(host, pinned=()):
+    """Every invariant of frames, tables and vmas; `pinned`: frames with a pin each."""
+    a = host.world.arrays
+    ctl, mms, vmas, rows = a["ctl"][0], host.mms, host.vmas, host.tables.rows
+    n = host.nr_frames
+    mapped = np.zeros(n, np.int64)
+    cached = np.zeros(n, np.int64)
+    zero_placed = {}
+    reached = set()
+    for number in range(1, len(mms)):
+        m = mms[number]
+        flags = int(m["flags"])
+        if not flags & 16 or not m["root"]:
+            continue
+        seen = set()
+        backing = flags & 32
+        spans = [] if backing else areas(vmas, mms, number)
+        for addr, level, e in leaves(rows, int(m["root"]), host.levels, 0, seen):
+            pfn = pfn_of(e, level)
+            size = 1 << (3 + 9 * level)
+            if not backing:
+                assert any(s <= addr and addr + size <= t for s, t in spans), f"mm {number}: {addr:#x} outside any area"
+            if e & SPECIAL:
+                if level == 1 and pfn == 0 and e & D:
+                    zero_placed[number] = zero_placed.get(number, 0) + 1
+                continue
+            if a["f_flags"][pfn] & FRAME["zero"]:
+                continue
+            target = cached if backing else mapped
+            target[pfn : pfn + (512 if level == 2 else 1)] += 1
+        assert len(seen) == m["nr_tables"], (number, len(seen), m["nr_tables"])
+        assert not seen & reached
+        reached |= seen
+    assert len(reached) == ctl["rows_live"]
+    check_frames(host, mapped, cached, pinned)
+    check_allocator(host)
+    for number in range(1, len(mms)):
+        if int(mms["flags"][number]) & (16 | 4 | 32) == 16:
+            assert int(mms["nr_zero"][number]) >= zero_placed.get(number, 0)
+
+
+def areas(vmas, mms, number):
+    """[start, end) of the areas of an mm, with their list checked."""
+    out, at, before, count = [], int(mms["vma_first"][number]), 0, 0
+    while at:
+        v = vmas[at]
+        assert v["mm"] == number and v["prev"] == before and v["start"] < v["end"]
+        assert not out or out[-1][1] <= v["start"]
+        assert not (int(v["start"]) | int(v["end"])) & 0xFFF
+        out.append((int(v["start"]), int(v["end"])))
+        before, at = at, int(v["next"])
+        count += 1
+    assert count == mms["nr_vmas"][number]
+    return out
+
+
+def check_frames(host, mapped, cached, pinned):
+    f = host.frames
+    zero = (f.flags & FRAME["zero"]) != 0
+    assert np.array_equal(np.where(zero, 0, f.mapcount), mapped), np.flatnonzero(f.mapcount != mapped)[:5]
+    used = (f.flags & FRAME["used"]) != 0
+    assert not mapped[~used].any() and not f.refs[~used].any() and not f.node[~used].any()
+    refs = np.zeros(host.nr_frames, np.int64)
+    head = f.head.astype(np.int64)
+    np.add.at(refs, head[used], mapped[used])
+    np.add.at(refs, head[cached > 0], np.where((f.flags[cached > 0] & FRAME["tail"]) == 0, 1, 0))
+    np.add.at(refs, head[(f.flags & FRAME["lru"]) != 0], 1)
+    for pfn in pinned:
+        refs[head[pfn]] += 1
+    heads = used & ~zero & (head == np.arange(host.nr_frames))
+    assert np.array_equal(f.refs[heads], refs[heads]), [
+        (int(p), int(f.refs[p]), int(refs[p])) for p in np.flatnonzero(heads & (f.refs != refs))[:5]
+    ]
+    assert (f.refs[heads] > 0).all(), "an allocated page that nobody holds"
+    tails = np.flatnonzero(f.flags & FRAME["tail"])
+    assert (head[tails] == tails & ~511).all() and (f.flags[head[tails]] & FRAME["head"]).all()
+    assert (f.flags[(f.flags & FRAME["ksm"]) != 0] & FRAME["anon"]).all()
+
+
+def check_allocator(host):
+    a = host.world.arrays
+    used = (a["f_flags"] & FRAME["used"]) != 0
+    blocks = len(a["b_count"])
+    free = np.unpackbits(a["b_free"].view(np.uint8), bitorder="little")[: host.nr_frames]
+    assert np.array_equal(free == 0, used)
+    assert not np.unpackbits(a["b_free"].view(np.uint8), bitorder="little")[host.nr_frames :].any()
+    counts = np.add.reduceat(free.astype(np.int64), np.arange(blocks) * 512)
+    assert np.array_equal(counts, a["b_count"])
+    assert int(used.sum()) == host.frames_used
+    nodes = host.nr_nodes
+    listed = {}
+    for kind in (0, 1):
+        for nid in range(nodes):
+            b, before = int(a["b_heads"][kind * nodes + nid]), -1
+            while b >= 0:
+                assert b not in listed and a["b_prev"][b] == before and a["f_nid"][b * 512] == nid
+                listed[b] = kind
+                before, b = b, int(a["b_next"][b])
+    for b in range(blocks):
+        want = None if counts[b] == 0 else 1 if counts[b] == 512 else 0
+        assert listed.get(b) == want, (b, listed.get(b), want)
