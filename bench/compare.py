@@ -2,8 +2,8 @@
 
     python bench/compare.py [--json] [--only PART ...]
 
-Rows come from the modules `rows_*.py` beside this file; each has a function `rows()` that yields `measure.Row`s. Root is not
-needed; as root there are more rows. KSMWALK_BENCH_SMOKE=1 shrinks everything, to see that it runs.
+Rows come from the modules `rows_*.py` beside this file; each has a function `rows()` that yields `measure.Row`s. Root is
+not needed; as root there are more rows. KSMWALK_BENCH_SMOKE=1 shrinks everything, to see that it runs.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main() -> int:
     else:
         print(text_table(rows))
         missed = [r.name for r in rows if r.met is False]
-        print(f"\n{sum(r.met is True for r in rows)} goals met, {len(missed)} missed" + "".join(f"\n  {m}" for m in missed))
+        print(f"\n{sum(r.met is True for r in rows)} goals met, {len(missed)} missed", *missed, sep="\n  ")
     return 0
 
 

@@ -15,7 +15,7 @@ SPANS = [1 << n for n in ((30, 35, 45) if SMOKE else range(30, 46, 1))]
 
 @dataclass
 class Point:
-    """One span: seconds of a full scan by the engine, by PAGEMAP_SCAN (0: not had), tables populated, lookups before."""
+    """One span: seconds of a full scan by the engine and by PAGEMAP_SCAN (0: not had), tables there, lookups before."""
 
     span: int
     engine: float

@@ -2,8 +2,8 @@
 
     python tests/fuzz_images.py --count 1000000 [--seed 1] [--jobs 2]
 
-For the long run build the checked profile first (`KSMWALK_PROFILE=checked python setup.py build_ext --inplace`). The rows
-of every image lie between two pages that can't be touched, so a read outside them ends the program in any build.
+For the long run build the checked profile first (`KSMWALK_PROFILE=checked python setup.py build_ext --inplace`). The
+rows of every image lie between two pages that can't be touched, so a read outside them ends the program in any build.
 """
 
 from __future__ import annotations
@@ -242,7 +242,8 @@ def main() -> int:
             results = pool.starmap(run, tasks)
     images, bad = (sum(r[i] for r in results) for i in (0, 1))
     took = time.perf_counter() - begin
-    print(f"{images} images, {bad} bad entries met, none of them followed; {took:.0f} s, {_core.build_facts()[0]} build")
+    profile = _core.build_facts()[0]
+    print(f"{images} images, {bad} bad entries met, none of them followed; {took:.0f} s, {profile} build")
     return 0
 
 

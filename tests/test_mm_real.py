@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import realmm
+from realmm import BASE, PAGE, PAGES
+
 from ksmwalk.host import Host
 from ksmwalk.layout import Frame
 from ksmwalk.vma import letters
-from realmm import BASE, PAGE, PAGES
 
 RELEASE = tuple(int(x) for x in os.uname().release.split("-")[0].split(".")[:2])
 ADVICE = [0, 1, 2, 3, 4, 4, 4, 8, 10, 11, 14, 15, 16, 17, 18, 19, 22, 23, 24, 102, 103]

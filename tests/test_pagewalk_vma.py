@@ -89,7 +89,9 @@ def test_walks_of_one_vma(data, space, script):
     assert leaves(mm) == [m[:4] for m in model.mappings(0, 1 << 64)]
 
 
-@pytest.mark.parametrize("names", [("hugetlb_entry",), ("hugetlb_entry", "pte_hole"), ("pte_entry", "pmd_entry"), ("pte_hole",)])
+@pytest.mark.parametrize(
+    "names", [("hugetlb_entry",), ("hugetlb_entry", "pte_hole"), ("pte_entry", "pmd_entry"), ("pte_hole",)]
+)
 def test_hugetlb_areas_step_by_their_page_size(names):
     host = Host(8192)
     mm = host.new_mm()
@@ -139,7 +141,8 @@ def test_errors_are_einval_and_call_nothing():
     mm = host.new_mm()
     start = mm.mmap(4 * PAGE, addr=PUD)
     calls = []
-    ops = MmWalkOps(**{n: lambda *a: calls.append(1) for n in ("pre_vma", "post_vma", "test_walk", "pte_hole", "pte_entry")})
+    names = ("pre_vma", "post_vma", "test_walk", "pte_hole", "pte_entry")
+    ops = MmWalkOps(**{n: lambda *a: calls.append(1) for n in names})
     vma = mm.vmas[0]
     assert walk_page_range(mm, start, start, ops) == -22
     assert walk_page_range(mm, start + PAGE, start, ops) == -22
@@ -168,7 +171,8 @@ def test_post_vma_comes_after_an_early_end_but_not_after_a_failed_pre_vma():
     assert walk_page_vma(mm.vmas[0], ops) == 3
     assert calls == ["pre", "pte", "post"]
     calls.clear()
-    assert walk_page_vma(mm.vmas[0], MmWalkOps(pre_vma=note("pre", -5), post_vma=note("post"), pte_entry=note("pte"))) == -5
+    ops = MmWalkOps(pre_vma=note("pre", -5), post_vma=note("post"), pte_entry=note("pte"))
+    assert walk_page_vma(mm.vmas[0], ops) == -5
     assert calls == ["pre"]
 
 

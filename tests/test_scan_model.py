@@ -1,4 +1,4 @@
-"""Both strategies of the cursor, one page at a time and in batches, against the reference cursor, with churn between."""
+"""Both strategies of the cursor, page by page and in batches, against the reference cursor, with churn between."""
 
 from hypothesis import given
 from hypothesis import strategies as st

@@ -90,7 +90,10 @@ def pages(model):
             yield addr + i * PAGE, pfn + i, flags, level, perms
 
 
-@given(st.data(), st.sampled_from([4, 5]), st.sampled_from(["huge", "huge_pat", "huge_prot_none", "gigantic", "gigantic_pat"]))
+LARGE = ["huge", "huge_pat", "huge_prot_none", "gigantic", "gigantic_pat"]
+
+
+@given(st.data(), st.sampled_from([4, 5]), st.sampled_from(LARGE))
 def test_split_keeps_pages_and_flags(data, levels, kind):
     level, flags, _ = KINDS[kind]
     size = {2: PMD, 3: PUD}[level]

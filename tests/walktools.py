@@ -45,9 +45,10 @@ class Side:
             seen = ("table", value & 0xFFF) if table else value
             ptes = entry.ptes if entry.level == 2 else None
             body = None if ptes is None else zlib.crc32(np.array(ptes, dtype=np.uint64).tobytes())
+            page = None if table or entry.none else (bool(entry.leaf), int(entry.pfn))
             self.log.append((
                 name, int(addr), int(next_), int(entry.level), seen, body, bool(entry.none), bool(entry.present),
-                None if table or entry.none else (bool(entry.leaf), int(entry.pfn)), walk.private, self.name_of(walk.vma),
+                page, walk.private, self.name_of(walk.vma),
             ))
             visit = self.visits[name, addr] = self.visits.get((name, addr), 0) + 1
             if self.script["writes"] and not table and not entry.none and self.chance(name, addr, "write", 4):

@@ -35,7 +35,7 @@ def page_at(tables, addr, frame_flags):
 
 
 def next_page(tables, start, end, frame_flags):
-    """The first mergeable page of [start, end): (address, pfn), or None. Jumps over what is none, one level at a time."""
+    """The first mergeable page of [start, end): (address, pfn), or None. Jumps over whole entries that are none."""
     addr = start
     while addr < end:
         row, level = tables.root, tables.levels

@@ -77,7 +77,8 @@ class Tables:
                 bits = 1 * readable + 2 * (readable and w) + 4 * (readable and x) + 8 * (readable and u)
                 out.append((addr, E.pfn(e, level), E.flags(e, level), level, bits))
             else:
-                self._mappings(E.pfn(e, level), level - 1, base + index * E.size(level), (w, u, x), start, end, view, out)
+                below = base + index * E.size(level)
+                self._mappings(E.pfn(e, level), level - 1, below, (w, u, x), start, end, view, out)
 
 
 def canonical(addr, levels):
