@@ -68,6 +68,12 @@ cdef inline uint64_t make_entry(uint64_t pfn, uint64_t flags) noexcept nogil:
         e ^= PTE_PFN_MASK
     return e
 
+cdef inline uint64_t make_leaf(uint64_t pfn, uint64_t flags, int level) noexcept nogil:
+    # A leaf of a level. Of a large one fewer bits are frame bits: those below (bit 12, PAT) are never inverted.
+    cdef uint64_t e = flags | (pfn << 12)
+    if not (flags & PTE_P) and e != 0:
+        e ^= entry_frame_mask(level, level == 1 or (flags & PTE_PS) != 0)
+    return e
 
 cdef inline bint eligible(uint16_t flags) noexcept nogil:
     # A page KSM looks at: anonymous (KSM pages are) and not zone-device. flags: FRAME_* bits.

@@ -210,11 +210,10 @@ cdef uint64_t *leaf_find(kw_world *w, int64_t root, uint64_t addr, int *level) n
 
 cdef uint64_t split_flags(uint64_t e, int level) noexcept nogil:
     """Flags of the leaves one level down: PAT moves between bit 12 (large) and bit 7 (pte)."""
-    cdef uint64_t d = entry_decode(e)
-    cdef uint64_t flags = d & ~PTE_PFN_MASK
+    cdef uint64_t flags = e & ~PTE_PFN_MASK
     if level == 2:
         flags &= ~PTE_PS
-        if d & PTE_PAT_LARGE:
+        if e & PTE_PAT_LARGE:
             flags |= PTE_PAT
     return flags
 
@@ -229,11 +228,11 @@ cdef int split_leaf(kw_world *w, int32_t mm, uint64_t *entry, int level) noexcep
     flags = split_flags(e, level)
     pfn = entry_pfn(e, level)
     step = level_size(level - 1) >> 12
-    if level == 3 and entry_decode(e) & PTE_PAT_LARGE:
-        pfn |= 1  # still a large leaf: bit 12 stays its PAT bit
+    if level == 3:
+        flags |= e & PTE_PAT_LARGE  # still a large leaf: bit 12 stays its PAT bit
     p = w.rows + row * 512
     for i in range(512):
-        p[i] = make_entry(pfn, flags)
+        p[i] = make_leaf(pfn, flags, level - 1)
         pfn += step
     entry[0] = make_entry(<uint64_t>row, PTE_P | PTE_RW | PTE_US | PTE_A | PTE_D)
     if w.mms != NULL:

@@ -143,7 +143,7 @@ cdef void map_huge(kw_world *w, int32_t mm, kw_vma *v, uint64_t *pmd, int64_t pf
     cdef uint64_t flags = prot_bits(v.flags) | PTE_PS | PTE_D
     if v.flags & VM_WRITE:
         flags |= PTE_RW
-    pmd[0] = make_entry(<uint64_t>pfn, flags)
+    pmd[0] = make_leaf(<uint64_t>pfn, flags, 2)
     huge_map(w, pfn)
     lru_add(w, pfn)
     touched(w, mm)
@@ -168,7 +168,7 @@ cdef int write_hugetlb(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64
         old = backing_page(w, v.backing, v.pgoff + ((base - v.start) >> 12), True)
         if old < 0:
             return <int>old
-        pmd[0] = make_entry(<uint64_t>old, prot_bits(v.flags) | PTE_PS | PTE_D)
+        pmd[0] = make_leaf(<uint64_t>old, prot_bits(v.flags) | PTE_PS | PTE_D, 2)
         huge_map(w, old)
         store(w, mm, old + sub, key, mode)
         touched(w, mm)
@@ -178,7 +178,7 @@ cdef int write_hugetlb(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64
     if pfn < 0:
         return KW_ENOFRAMES
     flags = prot_bits(v.flags) | PTE_PS | PTE_D | (PTE_RW if v.flags & VM_WRITE else 0)
-    pmd[0] = make_entry(<uint64_t>pfn, flags)
+    pmd[0] = make_leaf(<uint64_t>pfn, flags, 2)
     huge_map(w, pfn)
     if old >= 0:
         for i in range(512):
@@ -321,7 +321,7 @@ cdef int64_t fault_read(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, int m
             if pfn < 0:
                 return pfn
             e = prot_bits(v.flags)
-            pmd[0] = make_entry(<uint64_t>pfn, e | PTE_PS)
+            pmd[0] = make_leaf(<uint64_t>pfn, e | PTE_PS, 2)
             huge_map(w, pfn)
             touched(w, mm)
             return pfn + sub
@@ -332,7 +332,7 @@ cdef int64_t fault_read(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, int m
                 if pfn >= 0:
                     make_huge_zero(w, pfn)
             if w.ctl.huge_zero >= 0:
-                pmd[0] = make_entry(<uint64_t>w.ctl.huge_zero, prot_bits(v.flags) | PTE_PS | PTE_SPECIAL)
+                pmd[0] = make_leaf(<uint64_t>w.ctl.huge_zero, prot_bits(v.flags) | PTE_PS | PTE_SPECIAL, 2)
                 touched(w, mm)
                 return w.ctl.huge_zero + sub
     elif entry_leaf(pmd[0], 2):

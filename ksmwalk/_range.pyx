@@ -285,7 +285,7 @@ cdef inline uint64_t new_prot(kw_world *w, Op *op, uint64_t e, int level) noexce
     elif op.v.flags & VM_WRITE and pfn >= 0 and d & PTE_D and not op.v.flags & VM_SHARED:
         if (w.f_flags[pfn] & (FRAME_ANON | FRAME_KSM | FRAME_HEAD | FRAME_TAIL)) == FRAME_ANON and w.f_mapcount[pfn] == 1:
             flags |= PTE_RW
-    return make_entry(entry_pfn(e, level), flags)
+    return make_leaf(entry_pfn(e, level), flags, level)
 
 
 cdef int op_protect_pte(kw_world *w, Op *op, uint64_t addr, uint64_t *entry) noexcept nogil:
@@ -454,7 +454,7 @@ cdef int collapse(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr) noexcept no
     flags = prot_bits(v.flags) | PTE_PS | PTE_D
     if v.flags & VM_WRITE:
         flags |= PTE_RW
-    pmd[0] = make_entry(<uint64_t>huge, flags)
+    pmd[0] = make_leaf(<uint64_t>huge, flags, 2)
     huge_map(w, huge)
     lru_add(w, huge)
     touched(w, mm)

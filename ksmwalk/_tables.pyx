@@ -126,7 +126,7 @@ cdef int emit_leaf(Walk *k, uint64_t e, uint64_t addr, int level, uint8_t above)
     o = &k.out[k.n]
     o.addr = addr
     o.pfn = pfn
-    o.flags = (e & ~PTE_PFN_MASK) | (entry_decode(e) & PTE_PAT_LARGE)
+    o.flags = (e & ~PTE_PFN_MASK) | (e & PTE_PAT_LARGE)
     o.level = <uint8_t>level
     o.perms = above & entry_perms(e)
     o.reserved = 0
@@ -361,7 +361,7 @@ def map_pages(World world not None, int32_t mm, uint64_t addr, const uint64_t[::
             p = entry_make(&world.w, mm, a, level)
             while True:
                 e = pfns[i]
-                p[0] = make_entry(e, flags)
+                p[0] = make_leaf(e, flags, level)
                 i += 1
                 a += size
                 p += 1

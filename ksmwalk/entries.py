@@ -223,13 +223,13 @@ def pfn(e, level: int = PTE):
 
 
 def flags(e, level: int = PTE):
-    """All bits of entries that are not frame bits (of a large leaf: bit 12, PAT, among them; decoded)."""
+    """All bits of entries that are not frame bits (of a large leaf: bit 12, PAT, among them)."""
     a, scalar = _entries(e)
     lv = _level(level)
     value = a & np.uint64(~PFN_MASK & (1 << 64) - 1)
     if lv.number in (PMD, PUD):
         large = (a & np.uint64(Pte.PS)) != 0
-        value = np.where(large, value | (_decoded(a) & np.uint64(Pte.PAT_LARGE)), value)
+        value = np.where(large, value | (a & np.uint64(Pte.PAT_LARGE)), value)
     return _answer(value, scalar, int)
 
 
@@ -269,7 +269,11 @@ def pack(pfn, flags, level: int = PTE):
     if np.any((f & ~allowed) != 0):
         raise ValueError("flags with frame bits set")
     e = (p << np.uint64(12)) | f
-    e = np.where((e != 0) & ((f & np.uint64(Pte.P)) == 0), e ^ np.uint64(PFN_MASK), e)
+    frame_bits = np.uint64(PFN_MASK)
+    if lv.number in (PMD, PUD):
+        # Of a large leaf fewer bits are frame bits: those below, PAT among them, are never inverted.
+        frame_bits = np.where(large, frame_bits & np.uint64(~(lv.size - 1) & (1 << 64) - 1), frame_bits)
+    e = np.where((e != 0) & ((f & np.uint64(Pte.P)) == 0), e ^ frame_bits, e)
     return _answer(e, scalar, int)
 
 
