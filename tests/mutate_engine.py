@@ -39,8 +39,6 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
         "_ksmd", "if w.nodes[dup].dup_next == 0:", "if prune and w.nodes[dup].dup_next == 0:"),
     "without pruning the fullest dup is taken too": (
         "_ksmd", "if not prune:", "if False:"),
-    "insertion prunes too": (
-        "_ksmd", "page = pick_dup(w, &entry, False, &roomy)", "page = pick_dup(w, &entry, True, &roomy)"),
     "a search gives up where a node was stale": (
         "_ksmd", "            if page == AGAIN:\n                break\n            if key == w.nodes[page].key:\n                return",
         "            if page == AGAIN:\n                return 0\n            if key == w.nodes[page].key:\n                return"),
@@ -107,20 +105,20 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
         "_trees", "            rb_rotate(base, stride, root, z, side)\n            parent = rb_at(base, stride, z).parent\n", "            pass\n"),
     "deletion does not restore the colours": (
         "_trees", "    if removed == RB_RED:\n        return", "    return"),
-    "skips begin one encounter late": ("_core", "    if age < 3:\n", "    if age < 4:\n"),
-    "the first skip is two long": ("_core", "p.skips = 1 if age <= 3 else 2", "p.skips = 2 if age <= 3 else 2"),
-    "the longest skip is four": ("_core", "else 4 if age <= 8 else 8", "else 4 if age <= 8 else 4"),
+    "skips begin one encounter late": ("_scan", "    if age < 3:\n", "    if age < 4:\n"),
+    "the first skip is two long": ("_scan", "p.skips = 1 if age <= 3 else 2", "p.skips = 2 if age <= 3 else 2"),
+    "the longest skip is four": ("_scan", "else 4 if age <= 8 else 8", "else 4 if age <= 8 else 4"),
     "a skipped page stays in its tree": (
-        "_core", "    if p.flags & (ITEM_STABLE | ITEM_UNSTABLE) and w.leave_tree != NULL:\n        w.leave_tree(w, item)\n    return True",
+        "_scan", "    if p.flags & (ITEM_STABLE | ITEM_UNSTABLE) and w.leave_tree != NULL:\n        w.leave_tree(w, item)\n    return True",
         "    return True"),
     "a new process goes to the end of the list": (
-        "_core", "list_add_before(w, mm, 0 if w.ksm.run == 2 else w.cursor.slot)", "list_add_before(w, mm, 0)"),
+        "_scan", "list_add_before(w, mm, 0 if w.ksm.run == 2 else w.cursor.slot)", "list_add_before(w, mm, 0)"),
     "an exiting process keeps its place": (
-        "_core", "    list_del(w, mm)\n    after = w.mms[w.cursor.slot].slot_next\n    list_add_before(w, mm, after)", "    return"),
+        "_scan", "    list_del(w, mm)\n    after = w.mms[w.cursor.slot].slot_next\n    list_add_before(w, mm, after)", "    return"),
     "a process without mergeable memory stays": (
-        "_core", "if w.mms[mm].flags & MM_EXITING or cur.address == 0:", "if w.mms[mm].flags & MM_EXITING:"),
+        "_scan", "if w.mms[mm].flags & MM_EXITING or cur.address == 0:", "if w.mms[mm].flags & MM_EXITING:"),
     "an exiting process keeps items the cursor passed": (
-        "_core", "items_drop_after(w, mm, 0 if w.mms[mm].flags & MM_EXITING else cur.link)",
+        "_scan", "items_drop_after(w, mm, 0 if w.mms[mm].flags & MM_EXITING else cur.link)",
         "items_drop_after(w, mm, cur.link)"),
 }
 
