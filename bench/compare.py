@@ -2,8 +2,8 @@
 
     python bench/compare.py [--json] [--only PART ...]
 
-Rows come from the modules `rows_*.py` beside this file; each has a function `rows()` that yields `measure.Row`s. Root is
-not needed; as root there are more rows. KSMWALK_BENCH_SMOKE=1 shrinks everything, to see that it runs.
+Rows come from the modules `rows_*.py` beside this file; each has a function `rows()` that yields `measure.Row`s. Root
+is not needed; as root there are more rows. KSMWALK_BENCH_SMOKE=1 shrinks everything, to see that it runs.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A process of a wanted shape, for PAGEMAP_SCAN to walk: a child that maps, writes the pages and waits.
 
 Run as a program it is that child: `shapes.py SPAN` reads page offsets (uint64, bytes) from its input, writes one word
-to each of these pages, prints the address of the mapping and waits until its input ends. Huge pages are only read, so that
-they are the huge zero page and cost no memory.
+to each of these pages, prints the address of the mapping and waits until its input ends. Huge pages are only read, so
+that they are the huge zero page and cost no memory.
 """
 
 from __future__ import annotations
