@@ -262,12 +262,14 @@ class Host:
     # ---------------------------------------------------------- address spaces and objects
 
     def new_mm(self, nid: int = 0) -> Mm:
-        """An empty address space.
+        """Make an empty address space.
 
         Parameters
         ----------
         nid : int
             NUMA node it prefers.
+
+        Models: mm_alloc() of Linux 6.18. Differs: nothing is mapped, no program, stack or vdso.
         """
         if not 0 <= nid < self.nr_nodes:
             raise ValueError(f"nid {nid}: this host has nodes 0 to {self.nr_nodes - 1}")
@@ -310,7 +312,10 @@ class Host:
     # ---------------------------------------------------------- world events
 
     def drain(self) -> None:
-        """Drain the LRU batch: the references it holds go."""
+        """Drain the LRU batch: the references it holds go.
+
+        Models: lru_add_drain_all() of Linux 6.18. Differs: one batch, not one per CPU.
+        """
         _host.drain(self.world)
 
     def pin(self, mm: Mm, addr: int) -> int:
@@ -325,6 +330,8 @@ class Host:
         ------
         OSError
             EFAULT: nothing is present there.
+
+        Models: pin_user_pages() of a present page in Linux 6.18. Differs: nothing is faulted in, the zero page is refused.
         """
         pfn = int(mm.read_pfns(addr & -layout.PAGE_SIZE, 1)[0])
         if not 0 <= pfn < self.nr_frames or self.frames.flags[pfn] & Frame.ZERO:
@@ -333,13 +340,19 @@ class Host:
         return pfn
 
     def unpin(self, pfn: int) -> None:
-        """Let go of a page that `pin` gave."""
+        """Let go of a page that `pin` gave.
+
+        Models: unpin_user_page() of Linux 6.18. Differs: nothing known.
+        """
         if not 0 < pfn < self.nr_frames or _host.extra_refs(self.world, pfn) < 1:
             raise ValueError(f"frame {pfn}: not pinned")
         _host.unpin(self.world, pfn)
 
     def lock_page(self, pfn: int, on: bool = True) -> None:
-        """Hold (or release) the page lock of a frame, as somebody else's I/O does."""
+        """Hold (or release) the page lock of a frame, as somebody else's I/O does.
+
+        Models: folio_trylock() failing in Linux 6.18. Differs: only KSM and MADV_COLLAPSE ask for the lock.
+        """
         if not 0 < pfn < self.nr_frames or not self.frames.flags[pfn] & Frame.USED:
             raise ValueError(f"frame {pfn}: not in use")
         if on:
@@ -413,7 +426,7 @@ class Host:
 
 
 class TableArena:
-    """The table pages of a Host.
+    """The table pages of all address spaces of a Host.
 
     Attributes
     ----------

@@ -171,12 +171,18 @@ class Mm:
         return Vma(self, number)
 
     def find_vma(self, addr: int) -> Vma | None:
-        """The area that contains `addr` (bytes), or None."""
+        """Find the area that contains `addr` (bytes), or None.
+
+        Models: vma_lookup() of Linux 6.18. Differs: nothing known.
+        """
         v = _host.find_vma(self._world, self._at(), addr)
         return Vma(self, v) if v and int(self.host.vmas["start"][v]) <= addr else None
 
     def maps(self) -> str:
-        """What /proc/PID/maps shows."""
+        """Show what /proc/PID/maps shows.
+
+        Models: /proc/PID/maps of Linux 6.18. Differs: objects have numbers instead of files, devices and inodes.
+        """
         out = []
         for v in self.vmas:
             line = f"{v.vm_start:08x}-{v.vm_end:08x} {v.perms} "
@@ -458,7 +464,10 @@ class Mm:
         check_call(_host.prctl_merge(self._world, self._at(), bool(on)), f"prctl_merge {on}")
 
     def thp_disable(self, on: bool) -> None:
-        """PR_SET_THP_DISABLE."""
+        """PR_SET_THP_DISABLE: no huge pages for this address space.
+
+        Models: prctl(PR_SET_THP_DISABLE) of Linux 6.18. Differs: without the flags of 6.18.
+        """
         flags = self.host.mms["flags"]
         at = self._at()
         flags[at] = flags[at] | MmFlag.THP_DISABLED if on else flags[at] & ~np.uint32(MmFlag.THP_DISABLED)
@@ -466,17 +475,27 @@ class Mm:
     thpdisable = thp_disable
 
     def mlock(self, addr: int, length: int) -> None:
-        """Lock memory, faulting it in; ENOMEM where there is none."""
+        """Lock memory, faulting it in; ENOMEM where there is none.
+
+        Models: mlock(2) of Linux 6.18. Differs: no limit on locked memory.
+        """
         start, end = self._user_range(int(addr) & -PAGE_SIZE, length, "mlock", errno.ENOMEM)
         check_call(_host.mlock(self._world, self.index, start, end, True), f"mlock {start:#x}-{end:#x}")
 
     def munlock(self, addr: int, length: int) -> None:
-        """Unlock memory."""
+        """Unlock memory.
+
+        Models: munlock(2) of Linux 6.18. Differs: nothing known.
+        """
         start, end = self._user_range(int(addr) & -PAGE_SIZE, length, "munlock", errno.ENOMEM)
         check_call(_host.mlock(self._world, self.index, start, end, False), f"munlock {start:#x}-{end:#x}")
 
     def uffd_wp(self, addr: int, length: int, on: bool = True) -> None:
-        """Register the range with a userfaultfd and write-protect its present pages (off: let stores through again)."""
+        """Register the range with a userfaultfd and write-protect its present pages (off: let stores through again).
+
+        Models: UFFDIO_REGISTER and UFFDIO_WRITEPROTECT of Linux 6.18. Differs: one userfaultfd per address space, no markers
+        in absent pages, a store fails with EFAULT.
+        """
         start, end = self._user_range(addr, length, "uffd_wp", errno.EINVAL, empty=1)
         check_call(_host.uffd_wp(self._world, self.index, start, end, bool(on)), f"uffd_wp {start:#x}-{end:#x}")
 
@@ -536,7 +555,10 @@ class Mm:
         check_call(code, f"write at {addr + done * PAGE_SIZE:#x} ({done} of {n} pages done)")
 
     def poke(self, addr: int, keys) -> None:
-        """Store as a debugger does through /proc/PID/mem: past the permissions of private areas."""
+        """Store as a debugger does through /proc/PID/mem: past the permissions of private areas.
+
+        Models: FOLL_FORCE of Linux 6.18. Differs: nothing known.
+        """
         self._pages(addr, "poke")
         keys = self._keys(np.atleast_1d(np.asarray(keys, dtype=np.uint64)))
         self._store(addr, len(keys), keys, _FORCE)
@@ -593,13 +615,19 @@ class Mm:
         return int(out[0]) if n is None else out
 
     def read_keys(self, addr: int, n: int) -> np.ndarray:
-        """Contents of `n` pages without touching them: uint64, 0 where nothing is present."""
+        """Look at the contents of `n` pages without touching them: uint64, 0 where nothing is present.
+
+        Models: nothing of Linux, it only looks. Differs: nothing known.
+        """
         out = np.empty(n, np.uint64)
         _host.look(self._world, self._pages(addr, "read_keys"), addr, n, out, None)
         return out
 
     def read_pfns(self, addr: int, n: int) -> np.ndarray:
-        """Frames of `n` pages without touching them: int64, -1 where nothing is present."""
+        """Look up the frames of `n` pages without touching them: int64, -1 where nothing is present.
+
+        Models: frame numbers of /proc/PID/pagemap of Linux 6.18. Differs: nothing known.
+        """
         out = np.empty(n, np.int64)
         _host.look(self._world, self._pages(addr, "read_pfns"), addr, n, None, out)
         return out

@@ -1,0 +1,1 @@
+# Nothing for Python here: the contract for cimport is in _mm.pxd.
