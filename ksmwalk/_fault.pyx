@@ -368,8 +368,12 @@ cdef int64_t fault_read(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, int m
 
 
 cdef void map_around(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *pte) noexcept nogil:
-    """A load of a file page maps those of the 16 around it that the file has already (fault_around_bytes)."""
-    cdef uint64_t window = addr & ~<uint64_t>0xffff, a = max(window, v.start), end = min(window + 0x10000, v.end)
+    """A load of a file page maps those of the 16 around it that the file has already (fault_around_bytes).
+
+    The 16 begin at a multiple of 16, or where the area does, and end with the area or the table at the latest.
+    """
+    cdef uint64_t a = max(addr & ~<uint64_t>0xffff, v.start)
+    cdef uint64_t end = min(a + 0x10000, min(v.end, (addr & ~(KW_PMD_SIZE - 1)) + KW_PMD_SIZE))
     cdef uint64_t *p = pte - ((addr - a) >> 12)
     cdef uint64_t *have
     cdef uint64_t pgoff

@@ -106,7 +106,7 @@ def areas():
 
 
 def pages():
-    """Per page: [present, anonymous or not file, content or None]."""
+    """Per page: [present, of a file or shared, mapped once in the whole system, content or None]."""
     out = []
     with open("/proc/self/pagemap", "rb", buffering=0) as f, open("/proc/self/mem", "rb", buffering=0) as mem:
         f.seek(BASE // PAGE * 8)
@@ -115,7 +115,7 @@ def pages():
             if e >> 63:
                 mem.seek(at(i))
                 key = struct.unpack(">Q", mem.read(8))[0]
-            out.append([e >> 63, e >> 61 & 1, key])
+            out.append([e >> 63, e >> 61 & 1, e >> 56 & 1, key])
     return out
 
 

@@ -92,8 +92,12 @@ class Model:
         out = []
         keys = self.mm.read_keys(BASE, PAGES)
         for key, pfn in zip(keys, self.mm.read_pfns(BASE, PAGES), strict=True):
-            file = pfn >= 0 and bool(self.host.frames.flags[pfn] & Frame.FILE)
-            out.append([int(pfn >= 0), int(file), int(key) if pfn >= 0 else None])
+            if pfn < 0:
+                out.append([0, 0, 0, None])
+                continue
+            flags = int(self.host.frames.flags[pfn])
+            once = not flags & Frame.ZERO and self.host.frames.mapcount[pfn] == 1
+            out.append([1, int(bool(flags & Frame.FILE)), int(once), int(key)])
         return out
 
 
@@ -101,7 +105,7 @@ def random_op(rng):
     first, n = rng.randrange(PAGES - 12), rng.randint(1, 12)
     kind = rng.choices(
         ["mmap", "munmap", "mprotect", "madvise", "mremap", "write", "read", "mlock", "fork"],
-        [14, 6, 12, 16, 8, 20, 6, 3, 1.5],
+        [14, 6, 12, 16, 8, 20, 6, 3, 4],
     )[0]
     if kind == "mmap":
         return [kind, first, n, rng.choice(PROTS), rng.random() < 0.15, rng.random() < 0.1]
