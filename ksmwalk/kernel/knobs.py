@@ -155,7 +155,11 @@ def lock(say=None, wait: float | None = None) -> Iterator[None]:
         It was not to be had in that time.
     """
     path = LOCK if LOCK.parent.is_dir() else Path("/tmp", LOCK.name)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except PermissionError:
+        # somebody else's file, but a lock needs no right to write
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         if not _try_lock(fd):
             (say or to_stderr)(f"waiting for {path}: somebody else drives KSM")
