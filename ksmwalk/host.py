@@ -44,6 +44,9 @@ class Host:
         Levels of page tables, 4 or 5.
     thp : {"madvise", "always", "never"}
         Huge pages for anonymous memory.
+    huge : bool, optional
+        Ask for huge pages for the Host's own hot arrays: faster where most frames are used, slower to set up where few
+        are. By default from 2**20 frames on.
 
     Attributes
     ----------
@@ -56,7 +59,9 @@ class Host:
     numbering of their own.
     """
 
-    def __init__(self, nr_frames: int, nr_nodes: int = 1, levels: int = 4, *, thp: str = "madvise"):
+    def __init__(
+        self, nr_frames: int, nr_nodes: int = 1, levels: int = 4, *, thp: str = "madvise", huge: bool | None = None
+    ):
         nr_frames, nr_nodes = int(nr_frames), int(nr_nodes)
         if not 2 <= nr_frames <= 1 << 31:
             raise ValueError(f"nr_frames {nr_frames}: must be from 2 to 2**31")
@@ -71,15 +76,16 @@ class Host:
             ctl[f"{name}_used"] = 1  # record 0 is "none"
         ctl["nr_frames"], ctl["nr_nodes"], ctl["nr_blocks"] = nr_frames, nr_nodes, nr_blocks
         ctl["huge_zero"], ctl["levels"] = -1, levels
-        self._build(ctl)
+        self._build(ctl, huge)
         self.thp = thp
         self._init_frames()
 
-    def _build(self, ctl: np.ndarray) -> None:
+    def _build(self, ctl: np.ndarray, huge: bool | None = None) -> None:
         """Reserve all arrays for what `ctl` says and bind them."""
         c = ctl[0]
         n, nodes, blocks = int(c["nr_frames"]), int(c["nr_nodes"]), int(c["nr_blocks"])
-        huge = n >= _HUGE_FROM
+        if huge is None:
+            huge = n >= _HUGE_FROM
         a = {
             "ctl": ctl,
             "rows": reserve(int(c["rows_cap"]), np.uint64, shape=(512,)),
