@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from . import report
-from .sources.capture import ProcessCapture
+from .sources.reading import ProcessCapture
 from .sources.maps import VmaRecord
 
 PAGE = 4096

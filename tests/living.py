@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import subprocess
 import sys
+
+import pytest
+
+from ksmwalk.kernel import knobs
 
 CHILD = """
 import ctypes, mmap, os, sys
@@ -85,6 +90,16 @@ def sees_frames() -> bool:
         here = ctypes.create_string_buffer(b"x", 1)
         file.seek(ctypes.addressof(here) // 4096 * 8)
         return int.from_bytes(file.read(8), "little") & ((1 << 55) - 1) != 0
+
+
+@contextlib.contextmanager
+def ksm_to_ourselves():
+    """Keep everybody else from driving the machine's KSM, or skip: memory really marked mergeable meets them."""
+    try:
+        with knobs.lock(lambda text: None, wait=20):
+            yield
+    except knobs.KernelUnavailable as reason:
+        pytest.skip(str(reason))
 
 
 def become_nobody() -> None:

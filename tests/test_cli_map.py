@@ -13,7 +13,7 @@ from living import Living
 
 from ksmwalk import picture
 from ksmwalk.sources import VmaRecord, pagemap
-from ksmwalk.sources.capture import ProcessCapture
+from ksmwalk.sources.reading import ProcessCapture
 
 P, M = 4096, 2 << 20
 HUGE = pagemap.PAGE_IS_PRESENT | pagemap.PAGE_IS_HUGE
@@ -122,7 +122,6 @@ def test_columns_keep_every_byte(width):
 def giant():
     with Living() as child:
         area = child.do("new(1 << 45)")
-        child.do(f"call('madvise', {area}, 1 << 45, 12)")
         child.do(f"write({area} + (1 << 44), 3)")
         yield child, area
 
@@ -134,7 +133,7 @@ def test_text(giant):
     lines = result.stdout.splitlines()
     at = next(i for i, line in enumerate(lines) if line.startswith(f"{area + (1 << 44):016x}"))
     assert lines[at].split() == [f"{area + (1 << 44):016x}", "aaa"]
-    assert lines[at + 1].strip() == "12 KiB: 12 KiB anonymous; all marked mergeable"
+    assert lines[at + 1].strip() == "12 KiB: 12 KiB anonymous"
     assert "16.0 TiB mapped, nothing present" in lines[at - 1]
     assert all(len(line) <= 100 for line in lines if line.startswith("0000"))
     assert "\x1b" not in result.stdout and not result.stderr
@@ -145,7 +144,7 @@ def test_json(giant):
     answer = json.loads(ksmwalk("map", child.pid, "--json").stdout)
     assert answer["pid"] == child.pid and answer["mapped"] > 1 << 45
     (piece,) = [piece for piece in answer["pieces"] if piece["start"] == area + (1 << 44)]
-    assert piece["present"]["anonymous"] == 3 * P and piece["mergeable"]
+    assert piece["present"]["anonymous"] == 3 * P and not piece["mergeable"]
     assert sum(sum(p["present"].values()) for p in answer["pieces"] if not p["gap"]) == answer["present"]
 
 

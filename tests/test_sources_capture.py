@@ -9,11 +9,11 @@ import traceback
 
 import numpy as np
 import pytest
-from living import Living, become_nobody, footprint, sees_frames
+from living import Living, become_nobody, footprint, ksm_to_ourselves, sees_frames
 
 from ksmwalk.sources import NoAddressSpace, ProcessChanged, ProcessExited, capture, pagemap
-from ksmwalk.sources.capture import KPF_ANON, KPF_THP
 from ksmwalk.sources.gather import gather
+from ksmwalk.sources.reading import KPF_ANON, KPF_THP
 
 P, M = 4096, 2 << 20
 FRAMES = sees_frames()
@@ -59,22 +59,31 @@ def thp_available() -> bool:
 @needs_scan
 def test_32_tib_and_nothing_faulted_in(child):
     area = child.do("new(1 << 45)")
-    child.do(f"call('madvise', {area}, 1 << 45, 12)")
     child.do(f"write({area} + (1 << 44))")
     before = footprint(child.pid)
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.process_time()
         result = capture(child.pid)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
         at = within(result, area, 1 << 45)
         assert result.addr[at].tolist() == [area + (1 << 44)]
         assert result.anon[at].all()
     assert footprint(child.pid) == before
     assert min(seconds) < 0.05
     vma = vma_at(result, area)
-    assert vma.mergeable and vma.why_not is None and vma.rss == P
+    assert not vma.mergeable and vma.why_not == "not marked" and vma.rss == P
     assert (vma.start, vma.end) == (area, area + (1 << 45))
+
+
+@pytest.mark.skipif(not os.path.isdir("/sys/kernel/mm/ksm"), reason="a kernel without KSM")
+def test_marked_memory_is_seen_as_such(child):
+    with ksm_to_ourselves():
+        area = child.do("new(16 * P)")
+        child.do(f"call('madvise', {area}, 16 * P, 12)")
+        vma = vma_at(capture(child.pid), area)
+        child.__exit__()
+    assert vma.mergeable and vma.why_not is None
 
 
 @pytest.mark.parametrize("find", [pytest.param("ioctl", marks=needs_scan), "pagemap"])
@@ -392,7 +401,7 @@ def test_other_peoples_processes_are_refused(child):
 
 @needs_scan
 def test_many_pages_in_time(child):
-    """An eighth of a million pages in a quarter of the time that a million may take: room for a busy machine."""
+    """An eighth of a million pages in the (processor) time that a million may take."""
     size = 1 << 29
     area = child.do(f"new({size})")
     child.do(f"call('madvise', {area}, {size}, 15)")
@@ -400,9 +409,9 @@ def test_many_pages_in_time(child):
     before = footprint(child.pid)
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.process_time()
         result = capture(child.pid)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     assert len(within(result, area, size)) == size // P
     assert footprint(child.pid) == before
-    assert min(seconds) < 0.125, seconds
+    assert min(seconds) < 0.5, seconds

@@ -5,17 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-# Why a mapping can never be mergeable, by its VmFlags letters, in the order in which they are reported.
-NOT_COMPATIBLE = {
-    "ht": "hugetlb",
-    "pf": "raw frames (pfnmap)",
-    "io": "device memory (io)",
-    "mm": "mixed frames (mixedmap)",
-    "de": "may not grow (dontexpand)",
-    "dp": "droppable",
-    "sh": "shared",
-    "ms": "shared",
-}
+from ..layout import Vm
+from ..vma import LETTERS, why_not
+
+# The bit of each pair of VmFlags letters that the model knows.
+VM_BITS = {letters: bit for bit, letters in LETTERS}
 
 # Mappings from here up are the kernel's own (the vsyscall page), of no address space.
 USER_END = 1 << 63
@@ -75,6 +69,11 @@ class VmaRecord:
         return (self.start, self.end, self.perms, self.offset, self.device, self.inode, self.name)
 
     @property
+    def vm_flags(self) -> int:
+        """The flags as `layout.Vm` bits; letters that the model has no use for are left out."""
+        return sum(VM_BITS.get(letters, 0) for letters in self.flags)
+
+    @property
     def mergeable(self) -> bool:
         """Whether the mapping is marked, so that ksmd searches it."""
         return "mg" in self.flags
@@ -82,24 +81,17 @@ class VmaRecord:
     @property
     def not_compatible(self) -> str | None:
         """Why the mapping could never be marked mergeable, or None if it could be."""
-        if not self.flags:
-            return "flags not known"
-        for letters, why in NOT_COMPATIBLE.items():
-            if letters in self.flags:
-                return why
-        return None
+        return why_not(self.vm_flags | Vm.MERGEABLE) if self.flags else "flags not known"
+
+    @property
+    def why_not(self) -> str | None:
+        """Why ksmd does not search the mapping: None if it does."""
+        return why_not(self.vm_flags) if self.flags else "flags not known"
 
     @property
     def never_written(self) -> bool:
         """Whether the mapping shows no anonymous memory at all, so that ksmd very likely skips it whole."""
         return self.anonymous == 0 and self.swap == 0
-
-    @property
-    def why_not(self) -> str | None:
-        """Why ksmd does not search the mapping: None if it does."""
-        if self.mergeable:
-            return None
-        return self.not_compatible or "not marked"
 
     def __str__(self) -> str:
         return f"{self.start:x}-{self.end:x} {self.perms} {self.name}".rstrip()

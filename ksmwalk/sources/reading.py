@@ -393,13 +393,13 @@ def _settle(result: ProcessCapture, file: np.ndarray) -> None:
     result.categories |= np.where(zero, np.uint64(pagemap.PAGE_IS_PFNZERO), np.uint64(0))
     result.categories |= np.where(file & ~zero, np.uint64(pagemap.PAGE_IS_FILE), np.uint64(0))
     _keep(result, ~free, "unmapped before the flags of their frames were read")
-    torn = result.huge & ~_whole_blocks(result, result.huge)
+    torn = result.huge & ~whole_blocks(result, result.huge)
     if torn.any():
         result.categories[torn] &= ~np.uint64(pagemap.PAGE_IS_HUGE)
         result.notes.append(f"{int(torn.sum())} pages of huge leaves were split meanwhile: taken as small pages.")
 
 
-def _whole_blocks(result: ProcessCapture, candidate: np.ndarray) -> np.ndarray:
+def whole_blocks(result: ProcessCapture, candidate: np.ndarray) -> np.ndarray:
     """Which candidates lie in complete, aligned blocks of 2 MiB whose frames (if seen) follow one another."""
     whole = np.zeros(len(candidate), bool)
     aligned = result.addr & np.uint64((PAGES_PER_BLOCK << PAGE_SHIFT) - 1) == 0
@@ -429,7 +429,7 @@ def _huge_by_contiguity(result: ProcessCapture) -> None:
             continue
         here = np.zeros(result.nr_pages, bool)
         here[first:last] = True
-        blocks = _whole_blocks(result, here)
+        blocks = whole_blocks(result, here)
         if int(blocks.sum()) << PAGE_SHIFT == vma.huge:
             result.categories[blocks] |= np.uint64(pagemap.PAGE_IS_HUGE)
         else:

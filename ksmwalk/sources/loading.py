@@ -1,0 +1,277 @@
+"""A live process as a Host: its vmas, page tables and frames, ready to be walked, scanned and experimented with."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .. import _load
+from ..errors import ArenaFullError
+from ..host import Host
+from ..layout import Frame, MmFlag, Vm
+from . import fill, reading
+from .reading import PAGES_PER_BLOCK, ProcessCapture, capture
+
+_PAGE_SHIFT = 12
+# Bits of a page besides those of its frame (`_load.pyx`).
+_PAGE_WRITABLE, _PAGE_LEAF, _PAGE_FOLIO = 0x1000, 0x2000, 0x4000
+# Frames that a Host has above those of the process, so that an experiment can go on from there.
+_ROOM = 1 << 16
+# Present pages from which on a Host with huge pages under its arrays pays.
+_HUGE_FROM = 1 << 18
+MARK = ("as-is", "all", "none")
+
+
+@dataclass(slots=True)
+class ProcessImage:
+    """A process loaded into a Host.
+
+    Parameters
+    ----------
+    host : Host
+    mm : Mm
+        Of `host`, with the vmas and page tables of the process.
+    capture : ProcessCapture
+        What it was made from.
+    true_frames : bool
+        Whether frame numbers are the machine's own; else they are made up.
+    notes : list of str
+        What the reader of the result has to know, in sentences.
+    seconds : dict
+        Time by step, those of the capture included.
+    """
+
+    host: Host
+    mm: object
+    capture: ProcessCapture
+    true_frames: bool
+    notes: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def process(pid: int, *, host: Host | None = None, mark: str = "as-is", **options) -> ProcessImage:
+    """Load a live process into a Host without touching its memory.
+
+    Parameters
+    ----------
+    pid : int
+    host : Host, optional
+        Where to load it; several processes in one Host share frames as they really do, where frame numbers can be seen.
+        By default one is made that is just large enough.
+    mark : str
+        Which areas ksmd is to search: "as-is", "all" that could be marked, "none".
+    options
+        As for `capture`.
+
+    Returns
+    -------
+    ProcessImage
+
+    Raises
+    ------
+    ProcessExited, NoAddressSpace, PermissionError, ProcessChanged
+        As `capture` does.
+    ArenaFullError
+        The given host is too small.
+
+    Models: the page tables, vmas and frames of a process on Linux 6.18.
+    Differs: contents are not read, so every page counts as different; pages that KSM has merged already start as
+    anonymous ones; frames that only others map, and swapped pages, are not there; folios of other sizes than 2 MiB
+    count as small pages; whether an area has an anon_vma is guessed from its having anonymous pages.
+    """
+    return load(capture(pid, **options), host=host, mark=mark)
+
+
+def load(what: ProcessCapture, *, host: Host | None = None, mark: str = "as-is") -> ProcessImage:
+    """Load a capture into a Host; see `process`."""
+    if mark not in MARK:
+        raise ValueError(f"mark={mark!r}: not one of {', '.join(MARK)}")
+    start = time.perf_counter()
+    notes = list(what.notes)
+    leaf = _leaf_pages(what)
+    if host is None:
+        levels = 5 if what.vmas[-1].end > 1 << 47 else 4
+        host = Host(_frames_needed(what, leaf), levels=levels, huge=what.nr_pages >= _HUGE_FROM)
+    arrays = host.world.arrays
+    pfn = _frame_numbers(what, leaf, arrays)
+    if pfn.size and int(pfn.max()) >= host.nr_frames:
+        raise ArenaFullError(
+            f"frame {int(pfn.max()):#x} of process {what.pid}: this Host has only {host.nr_frames:#x} frames"
+        )
+    mm = host.new_mm()
+    try:
+        slices = np.array(what.vma_slices(), np.int64).reshape(-1, 2)
+        vm_flags, backing = _add_vmas(arrays, mm.number, what, mark, slices)
+        _map(host, mm.number, what, pfn, leaf, vm_flags, slices)
+        _fill_backing(host, what, pfn, backing, slices)
+    except ArenaFullError:
+        mm.exit()
+        raise
+    if (vm_flags & np.uint64(Vm.MERGEABLE)).any():
+        fill.enter_ksm(arrays, mm.number)
+    if what.ksm is not None and what.ksm.any():
+        notes.append(f"{int(what.ksm.sum())} pages are KSM's already; in the model nothing is merged yet.")
+    seconds = dict(what.seconds, build=time.perf_counter() - start)
+    return ProcessImage(host, mm, what, what.pfn is not None, notes, seconds)
+
+
+def _leaf_pages(what: ProcessCapture) -> np.ndarray:
+    """Which pages lie in leaves of 2 MiB: bool[nr_pages]. 1 GiB leaves (hugetlb) count as 512 of them."""
+    leaf = what.huge
+    if leaf.any():
+        leaf &= reading.whole_blocks(what, leaf)
+    return leaf
+
+
+def _frames_needed(what: ProcessCapture, leaf: np.ndarray) -> int:
+    """Frames of a Host for this process alone, a multiple of a block, with some room."""
+    if what.pfn is not None and what.nr_pages:
+        used = int(what.pfn.max()) + 1
+    else:
+        # one block for the zero page and one for the huge zero page
+        used = 2 * PAGES_PER_BLOCK + what.nr_pages
+    return -(-(used + _ROOM) // PAGES_PER_BLOCK) * PAGES_PER_BLOCK
+
+
+def _frame_numbers(what: ProcessCapture, leaf: np.ndarray, arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """The Host's frame of each page, int64[nr_pages]: the machine's own numbers where they are known, else made up.
+
+    The shared zero page is frame 0 in every Host, whatever it is on the machine.
+    """
+    zero = what.zero
+    if what.pfn is not None:
+        pfn = what.pfn.astype(np.int64)
+    else:
+        pfn = np.empty(what.nr_pages, np.int64)
+        own = leaf & ~zero
+        first = fill.first_free_block(arrays) * PAGES_PER_BLOCK
+        # Leaves first, as they have to be aligned.
+        nr_leaf = int(own.sum())
+        pfn[own] = first + np.arange(nr_leaf)
+        first += nr_leaf
+        if (leaf & zero).any():
+            there = int(arrays["ctl"]["huge_zero"][0])
+            block = there if there >= 0 else first
+            first += 0 if there >= 0 else PAGES_PER_BLOCK
+            pfn[leaf & zero] = block + (what.addr[leaf & zero].astype(np.int64) >> _PAGE_SHIFT) % PAGES_PER_BLOCK
+        small = ~(leaf | zero)
+        pfn[small] = first + np.arange(int(small.sum()))
+    pfn[zero & ~leaf] = 0
+    return pfn
+
+
+def _add_vmas(arrays, number: int, what: ProcessCapture, mark: str, slices) -> tuple[np.ndarray, np.ndarray]:
+    """Make the vmas: (vm_flags, backing) of each."""
+    n = len(what.vmas)
+    flags = np.array([vma.vm_flags for vma in what.vmas], np.uint64)
+    marked = np.array([vma.mergeable if mark == "as-is" else vma.not_compatible is None for vma in what.vmas], bool)
+    flags &= ~np.uint64(Vm.MERGEABLE)
+    if mark != "none":
+        flags[marked] |= np.uint64(Vm.MERGEABLE)
+    seen = np.append(0, np.cumsum(what.anon))
+    anon = seen[slices[:, 1]] > seen[slices[:, 0]]
+    anon |= np.array([not vma.never_written for vma in what.vmas], bool)
+    objects: dict[tuple[str, int], int] = {}
+    backing = np.zeros(n, np.int32)
+    for index, vma in enumerate(what.vmas):
+        if vma.inode and "pf" not in vma.flags and "ht" not in vma.flags:
+            key = (vma.device, vma.inode)
+            if key not in objects:
+                objects[key] = fill.add_mm(arrays, MmFlag.BACKING)
+            backing[index] = objects[key]
+            # How long the object really is can't be seen from outside; at least to where it is mapped.
+            end = vma.offset + vma.size >> _PAGE_SHIFT
+            arrays["mms"]["length"][objects[key]] = max(int(arrays["mms"]["length"][objects[key]]), end)
+    np.add.at(arrays["mms"]["reserved"], backing[backing > 0], 1)
+    start = np.array([vma.start for vma in what.vmas], np.uint64)
+    offset = np.array([vma.offset for vma in what.vmas], np.uint64)
+    families = int(arrays["ctl"]["anon_vmas"][0])
+    columns = {
+        "start": start,
+        "end": np.array([vma.end for vma in what.vmas], np.uint64),
+        "flags": flags,
+        "pgoff": np.where(backing > 0, offset, start) >> np.uint64(_PAGE_SHIFT),
+        "backing": backing,
+        "anon_vma": np.where(anon, families + np.cumsum(anon), 0),
+        "page_shift": np.where(flags & np.uint64(Vm.HUGETLB) != 0, 21, _PAGE_SHIFT),
+    }
+    arrays["ctl"]["anon_vmas"] += int(anon.sum())
+    fill.add_vmas(arrays, number, columns)
+    return flags, backing
+
+
+def _kinds(what: ProcessCapture, leaf: np.ndarray, vm_flags: np.ndarray, slices: np.ndarray) -> np.ndarray:
+    """Bits of each page for `_load.load_pages`: uint16[nr_pages]."""
+    zero, anon = what.zero, what.anon
+    kinds = np.where(anon, np.uint16(Frame.ANON), np.uint16(Frame.FILE))
+    kinds[zero] = int(Frame.ZERO)
+    kinds[leaf] |= np.uint16(_PAGE_LEAF | _PAGE_FOLIO)
+    kinds[_folio_pages(what)] |= np.uint16(_PAGE_FOLIO)
+    # Without frames nobody can tell whether a page is shared; a private anonymous one most likely is not.
+    writable = anon if what.exclusive is None else anon & what.exclusive
+    if what.ksm is not None:
+        writable &= ~what.ksm
+    kinds[writable] |= np.uint16(_PAGE_WRITABLE)
+    for vma in np.flatnonzero(vm_flags & np.uint64(Vm.SHARED | Vm.HUGETLB) != 0):
+        part = kinds[slices[vma, 0] : slices[vma, 1]]
+        if vm_flags[vma] & np.uint64(Vm.HUGETLB):
+            part &= ~np.uint16(Frame.ANON | Frame.FILE)
+            part |= np.uint16(Frame.HUGETLB)
+        if vm_flags[vma] & np.uint64(Vm.SHARED):
+            part |= np.uint16(_PAGE_WRITABLE)
+    return kinds
+
+
+def _folio_pages(what: ProcessCapture) -> np.ndarray:
+    """Which pages, mapped one by one, belong to huge pages of which every frame is seen here: bool[nr_pages]."""
+    inside = np.zeros(what.nr_pages, bool)
+    if what.frame_flags is None:
+        return inside
+    wanted = np.uint64(reading.KPF_THP | reading.KPF_ANON)
+    parts = np.flatnonzero((what.frame_flags & wanted == wanted) & ~what.huge)
+    if len(parts) < PAGES_PER_BLOCK:
+        return inside
+    pfn = what.pfn[parts].astype(np.int64)
+    is_head = what.frame_flags[parts] & np.uint64(reading.KPF_COMPOUND_HEAD) != 0
+    blocks, block = np.unique(pfn >> 9, return_inverse=True)
+    # Whole: 512 different frames, the first of them, and no other, the head.
+    distinct = np.unique(pfn)
+    members = np.bincount(np.searchsorted(blocks, distinct >> 9), minlength=len(blocks))
+    heads = np.unique(pfn[is_head])
+    nr_heads = np.bincount(np.searchsorted(blocks, heads >> 9), minlength=len(blocks))
+    starts = np.isin(blocks << 9, heads)
+    whole = (members == PAGES_PER_BLOCK) & (nr_heads == 1) & starts
+    inside[parts[whole[block]]] = True
+    return inside
+
+
+def _map(host: Host, number: int, what: ProcessCapture, pfn, leaf, vm_flags, slices) -> None:
+    """Write the page tables, take the frames and count their mappings."""
+    arrays = host.world.arrays
+    kinds = _kinds(what, leaf, vm_flags, slices)
+    # There are few kinds of entries: one for each vma and each of three states of a page.
+    states = [fill.page_flags(vm_flags, *state) for state in ((False, False), (True, False), (False, True))]
+    flags = np.ascontiguousarray(np.stack(states, axis=1))
+    try:
+        done = _load.load_pages(host.world, number, what.addr, pfn, kinds, slices, flags)
+    finally:
+        fill.relink_blocks(arrays)
+    if done < slices[-1, 1]:
+        raise ArenaFullError(f"no table page left at {int(what.addr[done]):#x}: make the Host with more frames")
+    huge_zero = leaf & what.zero
+    if huge_zero.any():
+        arrays["ctl"]["huge_zero"] = int(pfn[huge_zero][0]) & ~(PAGES_PER_BLOCK - 1)
+
+
+def _fill_backing(host: Host, what: ProcessCapture, pfn, backing, slices) -> None:
+    """Give each file or shared object its pages, so that what is discarded can be faulted in again."""
+    file = what.file
+    for vma, number, (first, last) in zip(what.vmas, backing.tolist(), slices.tolist(), strict=True):
+        if not number or first == last:
+            continue
+        there = file[first:last]
+        place = what.addr[first:last][there].view(np.int64) + (vma.offset - vma.start)
+        if _load.hold_pages(host.world, number, place, pfn[first:last][there]) < len(place):
+            raise ArenaFullError(f"no table page left for the pages of {vma.name}: make the Host with more frames")
