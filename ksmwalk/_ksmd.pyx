@@ -19,13 +19,16 @@ from ksmwalk._mm cimport break_ksm, folio_extra_refs, frame_map, frame_unmap, lr
 from ksmwalk._scan cimport event, items_drop, scan_begin, scan_next, slot_remove
 from ksmwalk._trees cimport rb_erase, rb_insert, rb_replace
 
+cdef extern from * nogil:
+    void prefetch "__builtin_prefetch"(const void *p) noexcept
+
 cdef enum:
     EFAULT = 14
     GAVE_UP = -1       # a search that met a page which is gone: neither found nor inserted
     AGAIN = -2         # a node was removed under the search: start again at the root
     GENERATION_BITS = 0x7FFFFFFF
     BECOME_KSM = -1    # instead of a frame to merge with
-    AHEAD = 8          # searches prepared side by side
+    AHEAD = 16         # searches prepared side by side
     LARGE = FRAME_HEAD | FRAME_TAIL
 
 
@@ -675,20 +678,32 @@ cdef int64_t pass_merged(kw_world *w, int64_t n) noexcept nogil:
     return done
 
 
+cdef inline void warm_frame(kw_world *w, int64_t pfn) noexcept nogil:
+    prefetch(&w.f_flags[pfn])
+    prefetch(&w.f_head[pfn])
+    prefetch(&w.f_mapcount[pfn])
+    prefetch(&w.f_refs[pfn])
+    prefetch(&w.f_key[pfn])
+
+
 cdef uint64_t warm_trees(kw_world *w, uint64_t addr, uint64_t key) noexcept nogil:
     """Bring into the cache what the next searches will touch; the address up to which that holds.
 
     A search in a large tree waits for memory at each level. The contents of the pages that come next are known, so the
-    paths of several are followed side by side. That decides nothing: the searches come after it.
+    paths of several are followed side by side, and on to the page tables and frames of those that will merge. That
+    decides nothing: the searches come after it.
     """
     cdef uint64_t keys[AHEAD]
     cdef int32_t at[AHEAD]
     cdef int32_t stable[AHEAD]
-    cdef int reach = 0, n = 1, i, more = 1
+    cdef int32_t twins[AHEAD]
+    cdef int reach = 0, n = 1, found = 0, i, more = 1, level = 1
     cdef uint64_t *pte = table_ahead(w, &reach)
+    cdef uint64_t *leaf
     cdef int64_t pfn
     cdef kw_link *l
     cdef kw_node *p
+    cdef kw_item *q
     keys[0] = key
     reach = min(reach, AHEAD - 1)
     for i in range(reach):
@@ -704,10 +719,23 @@ cdef uint64_t warm_trees(kw_world *w, uint64_t addr, uint64_t key) noexcept nogi
         more = 0
         for i in range(n):
             l = &w.links[at[i]]
-            at[i] = l.right if keys[i] > l.key else l.left
+            if KW_UNLIKELY(l.key == keys[i] and at[i] != 0):
+                twins[found] = at[i]
+                found += 1
+                prefetch(&w.items[at[i]])
+                at[i] = 0
+            else:
+                at[i] = l.right if keys[i] > l.key else l.left
             p = &w.nodes[stable[i]]
             stable[i] = p.right if keys[i] > p.key else p.left
             more |= at[i] | stable[i]
+    for i in range(found):
+        q = &w.items[twins[i]]
+        leaf = leaf_find(w, w.mms[q.mm].root, q.addr, &level)
+        if leaf != NULL and not leaf[0] & PTE_SPECIAL:
+            pfn = <int64_t>entry_pfn(leaf[0], level)
+            if pfn < w.ctl.nr_frames:
+                warm_frame(w, pfn)
     return addr + (<uint64_t>(reach + 1) << 12)
 
 
