@@ -540,6 +540,8 @@ def constants():
     out = {}
     cdef const kw_fact *p = kw_constants
     while p.field != NULL:
-        out[p.field.decode()] = p.value
+        name = p.field.decode()
+        # Bits are unsigned, codes are not.
+        out[name] = <uint64_t>p.value if name.startswith(("PTE_", "VM_")) else p.value
         p += 1
     return out

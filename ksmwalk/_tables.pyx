@@ -115,6 +115,12 @@ cdef int64_t child(Walk *k, uint64_t e, uint64_t addr, int level) noexcept nogil
     return row
 
 
+cdef inline uint64_t canonical(uint64_t addr, int64_t levels) noexcept nogil:
+    """The address as the processor has it: the upper half sign-extended."""
+    cdef int unused = <int>(64 - 12 - 9 * levels)
+    return <uint64_t>(<int64_t>(addr << unused) >> unused)
+
+
 cdef int emit_leaf(Walk *k, uint64_t e, uint64_t addr, int level, uint8_t above) noexcept nogil:
     cdef kw_mapping *o
     cdef uint64_t pfn = entry_pfn(e, level)
@@ -124,7 +130,7 @@ cdef int emit_leaf(Walk *k, uint64_t e, uint64_t addr, int level, uint8_t above)
     if k.n >= k.cap:
         return KW_ENOFRAMES
     o = &k.out[k.n]
-    o.addr = addr
+    o.addr = canonical(addr, k.t.levels)
     o.pfn = pfn
     o.flags = (e & ~PTE_PFN_MASK) | (e & PTE_PAT_LARGE)
     o.level = <uint8_t>level
@@ -160,7 +166,7 @@ cdef int emit_ptes(Walk *k, int64_t row, uint64_t a, uint64_t end, uint8_t above
     cdef int64_t before = k.n
     if k.n + (hi - lo) > k.cap:
         return KW_ENOFRAMES
-    c.addr = a - (<uint64_t>lo << 12)
+    c.addr = canonical(a - (<uint64_t>lo << 12), k.t.levels)
     c.present = k.present
     c.perms = above
     k.n += kw_emit_row(k.t.rows + row * 512, lo, hi, &c, k.out + k.n)

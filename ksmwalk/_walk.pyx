@@ -276,6 +276,9 @@ cdef class Entry:
     """One packed entry in its place, as a callback sees it: readable and, in a Host's tables, writable.
 
     Good during the callback only; used later it raises ReferenceError.
+
+    Models: the pgd_t, p4d_t, pud_t, pmd_t and pte_t pointers of struct mm_walk_ops of Linux 6.18.
+    Differs: one type for all levels, which knows its level.
     """
 
     cdef uint64_t *p

@@ -223,7 +223,10 @@ def pfn(e, level: int = PTE):
 
 
 def flags(e, level: int = PTE):
-    """All bits of entries that are not frame bits (of a large leaf: bit 12, PAT, among them)."""
+    """All bits of entries that are not frame bits (of a large leaf: bit 12, PAT, among them).
+
+    Models: pte_flags, pmd_flags, pud_flags of Linux 6.18, x86-64. Differs: of a large leaf the unused bits 13 up are out.
+    """
     a, scalar = _entries(e)
     lv = _level(level)
     value = a & np.uint64(~PFN_MASK & (1 << 64) - 1)
@@ -285,12 +288,18 @@ class Unpacked(NamedTuple):
 
 
 def unpack(e, level: int = PTE) -> Unpacked:
-    """Frame numbers and flags of entries: the inverse of `pack`."""
+    """Frame numbers and flags of entries: the inverse of `pack`.
+
+    Models: what `pfn` and `flags` do. Differs: nothing known.
+    """
     return Unpacked(pfn(e, level), flags(e, level))
 
 
 def describe(e: int, level: int = PTE) -> str:
-    """One entry in words, for error messages and exploration: `pfn 0x1234 P RW US A D NX`."""
+    """One entry in words, for error messages and exploration: `pfn 0x1234 P RW US A D NX`.
+
+    Models: nothing of Linux. Differs: has no counterpart there.
+    """
     value = int(e)
     if none(value):
         return "none"

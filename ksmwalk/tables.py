@@ -177,6 +177,10 @@ class PageTables:
         """Bad entries met since `forget_bad`, kept ones and others."""
         return self._tables.bad_count
 
+    def _low(self, addr: int) -> int:
+        """An address without its sign extension; others as they are."""
+        return addr & (self.end - 1) if (1 << 64) - (self.end >> 1) <= addr <= 1 << 64 else addr
+
     def forget_bad(self) -> None:
         """Start counting bad entries anew."""
         self._tables.forget_bad()
@@ -195,8 +199,8 @@ class PageTables:
         Parameters
         ----------
         start, end : int
-            Bytes, half-open, page aligned; default: everything the tables can map. A large leaf that the range cuts is
-            given whole.
+            Bytes, half-open, page aligned; default: everything the tables can map. Canonical addresses of the upper half
+            are taken as well as their low 48 (57) bits. A large leaf that the range cuts is given whole.
         view : {"kernel", "hardware"}
             What the kernel's predicates say (PROT_NONE pages are present), or what an MMU sees (P only).
         runs : bool
@@ -209,7 +213,7 @@ class PageTables:
         Returns
         -------
         ndarray of layout.MAPPING
-            addr (bytes), pfn, flags (entry without frame bits), level, perms (`Perm` bits effective over all levels), nr.
+            addr (bytes, canonical: the upper half sign-extended), pfn, flags (entry without frame bits), level, perms (`Perm` bits effective over all levels), nr.
 
         Raises
         ------
@@ -222,7 +226,8 @@ class PageTables:
         """
         if view not in ("kernel", "hardware"):
             raise ValueError(f"view {view!r}: must be 'kernel' or 'hardware'")
-        end = self.end if end is None else end
+        end = self.end if end is None or end == 1 << 64 else self._low(end)
+        start = self._low(start)
         if not 0 <= start <= end <= self.end or (start | end) & 4095:
             raise ValueError(f"range {start:#x}-{end:#x}: must be page aligned and within 0-{self.end:#x}")
         before = self.bad_count
@@ -271,6 +276,7 @@ class PageTables:
 
         Models: a one-address walk, as folio_walk_start() or an MMU does. Differs: nothing known.
         """
+        addr = self._low(addr)
         if not 0 <= addr < self.end:
             raise ValueError(f"address {addr:#x}: beyond {self.levels} levels (0-{self.end:#x})")
         page = addr & ~4095
@@ -285,7 +291,10 @@ class PageTables:
         return self._world
 
     def map(self, addr: int, pfn: int, flags: int = USER_RW, level: int = 1) -> None:
-        """Map one page (or large page) at an address where nothing is mapped yet; see `map_range`."""
+        """Map one page (or large page) at an address where nothing is mapped yet; see `map_range`.
+
+        Models: set_pte_at(), set_pmd_at(), set_pud_at() of Linux 6.18. Differs: nothing known.
+        """
         self.map_range(addr, np.array([pfn], np.uint64), flags, level)
 
     def map_range(self, addr: int, pfns, flags: int = USER_RW, level: int = 1) -> None:
@@ -308,6 +317,8 @@ class PageTables:
             A bad address, frame or flag, or a place that is taken (nothing is mapped then).
         ArenaFullError
             No table page left.
+
+        Models: set_pte_at(), set_pmd_at(), set_pud_at() of Linux 6.18. Differs: nothing known.
         """
         world = self._writable()
         if level not in (1, 2, 3):
@@ -333,6 +344,8 @@ class PageTables:
         -------
         int
             Leaf (and swap-like) entries cleared.
+
+        Models: unmap_page_range() and free_pgtables() of Linux 6.18. Differs: tables go as soon as they are empty.
         """
         world = self._writable()
         if not 0 <= start <= end <= self.end or (start | end) & 4095:
