@@ -302,7 +302,8 @@ cdef int sys_munmap(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexc
 cdef int sys_mprotect(kw_world *w, int32_t mm, uint64_t start, uint64_t end, uint64_t prot) noexcept nogil:
     cdef int32_t v = vma_find(w, mm, start)
     cdef uint64_t flags, stop
-    cdef int rc
+    cdef int rc, code = 0
+    cdef bint fill
     while start < end:
         if v == 0 or w.vmas[v].start > start:
             return -ENOMEM
@@ -318,12 +319,18 @@ cdef int sys_mprotect(kw_world *w, int32_t mm, uint64_t start, uint64_t end, uin
                     flags &= ~<uint64_t>VM_ACCOUNT
             elif not flags & (VM_ACCOUNT | VM_HUGETLB | VM_SHARED | VM_NORESERVE) and not w.vmas[v].flags & VM_WRITE:
                 flags |= VM_ACCOUNT
+            # Locked memory that could not be written to before gets its private pages now.
+            fill = (w.vmas[v].flags & (VM_WRITE | VM_SHARED | VM_LOCKED)) == VM_LOCKED and flags & VM_WRITE
             v = set_flags(w, v, start, stop, flags)
             if v < 0:
                 return v
             rc = protect_range(w, mm, &w.vmas[v], start, stop)
             if rc < 0:
                 return rc
+            if fill:
+                write_range(w, mm, start, <int64_t>((stop - start) >> 12), NULL, 0, FAULT_KEEP, &code)
+                if code < 0 and code != KW_EFAULT:
+                    return code
         start = stop
         v = vma_find_from(w, mm, start)
     return 0
