@@ -7,7 +7,8 @@ from ksmwalk._layout cimport *
 
 cdef int zap_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil
 cdef int discard_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil
-    # MADV_DONTNEED: the same, but markers stay.
+    # MADV_DONTNEED: the same, but markers stay, and empty pte tables that lie wholly in the range go: a huge page fits
+    # there again.
 cdef void free_tables(kw_world *w, int32_t mm, uint64_t start, uint64_t end, uint64_t floor, uint64_t ceiling) noexcept nogil
     # Free the tables that [start, end) reaches and that cover nothing outside [floor, ceiling); all leaves there are gone.
 cdef int copy_range(kw_world *w, int32_t src, int32_t dst, uint64_t start, uint64_t end, bint cow) noexcept nogil

@@ -100,12 +100,43 @@ cdef int op_discard_pte(kw_world *w, Op *op, uint64_t addr, uint64_t *entry) noe
     return 0
 
 
+cdef bint row_empty(kw_world *w, int64_t row) noexcept nogil:
+    cdef int i
+    for i in range(512):
+        if w.rows[row * 512 + i] != 0:
+            return False
+    return True
+
+
+cdef void free_pte_tables(kw_world *w, int32_t mm, int64_t row, int level, uint64_t addr, uint64_t end) noexcept nogil:
+    """Free the empty pte tables that lie wholly in [addr, end)."""
+    cdef uint64_t size = level_size(level), next
+    cdef uint64_t *p = w.rows + row * 512 + level_index(addr, level)
+    cdef int64_t child
+    while addr < end:
+        next = min((addr & ~(size - 1)) + size, end)
+        child = table_row(w, p[0])
+        if child >= 0:
+            if level > 2:
+                free_pte_tables(w, mm, child, level - 1, addr, next)
+            elif whole(addr, next) and row_empty(w, child):
+                p[0] = 0
+                row_free(w, child)
+                w.mms[mm].nr_tables -= 1
+        addr = next
+        p += 1
+
+
 cdef int discard_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil:
     cdef Op op
+    cdef int rc
     op.pte = op_discard_pte
     op.pmd = op_zap_pmd
     op.mm = mm
-    return run(w, &op, start, end)
+    rc = run(w, &op, start, end)
+    if rc == KW_OK and start < end:
+        free_pte_tables(w, mm, w.mms[mm].root, <int>w.ctl.levels, start, end)
+    return rc
 
 
 cdef void free_below(kw_world *w, int32_t mm, int64_t row, int level, uint64_t addr, uint64_t end, uint64_t floor,
@@ -419,7 +450,7 @@ cdef int collapse(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr) noexcept no
     if pmd == NULL or entry_none(pmd[0]):
         return -EINVAL
     if entry_leaf(pmd[0], 2):
-        return KW_OK if normal_pfn(w, pmd[0], 2) >= 0 else -EINVAL
+        return KW_OK
     table = table_row(w, pmd[0])
     if table < 0:
         return -EINVAL

@@ -449,15 +449,19 @@ cdef int advise_vma(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint64_t
 
 
 cdef int sys_collapse(kw_world *w, int32_t mm, kw_vma *v, uint64_t start, uint64_t end) noexcept nogil:
-    """The huge pages that lie wholly in [start, end) of v."""
+    """The huge pages that lie wholly in [start, end) of v. One that can't be had at all ends it; one whose pages are
+    busy just now is passed over."""
     cdef uint64_t addr = (start + KW_PMD_SIZE - 1) & ~(KW_PMD_SIZE - 1)
+    cdef uint64_t first = (v.start + KW_PMD_SIZE - 1) & ~(KW_PMD_SIZE - 1)
     cdef int rc, last = 0
     end &= ~(KW_PMD_SIZE - 1)
-    if addr >= end:
-        return 0
+    if first + KW_PMD_SIZE > v.end or v.flags & VM_NOHUGEPAGE or w.mms[mm].flags & MM_THP_DISABLED:
+        return -EINVAL
+    if not v.backing and v.anon_vma == 0 or addr > end:
+        return -EINVAL
     while addr < end:
         rc = collapse(w, mm, v, addr)
-        if rc == -ENOMEM:
+        if rc < 0 and rc != -EAGAIN:
             return rc
         if rc < 0:
             last = rc

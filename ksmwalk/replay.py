@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from bisect import insort
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -287,8 +288,12 @@ class Replay:
 
     def do_pwrite(self, name: str, pairs: list[list[int]]) -> None:
         mm = self.live[name]
-        for vpn, number in pairs:
-            mm.poke(vpn * PAGE, self.contents.key(number))
+        try:
+            for vpn, number in pairs:
+                mm.poke(vpn * PAGE, self.contents.key(number))
+        except OSError as error:
+            # what is EFAULT to the process itself is EIO through /proc/PID/mem
+            raise OSError(errno.EIO, error.strerror) if error.errno == errno.EFAULT else error
 
     def do_touch(self, name: str, vpns: list[int]) -> None:
         mm = self.live[name]

@@ -157,7 +157,7 @@ class _Maker:
             n = min(n, 40)
         vpn = self.free_place(space, n, huge)
         options: dict[str, Any] = {}
-        if rng.random() < 0.04:
+        if not huge and rng.random() < 0.04:
             options["shared"] = 1
         if rng.random() < 0.04:
             options["noreserve"] = 1
