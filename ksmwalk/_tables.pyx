@@ -27,11 +27,17 @@ def choose_wide(bint wide):
 
 # ------------------------------------------------------------------ reading
 
+cdef inline uint64_t canonical(uint64_t addr, int64_t levels) noexcept nogil:
+    """The address as the processor has it: the upper half sign-extended."""
+    cdef int unused = <int>(64 - 12 - 9 * levels)
+    return <uint64_t>(<int64_t>(addr << unused) >> unused)
+
+
 cdef void note_bad(kw_tables *t, uint64_t addr, int level, uint64_t raw, int kind) noexcept nogil:
     cdef kw_bad *b
     if t.bad_count < t.bad_cap:
         b = &t.bad[t.bad_count]
-        b.addr = addr
+        b.addr = canonical(addr, t.levels)
         b.level = level
         b.raw = raw
         b.kind = kind
@@ -115,12 +121,6 @@ cdef int64_t child(Walk *k, uint64_t e, uint64_t addr, int level) noexcept nogil
     return row
 
 
-cdef inline uint64_t canonical(uint64_t addr, int64_t levels) noexcept nogil:
-    """The address as the processor has it: the upper half sign-extended."""
-    cdef int unused = <int>(64 - 12 - 9 * levels)
-    return <uint64_t>(<int64_t>(addr << unused) >> unused)
-
-
 cdef int emit_leaf(Walk *k, uint64_t e, uint64_t addr, int level, uint8_t above) noexcept nogil:
     cdef kw_mapping *o
     cdef uint64_t pfn = entry_pfn(e, level)
@@ -158,19 +158,36 @@ cdef int drop_beyond(Walk *k, const uint64_t *row, int64_t first) noexcept nogil
     return 0
 
 
+cdef int emit_carefully(Walk *k, const uint64_t *row, int lo, int hi, const kw_emit *c) noexcept nogil:
+    """The ptes of one table where the output may not have room for all that there could be."""
+    cdef kw_mapping spare[512]
+    cdef int64_t found = kw_emit_row(row, lo, hi, c, spare), i
+    for i in range(found):
+        if k.t.max_pfn and spare[i].pfn >= <uint64_t>k.t.max_pfn:
+            note_bad(k.t, spare[i].addr, 1, row[level_index(spare[i].addr, 1)], BAD_PFN)
+        elif k.runs and k.n > 0 and joins(&k.out[k.n - 1], &spare[i]):
+            k.out[k.n - 1].nr += 1
+        elif k.n < k.cap:
+            k.out[k.n] = spare[i]
+            k.n += 1
+        else:
+            return KW_ENOFRAMES
+    return KW_OK
+
+
 cdef int emit_ptes(Walk *k, int64_t row, uint64_t a, uint64_t end, uint8_t above) noexcept nogil:
     """The ptes of one table for [a, end) inside it."""
     cdef kw_emit c
     cdef int lo = level_index(a, 1)
     cdef int hi = lo + <int>((end - a) >> 12)
     cdef int64_t before = k.n
-    if k.n + (hi - lo) > k.cap:
-        return KW_ENOFRAMES
     c.addr = canonical(a - (<uint64_t>lo << 12), k.t.levels)
     c.present = k.present
     c.perms = above
-    k.n += kw_emit_row(k.t.rows + row * 512, lo, hi, &c, k.out + k.n)
     k.t.work.ptes += hi - lo
+    if k.n + (hi - lo) > k.cap:
+        return emit_carefully(k, k.t.rows + row * 512, lo, hi, &c)
+    k.n += kw_emit_row(k.t.rows + row * 512, lo, hi, &c, k.out + k.n)
     if k.t.max_pfn:
         drop_beyond(k, k.t.rows + row * 512, before)
     if k.runs:
@@ -304,6 +321,8 @@ cdef inline bint honest_range(int64_t levels, uint64_t start, uint64_t end) noex
 
 def read_mappings(Tables tables not None, uint64_t start, uint64_t end, bint hardware, bint runs, out, int64_t budget):
     """Fill `out` (layout.MAPPING) with the mappings of [start, end), in ascending order.
+
+    The range is as the tables index it, from 0 to 2**48 or 2**57: the upper half follows the lower one.
 
     Returns
     -------

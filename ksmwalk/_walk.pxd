@@ -50,7 +50,8 @@ cdef struct walk_state:
     int stop_on_bad
     int64_t rows[6]
 
-# A walk without vmas over [start, end): 0, or what a callback returned. -22: start >= end.
+# A walk without vmas over [start, end): addresses as the tables index them, the upper half right behind the lower one
+# (from 1 << 47 with 4 levels), not sign-extended. 0, or what a callback returned. -22: start >= end.
 cdef int walk_tables(Tables tables, uint64_t start, uint64_t end, const walk_ops *ops, void *user) noexcept
 # The part [start, end) of one vma. -22: empty range, or one that leaves the vma.
 cdef int walk_vma(Tables tables, int32_t mm, int32_t vma, uint64_t start, uint64_t end, const walk_ops *ops,

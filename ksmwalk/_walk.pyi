@@ -41,4 +41,5 @@ def run_walk(
     private: Any,
     stop_on_bad: bool,
     whole_mm: bool,
+    high: int | None = None,
 ) -> tuple[int, int]: ...

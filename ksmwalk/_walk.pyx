@@ -374,6 +374,7 @@ cdef class MmWalk:
     cdef object given_vma
     cdef object result
     cdef object failed
+    cdef object high               # in the upper half of the address space: what makes an address canonical
     cdef tuple fns                 # pgd, p4d, pud, pmd, pte, hugetlb, hole, test, pre, post
     cdef list entries              # one reusable door a level
 
@@ -427,6 +428,8 @@ cdef int call_entry(int slot, uint64_t *p, uint64_t addr, uint64_t next, walk_st
     cdef Entry entry = <Entry>walk.entries[s.level]
     entry.p = p
     try:
+        if walk.high is not None:
+            return settle(walk, walk.fns[slot](entry, addr + walk.high, next + walk.high, walk))
         return settle(walk, walk.fns[slot](entry, addr, next, walk))
     except BaseException as err:
         walk.failed = err
@@ -450,6 +453,8 @@ cdef int py_hugetlb(uint64_t *p, uint64_t a, uint64_t n, walk_state *s) noexcept
 cdef int py_hole(uint64_t addr, uint64_t next, int depth, walk_state *s) noexcept:
     cdef MmWalk walk = <MmWalk>s.user
     try:
+        if walk.high is not None:
+            return settle(walk, walk.fns[6](addr + walk.high, next + walk.high, depth, walk))
         return settle(walk, walk.fns[6](addr, next, depth, walk))
     except BaseException as err:
         walk.failed = err
@@ -490,10 +495,11 @@ cdef void py_post(walk_state *s) noexcept:
 
 
 def run_walk(Tables tables not None, int32_t mm, int32_t vma, uint64_t start, uint64_t end, ops, tuple fns, mm_door,
-             vma_door, private, bint stop_on_bad, bint whole_mm):
+             vma_door, private, bint stop_on_bad, bint whole_mm, high=None):
     """One walk with Python callbacks: (result, code). Code 0, WALK_BAD or WALK_NOROWS.
 
-    `fns`: the ten callbacks or None, in the order of MmWalk.fns.
+    `fns`: the ten callbacks or None, in the order of MmWalk.fns. Addresses are as the tables index them; callbacks are
+    given them plus `high` (None: as they are).
     """
     cdef walk_ops c
     cdef walk_state s
@@ -517,6 +523,7 @@ def run_walk(Tables tables not None, int32_t mm, int32_t vma, uint64_t start, ui
     walk.private = private
     walk.given_vma = vma_door
     walk.fns = fns
+    walk.high = high
     walk.entries = [None]
     prepare(&s, tables, mm, vma, &c, <void *>walk)
     s.stop_on_bad = stop_on_bad

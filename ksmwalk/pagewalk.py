@@ -105,12 +105,12 @@ def _aligned(start: int, end: int, limit: int) -> None:
             raise ValueError(f"{name} {value:#x}: must be page aligned and within 0-{limit:#x}")
 
 
-def _run(tables: PageTables, mm_no, vma_no, start, end, ops, mm, vma, private, whole_mm=False) -> int:
+def _run(tables: PageTables, mm_no, vma_no, start, end, ops, mm, vma, private, whole_mm=False, high=None) -> int:
     stop = tables.on_bad == "raise"
     if stop:
         tables.forget_bad()
     result, code = _walk.run_walk(
-        tables._tables, mm_no, vma_no, start, end, ops, ops._functions(), mm, vma, private, stop, whole_mm
+        tables._tables, mm_no, vma_no, start, end, ops, ops._functions(), mm, vma, private, stop, whole_mm, high
     )
     if code:
         if stop and tables.bad_count:
@@ -199,7 +199,8 @@ def walk_page_range_novma(tables: PageTables, start: int, end: int, ops: MmWalkO
     tables : PageTables
         An arena or an image.
     start, end, ops, private
-        As for `walk_page_range`. `walk.mm` and `walk.vma` are None.
+        As for `walk_page_range`. Addresses of the upper half are canonical (sign-extended; the very end is 2**64). A range
+        over both halves leaves out what is not canonical. `walk.mm` and `walk.vma` are None.
 
     Returns
     -------
@@ -210,7 +211,14 @@ def walk_page_range_novma(tables: PageTables, start: int, end: int, ops: MmWalkO
     """
     if start >= end:
         return _EINVAL
-    _aligned(start, end, tables.end)
-    return _run(tables, 0, 0, start, end, ops, None, None, private)
+    half, top = tables.end // 2, 1 << 64
+    _aligned(start, end, top)
+    result = 0
+    if start < half:
+        result = _run(tables, 0, 0, start, min(end, half), ops, None, None, private)
+    if not result and end > top - half:
+        low, high = tables._index(max(start, top - half)), tables._index(end)
+        result = _run(tables, 0, 0, low, high, ops, None, None, private, high=tables._high)
+    return result
 
 

@@ -164,8 +164,17 @@ class PageTables:
 
     @property
     def end(self) -> int:
-        """First address beyond what the tables can map, bytes."""
+        """Bytes that the tables can map, in both halves of the address space together."""
         return 1 << (12 + 9 * self.levels)
+
+    @property
+    def _high(self) -> int:
+        """What turns an index address of the upper half into a canonical one."""
+        return (1 << 64) - self.end
+
+    def _index(self, addr: int) -> int:
+        """A canonical address as the tables index it: the upper half follows the lower one."""
+        return addr - self._high if addr >= self._high + self.end // 2 else addr
 
     @property
     def bad(self) -> np.ndarray:
@@ -176,14 +185,6 @@ class PageTables:
     def bad_count(self) -> int:
         """Bad entries met since `forget_bad`, kept ones and others."""
         return self._tables.bad_count
-
-    def _low(self, addr: int) -> int:
-        """An address without its sign extension; others as they are."""
-        return addr & (self.end - 1) if (1 << 64) - (self.end >> 1) <= addr <= 1 << 64 else addr
-
-    def forget_bad(self) -> None:
-        """Start counting bad entries anew."""
-        self._tables.forget_bad()
 
     def mappings(
         self,
@@ -200,7 +201,8 @@ class PageTables:
         ----------
         start, end : int
             Bytes, half-open, page aligned; default: everything the tables can map. Canonical addresses of the upper half
-            are taken as well as their low 48 (57) bits. A large leaf that the range cuts is given whole.
+            (the very end is 2**64) are taken as well as their low 48 (57) bits. A large leaf that the range cuts is given
+            whole.
         view : {"kernel", "hardware"}
             What the kernel's predicates say (PROT_NONE pages are present), or what an MMU sees (P only).
         runs : bool
@@ -213,7 +215,8 @@ class PageTables:
         Returns
         -------
         ndarray of layout.MAPPING
-            addr (bytes, canonical: the upper half sign-extended), pfn, flags (entry without frame bits), level, perms (`Perm` bits effective over all levels), nr.
+            addr (bytes, canonical: the upper half sign-extended), pfn, flags (entry without frame bits), level, perms
+            (`Perm` bits effective over all levels), nr.
 
         Raises
         ------
@@ -226,10 +229,10 @@ class PageTables:
         """
         if view not in ("kernel", "hardware"):
             raise ValueError(f"view {view!r}: must be 'kernel' or 'hardware'")
-        end = self.end if end is None or end == 1 << 64 else self._low(end)
-        start = self._low(start)
+        first, last = start, self.end if end is None else end
+        start, end = self._index(start), self._index(last)
         if not 0 <= start <= end <= self.end or (start | end) & 4095:
-            raise ValueError(f"range {start:#x}-{end:#x}: must be page aligned and within 0-{self.end:#x}")
+            raise ValueError(f"range {first:#x}-{last:#x}: must be page aligned, canonical and of {self.levels} levels")
         before = self.bad_count
         if self.on_bad == "raise":
             before = 0
@@ -276,7 +279,7 @@ class PageTables:
 
         Models: a one-address walk, as folio_walk_start() or an MMU does. Differs: nothing known.
         """
-        addr = self._low(addr)
+        addr = self._index(addr)
         if not 0 <= addr < self.end:
             raise ValueError(f"address {addr:#x}: beyond {self.levels} levels (0-{self.end:#x})")
         page = addr & ~4095

@@ -103,3 +103,34 @@ def test_ops_must_be_callable():
         walk_page_range_novma(two_pages(), PUD, PUD + PMD, MmWalkOps(pte_entry=3))
     with pytest.raises(TypeError, match="no_such_entry"):
         MmWalkOps(no_such_entry=lambda *a: 0)
+
+
+@given(st.data(), st.sampled_from([4, 5]))
+def test_the_upper_half_is_the_lower_one_moved(data, levels):
+    """The same tables hung into the upper half of an image: the same calls, at canonical addresses."""
+    plan = data.draw(plans(levels, kinds=["page", "prot_none", "swap", "huge", "gigantic"]))
+    start, end = data.draw(ranges(levels))
+    rows = build(PageTables(levels), plan).rows.copy()
+    half = 1 << (47 if levels == 4 else 56)
+    rows[1, 256:], rows[1, :256] = rows[1, :256].copy(), 0
+    logs = []
+    for image, low in ((build(PageTables(levels), plan), 0), (PageTables.from_image(rows, 1, levels), (1 << 64) - half)):
+        log = []
+        ops = MmWalkOps(
+            pmd_entry=lambda e, a, n, w: log.append((a, n, e.value)), pud_entry=lambda e, a, n, w: log.append((a, n)),
+            pte_hole=lambda a, n, d, w: log.append((a, n, d)),
+        )
+        assert walk_page_range_novma(image, low + start, low + end, ops) == 0
+        logs.append([(a - low, n - low, *rest) for a, n, *rest in log])
+    assert logs[0] == logs[1]
+
+
+def test_a_range_over_both_halves_leaves_out_what_is_not_canonical():
+    calls = []
+    ops = MmWalkOps(pgd_entry=lambda *a: 0, pte_hole=lambda addr, next, depth, walk: calls.append((addr, next)))
+    assert walk_page_range_novma(PageTables(), 0, 1 << 64, ops) == 0
+    assert len(calls) == 512
+    assert calls[255][1] == 1 << 47 and calls[256][0] == (1 << 64) - (1 << 47) and calls[511][1] == 1 << 64
+    calls.clear()
+    assert walk_page_range_novma(PageTables(), 1 << 47, 1 << 50, ops) == 0
+    assert calls == []

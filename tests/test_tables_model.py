@@ -175,3 +175,14 @@ def test_the_last_page_of_the_address_space():
     assert tables.mappings(last, 1 << 64)["pfn"].tolist() == [77]
     assert int(tables.lookup(last)["pfn"]) == 77
     assert len(tables.mappings(0, last)) == 0
+
+
+@given(st.data(), st.sampled_from([4, 5]), st.booleans())
+def test_an_output_of_exactly_the_right_length_is_long_enough(data, levels, runs):
+    tables = build(PageTables(levels), data.draw(plans(levels)))
+    want = tables.mappings(runs=runs)
+    out = np.zeros(len(want), dtype=want.dtype)
+    np.testing.assert_array_equal(tables.mappings(runs=runs, out=out), want)
+    if len(want):
+        with pytest.raises(ValueError, match="too short"):
+            tables.mappings(runs=runs, out=out[:-1])
