@@ -186,6 +186,10 @@ class PageTables:
         """Bad entries met since `forget_bad`, kept ones and others."""
         return self._tables.bad_count
 
+    def forget_bad(self) -> None:
+        """Start counting bad entries anew."""
+        self._tables.forget_bad()
+
     def mappings(
         self,
         start: int = 0,
