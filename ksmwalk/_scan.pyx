@@ -2,6 +2,7 @@
 
 The contract of every function stands in `_scan.pxd`.
 """
+cimport cython
 from libc.string cimport memset
 
 from ksmwalk._core cimport *
@@ -331,6 +332,10 @@ cdef int64_t scan_batch(kw_world *w, int64_t n, int64_t *failed) noexcept nogil:
 
 # ------------------------------------------------------------------ what Python sees
 
+# No cycle can go through it, and the cursor makes one a page.
+@cython.no_gc
+@cython.freelist(64)
+@cython.final
 cdef class RmapItem:
     """Door to one rmap_item: a record of the Host's `items` array.
 
@@ -423,15 +428,40 @@ def py_rmap_item(World world not None, int64_t item):
     return item_door(world, <int32_t>item)
 
 
-def py_scan_next(World world not None):
-    """(RmapItem, pfn) of the next page; None at the end of a full scan; a negative KW_* code."""
-    cdef int64_t pfn = 0
-    cdef int32_t item
-    scan_begin(&world.w)
-    item = scan_next(&world.w, &pfn)
-    if item > 0:
-        return item_door(world, item), pfn
-    return None if item == 0 else item
+cdef class Cursor:
+    """What of `KsmScan` is called once a page: the rest of it is Python."""
+
+    cdef World world
+
+    def __init__(self, World world not None):
+        self.world = world
+
+    def scan_get_next_rmap_item(self):
+        """Hand out the next page of the scan, without merging it.
+
+        Returns
+        -------
+        (RmapItem, int) or None
+            The item and the page's frame number; None at the end of a full scan, and where no mm is on the list.
+
+        Raises
+        ------
+        BadEntryError
+            An entry points beyond the frames; the cursor stays at it.
+        ArenaFullError
+            No rmap_item left; the cursor stays where it is.
+
+        Models: scan_get_next_rmap_item() of Linux 6.18. Differs: nothing known.
+        """
+        cdef int64_t pfn = 0
+        cdef int32_t item
+        scan_begin(&self.world.w)
+        item = scan_next(&self.world.w, &pfn)
+        if item > 0:
+            return item_door(self.world, item), pfn
+        if item < 0:
+            self._fail(item)
+        return None
 
 
 def py_scan_batch(World world not None, int64_t n):

@@ -10,7 +10,7 @@ from .rmap import RmapItem
 STRATEGIES = {"range": Strategy.RANGE, "per-address": Strategy.PER_ADDRESS}
 
 
-class KsmScan:
+class KsmScan(_scan.Cursor):
     """The cursor of one KSM over the mergeable pages of a Host.
 
     A Host makes it: `host.ksm.scan`. Every state it has is in the Host's `cursor` record.
@@ -35,9 +35,9 @@ class KsmScan:
     """
 
     def __init__(self, world: _core.World):
+        super().__init__(world)
         self._world = world
         self._cursor = world.arrays["cursor"]
-        self._next = _scan.py_scan_next
 
     # ---------------------------------------------------------- the cursor's record
 
@@ -81,28 +81,6 @@ class KsmScan:
         self._cursor["real_lookups"][0] = bool(on)
 
     # ---------------------------------------------------------- scanning
-
-    def scan_get_next_rmap_item(self) -> tuple[RmapItem, int] | None:
-        """Hand out the next page of the scan, without merging it.
-
-        Returns
-        -------
-        (RmapItem, int) or None
-            The item and the page's frame number; None at the end of a full scan, and where no mm is on the list.
-
-        Raises
-        ------
-        BadEntryError
-            An entry points beyond the frames; the cursor stays at it.
-        ArenaFullError
-            No rmap_item left; the cursor stays where it is.
-
-        Models: scan_get_next_rmap_item() of Linux 6.18. Differs: nothing known.
-        """
-        got = self._next(self._world)
-        if got.__class__ is int:
-            self._fail(got)
-        return got
 
     def scan(self, n: int) -> int:
         """Hand out up to `n` pages at full speed in compiled code, without looking at them.
