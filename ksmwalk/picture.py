@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from . import report
-from .sources.reading import ProcessCapture
 from .sources.maps import VmaRecord
+from .sources.reading import ProcessCapture
 
 PAGE = 4096
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from living import Living
 
-from ksmwalk import picture
+from ksmwalk import cli, picture
 from ksmwalk.sources import VmaRecord, pagemap
 from ksmwalk.sources.reading import ProcessCapture
 
@@ -166,14 +166,16 @@ def test_without_matplotlib(giant, tmp_path):
     assert not (tmp_path / "x.png").exists()
 
 
-def test_errors_are_one_line_each():
+def test_errors_are_one_line_each(capsys):
     with Living() as child:
         pid = child.pid
     result = ksmwalk("map", pid)
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr == f"ksmwalk map: process {pid} does not exist\n"
-    result = ksmwalk("map", os.getpid(), "--rows", 0)
-    assert result.returncode == 1 and "--rows 0" in result.stderr
-    assert ksmwalk("map").returncode == 2
-    assert ksmwalk().returncode == 2
-    assert ksmwalk("--version").stdout.startswith("ksmwalk 0.")
+    assert cli.main(["map", str(os.getpid()), "--rows", "0"]) == 1
+    assert "--rows 0" in capsys.readouterr().err
+    for args, code in ((["map"], 2), ([], 2), (["--version"], 0)):
+        with pytest.raises(SystemExit) as end:
+            cli.main(args)
+        assert end.value.code == code
+    assert capsys.readouterr().out.startswith("ksmwalk 0.")
