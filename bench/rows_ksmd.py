@@ -1,0 +1,190 @@
+"""Rows: the merge engine against the real ksmd of this machine (root), same layouts and contents; a 64 GiB host.
+
+The real one is given one batch that is a whole scan and timed by its own trace events, start to stop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from measure import SMOKE, Row, at_most, faster_than, memory_available, note, row
+
+from ksmwalk import Host
+from ksmwalk.kernel import knobs, trace
+
+PAGES = 1 << 12 if SMOKE else 1 << 19
+ROUNDS = 1 if SMOKE else 3
+HOST_PAGES = 1 << 14 if SMOKE else 1 << 24
+CHILD = Path(__file__).with_name("ksmd_child.py")
+STAMP = re.compile(r" (\d+\.\d+): (ksm_(?:start|stop)_scan):")
+
+
+def unique_ids() -> np.ndarray:
+    """Ids in random order that differ in the first bytes of the page."""
+    return np.random.default_rng(1).permutation(PAGES).astype(np.uint64) + np.uint64(1 << 40)
+
+
+def paired_ids() -> np.ndarray:
+    """Two areas of the same ids, each in an order of its own."""
+    rng = np.random.default_rng(2)
+    half = [rng.permutation(PAGES // 2).astype(np.uint64) + np.uint64(1 << 40) for _ in range(2)]
+    return np.concatenate(half)
+
+
+#: which scan of which contents shows what, the name of its row and how many times faster we want to be
+STORIES = {
+    "unique": (unique_ids, 5, {1: ("first pass over new pages", 10), 2: ("unique pages, unstable tree", 10),
+                               5: ("pages skipped by smart scan", 10)}),
+    "pairs": (paired_ids, 3, {2: ("merging scan, pairs", 10), 3: ("pages merged already", 40)}),
+}
+
+
+def rows() -> Iterator[Row]:
+    real = real_times()
+    for name, (_, _, shown) in STORIES.items():
+        ours = engine_times(name)
+        for scan, (what, least) in shown.items():
+            ns = ours[scan - 1] * 1e9 / PAGES
+            if real:
+                yield faster_than(f"ksmd: {what}", ns, "ns", "real ksmd", real[name][scan - 1] * 1e9 / PAGES, least)
+            else:
+                yield row(f"ksmd: {what}", ns, "ns")
+    yield from big_host()
+
+
+def engine_times(name: str) -> list[float]:
+    """Median seconds of each scan of a story in the model."""
+    ids, scans, _ = STORIES[name]
+    keys = ids()
+    took: list[list[float]] = [[] for _ in range(scans)]
+    for _ in range(ROUNDS):
+        host = Host(nr_frames=2 * PAGES)
+        mm = host.new_mm()
+        addr = mm.mmap(PAGES * 4096)
+        mm.populate(addr, PAGES * 4096, keys)
+        mm.madvise(addr, PAGES * 4096, "mergeable")
+        for scan in took:
+            begin = time.perf_counter()
+            host.ksm.do_scan(1 << 40)
+            scan.append(time.perf_counter() - begin)
+    return [statistics.median(t) for t in took]
+
+
+def real_times() -> dict[str, list[float]] | None:
+    """Seconds of each scan of each story by the real ksmd; None where it can't be had."""
+    if os.geteuid() or memory_available() < 3 * PAGES * 4096:
+        note("ksmd: no root, or too little memory: the real ksmd is left out")
+        return None
+    try:
+        with knobs.taken(wait=60), trace.tracefs() as place:
+            if place is None:
+                note("ksmd: no tracefs: the real ksmd is left out")
+                return None
+            return {name: real_story(place, ids(), scans) for name, (ids, scans, _) in STORIES.items()}
+    except knobs.KernelUnavailable as why:
+        note(f"ksmd: {why}: the real ksmd is left out")
+        return None
+
+
+def real_story(tracefs: Path, ids: np.ndarray, scans: int) -> list[float]:
+    knobs.reset()
+    with tracing(tracefs) as instance, child(ids):
+        knobs.write("pages_to_scan", 4 * PAGES)
+        knobs.write("sleep_millisecs", 3_600_000)
+        before = int(knobs.read("full_scans"))
+        for i in range(scans):
+            if i == 0:
+                knobs.write("run", 1)
+            else:
+                # a different value wakes ksmd for one batch
+                knobs.write("sleep_millisecs", 3_600_000 + i % 2 + 1)
+            deadline = time.monotonic() + 120
+            while int(knobs.read("full_scans")) < before + i + 1:
+                if time.monotonic() > deadline:
+                    raise knobs.KernelUnavailable("ksmd did not finish a scan in two minutes")
+                time.sleep(0.01)
+        stamps = [(m[2], float(m[1])) for m in STAMP.finditer((instance / "trace").read_text())]
+        knobs.reset()
+    starts = [t for kind, t in stamps if kind == "ksm_start_scan"]
+    stops = [t for kind, t in stamps if kind == "ksm_stop_scan"]
+    return [stop - start for start, stop in zip(starts, stops, strict=False)][:scans]
+
+
+@contextlib.contextmanager
+def tracing(tracefs: Path) -> Iterator[Path]:
+    """A tracing instance of our own that notes only where scans start and stop."""
+    instance = Path(tempfile.mkdtemp(prefix="ksmwalk-bench-", dir=tracefs / "instances"))
+    try:
+        for event in ("ksm_start_scan", "ksm_stop_scan"):
+            (instance / "events" / "ksm" / event / "enable").write_text("1")
+        yield instance
+    finally:
+        for event in ("ksm_start_scan", "ksm_stop_scan"):
+            (instance / "events" / "ksm" / event / "enable").write_text("0")
+        instance.rmdir()
+
+
+@contextlib.contextmanager
+def child(ids: np.ndarray) -> Iterator[None]:
+    process = subprocess.Popen([sys.executable, str(CHILD)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        process.stdin.write(np.uint64(len(ids)).tobytes() + ids.tobytes())
+        process.stdin.flush()
+        if process.stdout.readline().strip() != b"ready":
+            raise knobs.KernelUnavailable("the process to scan could not be made")
+        yield
+    finally:
+        process.stdin.close()
+        process.stdout.close()
+        process.wait()
+
+
+BIG = """
+import resource, sys, time
+import numpy as np
+from ksmwalk import Host
+pages, mms = int(sys.argv[1]), 16
+host = Host(nr_frames=pages + pages // 8)
+rng = np.random.default_rng(3)
+each = pages // mms
+begin = time.perf_counter()
+for i in range(mms):
+    # a guest: a tenth empty, four tenths as in the other guests, half its own
+    keys = rng.integers(1 << 48, 1 << 62, each, dtype=np.uint64)
+    keys[: each // 10] = 0
+    keys[each // 10 : each // 2] = np.arange(each // 2 - each // 10, dtype=np.uint64) + 1
+    mm = host.new_mm()
+    addr = mm.mmap(each * 4096)
+    mm.populate(addr, each * 4096, rng.permutation(keys))
+    mm.madvise(addr, each * 4096, "mergeable")
+filled = time.perf_counter()
+before, scans = None, 0
+while True:
+    host.ksm.do_scan(1 << 40)
+    scans += 1
+    c = host.ksm.counters()
+    now = c["pages_shared"], c["pages_sharing"]
+    if scans > 2 and now == before:
+        break
+    before = now
+print(filled - begin, time.perf_counter() - filled, scans, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def big_host() -> Iterator[Row]:
+    """A host of 64 GiB from its first scan to the one that merges nothing new, in a process of its own."""
+    out = subprocess.run([sys.executable, "-c", BIG, str(HOST_PAGES)], capture_output=True, text=True, check=True)
+    fill, seconds, scans, peak = (float(x) for x in out.stdout.split())
+    yield row(f"filling {HOST_PAGES} pages of 16 address spaces", fill, "s")
+    yield at_most(f"{HOST_PAGES} pages to their steady state, {scans:.0f} scans", seconds, "s", 60)
+    yield at_most("the same, peak memory", peak / (1 << 20), "GiB", 4)
