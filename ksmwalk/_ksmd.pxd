@@ -10,12 +10,11 @@ cdef void bind(kw_world *w) noexcept nogil
     # Give the cursor its doors into the engine (kw_world.leave_tree, kw_world.start_scan).
 cdef int64_t scan_and_merge(kw_world *w, int64_t n, int *failed) noexcept nogil
     # One batch of at most n visits; how many there were. Ends at the end of a full scan. failed: 0, or the KW_* code
-    # of an arena that was full (the visit that met it is not counted).
+    # that ended the batch early: an arena was full, or an entry can't be followed.
 cdef int examine(kw_world *w, int32_t item, int64_t pfn) noexcept nogil
-    # Compare the page pfn, found at the item's address, with all others and merge it: KW_OK or KW_ENONODES, KW_ENOFRAMES.
+    # Compare the page pfn, found at the item's address, with all others and merge it: KW_OK, KW_ENONODES or
+    # KW_ENOFRAMES.
 cdef void leave_tree(kw_world *w, int32_t item) noexcept nogil
     # Take the item out of the unstable tree or off its stable node. A stale node goes as a whole.
 cdef int unmerge_all(kw_world *w) noexcept nogil
     # run = 2: break every merged page and free every rmap_item and node. KW_ENOFRAMES: stopped where no frame was left.
-cdef int drop_stable_nodes(kw_world *w) noexcept nogil
-    # Remove the stable nodes whose page nobody maps. KW_OK if none is left, KW_EBUSYENTRY otherwise.

@@ -203,7 +203,7 @@ class Replay:
                 case Event.RMK:
                     told.append(("rmk", a))
         if events.lost:
-            raise RuntimeError(f"{self.scenario.name}: {events.lost} events lost: too many in one operation for the ring")
+            raise RuntimeError(f"{self.scenario.name}: {events.lost} events lost: too many for the ring in one operation")
         return told
 
     # ------------------------------------------------------------ processes
@@ -213,7 +213,7 @@ class Replay:
         self.name_of[mm.index] = name
 
     def _program(self, mm: Mm) -> None:
-        """What every process has: a program's private file mapping, mergeable under PR_SET_MEMORY_MERGE, never present."""
+        """What every process has: a program's private file mapping, mergeable under PR_SET_MEMORY_MERGE."""
         mm.mmap(PAGE, PROGRAM, "rx", kind="file")
 
     def do_spawn(self, name: str) -> None:
@@ -293,7 +293,9 @@ class Replay:
                 mm.poke(vpn * PAGE, self.contents.key(number))
         except OSError as error:
             # what is EFAULT to the process itself is EIO through /proc/PID/mem
-            raise OSError(errno.EIO, error.strerror) if error.errno == errno.EFAULT else error
+            if error.errno == errno.EFAULT:
+                raise OSError(errno.EIO, error.strerror) from error
+            raise
 
     def do_touch(self, name: str, vpns: list[int]) -> None:
         mm = self.live[name]

@@ -20,106 +20,252 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-#: name: (module, line as it stands, line as it is broken); a line is given by a part of it that occurs once
+#: name: (file, line as it stands, line as it is broken); a line is given by a part of it that occurs once
 MUTATIONS: dict[str, tuple[str, str, str]] = {
     "a node without items takes newcomers": (
-        "_ksmd", "return count > 0 and count + more <", "return count + more <"),
+        "_stable.pxd",
+        "return count > 0 and count + more <",
+        "return count + more <",
+    ),
     "one sharer more than max_page_sharing": (
-        "_ksmd", "return count > 0 and count + more <", "return count > 0 and count + more <="),
+        "_stable.pxd",
+        "return count > 0 and count + more <",
+        "return count > 0 and count + more <=",
+    ),
     "a dup with room does not move to the head": (
-        "_ksmd", "if found and c.dups != found and has_room(w, found, 1):", "if False:"),
+        "_stable.pyx",
+        "if found and c.dups != found and has_room(w, found, 1):",
+        "if False:",
+    ),
     "a dup moves to the head with room for this one alone": (
-        "_ksmd", "if found and c.dups != found and has_room(w, found, 1):",
-        "if found and c.dups != found and has_room(w, found, 0):"),
+        "_stable.pyx",
+        "if found and c.dups != found and has_room(w, found, 1):",
+        "if found and c.dups != found and has_room(w, found, 0):",
+    ),
     "pruning takes the emptiest dup": (
-        "_ksmd", "w.nodes[dup].count > w.nodes[found].count):", "w.nodes[dup].count < w.nodes[found].count):"),
+        "_stable.pyx",
+        "w.nodes[dup].count > w.nodes[found].count):",
+        "w.nodes[dup].count < w.nodes[found].count):",
+    ),
     "a chain of one dup stays a chain": (
-        "_ksmd", "if w.nodes[dup].dup_next == 0:", "if False:"),
+        "_stable.pyx",
+        "if w.nodes[dup].dup_next == 0:",
+        "if False:",
+    ),
     "a chain of one dup turns back only when pruned": (
-        "_ksmd", "if w.nodes[dup].dup_next == 0:", "if prune and w.nodes[dup].dup_next == 0:"),
+        "_stable.pyx",
+        "if w.nodes[dup].dup_next == 0:",
+        "if prune and w.nodes[dup].dup_next == 0:",
+    ),
     "without pruning the fullest dup is taken too": (
-        "_ksmd", "if not prune:", "if False:"),
+        "_stable.pyx",
+        "if not prune:",
+        "if False:",
+    ),
     "a search gives up where a node was stale": (
-        "_ksmd", "            if page == AGAIN:\n                break\n            if key == w.nodes[page].key:\n                return",
-        "            if page == AGAIN:\n                return 0\n            if key == w.nodes[page].key:\n                return"),
+        "_stable.pyx",
+        "            if page == AGAIN:\n"
+        "                break\n"
+        "            if key == w.nodes[page].key:\n"
+        "                return",
+        "            if page == AGAIN:\n"
+        "                return 0\n"
+        "            if key == w.nodes[page].key:\n"
+        "                return",
+    ),
     "stale nodes are not noticed by a search": (
-        "_ksmd", "        if node_stale(w, chain):", "        if False:"),
+        "_stable.pyx",
+        "        if node_stale(w, chain):",
+        "        if False:",
+    ),
     "a stale node leaves only the item that met it": (
-        "_ksmd", "        if node_stale(w, q.node):", "        if False:"),
+        "_stable.pyx",
+        "    if node_stale(w, q.node):\n",
+        "    if False:\n",
+    ),
     "the first node of a chain is no dup": (
-        "_ksmd", "    w.ksm.chains += 1\n    w.ksm.dups += 1\n", "    w.ksm.chains += 1\n"),
+        "_stable.pyx",
+        "    w.ksm.chains += 1\n    w.ksm.dups += 1\n",
+        "    w.ksm.chains += 1\n",
+    ),
     "a new dup goes behind the first": (
-        "_ksmd", "    dup_add(w, entry, node)\n    w.ksm.dups += 1\n",
-        "    dup_add(w, entry, node)\n    following = w.nodes[node].dup_next\n    dup_unlink(w, following)\n"
-        "    dup_add(w, entry, following)\n    w.ksm.dups += 1\n"),
+        "_stable.pyx",
+        "    dup_add(w, entry, node)\n    w.ksm.dups += 1\n",
+        "    dup_add(w, entry, node)\n"
+        "    following = w.nodes[node].dup_next\n"
+        "    dup_unlink(w, following)\n"
+        "    dup_add(w, entry, following)\n"
+        "    w.ksm.dups += 1\n",
+    ),
     "the page visited is listed first": (
-        "_ksmd", "    append_item(w, other, node)\n    append_item(w, item, node)\n",
-        "    append_item(w, item, node)\n    append_item(w, other, node)\n"),
+        "_ksmd.pyx",
+        "    append_item(w, other, node)\n    append_item(w, item, node)\n",
+        "    append_item(w, item, node)\n    append_item(w, other, node)\n",
+    ),
     "every item of a stale node is told of": (
-        "_ksmd", "            w.ksm.pages_shared -= 1\n        w.mms[q.mm].nr_merging -= 1\n        q.flags &= <uint8_t>~ITEM_STABLE\n"
-        "        q.node = 0\n        item = following",
-        "            w.ksm.pages_shared -= 1\n            event(w, EV_RMI, q.mm, pfn, item, node, 0)\n        w.mms[q.mm].nr_merging -= 1\n"
-        "        q.flags &= <uint8_t>~ITEM_STABLE\n        q.node = 0\n        item = following"),
+        "_stable.pyx",
+        "            w.ksm.pages_shared -= 1\n"
+        "        w.mms[q.mm].nr_merging -= 1\n"
+        "        q.flags &= <uint8_t>~ITEM_STABLE\n"
+        "        q.node = 0\n"
+        "        item = following",
+        "            w.ksm.pages_shared -= 1\n"
+        "            event(w, EV_RMI, q.mm, pfn, item, node, 0)\n"
+        "        w.mms[q.mm].nr_merging -= 1\n"
+        "        q.flags &= <uint8_t>~ITEM_STABLE\n"
+        "        q.node = 0\n"
+        "        item = following",
+    ),
     "the last item that leaves was a sharer": (
-        "_ksmd", "            w.ksm.pages_shared -= 1\n        w.mms[q.mm].nr_merging -= 1\n        q.flags &= <uint8_t>~ITEM_STABLE\n"
-        "        q.node = 0\n    elif",
-        "            w.ksm.pages_sharing -= 1\n        w.mms[q.mm].nr_merging -= 1\n        q.flags &= <uint8_t>~ITEM_STABLE\n"
-        "        q.node = 0\n    elif"),
+        "_stable.pyx",
+        "        w.ksm.pages_shared -= 1\n    w.mms[q.mm].nr_merging -= 1",
+        "        w.ksm.pages_sharing -= 1\n    w.mms[q.mm].nr_merging -= 1",
+    ),
     "a node inserted in this scan is only forgotten": (
-        "_ksmd", "        if <uint8_t>w.cursor.seqnr == q.seq:", "        if False:"),
+        "_ksmd.pyx",
+        "        if <uint8_t>w.cursor.seqnr == q.seq:",
+        "        if False:",
+    ),
     "no checksum is kept": (
-        "_ksmd", "if not q.flags & ITEM_HAS_CHECKSUM or q.checksum != key:", "if False:"),
+        "_ksmd.pyx",
+        "if not q.flags & ITEM_HAS_CHECKSUM or q.checksum != key:",
+        "if False:",
+    ),
     "a changed checksum is kept but does not stop the visit": (
-        "_ksmd", "            q.flags |= ITEM_HAS_CHECKSUM\n            return KW_OK", "            q.flags |= ITEM_HAS_CHECKSUM"),
+        "_ksmd.pyx",
+        "            q.flags |= ITEM_HAS_CHECKSUM\n            return KW_OK",
+        "            q.flags |= ITEM_HAS_CHECKSUM",
+    ),
     "use_zero_pages does nothing": (
-        "_ksmd", "if key == 0 and w.ksm.use_zero_pages:", "if False:"),
+        "_ksmd.pyx",
+        "if key == 0 and w.ksm.use_zero_pages:",
+        "if False:",
+    ),
     "empty pages go to the zero page always": (
-        "_ksmd", "if key == 0 and w.ksm.use_zero_pages:", "if key == 0:"),
+        "_ksmd.pyx",
+        "if key == 0 and w.ksm.use_zero_pages:",
+        "if key == 0:",
+    ),
     "a search goes on past the very page it has": (
-        "_ksmd", "            if page < 0 or page == pfn:", "            if page < 0:"),
+        "_ksmd.pyx",
+        "            if page < 0 or page == pfn:",
+        "            if page < 0:",
+    ),
     "the unstable tree trusts old contents": (
-        "_ksmd", "cdef bint trusted = w.ksm.generation == w.ksm.tree_generation", "cdef bint trusted = True"),
+        "_ksmd.pyx",
+        "cdef bint trusted = w.ksm.generation == w.ksm.tree_generation",
+        "cdef bint trusted = True",
+    ),
     "the unstable tree compares what was inserted": (
-        "_ksmd", "            other = w.f_key[page]\n            l.key = other", "            other = l.key if other != 0 else w.f_key[page]"),
+        "_ksmd.pyx",
+        "            other = w.f_key[page]\n            l.key = other",
+        "            other = l.key if other != 0 else w.f_key[page]",
+    ),
     "a search goes past a page that is gone": (
-        "_ksmd", "            if page < 0 or page == pfn:\n                return GAVE_UP",
-        "            if page < 0:\n                parent = t\n                right = key > other\n"
-        "                t = l.right if right else l.left\n                continue\n"
-        "            if page == pfn:\n                return GAVE_UP"),
+        "_ksmd.pyx",
+        "            if page < 0 or page == pfn:\n                return GAVE_UP",
+        "            if page < 0:\n"
+        "                parent = t\n"
+        "                right = key > other\n"
+        "                t = l.right if right else l.left\n"
+        "                continue\n"
+        "            if page == pfn:\n"
+        "                return GAVE_UP",
+    ),
     "parts of one huge page merge": (
-        "_ksmd", "cdef bint within = w.f_flags[pfn] & LARGE and", "cdef bint within = False and w.f_flags[pfn] & LARGE and"),
+        "_ksmd.pyx",
+        "cdef bint within = w.f_flags[pfn] & LARGE and",
+        "cdef bint within = False and w.f_flags[pfn] & LARGE and",
+    ),
     "a huge page is not split when its parts meet": (
-        "_ksmd", "            split_folio_at(w, pfn, a.addr)\n        return KW_OK", "            pass\n        return KW_OK"),
+        "_ksmd.pyx",
+        "            split_folio_at(w, pfn, a.addr)\n        return KW_OK",
+        "            pass\n        return KW_OK",
+    ),
     "half a merge is not undone": (
-        "_ksmd", "        err = break_ksm(w, a.mm, a.addr)\n        return err if err < 0 else KW_OK", "        return KW_OK"),
+        "_ksmd.pyx",
+        "        err = break_ksm(w, a.mm, a.addr)\n        return err if err < 0 else KW_OK",
+        "        return KW_OK",
+    ),
     "a page shared by fork needs room": (
-        "_ksmd", "        target = node\n", "        if not has_room(w, node, 0):\n            return KW_OK\n        target = node\n"),
+        "_ksmd.pyx",
+        "        target = node\n",
+        "        if not has_room(w, node, 0):\n            return KW_OK\n        target = node\n",
+    ),
     "a page shared by fork is taken for listed": (
-        "_ksmd", "            elif q.flags & ITEM_STABLE and q.node == node:", "            elif True:"),
+        "_ksmd.pyx",
+        "            elif q.flags & ITEM_STABLE and q.node == node:",
+        "            elif True:",
+    ),
     "run=2 starts with the last process": (
-        "_ksmd", "    cdef int32_t mm = w.mms[0].slot_next, following\n    cdef int err\n    while mm:\n        following = w.mms[mm].slot_next",
-        "    cdef int32_t mm = w.mms[0].slot_prev, following\n    cdef int err\n    while mm:\n        following = w.mms[mm].slot_prev"),
+        "_ksmd.pyx",
+        "    cdef int32_t mm = w.mms[0].slot_next, following\n"
+        "    cdef int err\n"
+        "    while mm:\n"
+        "        following = w.mms[mm].slot_next",
+        "    cdef int32_t mm = w.mms[0].slot_prev, following\n"
+        "    cdef int err\n"
+        "    while mm:\n"
+        "        following = w.mms[mm].slot_prev",
+    ),
     "run=2 keeps full_scans": (
-        "_ksmd", "    w.cursor.seqnr = 0\n", "    pass\n"),
+        "_ksmd.pyx",
+        "    w.cursor.seqnr = 0\n",
+        "    pass\n",
+    ),
     "insertion recolours where it should rotate": (
-        "_trees", "            rb_rotate(base, stride, root, z, side)\n            parent = rb_at(base, stride, z).parent\n", "            pass\n"),
+        "_trees.pxd",
+        "            rb_rotate(base, stride, root, z, side)\n"
+        "            parent = rb_at(base, stride, z).parent\n",
+        "            pass\n",
+    ),
     "deletion does not restore the colours": (
-        "_trees", "    if removed == RB_RED:\n        return", "    return"),
-    "skips begin one encounter late": ("_scan", "    if age < 3:\n", "    if age < 4:\n"),
-    "the first skip is two long": ("_scan", "p.skips = 1 if age <= 3 else 2", "p.skips = 2 if age <= 3 else 2"),
-    "the longest skip is four": ("_scan", "else 4 if age <= 8 else 8", "else 4 if age <= 8 else 4"),
+        "_trees.pxd",
+        "    if removed == RB_RED:\n        return",
+        "    return",
+    ),
+    "skips begin one encounter late": (
+        "_scan.pyx",
+        "    if age < 3:\n",
+        "    if age < 4:\n",
+    ),
+    "the first skip is two long": (
+        "_scan.pyx",
+        "p.skips = 1 if age <= 3 else 2",
+        "p.skips = 2 if age <= 3 else 2",
+    ),
+    "the longest skip is four": (
+        "_scan.pyx",
+        "else 4 if age <= 8 else 8",
+        "else 4 if age <= 8 else 4",
+    ),
     "a skipped page stays in its tree": (
-        "_scan", "    if p.flags & (ITEM_STABLE | ITEM_UNSTABLE) and w.leave_tree != NULL:\n        w.leave_tree(w, item)\n    return True",
-        "    return True"),
+        "_scan.pyx",
+        "    if p.flags & (ITEM_STABLE | ITEM_UNSTABLE) and w.leave_tree != NULL:\n"
+        "        w.leave_tree(w, item)\n"
+        "    return True",
+        "    return True",
+    ),
     "a new process goes to the end of the list": (
-        "_scan", "list_add_before(w, mm, 0 if w.ksm.run == 2 else w.cursor.slot)", "list_add_before(w, mm, 0)"),
+        "_scan.pyx",
+        "list_add_before(w, mm, 0 if w.ksm.run == 2 else w.cursor.slot)",
+        "list_add_before(w, mm, 0)",
+    ),
     "an exiting process keeps its place": (
-        "_scan", "    list_del(w, mm)\n    after = w.mms[w.cursor.slot].slot_next\n    list_add_before(w, mm, after)", "    return"),
+        "_scan.pyx",
+        "    list_del(w, mm)\n    after = w.mms[w.cursor.slot].slot_next\n    list_add_before(w, mm, after)",
+        "    return",
+    ),
     "a process without mergeable memory stays": (
-        "_scan", "if w.mms[mm].flags & MM_EXITING or cur.address == 0:", "if w.mms[mm].flags & MM_EXITING:"),
+        "_scan.pyx",
+        "if w.mms[mm].flags & MM_EXITING or cur.address == 0:",
+        "if w.mms[mm].flags & MM_EXITING:",
+    ),
     "an exiting process keeps items the cursor passed": (
-        "_scan", "items_drop_after(w, mm, 0 if w.mms[mm].flags & MM_EXITING else cur.link)",
-        "items_drop_after(w, mm, cur.link)"),
+        "_scan.pyx",
+        "items_drop_after(w, mm, 0 if w.mms[mm].flags & MM_EXITING else cur.link)",
+        "items_drop_after(w, mm, cur.link)",
+    ),
 }
 
 RUNNER = """
@@ -140,36 +286,36 @@ for path in sorted(Path(sys.argv[2]).glob("*.json"), key=lambda p: p.stat().st_s
 """
 
 
-def build(package: Path, module: str) -> None:
-    """Compile one module of a copy of the package, quickly."""
-    names = [module] if module != "_trees" else ["_ksmd"]
+def build(package: Path, file: str) -> None:
+    """Compile what depends on one file of a copy of the package, quickly."""
+    names = {"_trees.pxd": ("_stable", "_ksmd"), "_stable.pxd": ("_stable", "_ksmd")}.get(file, (Path(file).stem,))
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     include = sysconfig.get_path("include")
+    directives = ["-X", "cdivision=True", "-X", "boundscheck=False", "-X", "wraparound=False"]
     for name in names:
-        directives = ["-X", "cdivision=True", "-X", "boundscheck=False", "-X", "wraparound=False"]
-        subprocess.run(
+        commands = (
             [sys.executable, "-m", "cython", "-3", *directives, f"ksmwalk/{name}.pyx", "-o", f"{name}.c"],
-            cwd=package, check=True, capture_output=True,
+            ["gcc", "-O0", "-w", "-shared", "-fPIC", "-fwrapv", f"-I{include}", "-Iksmwalk", f"{name}.c", "-o"]
+            + [f"ksmwalk/{name}{suffix}"],
         )
-        subprocess.run(
-            ["gcc", "-O0", "-w", "-shared", "-fPIC", "-fwrapv", f"-I{include}", "-Iksmwalk", f"{name}.c",
-             "-o", f"ksmwalk/{name}{suffix}"],
-            cwd=package, check=True, capture_output=True,
-        )
+        for command in commands:
+            done = subprocess.run(command, cwd=package, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise SystemExit(f"{' '.join(command)}: {done.stdout}{done.stderr}")
 
 
 def mutate(name: str) -> tuple[str, str]:
     """Build with one rule broken; (name, what caught it), an empty string if nothing did."""
-    module, good, bad = MUTATIONS[name]
+    file, good, bad = MUTATIONS[name]
     with tempfile.TemporaryDirectory() as work:
         package = Path(work)
         shutil.copytree(ROOT / "ksmwalk", package / "ksmwalk", ignore=shutil.ignore_patterns("__pycache__", "*.c"))
-        path = package / "ksmwalk" / (module + (".pxd" if module == "_trees" else ".pyx"))
+        path = package / "ksmwalk" / file
         text = path.read_text()
         if text.count(good) != 1:
             raise SystemExit(f"mutation {name!r}: its line occurs {text.count(good)} times in {path.name}, not once")
         path.write_text(text.replace(good, bad))
-        build(package, module)
+        build(package, file)
         try:
             done = subprocess.run(
                 [sys.executable, "-c", RUNNER, work, str(ROOT / "tests" / "golden")],

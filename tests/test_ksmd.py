@@ -401,7 +401,9 @@ def kept(run, tmp_path, index):
     run._arrays = host.world.arrays
 
 
-@pytest.mark.parametrize("name", ["heavy_0", "heavy_3", "thp_zero_small", "chains_always", "exit_at_cursor", "rand_002"])
+@pytest.mark.parametrize(
+    "name", ["heavy_0", "heavy_3", "thp_zero_small", "chains_always", "exit_at_cursor", "rand_002"]
+)
 def test_a_host_saved_in_mid_scan_goes_on_exactly(name, tmp_path):
     recording = load(GOLDEN / f"{name}.json")
     straight = Replay(recording.scenario)
