@@ -41,6 +41,8 @@ def full_scans(giant, pages: int, patience: float = PATIENCE) -> dict[str, Any]:
     release = os.uname().release
     knobs.write("pages_to_scan", pages + 1000)
     knobs.write("sleep_millisecs", _LONG[0])
+    # every page in every scan; older kernels have no such knob, and do so anyway
+    knobs.write("smart_scan", 0)
     with trace.events(lambda text: None) as events:
         if events is not None:
             with contextlib.suppress(OSError):
