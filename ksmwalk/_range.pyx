@@ -390,11 +390,50 @@ cdef int split_sticking_out(kw_world *w, int32_t mm, uint64_t addr) noexcept nog
     return KW_OK
 
 
+cdef bint maps_whole(kw_world *w, const uint64_t *row) noexcept nogil:
+    """Does this pte table map one huge page from its first to its last part?"""
+    cdef int64_t head = normal_pfn(w, row[0], 1) if pte_present(row[0]) else KW_NONE
+    cdef int i
+    if head < 0 or w.f_head[head] != head:
+        return False
+    for i in range(512):
+        if not pte_present(row[i]) or normal_pfn(w, row[i], 1) != head + i:
+            return False
+    return True
+
+
+cdef int split_in_parts(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil:
+    """MADV_FREE splits huge pages of this mm alone that small ptes map, too, unless it takes all of one table's at once."""
+    cdef uint64_t addr = start, next
+    cdef uint64_t *pte
+    cdef int64_t pfn, passed = KW_NONE
+    cdef int rc
+    while addr < end:
+        next = min((addr & ~(KW_PMD_SIZE - 1)) + KW_PMD_SIZE, end)
+        pte = pte_find(w, w.mms[mm].root, addr)
+        if pte == NULL or (whole(addr, next) and maps_whole(w, pte)):
+            addr = next
+            continue
+        while addr < next:
+            pfn = normal_pfn(w, pte[0], 1) if pte_present(pte[0]) else KW_NONE
+            if pfn >= 0 and w.f_flags[w.f_head[pfn]] & FRAME_HEAD and w.f_head[pfn] != passed:
+                if page_ours(w, mm, addr, pfn):
+                    rc = split_folio_at(w, pfn, addr)
+                    if rc == KW_ENOROWS:
+                        return rc
+                passed = w.f_head[pfn]
+            pte += 1
+            addr += KW_PAGE_SIZE
+    return KW_OK
+
+
 cdef int clean_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil:
     cdef Op op
     cdef int rc = split_sticking_out(w, mm, start)
     if rc == KW_OK:
         rc = split_sticking_out(w, mm, end)
+    if rc == KW_OK:
+        rc = split_in_parts(w, mm, start, end)
     if rc < 0:
         return rc
     op.pte = op_clean
