@@ -7,6 +7,7 @@ handed to a callback can't go stale because somebody mapped a page.
 
 from __future__ import annotations
 
+import math
 import mmap
 
 import numpy as np
@@ -41,7 +42,7 @@ def reserve(capacity: int, dtype, *, shape: tuple[int, ...] = (), huge: bool = F
     dtype = np.dtype(dtype)
     if capacity < 1:
         raise ValueError(f"capacity {capacity}: must be at least 1")
-    row = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    row = math.prod(shape) * dtype.itemsize
     size = capacity * row
     try:
         buf = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)

@@ -147,8 +147,10 @@ class Host:
             return
         a = self._arrays
         a["b_heads"][head] = blocks[0]
-        a["b_next"][blocks] = np.append(blocks[1:], -1)
-        a["b_prev"][blocks] = np.insert(blocks[:-1], 0, -1)
+        a["b_next"][blocks[:-1]] = blocks[1:]
+        a["b_next"][blocks[-1]] = -1
+        a["b_prev"][blocks[1:]] = blocks[:-1]
+        a["b_prev"][blocks[0]] = -1
 
     # ---------------------------------------------------------- looking
 
