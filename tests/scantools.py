@@ -211,6 +211,8 @@ class World:
     def do_unmergeable(self, name, area, keep):
         start, pages = AREAS[area]
         keep = min(keep, pages - 1)
+        for sut in self.suts:  # nothing that is only called a KSM page can be broken
+            sut.arrays()["f_flags"][:] &= ~np.uint16(2)
         self.each(name, "madvise", start + keep * PAGE, (pages - keep) * PAGE, "unmergeable")
 
     def do_hugepage(self, name):
@@ -293,7 +295,7 @@ class World:
             self.model.cursor.smart_scan = bool(on)
 
     def do_mark_ksm(self, which):
-        """Call a page a KSM page (smart scan leaves those alone)."""
+        """Call a page a KSM page: smart scan leaves those alone."""
         for sut in self.suts:
             flags = sut.arrays()["f_flags"]
             anon = np.nonzero(flags & 1)[0]
