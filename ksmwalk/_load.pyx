@@ -10,15 +10,19 @@ cdef enum:
     PAGE_WRITABLE = 0x1000  # may be stored to without a fault
     PAGE_LEAF = 0x2000      # one of the 512 of a leaf pmd, all of which stand together
     PAGE_FOLIO = 0x4000     # of a folio of 512 frames that begins at the frame's own multiple of 512
+    PAGE_FRESH = 0x8000     # an answer: nobody had the frame before
 
 
-cdef inline void take(kw_world *w, uint64_t pfn, uint16_t page) noexcept nogil:
+cdef inline void take(kw_world *w, uint64_t pfn, uint16_t *kind) noexcept nogil:
     """Make a frame ours and fill its fields, if nobody has it yet; its block is counted down, not relinked."""
+    cdef uint16_t page = kind[0]
+    kw_check(pfn < <uint64_t>w.ctl.nr_frames)
     cdef uint64_t *word = w.b_free + (pfn >> 6)
     cdef uint64_t bit = <uint64_t>1 << (pfn & 63)
     cdef uint16_t flags = (page & 0xfff) | FRAME_USED
     if not word[0] & bit:
         return
+    kind[0] |= PAGE_FRESH
     word[0] &= ~bit
     w.b_count[pfn >> 9] -= 1
     w.ctl.frames_used += 1
@@ -30,7 +34,7 @@ cdef inline void take(kw_world *w, uint64_t pfn, uint16_t page) noexcept nogil:
     w.f_key[pfn] = 0 if flags & FRAME_ZERO else pfn
 
 
-cdef int64_t load(kw_world *w, int32_t mm, const uint64_t *addr, const int64_t *pfns, const uint16_t *pages,
+cdef int64_t load(kw_world *w, int32_t mm, const uint64_t *addr, const int64_t *pfns, uint16_t *pages,
                   int64_t first, int64_t last, uint64_t ro, uint64_t rw, uint64_t zero) noexcept nogil:
     cdef int64_t i = first, k
     cdef uint64_t pfn, flags, region = 1
@@ -47,7 +51,7 @@ cdef int64_t load(kw_world *w, int32_t mm, const uint64_t *addr, const int64_t *
                 return i
             p[0] = make_leaf(pfn, flags | PTE_PS, 2)
             for k in range(512):
-                take(w, pfn + k, page)
+                take(w, pfn + k, &pages[i + k])
                 if not page & FRAME_ZERO:
                     w.f_mapcount[pfn + k] += 1
             if not page & FRAME_ZERO:
@@ -62,18 +66,35 @@ cdef int64_t load(kw_world *w, int32_t mm, const uint64_t *addr, const int64_t *
             table -= (addr[i] >> 12) & 511
         table[(addr[i] >> 12) & 511] = make_entry(pfn, flags)
         if not page & FRAME_ZERO:
-            take(w, pfn, page)
+            take(w, pfn, &pages[i])
             w.f_mapcount[pfn] += 1
             w.f_refs[w.f_head[pfn]] += 1
         i += 1
     return last
 
 
+cdef int64_t whole_leaves(const uint64_t *addr, const int64_t *pfns, const uint16_t *pages,
+                          int64_t first, int64_t last) noexcept nogil:
+    """The first page that is marked as part of a leaf and is not of a complete one; -1: there is none."""
+    cdef int64_t i = first, k
+    while i < last:
+        if not pages[i] & PAGE_LEAF:
+            i += 1
+            continue
+        if addr[i] & (KW_PMD_SIZE - 1) or pfns[i] & 511 or i + 512 > last:
+            return i
+        for k in range(1, 512):
+            if not pages[i + k] & PAGE_LEAF or addr[i + k] != addr[i] + (<uint64_t>k << 12) or pfns[i + k] != pfns[i] + k:
+                return i + k
+        i += 512
+    return -1
+
+
 def load_pages(World world not None, int32_t mm, const uint64_t[::1] addr, const int64_t[::1] pfns,
-               const uint16_t[::1] pages, const int64_t[:, ::1] slices, const uint64_t[:, ::1] flags):
+               uint16_t[::1] pages, const int64_t[:, ::1] slices, const uint64_t[:, ::1] flags):
     """Map addr[i] to pfns[i] in an mm without tables, take the frames and count the mappings.
 
-    `pages`: FRAME_* and PAGE_* bits of each page. `slices[v]`: first and last (exclusive) page of vma v; `flags[v]`: of
+    `pages`: FRAME_* and PAGE_* bits of each page, PAGE_FRESH added where it applies. `slices[v]`: first and last (exclusive) page of vma v; `flags[v]`: of
     its entries, read-only, writable, zero page. The lists of the frame allocator's blocks are not kept: build them anew.
 
     Returns the number of pages loaded; fewer than there are where no table page is left.
@@ -89,9 +110,10 @@ def load_pages(World world not None, int32_t mm, const uint64_t[::1] addr, const
     for n in range(pfns.shape[0]):
         if not 0 <= pfns[n] < world.w.ctl.nr_frames:
             raise IndexError(f"frame {pfns[n]:#x}: this Host has {world.w.ctl.nr_frames:#x} frames")
-    for n in range(pages.shape[0]):
-        if pages[n] & PAGE_LEAF and (pfns[n] - (addr[n] >> 12)) & 511:
-            raise ValueError(f"a leaf at {addr[n]:#x} in frame {pfns[n]:#x}: not aligned alike")
+    for v in range(slices.shape[0]):
+        n = whole_leaves(&addr[0], &pfns[0], &pages[0], slices[v, 0], slices[v, 1]) if slices[v, 1] > slices[v, 0] else -1
+        if n >= 0:
+            raise ValueError(f"page {n} at {addr[n]:#x}, frame {pfns[n]:#x}: not of a whole leaf, aligned in both")
     n = 0
     with nogil:
         for v in range(slices.shape[0]):
@@ -106,7 +128,9 @@ def load_pages(World world not None, int32_t mm, const uint64_t[::1] addr, const
 
 
 def hold_pages(World world not None, int32_t backing, const int64_t[::1] place, const int64_t[::1] pfns):
-    """Let a file or shared object hold frames that are in use: pfns[i] at byte place[i]; a place once taken stays.
+    """Let a file or shared object hold frames that nothing else holds: pfns[i] at byte place[i]; a place taken stays.
+
+    A folio is held once, at its head.
 
     Returns the number of places looked at; fewer than there are where no table page is left.
     """
@@ -125,5 +149,6 @@ def hold_pages(World world not None, int32_t backing, const int64_t[::1] place, 
                     return i
             if p[0] == 0:
                 p[0] = make_entry(<uint64_t>pfns[i], PTE_P | PTE_A)
-                world.w.f_refs[world.w.f_head[pfns[i]]] += 1
+                if world.w.f_head[pfns[i]] == pfns[i]:
+                    world.w.f_refs[pfns[i]] += 1
     return place.shape[0]

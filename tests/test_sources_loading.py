@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import time
 
+import hostcheck
 import numpy as np
 import pytest
 from living import Living, footprint, sees_frames
 
-from ksmwalk import ArenaFullError, Host
+from ksmwalk import ArenaFullError, Host, _load
 from ksmwalk.layout import Frame, MmFlag, Vm
-from ksmwalk.sources import VmaRecord, capture, load, pagemap, process
+from ksmwalk.sources import VmaRecord, capture, fill, load, pagemap, process
 from ksmwalk.sources.reading import KPF_ANON, KPF_COMPOUND_HEAD, KPF_COMPOUND_TAIL, KPF_MMAP, KPF_THP, ProcessCapture
 
 P, M = 4096, 2 << 20
@@ -40,46 +41,6 @@ def marked(what, start):
     return dataclasses.replace(what, vmas=vmas)
 
 
-def check_host(host):
-    """Frames, allocator and tables of a host agree with each other, counted the slow way."""
-    arrays = host.world.arrays
-    ctl = arrays["ctl"][0]
-    flags, free = host.frames.flags, arrays["b_free"].reshape(-1)
-    used = set(np.flatnonzero(flags).tolist())
-    bits = np.unpackbits(free.view(np.uint8), bitorder="little")[: host.nr_frames]
-    assert used == set(np.flatnonzero(bits == 0).tolist())
-    assert len(used) == int(ctl["frames_used"])
-    counts = np.add.reduceat(bits, np.arange(0, len(bits), 512))
-    assert (counts == arrays["b_count"]).all()
-    for kind in (0, 1):
-        block, seen, before = int(arrays["b_heads"][kind]), [], -1
-        while block >= 0:
-            assert int(arrays["b_prev"][block]) == before
-            seen.append(block)
-            before, block = block, int(arrays["b_next"][block])
-        wanted = counts == 512 if kind else (counts > 0) & (counts < 512)
-        assert sorted(seen) == np.flatnonzero(wanted).tolist()
-    mapped, refs = {}, {}
-    huge_zero = int(ctl["huge_zero"])
-    for mm in host.mm_list:
-        for _, pfn in expand(mm.tables.mappings()):
-            if pfn and not huge_zero <= pfn < huge_zero + 512 * (huge_zero >= 0):
-                mapped[pfn] = mapped.get(pfn, 0) + 1
-    for pfn, count in mapped.items():
-        head = int(host.frames.head[pfn])
-        refs[head] = refs.get(head, 0) + count
-    assert {pfn: int(host.frames.mapcount[pfn]) for pfn in mapped} == mapped
-    assert int(host.frames.mapcount.astype(np.int64).sum()) == sum(mapped.values())
-    anon = {head: n for head, n in refs.items() if flags[head] & Frame.ANON}
-    assert {head: int(host.frames.refs[head]) for head in anon} == anon
-    for pfn in mapped:
-        head = int(host.frames.head[pfn])
-        if head != pfn:
-            assert head == pfn & ~511 and flags[pfn] & Frame.TAIL and flags[head] & Frame.HEAD
-    rows = host.world.arrays["mms"]["nr_tables"][: int(ctl["mms_used"])].sum()
-    assert rows == int(ctl["rows_live"])
-
-
 def grown(child):
     """A child with pages of all kinds; its areas by name."""
     sizes = {"giant": "1 << 45", "huge": "6 * M, align=M", "plain": "64 * P", "shared": "8 * P, 0x21"}
@@ -105,7 +66,7 @@ def test_the_same_pages_and_areas(child, frames):
     assert footprint(child.pid) == before
     what, mm = image.capture, image.mm
     assert image.true_frames == frames
-    check_host(image.host)
+    hostcheck.check(image.host)
     pages = expand(mm.tables.mappings())
     assert [addr for addr, _ in pages] == what.addr.tolist()
     if frames:
@@ -163,13 +124,13 @@ def test_the_image_lives_on(child):
     assert mm.tables.lookup(areas["shared"])["pfn"] == shared  # the object kept it
     mm.mprotect(areas["huge"] + M, P, "r")
     mm.munmap(areas["huge"], 6 * M)
-    check_host(host)
+    hostcheck.check(host)
     twin = mm.fork()
     twin.write(areas["plain"] + 6 * P, 5)
-    check_host(host)
+    hostcheck.check(host)
     twin.exit()
     mm.exit()
-    check_host(host)
+    hostcheck.check(host)
 
 
 @needs_frames
@@ -181,7 +142,7 @@ def test_two_processes_share_what_they_share(child):
     nr_frames = 1 + max(int(capture(pid).pfn.max()) for pid in (child.pid, twin)) + 4096
     host = Host(nr_frames, huge=False)
     one, two = process(child.pid, host=host), process(twin, host=host)
-    check_host(host)
+    hostcheck.check(host)
     pfns = [image.mm.tables.mappings(area, area + 64 * P)["pfn"] for image in (one, two)]
     assert (pfns[0] == pfns[1]).all()
     assert (host.frames.mapcount[pfns[0]] == 2).all()
@@ -205,7 +166,7 @@ def test_a_capture_loads_again_and_a_small_host_is_refused():
     host = Host(6000)
     used = host.frames_used
     load(what, host=host)
-    check_host(host)
+    hostcheck.check(host)
     what.pfn[50] = 6000
     with pytest.raises(ArenaFullError, match="frame 0x1770 of process 1: this Host has only 0x1770 frames"):
         load(what, host=host)
@@ -224,7 +185,7 @@ def test_folios_mapped_page_by_page(heads):
     kpf[heads] ^= np.uint64(KPF_COMPOUND_HEAD | KPF_COMPOUND_TAIL)
     what.frame_flags, what.exclusive = kpf, np.ones(512, bool)
     image = load(what)
-    check_host(image.host)
+    hostcheck.check(image.host)
     together = heads == [0]
     assert (image.host.frames.head[first : first + 512] == first).all() == together
 
@@ -305,3 +266,70 @@ def test_captures_are_plain_data(child):
             setattr(half, name, getattr(what, name)[first:last])
     image = load(half)
     assert len(image.mm.vmas) == 1 and len(expand(image.mm.tables.mappings())) == last - first
+
+
+def arrays_for_loading():
+    """What `_load.load_pages` takes, for one leaf and three small pages behind it."""
+    base, leaf = 1 << 40, 0x7000
+    addr = np.append(base + np.arange(512) * P, base + M + np.arange(3) * P).astype(np.uint64)
+    pfns = np.append(1024 + np.arange(512), [5000, 5001, 700]).astype(np.int64)
+    pages = np.append(np.full(512, leaf & 0x6000 | Frame.ANON), np.full(3, int(Frame.ANON))).astype(np.uint16)
+    return {
+        "addr": addr,
+        "pfns": pfns,
+        "pages": pages,
+        "slices": np.array([[0, 515]], np.int64),
+        "flags": np.array([[0x25, 0x67, 0x225]], np.uint64),
+    }
+
+
+def test_the_compiled_loop_takes_a_leaf():
+    host = Host(8192)
+    mm = host.new_mm()
+    mm.mmap(4 * M, addr=1 << 40)
+    assert _load.load_pages(host.world, mm.number, **arrays_for_loading()) == 515
+    fill.relink_blocks(host.world.arrays)
+    hostcheck.check(host)
+    assert mm.tables.mappings()["level"].tolist() == [2, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "index", "value"),
+    [
+        ("pfns", 513, 8192),
+        ("pfns", 513, -1),
+        ("pfns", 0, 1023),
+        ("pfns", 511, 1600),
+        ("addr", 511, 1 << 41),
+        ("pages", 512, 0x6001),
+        ("pages", 0, 1),
+        ("slices", (0, 1), 516),
+        ("slices", (0, 1), 511),
+        ("slices", (0, 0), 1),
+        ("slices", (0, 0), -1),
+    ],
+)
+def test_the_compiled_loop_refuses_nonsense(name, index, value):
+    host = Host(8192)
+    mm = host.new_mm()
+    mm.mmap(4 * M, addr=1 << 40)
+    arrays = arrays_for_loading()
+    arrays[name][index] = value
+    with pytest.raises((ValueError, IndexError), match=r"frame|leaf|slice"):
+        _load.load_pages(host.world, mm.number, **arrays)
+    fill.relink_blocks(host.world.arrays)
+    hostcheck.check(host)
+
+
+def test_a_full_arena_of_tables_is_said_and_cleaned_up():
+    """Pages far apart on a host with hardly any table pages."""
+    base = 1 << 40
+    what = made(
+        [area(base, base + (1 << 45), "rd wr mg")], [(base + (i << 35), 1, pagemap.PAGE_IS_PRESENT) for i in range(900)]
+    )
+    host = Host(2048)
+    host.world.arrays["ctl"]["rows_cap"] = 1200
+    with pytest.raises(ArenaFullError, match="no table page left at 0x"):
+        load(what, host=host)
+    hostcheck.check(host)
+    assert host.mm_list == []

@@ -16,7 +16,7 @@ from .reading import PAGES_PER_BLOCK, ProcessCapture, capture
 
 _PAGE_SHIFT = 12
 # Bits of a page besides those of its frame (`_load.pyx`).
-_PAGE_WRITABLE, _PAGE_LEAF, _PAGE_FOLIO = 0x1000, 0x2000, 0x4000
+_PAGE_WRITABLE, _PAGE_LEAF, _PAGE_FOLIO, _PAGE_FRESH = 0x1000, 0x2000, 0x4000, 0x8000
 # Frames that a Host has above those of the process, so that an experiment can go on from there.
 _ROOM = 1 << 16
 # Present pages from which on a Host with huge pages under its arrays pays.
@@ -79,7 +79,8 @@ def process(pid: int, *, host: Host | None = None, mark: str = "as-is", **option
     Models: the page tables, vmas and frames of a process on Linux 6.18.
     Differs: contents are not read, so every page counts as different; pages that KSM has merged already start as
     anonymous ones; frames that only others map, and swapped pages, are not there; folios of other sizes than 2 MiB
-    count as small pages; whether an area has an anon_vma is guessed from its having anonymous pages.
+    count as small pages; a file that two loaded processes map is two objects, of which the first has the pages both
+    map; whether an area has an anon_vma is guessed from its having anonymous pages.
     """
     return load(capture(pid, **options), host=host, mark=mark)
 
@@ -104,8 +105,8 @@ def load(what: ProcessCapture, *, host: Host | None = None, mark: str = "as-is")
     try:
         slices = np.array(what.vma_slices(), np.int64).reshape(-1, 2)
         vm_flags, backing = _add_vmas(arrays, mm.number, what, mark, slices)
-        _map(host, mm.number, what, pfn, leaf, vm_flags, slices)
-        _fill_backing(host, what, pfn, backing, slices)
+        fresh = _map(host, mm.number, what, pfn, leaf, vm_flags, slices)
+        _fill_backing(host, what, pfn, fresh, backing, slices)
     except ArenaFullError:
         mm.exit()
         raise
@@ -247,8 +248,8 @@ def _folio_pages(what: ProcessCapture) -> np.ndarray:
     return inside
 
 
-def _map(host: Host, number: int, what: ProcessCapture, pfn, leaf, vm_flags, slices) -> None:
-    """Write the page tables, take the frames and count their mappings."""
+def _map(host: Host, number: int, what: ProcessCapture, pfn, leaf, vm_flags, slices) -> np.ndarray:
+    """Write the page tables, take the frames and count their mappings; which pages have frames nobody had before."""
     arrays = host.world.arrays
     kinds = _kinds(what, leaf, vm_flags, slices)
     # There are few kinds of entries: one for each vma and each of three states of a page.
@@ -263,11 +264,12 @@ def _map(host: Host, number: int, what: ProcessCapture, pfn, leaf, vm_flags, sli
     huge_zero = leaf & what.zero
     if huge_zero.any():
         arrays["ctl"]["huge_zero"] = int(pfn[huge_zero][0]) & ~(PAGES_PER_BLOCK - 1)
+    return kinds & np.uint16(_PAGE_FRESH) != 0
 
 
-def _fill_backing(host: Host, what: ProcessCapture, pfn, backing, slices) -> None:
+def _fill_backing(host: Host, what: ProcessCapture, pfn, fresh, backing, slices) -> None:
     """Give each file or shared object its pages, so that what is discarded can be faulted in again."""
-    file = what.file
+    file = what.file & fresh
     for vma, number, (first, last) in zip(what.vmas, backing.tolist(), slices.tolist(), strict=True):
         if not number or first == last:
             continue
