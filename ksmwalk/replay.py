@@ -203,7 +203,7 @@ class Replay:
                 case Event.RMK:
                     told.append(("rmk", a))
         if events.lost:
-            raise RuntimeError(f"{self.scenario.name}: {events.lost} events lost: too many for the ring in one operation")
+            raise RuntimeError(f"{self.scenario.name}: {events.lost} events lost: the ring holds {len(events)}")
         return told
 
     # ------------------------------------------------------------ processes

@@ -460,3 +460,63 @@ def test_memset_contents_are_ordered_by_their_bytes():
     codes = {vpn + i: code for record in records for vpn, n, code in record.get("p", {}).get("A", []) for i in range(n)}
     assert codes[65536].rstrip("'") == codes[65539].rstrip("'") == codes[65542].rstrip("'") != codes[65538].rstrip("'")
     assert codes[65540].rstrip("'") == codes[65541].rstrip("'")
+
+
+# ---------------------------------------------------------------- batches, one by one, and large ones
+
+
+def engine_state(host):
+    """What the engine has come to, apart from work counts and the hints of the search."""
+    state = host.__getstate__()
+    links = state["links"].copy()
+    links["aux"] &= 1
+    names = ("items", "nodes", "trees", "f_flags", "f_mapcount", "f_refs", "f_key", "f_node", "rows")
+    return [state[name].tobytes() for name in names] + [links.tobytes(), str(host.ksm.counters())]
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=40), st.integers(2, 5), st.booleans(), st.data())
+def test_a_batch_is_its_visits_one_by_one(keys, limit, zero, data):
+    hosts = [Host(4096) for _ in range(2)]
+    for host in hosts:
+        host.ksm.max_page_sharing = limit
+        host.ksm.use_zero_pages = zero
+        mergeable(host, keys)
+    for _ in range(5):
+        scans(hosts[0])
+        scan = hosts[1].ksm.full_scans
+        while hosts[1].ksm.full_scans == scan:
+            hosts[1].ksm.do_scan(1)
+        assert engine_state(hosts[0]) == engine_state(hosts[1])
+        changes = data.draw(st.lists(st.tuples(st.integers(0, len(keys) - 1), st.integers(0, 6)), max_size=6))
+        for host in hosts:
+            for place, key in changes:
+                host.mm_list[0].write(BASE + place * PAGE, key)
+    check_ksm(hosts[0])
+
+
+def test_run_2_over_32_tib_by_both_strategies():
+    span = 32 << 40
+    work = {}
+    for strategy in ("per-address", "range"):
+        host = Host(1 << 14)
+        mm = host.new_mm()
+        mm.mmap(span, 1 << 44, noreserve=True)
+        mm.madvise(1 << 44, span, "mergeable")
+        places = [(1 << 44) + i * (span // 1000 // PAGE) * PAGE for i in range(1000)]
+        for i, addr in enumerate(places):
+            mm.write(addr, 1 + i // 2)
+        host.drain()
+        scans(host, 2)
+        assert host.ksm.pages_shared == host.ksm.pages_sharing == 500
+        host.ksm.scan.strategy = strategy
+        host.ksm.scan.reset_work()
+        host.ksm.run = 2
+        work[strategy] = host.ksm.scan.work
+        assert host.ksm.pages_shared == 0 and not mm.rmap_items
+        assert len({int(mm.read_pfns(addr, 1)[0]) for addr in places}) == 1000
+        check_ksm(host)
+    # a page that was broken is looked up once more
+    assert work["per-address"]["lookups"] == span // PAGE + 1000 and work["per-address"]["found"] == 1000
+    assert work["range"]["lookups"] == 0 and work["range"]["found"] == 1000
+    entries = sum(work["range"][level] for level in ("pgd", "pud", "pmd", "pte"))
+    assert entries < 3000 * 512
