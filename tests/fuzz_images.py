@@ -18,8 +18,7 @@ import time
 
 import numpy as np
 
-from ksmwalk import PageTables
-from ksmwalk.errors import BadEntryError
+from ksmwalk import BadEntryError, Host, MmWalkOps, PageTables, walk_page_range_novma, walk_page_range_vma
 
 PAGE = 4096
 MOST_ROWS = 8
@@ -185,8 +184,6 @@ def exercise(rows: np.ndarray, rng: np.random.Generator) -> int:
 
 def walk(tables: PageTables, rng: np.random.Generator) -> None:
     """The general walk with callbacks over a piece of the image."""
-    from ksmwalk.pagewalk import MmWalkOps, walk_page_range_novma
-
     calls = 0
 
     def stop_some_time(*args):
@@ -204,8 +201,36 @@ def walk(tables: PageTables, rng: np.random.Generator) -> None:
     assert result in (0, 1)
 
 
+def broken_host(rng: np.random.Generator) -> bool:
+    """A Host whose table pages were scribbled on, scanned and walked; whether a bad entry stopped that."""
+    host = Host(1024, levels=int(rng.integers(4, 6)))
+    mm = host.new_mm()
+    start = mm.mmap(8 << 20, addr=(1 << 30) - (4 << 20))
+    for page in rng.integers(0, 2048, 6).tolist():
+        mm.write(start + page * PAGE, page)
+    mm.madvise(start, 8 << 20, "mergeable")
+    rows = host.tables.rows
+    used = np.argwhere(rows)
+    for row, index in used[rng.integers(0, len(used), int(rng.integers(1, 4)))]:
+        rows[row, index] = random_entries(rng, 1, len(rows))[0]
+    scan = host.ksm.scan
+    scan.strategy = "range" if rng.random() < 0.7 else "per-address"
+    scan.real_lookups = bool(rng.random() < 0.3)
+    try:
+        for _ in range(3):
+            assert scan.scan(10_000) <= 4096
+        walk_page_range_vma(mm.vmas[0], start, start + (8 << 20), MmWalkOps(pmd_entry=lambda *a: 0))
+        mm.tables.mappings(limit=1 << 16)
+    except BadEntryError as err:
+        assert 1 <= err.level <= host.levels
+        return True
+    except ValueError as err:
+        assert str(err).startswith("more than "), err
+    return False
+
+
 def run(count: int, seed: int) -> tuple[int, int]:
-    """Exercise `count` images; (images, bad entries met)."""
+    """Exercise `count` images and scribbled-on Hosts; (how many, bad entries met)."""
     rng = np.random.default_rng(seed)
     room = Guarded()
     done = bad = 0
@@ -220,6 +245,9 @@ def run(count: int, seed: int) -> tuple[int, int]:
                     print(f"seed {seed}, image {done}: saved as fuzz_image.npy", file=sys.stderr)
                     raise
                 done += 1
+        for _ in range(BATCH // 25):
+            bad += broken_host(rng)
+            done += 1
         faulthandler.cancel_dump_traceback_later()
     return done, bad
 
