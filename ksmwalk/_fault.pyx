@@ -336,10 +336,11 @@ cdef int64_t fault_read(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, int m
                 touched(w, mm)
                 return w.ctl.huge_zero + sub
     elif entry_leaf(pmd[0], 2):
-        if not pmd_present(pmd[0]):
+        pfn = <int64_t>entry_pfn(pmd[0], 2) + sub
+        if not pmd_present(pmd[0]) or pfn >= w.ctl.nr_frames:
             return KW_EFAULT
         pmd[0] |= PTE_A
-        return <int64_t>entry_pfn(pmd[0], 2) + sub
+        return pfn
     pte = pte_make(w, mm, addr)
     if pte == NULL:
         return KW_ENOROWS

@@ -101,12 +101,15 @@ cdef inline void ksm_zero_gone(kw_world *w, int32_t mm) noexcept nogil:
     w.mms[mm].nr_zero -= 1
 
 cdef inline int64_t normal_pfn(kw_world *w, uint64_t e, int level) noexcept nogil:
-    # Frame of a present leaf that maps a counted page; KW_NONE for zero pages, raw and impossible frames.
+    # Frame of a present leaf that maps a counted page; KW_NONE for zero pages, raw, unallocated and impossible frames
+    # (an entry written by hand may hold anything).
     cdef uint64_t pfn
     if e & PTE_SPECIAL:
         return KW_NONE
     pfn = entry_pfn(e, level)
-    if <int64_t>pfn >= w.ctl.nr_frames or w.f_flags[pfn] & FRAME_ZERO:
+    if <int64_t>(pfn + ((<uint64_t>1 << (9 * (level - 1))) - 1)) >= w.ctl.nr_frames:
+        return KW_NONE
+    if (w.f_flags[pfn] & (FRAME_ZERO | FRAME_USED)) != FRAME_USED:
         return KW_NONE
     return <int64_t>pfn
 

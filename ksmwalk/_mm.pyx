@@ -62,6 +62,7 @@ cdef inline int64_t take_frame(kw_world *w, int nid) noexcept nogil:
 
 
 cdef inline void frame_init(kw_world *w, int64_t pfn, uint64_t key, int flags, int mapcount) noexcept nogil:
+    kw_check(0 < pfn < w.ctl.nr_frames and w.f_flags[pfn] == 0)
     w.f_flags[pfn] = <uint16_t>(flags | FRAME_USED)
     w.f_head[pfn] = <uint32_t>pfn
     w.f_mapcount[pfn] = mapcount
@@ -169,13 +170,15 @@ cdef inline void put_refs(kw_world *w, int64_t head, int n) noexcept nogil:
 
 
 cdef void frame_map(kw_world *w, int64_t pfn) noexcept nogil:
+    kw_check(0 <= pfn < w.ctl.nr_frames and w.f_flags[pfn] & FRAME_USED)
     w.f_mapcount[pfn] += 1
     w.f_refs[w.f_head[pfn]] += 1
 
 
 cdef void frame_unmap(kw_world *w, int64_t pfn) noexcept nogil:
     # An entry written by hand (PageTables.map) maps what was never counted: nothing to take back.
-    if w.f_mapcount[pfn] <= 0:
+    kw_check(0 <= pfn < w.ctl.nr_frames)
+    if w.f_mapcount[pfn] <= 0 or not w.f_flags[pfn] & FRAME_USED:
         return
     w.f_mapcount[pfn] -= 1
     put_refs(w, w.f_head[pfn], 1)
@@ -183,6 +186,12 @@ cdef void frame_unmap(kw_world *w, int64_t pfn) noexcept nogil:
 
 cdef void huge_map(kw_world *w, int64_t head) noexcept nogil:
     cdef int i
+    kw_check(0 <= head and head + 511 < w.ctl.nr_frames)
+    if not w.f_flags[head] & FRAME_HEAD:
+        for i in range(512):
+            if w.f_flags[head + i] & FRAME_USED:
+                frame_map(w, head + i)
+        return
     for i in range(512):
         w.f_mapcount[head + i] += 1
     w.f_refs[head] += 512
@@ -190,10 +199,10 @@ cdef void huge_map(kw_world *w, int64_t head) noexcept nogil:
 
 cdef void huge_unmap(kw_world *w, int64_t head) noexcept nogil:
     cdef int i
+    kw_check(0 <= head and head + 511 < w.ctl.nr_frames)
     if not w.f_flags[head] & FRAME_HEAD or w.f_mapcount[head] <= 0:
         for i in range(512):
-            if head + i < w.ctl.nr_frames:
-                frame_unmap(w, head + i)
+            frame_unmap(w, head + i)
         return
     for i in range(512):
         w.f_mapcount[head + i] -= 1

@@ -132,6 +132,7 @@ cdef void vma_link(kw_world *w, int32_t v, int32_t prev) noexcept nogil:
 
 cdef void vma_free(kw_world *w, int32_t v) noexcept nogil:
     cdef int32_t mm = w.vmas[v].mm, prev = w.vmas[v].prev, next = w.vmas[v].next, backing = w.vmas[v].backing
+    kw_check(0 < v < w.ctl.vmas_used and mm > 0)
     if prev:
         w.vmas[prev].next = next
     else:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from hostcheck import check
-from ksmwalk import Frame, Host, Vm, _host, entries
+from ksmwalk import ArenaFullError, Frame, Host, Vm, _host, entries
 
 PAGE, PMD = 4096, 1 << 21
 AT = 0x40000000
@@ -474,3 +474,33 @@ def test_processes_come_and_go_without_end():
         merge(host, 1)
     assert len(host.mms) < 8 and host.tables.nr_tables == mm.nr_tables
     check(host)
+
+
+def test_entries_written_by_hand_are_never_trusted():
+    """Frames that are not allocated, beyond memory, tables for pages: nothing may crash, nothing be freed twice."""
+    host = Host(2048)
+    rng = np.random.default_rng(5)
+    mm = area(host, 2048)
+    mm.write(AT, np.arange(700, dtype=np.uint64))
+    rows = host.tables.rows
+    at = mm.tables.root
+    for shift in (39, 30):
+        at = int(rows[at, AT >> shift & 511]) >> 12 & 0xFFFFFFFF
+    first = int(rows[at, AT >> 21 & 511]) >> 12 & 0xFFFFFFFF
+    for _ in range(60):
+        pfn = int(rng.choice([1, 700, 2000, 2047, 5000, 2**39]))
+        rows[first, rng.integers(512)] = pfn << 12 | int(rng.choice([0x25, 0x67, 0xE7, 0x100, 0x600, 0x267]))
+        rows[at, 1 + rng.integers(7)] = pfn << 12 | int(rng.choice([0xE7, 0xA5, 0x180, 0x2A5]))
+    for call in (
+        lambda m: m.read(AT + 5 * PAGE), lambda m: m.write(AT + 9 * PAGE, 3), lambda m: m.read_keys(AT, 2048),
+        lambda m: m.fork().exit(), lambda m: m.mprotect(AT, 2048 * PAGE, "r"), lambda m: m.mprotect(AT, 2048 * PAGE, "rw"),
+        lambda m: m.mremap(AT, PMD, PMD, AT + 9 * PMD + 3 * PAGE), lambda m: m.populate(AT, 100 * PAGE),
+        lambda m: m.madvise(AT, 2 * PMD, "collapse"), lambda m: m.madvise(AT, 2 * PMD, "free"), lambda m: m.exit(),
+    ):  # fmt: skip
+        try:
+            call(mm)
+        except (OSError, ArenaFullError):
+            pass
+    other = area(host, 300)
+    other.populate(AT, 300 * PAGE)
+    assert len(set(other.read_pfns(AT, 300))) == 300
