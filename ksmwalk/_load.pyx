@@ -84,7 +84,9 @@ cdef int64_t whole_leaves(const uint64_t *addr, const int64_t *pfns, const uint1
         if addr[i] & (KW_PMD_SIZE - 1) or pfns[i] & 511 or i + 512 > last:
             return i
         for k in range(1, 512):
-            if not pages[i + k] & PAGE_LEAF or addr[i + k] != addr[i] + (<uint64_t>k << 12) or pfns[i + k] != pfns[i] + k:
+            if not pages[i + k] & PAGE_LEAF or pfns[i + k] != pfns[i] + k:
+                return i + k
+            if addr[i + k] != addr[i] + (<uint64_t>k << 12):
                 return i + k
         i += 512
     return -1
@@ -94,8 +96,9 @@ def load_pages(World world not None, int32_t mm, const uint64_t[::1] addr, const
                uint16_t[::1] pages, const int64_t[:, ::1] slices, const uint64_t[:, ::1] flags):
     """Map addr[i] to pfns[i] in an mm without tables, take the frames and count the mappings.
 
-    `pages`: FRAME_* and PAGE_* bits of each page, PAGE_FRESH added where it applies. `slices[v]`: first and last (exclusive) page of vma v; `flags[v]`: of
-    its entries, read-only, writable, zero page. The lists of the frame allocator's blocks are not kept: build them anew.
+    `pages`: FRAME_* and PAGE_* bits of each page, PAGE_FRESH added where it applies. `slices[v]`: first and last
+    (exclusive) page of vma v; `flags[v]`: of its entries, read-only, writable, zero page. The lists of the frame
+    allocator's blocks are not kept: build them anew.
 
     Returns the number of pages loaded; fewer than there are where no table page is left.
     """
@@ -111,7 +114,9 @@ def load_pages(World world not None, int32_t mm, const uint64_t[::1] addr, const
         if not 0 <= pfns[n] < world.w.ctl.nr_frames:
             raise IndexError(f"frame {pfns[n]:#x}: this Host has {world.w.ctl.nr_frames:#x} frames")
     for v in range(slices.shape[0]):
-        n = whole_leaves(&addr[0], &pfns[0], &pages[0], slices[v, 0], slices[v, 1]) if slices[v, 1] > slices[v, 0] else -1
+        if slices[v, 0] == slices[v, 1]:
+            continue
+        n = whole_leaves(&addr[0], &pfns[0], &pages[0], slices[v, 0], slices[v, 1])
         if n >= 0:
             raise ValueError(f"page {n} at {addr[n]:#x}, frame {pfns[n]:#x}: not of a whole leaf, aligned in both")
     n = 0

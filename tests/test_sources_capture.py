@@ -167,12 +167,18 @@ def test_frames_agree_with_single_reads(child):
     child.do(f"write({area} + (1 << 29), 300, 3 * P)")
     child.do(f"write({area} + (3 << 28), 100, 300 * P)")
     child.do(f"read({area} + (7 << 27), 50)")
+    huge = child.do("new(4 * M, align=M)")
+    child.do(f"call('madvise', {huge}, 4 * M, 14)")
+    child.do(f"write({huge})")
+    child.do(f"read({huge} + M)")
+    child.do(f"write({huge} + 2 * M)")
+    child.do(f"call('mprotect', {huge} + 2 * M, P, 1)")
     result = capture(child.pid)
     with (
         open(f"/proc/{child.pid}/pagemap", "rb", buffering=0) as entries,
         open("/proc/kpageflags", "rb", buffering=0) as flags,
     ):
-        for index in within(result, area, 1 << 30):
+        for index in [*within(result, area, 1 << 30), *within(result, huge, 4 * M)]:
             entries.seek(int(result.addr[index]) // P * 8)
             pfn = int.from_bytes(entries.read(8), "little") & ((1 << 55) - 1)
             assert pfn == result.pfn[index]
@@ -283,6 +289,32 @@ def test_endless_change_is_an_error(child):
 
     with pytest.raises(ProcessChanged, match=f"process {child.pid} changed during each of 3 attempts.*new mapping"):
         capture(child.pid, attempts=3, _between=unrest)
+
+
+@needs_scan
+@needs_frames
+@pytest.mark.skipif(not thp_available(), reason="transparent huge pages are off")
+@pytest.mark.parametrize("step", ["found", "framed"])
+def test_a_huge_page_that_is_split_meanwhile(child, step):
+    """The leaf is gone or the folio is: flags and leaf bits are those of one state."""
+    area = child.do("new(2 * M, align=M)")
+    child.do(f"call('madvise', {area}, 2 * M, 14)")
+    child.do(f"write({area}, 2, M)")
+    child.do("x = 1")
+
+    def split(now):
+        if now == step:
+            child.do(f"call('madvise', {area} + 5 * P, P, 4)")
+
+    result = capture(child.pid, _between=split)
+    first, second = within(result, area, M), within(result, area + M, M)
+    if len(second) < 512 or not result.huge[second].all():
+        pytest.skip("the kernel gave no huge pages")
+    assert area + 5 * P not in result.addr[first].tolist() or step == "framed"
+    flags = result.frame_flags[first]
+    assert (flags & np.uint64(KPF_ANON) != 0).all()
+    if step == "found":
+        assert len(first) == 511 and not result.huge[first].any()
 
 
 @needs_scan

@@ -41,6 +41,9 @@ class ProcessImage:
         What the reader of the result has to know, in sentences.
     seconds : dict
         Time by step, those of the capture included.
+
+    Models: see `process`.
+    Differs: see `process`.
     """
 
     host: Host
@@ -86,7 +89,26 @@ def process(pid: int, *, host: Host | None = None, mark: str = "as-is", **option
 
 
 def load(what: ProcessCapture, *, host: Host | None = None, mark: str = "as-is") -> ProcessImage:
-    """Load a capture into a Host; see `process`."""
+    """Load a capture into a Host; the process itself may be gone by now.
+
+    Parameters
+    ----------
+    what : ProcessCapture
+    host, mark
+        As for `process`.
+
+    Returns
+    -------
+    ProcessImage
+
+    Raises
+    ------
+    ArenaFullError
+        The given host is too small; what was begun is taken back.
+
+    Models: see `process`.
+    Differs: see `process`.
+    """
     if mark not in MARK:
         raise ValueError(f"mark={mark!r}: not one of {', '.join(MARK)}")
     start = time.perf_counter()

@@ -358,11 +358,32 @@ def _read_frame_flags(pid: int, result: ProcessCapture, counts: bool) -> None:
         if counts:
             files.append(os.open("/proc/kpagecount", os.O_RDONLY | os.O_CLOEXEC))
         pfn = result.pfn.view(np.int64)
-        for name, fd in zip(("frame_flags", "frame_counts"), files, strict=False):
-            setattr(result, name, _of_frames(fd, pfn, pid))
+        leaf = whole_blocks(result, result.huge) if result.huge.any() else None
+        result.frame_flags = _flags_of_frames(files[0], pfn, leaf, pid)
+        if counts:
+            result.frame_counts = _of_frames(files[1], pfn, pid)
     finally:
         for fd in files:
             os.close(fd)
+
+
+def _flags_of_frames(fd: int, pfn: np.ndarray, leaf: np.ndarray | None, pid: int) -> np.ndarray:
+    """The flags of each frame; of a leaf's 512 only the first is read, as they are one folio with one set of flags."""
+    if leaf is None:
+        return _of_frames(fd, pfn, pid)
+    head = leaf & (pfn & (PAGES_PER_BLOCK - 1) == 0)
+    read = np.flatnonzero(head | ~leaf)
+    some = _of_frames(fd, pfn[read], pid)
+    out = np.repeat(some, np.diff(np.append(read, len(pfn))))
+    swap = np.uint64(KPF_COMPOUND_HEAD | KPF_COMPOUND_TAIL)
+    tail = leaf & ~head
+    # hugetlb pages of 1 GiB have one head in 512 such leaves: there the first is a tail as well
+    out[tail] ^= np.where(out[tail] & np.uint64(KPF_COMPOUND_HEAD) != 0, swap, np.uint64(0))
+    split = leaf & (out & swap == 0)
+    if split.any():
+        # no folio any more: its frames go their own ways
+        out[split] = _of_frames(fd, pfn[split], pid)
+    return out
 
 
 def _of_frames(fd: int, pfn: np.ndarray, pid: int) -> np.ndarray:
@@ -401,21 +422,20 @@ def _settle(result: ProcessCapture, file: np.ndarray) -> None:
 
 def whole_blocks(result: ProcessCapture, candidate: np.ndarray) -> np.ndarray:
     """Which candidates lie in complete, aligned blocks of 2 MiB whose frames (if seen) follow one another."""
-    whole = np.zeros(len(candidate), bool)
     aligned = result.addr & np.uint64((PAGES_PER_BLOCK << PAGE_SHIFT) - 1) == 0
     first = np.flatnonzero(aligned & candidate)
     first = first[first + PAGES_PER_BLOCK <= len(candidate)]
-    offsets = np.arange(PAGES_PER_BLOCK)
-    # Complete if the last page is where it belongs: addresses ascend and repeat nowhere.
-    span = np.uint64((PAGES_PER_BLOCK - 1) << PAGE_SHIFT)
-    first = first[result.addr[first + PAGES_PER_BLOCK - 1] - result.addr[first] == span]
-    good = candidate[first[:, None] + offsets].all(axis=1)
+    follows = candidate[1:] & candidate[:-1] & (np.diff(result.addr) == np.uint64(1 << PAGE_SHIFT))
     if result.pfn is not None:
-        block = result.pfn[first[:, None] + offsets]
-        in_order = (block - block[:, :1] == offsets.astype(np.uint64)).all(axis=1)
-        good &= in_order & (block[:, 0] & np.uint64(PAGES_PER_BLOCK - 1) == 0)
-    whole[(first[good][:, None] + offsets).ravel()] = True
-    return whole
+        first = first[result.pfn[first] & np.uint64(PAGES_PER_BLOCK - 1) == 0]
+        follows &= np.diff(result.pfn) == np.uint64(1)
+    # A block is whole if none of its pages but the last breaks the row.
+    breaks = np.append(np.flatnonzero(~follows), len(candidate))
+    first = first[breaks[np.searchsorted(breaks, first)] >= first + PAGES_PER_BLOCK - 1]
+    edges = np.zeros(len(candidate) + 1, np.int8)
+    edges[first] += 1
+    edges[first + PAGES_PER_BLOCK] -= 1
+    return np.cumsum(edges[:-1], dtype=np.int8).view(bool)
 
 
 def _huge_by_contiguity(result: ProcessCapture) -> None:
