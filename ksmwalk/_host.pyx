@@ -31,7 +31,8 @@ def mm_exit(World world not None, int32_t mm):
         sys_exit(&world.w, mm)
 
 
-def mmap(World world not None, int32_t mm, uint64_t start, uint64_t length, uint64_t flags, int32_t backing, uint64_t pgoff, int shift):
+def mmap(World world not None, int32_t mm, uint64_t start, uint64_t length, uint64_t flags, int32_t backing,
+         uint64_t pgoff, int shift):
     return sys_mmap(&world.w, mm, start, length, flags, backing, pgoff, shift)
 
 

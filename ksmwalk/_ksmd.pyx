@@ -150,30 +150,30 @@ cdef int32_t unstable_search(kw_world *w, int32_t item, int64_t pfn, uint64_t ke
     cdef uint32_t generation = <uint32_t>(w.ksm.generation & GENERATION_BITS)
     cdef bint trusted = w.ksm.generation == w.ksm.tree_generation
     cdef bint right = False
-    cdef kw_link *l
+    cdef kw_link *link
     cdef uint64_t other
     cdef int64_t page
     while t:
-        l = &w.links[t]
-        other = l.key
-        if KW_UNLIKELY(other == key or other == 0 or (not trusted and l.aux >> 1 != generation)):
+        link = &w.links[t]
+        other = link.key
+        if KW_UNLIKELY(other == key or other == 0 or (not trusted and link.aux >> 1 != generation)):
             page = item_page(w, t)
             if page < 0 or page == pfn:
                 return GAVE_UP
             if not w.ksm.merge_across_nodes and w.f_nid[page] != nid:
                 return GAVE_UP      # it moved to another NUMA node: its own visit will sort that out
             other = w.f_key[page]
-            l.key = other
-            l.aux = (l.aux & 1) | (generation << 1)
+            link.key = other
+            link.aux = (link.aux & 1) | (generation << 1)
             if other == key:
                 twin[0] = page
                 return t
         parent = t
         right = key > other
-        t = l.right if right else l.left
-    l = &w.links[item]
-    l.key = key
-    l.aux = generation << 1
+        t = link.right if right else link.left
+    link = &w.links[item]
+    link.key = key
+    link.aux = generation << 1
     w.items[item].flags |= ITEM_UNSTABLE
     w.items[item].seq = <uint8_t>w.cursor.seqnr
     w.ksm.pages_unshared += 1
@@ -390,7 +390,7 @@ cdef uint64_t warm_trees(kw_world *w, uint64_t addr, uint64_t key) noexcept nogi
     cdef uint64_t *pte = table_ahead(w, &reach)
     cdef uint64_t *leaf
     cdef int64_t pfn
-    cdef kw_link *l
+    cdef kw_link *link
     cdef kw_node *p
     cdef kw_item *q
     keys[0] = key
@@ -407,14 +407,14 @@ cdef uint64_t warm_trees(kw_world *w, uint64_t addr, uint64_t key) noexcept nogi
     while more:
         more = 0
         for i in range(n):
-            l = &w.links[at[i]]
-            if KW_UNLIKELY(l.key == keys[i] and at[i] != 0):
+            link = &w.links[at[i]]
+            if KW_UNLIKELY(link.key == keys[i] and at[i] != 0):
                 twins[found] = at[i]
                 found += 1
                 prefetch(&w.items[at[i]])
                 at[i] = 0
             else:
-                at[i] = l.right if keys[i] > l.key else l.left
+                at[i] = link.right if keys[i] > link.key else link.left
             p = &w.nodes[stable[i]]
             stable[i] = p.right if keys[i] > p.key else p.left
             more |= at[i] | stable[i]

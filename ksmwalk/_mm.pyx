@@ -86,11 +86,11 @@ cdef int64_t frame_new(kw_world *w, int nid, uint64_t key) noexcept nogil:
 
 
 cdef int64_t huge_alloc(kw_world *w, int nid) noexcept nogil:
-    cdef int n = <int>w.ctl.nr_nodes, i, node
+    cdef int n = <int>w.ctl.nr_nodes, i, nearest, node
     cdef int32_t b
     cdef int64_t pfn
-    for i in range(n):
-        node = (nid + i) % n
+    for nearest in range(n):
+        node = (nid + nearest) % n
         b = w.b_heads[n + node]
         if b < 0:
             continue

@@ -136,17 +136,17 @@ cdef void append_item(kw_world *w, int32_t item, int32_t node) noexcept nogil:
 
 cdef void node_leave(kw_world *w, int32_t item) noexcept nogil:
     cdef kw_item *q = &w.items[item]
-    cdef kw_link *l = &w.links[item]
+    cdef kw_link *link = &w.links[item]
     cdef kw_node *p = &w.nodes[q.node]
     if node_stale(w, q.node):
         node_remove(w, q.node)
         return
-    if l.right:
-        w.links[l.right].left = l.left
+    if link.right:
+        w.links[link.right].left = link.left
     else:
-        p.items = l.left
-    if l.left:
-        w.links[l.left].right = l.right
+        p.items = link.left
+    if link.left:
+        w.links[link.left].right = link.right
     p.count -= 1
     if p.items:
         w.ksm.pages_sharing -= 1

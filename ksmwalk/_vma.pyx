@@ -8,7 +8,7 @@ from ksmwalk._core cimport *
 from ksmwalk._fault cimport *
 from ksmwalk._mm cimport *
 from ksmwalk._range cimport *
-from ksmwalk._scan cimport slot_exit, slot_insert, slot_remove
+from ksmwalk._scan cimport slot_exit, slot_insert
 from ksmwalk._vma cimport *
 
 cdef enum:
@@ -495,7 +495,7 @@ cdef int sys_populate(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bin
 
 cdef int sys_madvise(kw_world *w, int32_t mm, uint64_t start, uint64_t end, int advice) noexcept nogil:
     """Holes are passed over, what is there is done, and the holes are told of at the end."""
-    cdef int hole = 0, rc, last = 0
+    cdef int hole = 0, rc
     cdef int32_t v
     cdef uint64_t stop
     if advice == MADV_POPULATE_READ or advice == MADV_POPULATE_WRITE:

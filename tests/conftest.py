@@ -7,6 +7,8 @@ from pathlib import Path
 from hypothesis import HealthCheck, Phase, settings
 
 sys.path.insert(0, str(Path(__file__).parent))
+# Programs that the tests start find the ksmwalk that these tests found, not a source tree they happen to stand in.
+os.environ["PYTHONSAFEPATH"] = "1"
 
 settings.register_profile(
     "suite", max_examples=40, deadline=None, derandomize=True, database=None, phases=[Phase.explicit, Phase.generate],

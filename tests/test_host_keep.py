@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 from hostcheck import check
+
 from ksmwalk import Host
 
 PAGE = 4096

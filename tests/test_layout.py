@@ -60,3 +60,12 @@ def test_bits_of_an_entry():
     assert constants, "the core tells no PTE bits"
     for name, bit in Pte.__members__.items():
         assert constants[name] == int(bit), name
+
+
+def test_the_table_of_fields_is_up_to_date():
+    import make_layout_table as maker
+
+    where = maker.HERE
+    if not where.is_dir():
+        pytest.skip("no source tree")
+    assert (where / "_layout_table.h").read_text() == maker.table((where / "_layout.h").read_text())

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from hostcheck import check
+
 from ksmwalk import ArenaFullError, Frame, Host, Vm, _host, entries
 
 PAGE, PMD = 4096, 1 << 21

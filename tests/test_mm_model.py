@@ -5,6 +5,7 @@ import pytest
 from hostcheck import check
 from hypothesis import given
 from hypothesis import strategies as st
+
 from ksmwalk import Host
 from ksmwalk.errors import ArenaFullError
 

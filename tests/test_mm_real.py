@@ -127,7 +127,8 @@ def random_op(rng):
 
 
 def explain(ops, before, got, want):
-    text = ["ops:", *(f"  {op}" for op in ops), "before:", *(f"  {a}" for a in before[1]), f"errno  model {got[0]}, kernel {want[0]}"]
+    text = ["ops:", *(f"  {op}" for op in ops), "before:", *(f"  {a}" for a in before[1])]
+    text.append(f"errno  model {got[0]}, kernel {want[0]}")
     for what, i in (("area", 1), ("page", 2)):
         for at, (a, b) in enumerate(zip(got[i] + [None] * 99, want[i] + [None] * 99, strict=False)):
             if a != b:
