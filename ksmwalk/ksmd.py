@@ -13,8 +13,9 @@ from .scan import KsmScan
 __all__ = ["Events", "Ksm"]
 
 _U32, _U64 = (1 << 32) - 1, (1 << 64) - 1
-# slots of the ksm record's `advisor`: clock and CPU clock when the scan began, the moving average, the CPU clock now
-_SCAN_START, _CPU_START, _AVERAGE, _CPU_NOW = range(4)
+# slots of the ksm record's `advisor`: clock and CPU clock when the scan began, weighted change of scan times, seconds
+# of the last scan, the CPU clock now
+_SCAN_START, _CPU_START, _CHANGE, _LAST, _CPU_NOW = range(5)
 
 
 class Events:
@@ -101,7 +102,8 @@ class Ksm:
         (for the advisor).
 
     Models: ksmd and /sys/kernel/mm/ksm of Linux 6.18.
-    Differs: merge_across_nodes = 0 on a machine with several nodes, and the advisor, were not compared with a real one.
+    Differs: merge_across_nodes = 0 with several nodes was not compared with a real one; the advisor only roughly (see
+    `sysfs.advise`).
     """
 
     def __init__(self, world: _core.World):
@@ -132,7 +134,7 @@ class Ksm:
     )
     advisor_mode = _knob("advisor_mode", '"none" or "scan-time".')
     advisor_max_cpu = _knob("advisor_max_cpu", "Percent of a CPU that the advisor lets ksmd use.")
-    advisor_min_pages_to_scan = _knob("advisor_min_pages_to_scan", "Least pages_to_scan of the advisor.")
+    advisor_min_pages_to_scan = _knob("advisor_min_pages_to_scan", "pages_to_scan that the advisor starts with.")
     advisor_max_pages_to_scan = _knob("advisor_max_pages_to_scan", "Most pages_to_scan of the advisor.")
     advisor_target_scan_time = _knob("advisor_target_scan_time", "Seconds a full scan should take with the advisor.")
     run = _knob("run", "0 stopped, 1 merging, 2 stopped and everything unmerged.")
@@ -285,19 +287,20 @@ class Ksm:
         advisor = self._ksm["advisor"][0]
         names = {
             "max_cpu": "advisor_max_cpu",
-            "min_pages": "advisor_min_pages_to_scan",
             "max_pages": "advisor_max_pages_to_scan",
             "target": "advisor_target_scan_time",
         }
-        pages, average = sysfs.advise(
+        pages, change, seconds = sysfs.advise(
             self.pages_to_scan,
-            int(advisor[_AVERAGE]),
+            int(advisor[_CHANGE]),
+            int(advisor[_LAST]),
             self.now_ms - int(advisor[_SCAN_START]),
             self.cpu_ms - int(advisor[_CPU_START]),
             {key: self._read(name) for key, name in names.items()},
         )
         self._ksm["pages_to_scan"][0] = min(pages, _U32)
-        advisor[_AVERAGE] = min(average, _U32)
+        advisor[_CHANGE] = min(change, _U32)
+        advisor[_LAST] = seconds
 
     def step(self) -> int:
         """Let ksmd wake up from its sleep between batches and do one, if `run` is 1 and a process is on the list.

@@ -18,6 +18,7 @@ from ksmwalk.kernel.generate import generate
 from ksmwalk.layout import Event
 from ksmwalk.replay import NotModelled, Replay, replay
 from ksmwalk.scenario import Scenario, load
+from ksmwalk.sysfs import advise
 
 GOLDEN = Path(__file__).parent / "golden"
 PAGE = 4096
@@ -107,6 +108,26 @@ def test_the_advisor_owns_pages_to_scan():
     assert ksm.pages_to_scan == 123
 
 
+# seconds of a scan, pages_to_scan in it and after it, target 2: what the advisor of Linux 6.18 was seen to choose
+ADVISED = [
+    (6, 100, 245),
+    (4, 245, 372),
+    (4, 372, 617),
+    (6, 617, 1925),
+    (3, 1925, 2536),
+    (2, 2536, 2028),
+    (3, 2028, 3102),
+]
+
+
+def test_the_advisor_follows_the_real_one():
+    change, last = 30, 3
+    knobs = {"max_cpu": 100, "max_pages": 10**6, "target": 2}
+    for seconds, before, after in ADVISED:
+        new, change, last = advise(before, change, last, 1000 * seconds + 700, 300, knobs)
+        assert new == after
+
+
 def advised(scan_seconds, cpu_seconds, **knobs):
     """pages_to_scan after five scans that took so long."""
     host = Host(1024)
@@ -123,17 +144,13 @@ def advised(scan_seconds, cpu_seconds, **knobs):
     return host.ksm.pages_to_scan
 
 
-def test_the_advisor_follows_the_scan_time():
-    assert advised(200, 0, advisor_min_pages_to_scan=500) == 500
-    assert 500 < advised(400, 0) < advised(4000, 0) <= 30000
-    assert advised(1, 0) == 500
+def test_the_advisor_wants_more_where_scans_take_long():
+    assert advised(100, 0) < advised(400, 0) < advised(4000, 0) <= 30000
     assert advised(10**6, 0, advisor_max_pages_to_scan=2000) == 2000
 
 
 def test_the_advisor_keeps_below_its_cpu_limit():
-    low = {"advisor_min_pages_to_scan": 10}
-    assert advised(4000, 3900, advisor_max_cpu=1, **low) == 10
-    assert advised(4000, 390, advisor_max_cpu=11, **low) < advised(4000, 390, **low) <= advised(4000, 0, **low)
+    assert advised(4000, 3900, advisor_max_cpu=10) < advised(4000, 3900) < advised(4000, 0)
 
 
 def test_max_page_sharing_waits_until_nothing_is_shared():
