@@ -122,7 +122,7 @@ typedef struct {
     int64_t nr_tables;   /* table pages, the top one included */
     uint64_t epoch;      /* raised by whatever changes a mapping or a content of this mm */
     int64_t reserved;    /* preferred NUMA node;  MM_BACKING: vmas that map it */
-    int64_t length;      /* MM_BACKING: pages it has; faults beyond fail */
+    int64_t length;      /* MM_BACKING: pages it has, faults beyond fail;  else: the vma found last, a hint */
 } kw_mm;
 
 /* The part of an rmap_item that every pass streams through: 32 bytes. Record 0 is "none". */

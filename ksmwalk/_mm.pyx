@@ -258,9 +258,14 @@ cdef void lru_add(kw_world *w, int64_t pfn) noexcept nogil:
 # ------------------------------------------------------------------ vmas
 
 cdef int32_t vma_find_from(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil:
-    cdef int32_t v = w.mms[mm].vma_first
+    # From the one found last, where that is not beyond addr: accesses come in clusters.
+    cdef int32_t v = <int32_t>w.mms[mm].length
+    if v <= 0 or v >= w.ctl.vmas_used or w.vmas[v].mm != mm or w.vmas[v].start > addr:
+        v = w.mms[mm].vma_first
     while v and w.vmas[v].end <= addr:
         v = w.vmas[v].next
+    if v:
+        w.mms[mm].length = v
     return v
 
 

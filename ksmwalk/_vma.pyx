@@ -240,10 +240,10 @@ cdef int32_t sys_mmap(kw_world *w, int32_t mm, uint64_t start, uint64_t length, 
         return -ENOMEM
     if w.mms[mm].flags & MM_MERGE_ANY and vma_compatible(flags):
         flags |= VM_MERGEABLE
+    prev = w.vmas[next].prev if next else last_vma(w, mm)
     v = vma_alloc(w, mm)
     if v < 0:
         return v
-    prev = w.vmas[next].prev if next else last_vma(w, mm)
     w.vmas[v].start = start
     w.vmas[v].end = start + length
     w.vmas[v].flags = flags
@@ -258,7 +258,9 @@ cdef int32_t sys_mmap(kw_world *w, int32_t mm, uint64_t start, uint64_t length, 
 
 
 cdef int32_t last_vma(kw_world *w, int32_t mm) noexcept nogil:
-    cdef int32_t v = w.mms[mm].vma_first
+    cdef int32_t v = <int32_t>w.mms[mm].length
+    if v <= 0 or v >= w.ctl.vmas_used or w.vmas[v].mm != mm:
+        v = w.mms[mm].vma_first
     while v and w.vmas[v].next:
         v = w.vmas[v].next
     return v
@@ -593,6 +595,8 @@ cdef int move_vma(kw_world *w, int32_t mm, uint64_t old, uint64_t old_len, uint6
             return rc
     if backing == 0 and anon == 0:
         pgoff = new >> 12     # an area without pages yet is as if newly mapped there
+    prev = vma_find_from(w, mm, new)
+    prev = w.vmas[prev].prev if prev else last_vma(w, mm)
     moved = vma_alloc(w, mm)
     w.vmas[moved].start = new
     w.vmas[moved].end = new + new_len
@@ -604,8 +608,7 @@ cdef int move_vma(kw_world *w, int32_t mm, uint64_t old, uint64_t old_len, uint6
     w.vmas[moved].reserved |= forked
     if backing:
         w.mms[backing].reserved += 1
-    prev = vma_find_from(w, mm, new)
-    vma_link(w, moved, w.vmas[prev].prev if prev else last_vma(w, mm))
+    vma_link(w, moved, prev)
     rc = move_range(w, mm, old, new, old_len)
     if rc < 0:
         move_range(w, mm, new, old, old_len)

@@ -10,7 +10,6 @@ import numpy as np
 
 from . import _core, _host, layout
 from .arena import reserve
-from .errors import ArenaFullError, check
 from .frames import Frames
 from .layout import BLOCK, FRAME_FIELDS, Frame, MmFlag, Thp
 from .mm import Mm, check_call
@@ -457,5 +456,3 @@ class TableArena:
     def __repr__(self) -> str:
         return f"<TableArena, {self.nr_tables} table pages>"
 
-
-__all__ = ["ArenaFullError", "Host", "TableArena", "check"]

@@ -505,3 +505,43 @@ def test_entries_written_by_hand_are_never_trusted():
     other = area(host, 300)
     other.populate(AT, 300 * PAGE)
     assert len(set(other.read_pfns(AT, 300))) == 300
+
+
+def test_many_areas():
+    host = Host(1 << 16)
+    mm = host.new_mm()
+    n = 20000
+    start = mm.mmap(2 * n * PAGE, AT)
+    for i in range(n):
+        mm.mprotect(AT + 2 * i * PAGE, PAGE, "r")
+    assert len(mm.vmas) == 2 * n
+    mm.madvise(start, 2 * n * PAGE, "mergeable")
+    assert all(v.mergeable for v in mm.vmas)
+    assert mm.find_vma(AT).vm_end == AT + PAGE and mm.find_vma(AT + 2 * n * PAGE) is None
+    child = mm.fork()
+    child.mprotect(start, 2 * n * PAGE, "rw")
+    assert len(child.vmas) == 1
+    with pytest.raises(OSError) as err:
+        for i in range(40000):
+            mm.mmap(PAGE, AT * 4 + 2 * i * PAGE)
+    assert err.value.errno == errno.ENOMEM and len(mm.vmas) == 65530
+
+
+def test_five_levels_reach_beyond_47_bits():
+    host = Host(4096, levels=5)
+    mm = host.new_mm()
+    high = mm.mmap(4 * PAGE, 1 << 55)
+    mm.write(high, [1, 2])
+    assert list(mm.read_keys(high, 2)) == [1, 2] and mm.nr_tables == 5
+    assert mm.mmap(PAGE) < 1 << 47, "without a hint the lower half is used"
+    with pytest.raises(OSError):
+        Host(4096).new_mm().mmap(PAGE, 1 << 55)
+    check(host)
+
+
+def test_an_area_in_the_place_of_the_one_found_last():
+    mm = Host(4096).new_mm()
+    mm.mmap(2 * PAGE, AT + 2 * PAGE)
+    assert mm.find_vma(AT + 2 * PAGE) is not None
+    mm.mmap(5 * PAGE, AT)
+    assert [(v.vm_start, v.vm_end) for v in mm.vmas] == [(AT, AT + 5 * PAGE)]
