@@ -94,9 +94,10 @@ def all_mappings(shape: layouts.Layout) -> Iterator[Row]:
     }
     expected = calls["C"]().tobytes()
     for name, call in calls.items():
-        if len(call()) != n or call().tobytes() != expected:
+        if call().tobytes() != expected:
             raise AssertionError(f"{shape.name}: {name} finds other mappings than the C walker")
-    took = medians(calls, rounds=5)
+    rounds = 3 if len(shape.rows) > 100_000 else 5  # the numpy walk takes seconds there
+    took = medians(calls, rounds)
     process = hosts.shape(shape.span, shape.small, shape.huge)
     scan = process and hosts.pagemap_scan(process)
     if scan:
