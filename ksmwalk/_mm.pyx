@@ -263,6 +263,7 @@ cdef int32_t vma_find_from(kw_world *w, int32_t mm, uint64_t addr) noexcept nogi
     if v <= 0 or v >= w.ctl.vmas_used or w.vmas[v].mm != mm or w.vmas[v].start > addr:
         v = w.mms[mm].vma_first
     while v and w.vmas[v].end <= addr:
+        w.mms[mm].length = v
         v = w.vmas[v].next
     if v:
         w.mms[mm].length = v

@@ -27,7 +27,12 @@ ADVICE = {
 }  # fmt: skip
 _ADVICE_NUMBERS = frozenset(ADVICE.values())
 
-_MAY = Vm.MAYREAD | Vm.MAYWRITE | Vm.MAYEXEC
+# Plain integers: arithmetic on enum members takes a microsecond.
+_MAY = int(Vm.MAYREAD | Vm.MAYWRITE | Vm.MAYEXEC)
+_READ, _WRITE, _EXEC, _MERGEABLE = int(Vm.READ), int(Vm.WRITE), int(Vm.EXEC), int(Vm.MERGEABLE)
+_SHARED = int(Vm.SHARED | Vm.MAYSHARE)
+_NORESERVE, _ACCOUNT, _LOCKED = int(Vm.NORESERVE), int(Vm.ACCOUNT), int(Vm.LOCKED)
+_NOT_ACCOUNTED = int(Vm.NORESERVE | Vm.SHARED | Vm.HUGETLB)
 #: what makes each kind of mapping what it is
 KINDS = {
     "anon": Vm(0),
@@ -65,7 +70,7 @@ def _prot(prot: str) -> int:
         return 0
     if set(prot) - set("rwx-"):
         raise ValueError(f'prot {prot!r}: must be made of "r", "w", "x", or be "none"')
-    return (Vm.READ if "r" in prot else 0) | (Vm.WRITE if "w" in prot else 0) | (Vm.EXEC if "x" in prot else 0)
+    return (_READ if "r" in prot else 0) | (_WRITE if "w" in prot else 0) | (_EXEC if "x" in prot else 0)
 
 
 def _number(value, name: str, top: int) -> int:
@@ -212,7 +217,7 @@ class Mm:
             "ksm_merging_pages": merging,
             "ksm_process_profit": (merging + zero) * PAGE_SIZE - items * 64,
             "ksm_merge_any": int(self.merge_any),
-            "ksm_mergeable": int(any(v.vm_flags & Vm.MERGEABLE for v in self.vmas)),
+            "ksm_mergeable": int(any(v.vm_flags & _MERGEABLE for v in self.vmas)),
         }
 
     # ---------------------------------------------------------- mapping
@@ -312,13 +317,13 @@ class Mm:
             start = int(addr)
         if not start and addr is None or start + length > self.task_size or offset + length > 1 << 47:
             raise OSError(errno.ENOMEM, f"{os.strerror(errno.ENOMEM)}: no place for {length:#x} bytes at {start:#x}")
-        vm = int(access | _MAY | KINDS[kind]) | _number(flags, "flags", 1 << 64)
+        vm = access | _MAY | int(KINDS[kind]) | _number(flags, "flags", 1 << 64)
         if shared:
-            vm |= Vm.SHARED | Vm.MAYSHARE
+            vm |= _SHARED
         if noreserve:
-            vm |= Vm.NORESERVE
-        if access & Vm.WRITE and not vm & (Vm.NORESERVE | Vm.SHARED | Vm.HUGETLB):
-            vm |= Vm.ACCOUNT
+            vm |= _NORESERVE
+        if access & _WRITE and not vm & _NOT_ACCOUNTED:
+            vm |= _ACCOUNT
         if addr is not None:
             check_call(_host.munmap(self._world, self.index, start, start + length), f"mmap at {start:#x}")
         return self._map(start, length, vm, kind, shared, backing, offset, pfn)
@@ -339,7 +344,7 @@ class Mm:
                 self.host.drop_object(backing)
         if kind == "pfnmap" and pfn:
             check_call(_host.map_raw(self._world, self.index, start, length // PAGE_SIZE, pfn, vm), what)
-        if vm & Vm.LOCKED:
+        if vm & _LOCKED:
             self.mlock(start, length)
         return start
 
@@ -357,7 +362,7 @@ class Mm:
         Models: mprotect(2) of Linux 6.18. Differs: no protection keys.
         """
         start, end = self._range(addr, length, "mprotect")
-        code = _host.mprotect(self._world, self.index, start, end, int(_prot(prot)))
+        code = _host.mprotect(self._world, self.index, start, end, _prot(prot))
         check_call(code, f"mprotect {start:#x}-{end:#x} {prot}")
 
     def madvise(self, addr: int, length: int, advice: str | int) -> None:
