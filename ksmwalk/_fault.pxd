@@ -20,10 +20,12 @@ cdef enum:
 cdef int fault_write(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t key, int mode) noexcept nogil
 cdef int64_t fault_read(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, int mode) noexcept nogil
     # write_fault and read_fault with the vma at hand; mode: FAULT_* bits.
-cdef int64_t write_range(kw_world *w, int32_t mm, uint64_t addr, int64_t n, const uint64_t *keys, int64_t stride, int mode,
-                         int *code) noexcept nogil
-    # Store keys[0], keys[stride], ... into n consecutive pages (NULL: key 0). The number done; *code: why it stopped there.
-cdef int64_t read_range(kw_world *w, int32_t mm, uint64_t addr, int64_t n, uint64_t *keys, int mode, int *code) noexcept nogil
+cdef int64_t write_range(kw_world *w, int32_t mm, uint64_t addr, int64_t n, const uint64_t *keys, int64_t stride,
+                         int mode, int *code) noexcept nogil
+    # Store keys[0], keys[stride], ... into n consecutive pages (NULL: key 0). The number done; *code: why it stopped
+    # there.
+cdef int64_t read_range(kw_world *w, int32_t mm, uint64_t addr, int64_t n, uint64_t *keys, int mode,
+                        int *code) noexcept nogil
 cdef int64_t look_range(kw_world *w, int32_t mm, uint64_t addr, int64_t n, uint64_t *keys, int64_t *pfns) noexcept nogil
     # The same without a fault: key 0 and frame -1 where nothing is mapped. Either pointer may be NULL.
 
@@ -34,4 +36,5 @@ cdef uint64_t prot_bits(uint64_t flags) noexcept nogil
 cdef void anon_vma_prepare(kw_world *w, kw_vma *v) noexcept nogil
 cdef bint thp_fits(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr) noexcept nogil
 cdef bint page_ours(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn) noexcept nogil
-    # Is this anonymous page (its whole folio, if it is part of one) mapped by nobody but this mm, so that a store may go into it?
+    # Is this anonymous page (its whole folio, if it is part of one) mapped by nobody but this mm, so that a store may
+    # go into it?

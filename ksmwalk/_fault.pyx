@@ -84,8 +84,7 @@ cdef int64_t backing_page(kw_world *w, int32_t backing, uint64_t pgoff, bint hug
 
 
 cdef bint page_ours(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn) noexcept nogil:
-    """Is this anonymous page (its whole folio, if it is part of one) mapped by nobody but this mm, so that a store may go
-    into it?"""
+    """Is this anonymous page (the folio it is part of) mapped by nobody but this mm, so that a store may go into it?"""
     cdef int64_t head = w.f_head[pfn], all, ours = 0
     cdef uint64_t a
     cdef uint64_t *p
@@ -485,7 +484,8 @@ cdef int64_t read_range(kw_world *w, int32_t mm, uint64_t addr, int64_t n, uint6
     return n
 
 
-cdef int64_t look_range(kw_world *w, int32_t mm, uint64_t addr, int64_t n, uint64_t *keys, int64_t *pfns) noexcept nogil:
+cdef int64_t look_range(kw_world *w, int32_t mm, uint64_t addr, int64_t n, uint64_t *keys,
+                        int64_t *pfns) noexcept nogil:
     """Contents and frames without a fault: key 0 and frame -1 where nothing is present."""
     cdef int64_t i, pfn
     cdef int level = 0

@@ -1,6 +1,6 @@
-"""What Python calls of memory and address spaces (mm.py, host.py): one thin function per operation, arguments checked there.
+"""What mm.py and host.py call: one thin function per operation on memory and address spaces, arguments checked there.
 
-Everything answers with integers: 0, an index or a count, -errno, or a KW_* code; `mm.check_call` turns them into exceptions.
+Everything answers with integers: 0, an index or a count, -errno, or a KW_* code; `mm.check_call` makes exceptions.
 """
 from ksmwalk._core cimport *
 from ksmwalk._fault cimport *
@@ -194,13 +194,14 @@ def backing_done(World world not None, int32_t backing):
 def map_raw(World world not None, int32_t mm, uint64_t addr, int64_t n, uint64_t pfn, uint64_t vm_flags):
     """Special ptes of n raw frames from pfn on, as a driver's remap_pfn_range makes them."""
     cdef uint64_t *pte = NULL
+    cdef uint64_t flags = prot_bits(vm_flags) | PTE_SPECIAL | (PTE_RW if vm_flags & VM_WRITE else 0)
     cdef int64_t i
     for i in range(n):
         if pte == NULL or addr & (KW_PMD_SIZE - 1) == 0:
             pte = pte_make(&world.w, mm, addr)
             if pte == NULL:
                 return KW_ENOROWS
-        pte[0] = make_entry(pfn + <uint64_t>i, prot_bits(vm_flags) | PTE_SPECIAL | (PTE_RW if vm_flags & VM_WRITE else 0))
+        pte[0] = make_entry(pfn + <uint64_t>i, flags)
         pte += 1
         addr += KW_PAGE_SIZE
     world.w.mms[mm].epoch += 1

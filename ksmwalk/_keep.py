@@ -1,4 +1,4 @@
-"""What a saved Host must look like: files, dtypes, and every link inside the arrays, before compiled code follows it."""
+"""What a saved Host must look like: files, dtypes, every link inside the arrays, before compiled code follows it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ _LINKS = [
     ("nodes", "dups", "nodes"), ("nodes", "dup_next", "nodes"), ("nodes", "dup_prev", "nodes"),
     ("nodes", "chain", "nodes"),
     ("ctl", "rows_free", "rows"), ("ctl", "vmas_free", "vmas"), ("ctl", "mms_free", "mms"),
-    ("ctl", "items_free", "items"), ("ctl", "nodes_free", "nodes"), ("cursor", "slot", "mms"), ("cursor", "link", "items"),
+    ("ctl", "items_free", "items"), ("ctl", "nodes_free", "nodes"), ("cursor", "slot", "mms"),
+    ("cursor", "link", "items"),
     ("cursor", "vma", "vmas"), ("ksm", "migrate", "nodes"),
 ]  # fmt: skip
 

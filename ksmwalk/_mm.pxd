@@ -4,9 +4,10 @@
 # changes nothing unless it says so.
 #
 # Counting. f_mapcount[pfn] = entries that map this very frame; a leaf pmd counts once for each of its 512 frames.
-# f_refs[head] = sum of f_mapcount over the folio's frames (so splitting a pmd does not change it) + pins + 1 while on the
-# LRU batch. "Nobody but the mappings holds a reference" is folio_extra_refs() == 0. A folio is freed as a whole when its
-# refs drop to 0: a huge page that lost some of its mappings stays a folio and keeps all of its 512 frames. The
+# f_refs[head] = sum of f_mapcount over the folio's frames (so splitting a pmd does not change it) + pins + 1 while on
+# the
+# LRU batch. "Nobody but the mappings holds a reference" is folio_extra_refs() == 0. A folio is freed as a whole when
+# its refs drop to 0: a huge page that lost some of its mappings stays a folio and keeps all of its 512 frames. The
 # shared zero page (frame 0) and the huge zero page (ctl.huge_zero) are not counted and never freed.
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
@@ -22,8 +23,8 @@ cdef inline bint pte_ksm_zero(uint64_t e) noexcept nogil:
 # ------------------------------------------------------------------ frames
 
 cdef int64_t frame_alloc(kw_world *w, int nid, uint64_t key, uint16_t flags) noexcept nogil
-    # One frame with this content, flags | FRAME_USED, mapcount 0, refs 0, head itself, node 0: map it or free it. From node
-    # `nid`, else from the next one that has a frame; lowest frame of a partly free block first. KW_ENOFRAMES.
+    # One frame with this content, flags | FRAME_USED, mapcount 0, refs 0, head itself, node 0: map it or free it. From
+    # node `nid`, else from the next one that has a frame; lowest frame of a partly free block first. KW_ENOFRAMES.
 cdef int64_t huge_alloc(kw_world *w, int nid) noexcept nogil
     # The first pfn of 512 aligned frames, flags ANON|USED|HEAD or TAIL, keys 0, head set, mapcount and refs 0.
     # KW_ENOFRAMES: no wholly free block on any node.
@@ -68,18 +69,21 @@ cdef int pmd_split(kw_world *w, int32_t mm, uint64_t addr, uint64_t *pmd) noexce
     # A leaf pmd becomes a table of ptes: same frames, the folio stays whole. Of the huge zero page: 512 zero ptes.
     # KW_ENOROWS. Raises the mm's epoch (as everything here that changes a mapping or a content).
 cdef int split_folio(kw_world *w, int64_t pfn) noexcept nogil
-    # Split the huge folio of pfn into small pages (facts 48-50): every mapping of it in every mm goes to ptes, its frames
+    # Split the huge folio of pfn into small pages (facts 48-50): every mapping of it in every mm goes to ptes, its
+    # frames
     # become plain small pages (mapcounts kept, refs = mapcount), and every EMPTY (key 0) frame's mappings become the
-    # shared zero page (not dirty, counted nowhere; not in VM_LOCKED areas), its frame is freed, as are frames that nobody
-    # maps. KW_OK also where pfn is no huge folio; KW_EBUSYENTRY: somebody else holds a reference (pin, LRU), nothing done;
-    # KW_ENOROWS: some mappings may have gone to ptes, the folio is still whole.
+    # shared zero page (not dirty, counted nowhere; not in VM_LOCKED areas), its frame is freed, as are frames that
+    # nobody
+    # maps. KW_OK also where pfn is no huge folio; KW_EBUSYENTRY: somebody else holds a reference (pin, LRU), nothing
+    # done; KW_ENOROWS: some mappings may have gone to ptes, the folio is still whole.
 cdef int split_folio_at(kw_world *w, int64_t pfn, uint64_t addr) noexcept nogil
     # The same, told an address where pfn is mapped: looks there first in every mm (where forks have it), and everywhere
     # only if that does not account for all mappings. Prefer it: split_folio has to search all tables.
 cdef int break_ksm(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil
-    # A KSM page or KSM-placed zero page mapped at addr becomes a private anonymous copy (a new frame, not write-enabled,
-    # uffd-wp and PROT_NONE kept). 1: done; 0: nothing of that kind there; KW_ENOFRAMES. Counters of items and nodes stay
-    # (facts 28, 35: only zero_pages and nr_zero move).
+    # A KSM page or KSM-placed zero page mapped at addr becomes a private anonymous copy (a new frame, not
+    # write-enabled,
+    # uffd-wp and PROT_NONE kept). 1: done; 0: nothing of that kind there; KW_ENOFRAMES. Counters of items and nodes
+    # stay (facts 28, 35: only zero_pages and nr_zero move).
 cdef int unmerge_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end, int strategy) noexcept nogil
     # break_ksm over [start, end), inside one vma. STRATEGY_PER_ADDRESS: one lookup per address (holes counted in closed
     # form in work.lookups / lookup_misses, never walked); STRATEGY_RANGE: one walk that acts only on KSM pages

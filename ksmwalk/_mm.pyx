@@ -348,7 +348,7 @@ cdef void zero_if_empty(kw_world *w, int32_t mm, uint64_t addr, uint64_t *pte, i
 
 
 cdef int64_t folio_at(kw_world *w, int32_t mm, uint64_t addr, uint64_t end, int64_t head, bint replace) noexcept nogil:
-    """Mappings of the folio found in [addr, end) of one pmd: its leaf is split, or (replace) empty pages leave its ptes."""
+    """Mappings of a folio in [addr, end) of one pmd: its leaf is split, or (replace) empty pages leave its ptes."""
     cdef uint64_t *pmd = pmd_find(w, w.mms[mm].root, addr)
     cdef uint64_t *pte
     cdef int64_t n = 0, pfn

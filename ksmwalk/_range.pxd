@@ -1,5 +1,5 @@
-# Operations on the leaves of an address range, for those who `cimport ksmwalk._range`. Same rules as _mm.pxd; ranges are
-# page aligned, half-open and (but for zap_range and free_tables) inside one vma. Leaves that stick out of a
+# Operations on the leaves of an address range, for those who `cimport ksmwalk._range`. Same rules as _mm.pxd; ranges
+# are page aligned, half-open and (but for zap_range and free_tables) inside one vma. Leaves that stick out of a
 # range are split first: KW_ENOROWS where that fails, with the range done up to there.
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
@@ -9,8 +9,10 @@ cdef int zap_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexce
 cdef int discard_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil
     # MADV_DONTNEED: the same, but markers stay, and empty pte tables that lie wholly in the range go: a huge page fits
     # there again.
-cdef void free_tables(kw_world *w, int32_t mm, uint64_t start, uint64_t end, uint64_t floor, uint64_t ceiling) noexcept nogil
-    # Free the tables that [start, end) reaches and that cover nothing outside [floor, ceiling); all leaves there are gone.
+cdef void free_tables(kw_world *w, int32_t mm, uint64_t start, uint64_t end, uint64_t floor,
+                      uint64_t ceiling) noexcept nogil
+    # Free the tables that [start, end) reaches and that cover nothing outside [floor, ceiling); all leaves there are
+    # gone.
 cdef int copy_range(kw_world *w, int32_t src, int32_t dst, uint64_t start, uint64_t end, bint cow) noexcept nogil
     # fork: map in dst what src maps, write-protected in both where cow.
 cdef int move_range(kw_world *w, int32_t mm, uint64_t old, uint64_t new, uint64_t length) noexcept nogil

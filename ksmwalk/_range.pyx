@@ -314,7 +314,8 @@ cdef inline uint64_t new_prot(kw_world *w, Op *op, uint64_t e, int level) noexce
     if flags & PTE_UFFD_WP:
         flags &= ~PTE_RW
     elif op.v.flags & VM_WRITE and pfn >= 0 and d & PTE_D and not op.v.flags & VM_SHARED:
-        if (w.f_flags[pfn] & (FRAME_ANON | FRAME_KSM | FRAME_HEAD | FRAME_TAIL)) == FRAME_ANON and w.f_mapcount[pfn] == 1:
+        if ((w.f_flags[pfn] & (FRAME_ANON | FRAME_KSM | FRAME_HEAD | FRAME_TAIL)) == FRAME_ANON
+                and w.f_mapcount[pfn] == 1):
             flags |= PTE_RW
     return make_leaf(entry_pfn(e, level), flags, level)
 
@@ -403,7 +404,7 @@ cdef bint maps_whole(kw_world *w, const uint64_t *row) noexcept nogil:
 
 
 cdef int split_in_parts(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil:
-    """MADV_FREE splits huge pages of this mm alone that small ptes map, too, unless it takes all of one table's at once."""
+    """MADV_FREE splits huge pages of this mm alone that small ptes map, too, unless it takes a whole table at once."""
     cdef uint64_t addr = start, next
     cdef uint64_t *pte
     cdef int64_t pfn, passed = KW_NONE

@@ -1,5 +1,5 @@
-# Address spaces and their vmas, for those who `cimport ksmwalk._vma`. Functions named sys_* answer like system calls: 0 or
-# an index, or -errno (-11 and below); a full arena of the Host shows as a KW_* code (-1 to -8).
+# Address spaces and their vmas, for those who `cimport ksmwalk._vma`. Functions named sys_* answer like system calls:
+# 0 or an index, or -errno (-11 and below); a full arena of the Host shows as a KW_* code (-1 to -8).
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from ksmwalk._layout cimport *
@@ -19,7 +19,8 @@ cdef int sys_madvise(kw_world *w, int32_t mm, uint64_t start, uint64_t end, int 
 cdef int sys_mlock(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bint on) noexcept nogil
 cdef int sys_populate(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bint write) noexcept nogil
 cdef int sys_uffd_wp(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bint on) noexcept nogil
-cdef int move_vma(kw_world *w, int32_t mm, uint64_t old, uint64_t old_len, uint64_t new, uint64_t new_len) noexcept nogil
+cdef int move_vma(kw_world *w, int32_t mm, uint64_t old, uint64_t old_len, uint64_t new,
+                  uint64_t new_len) noexcept nogil
     # Move [old, old + old_len), inside one vma, to the free place at new, there new_len long.
 cdef int vma_expand(kw_world *w, int32_t v, uint64_t length) noexcept nogil
     # Grow v at its end, where nothing is mapped.

@@ -15,6 +15,7 @@ cdef enum:
     MAX_MAP_COUNT = 65530    # sysctl vm.max_map_count
     VM_SPECIAL = VM_IO | VM_DONTEXPAND | VM_PFNMAP | VM_MIXEDMAP
     VM_ACCESS = VM_READ | VM_WRITE | VM_EXEC
+    COPIED = VM_PFNMAP | VM_MIXEDMAP | VM_UFFD_WP | VM_MAYBE_GUARD   # by fork, pages or none
 
 
 # ------------------------------------------------------------------ records
@@ -555,7 +556,7 @@ cdef int sys_mlock(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bint o
 cdef int sys_uffd_wp(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bint on) noexcept nogil:
     """Register [start, end) with one userfaultfd of the mm (flag) and write-protect what is present."""
     cdef int32_t v
-    cdef uint64_t at = start, stop
+    cdef uint64_t at = start, stop, flags
     cdef int rc
     while at < end:
         v = vma_find(w, mm, at)
@@ -565,7 +566,8 @@ cdef int sys_uffd_wp(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bint
     while start < end:
         v = vma_find(w, mm, start)
         stop = min(end, w.vmas[v].end)
-        v = set_flags(w, v, start, stop, w.vmas[v].flags | VM_UFFD_WP if on else w.vmas[v].flags & ~<uint64_t>VM_UFFD_WP)
+        flags = w.vmas[v].flags & ~<uint64_t>VM_UFFD_WP
+        v = set_flags(w, v, start, stop, flags | VM_UFFD_WP if on else flags)
         if v < 0:
             return v
         rc = wp_range(w, mm, start, stop, on)
@@ -577,7 +579,8 @@ cdef int sys_uffd_wp(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bint
 
 # ------------------------------------------------------------------ mremap
 
-cdef int move_vma(kw_world *w, int32_t mm, uint64_t old, uint64_t old_len, uint64_t new, uint64_t new_len) noexcept nogil:
+cdef int move_vma(kw_world *w, int32_t mm, uint64_t old, uint64_t old_len, uint64_t new,
+                  uint64_t new_len) noexcept nogil:
     """Move [old, old + old_len), inside one vma, to the free place at new, there new_len long."""
     cdef int32_t v = vma_find(w, mm, old), moved, prev
     cdef uint64_t flags = w.vmas[v].flags, pgoff = w.vmas[v].pgoff + ((old - w.vmas[v].start) >> 12)
@@ -676,7 +679,7 @@ cdef int32_t sys_fork(kw_world *w, int32_t parent) noexcept nogil:
                 q.anon_vma = <int32_t>w.ctl.anon_vmas
                 q.reserved |= 1
             # Tables are copied only where a fault could not bring the pages back.
-            if q.anon_vma or p.flags & (VM_PFNMAP | VM_MIXEDMAP | VM_UFFD_WP | VM_MAYBE_GUARD) and not p.flags & VM_WIPEONFORK:
+            if q.anon_vma or p.flags & COPIED and not p.flags & VM_WIPEONFORK:
                 rc = copy_range(w, parent, child, p.start, p.end, not p.flags & VM_SHARED)
                 if rc < 0:
                     mm_clear(w, child)

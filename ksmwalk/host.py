@@ -54,8 +54,8 @@ class Host:
         Pointers to all arrays, for compiled code.
     ksm : Ksm
 
-    Models: Linux 6.18 on x86-64. Differs: no swap, no page reclaim, no kernel memory in the frames; table pages have a frame
-    numbering of their own.
+    Models: Linux 6.18 on x86-64.
+    Differs: no swap, no page reclaim, no kernel memory in the frames; table pages have a frame numbering of their own.
     """
 
     def __init__(
@@ -66,7 +66,8 @@ class Host:
             raise ValueError(f"nr_frames {nr_frames}: must be from 2 to 2**31")
         nr_blocks = -(-nr_frames // BLOCK)
         if not 1 <= nr_nodes <= min(255, nr_blocks):
-            raise ValueError(f"nr_nodes {nr_nodes}: must be from 1 to {min(255, nr_blocks)}, a block of {BLOCK} frames each")
+            most = min(255, nr_blocks)
+            raise ValueError(f"nr_nodes {nr_nodes}: must be from 1 to {most}, a block of {BLOCK} frames each")
         if levels not in (4, 5):
             raise ValueError(f"levels {levels!r}: must be 4 or 5")
         ctl = np.zeros(1, layout.CTL)
@@ -192,7 +193,8 @@ class Host:
     def mm_list(self) -> list[Mm]:
         """The living address spaces, by number."""
         out = []
-        for number in np.flatnonzero(self.mms["flags"] & (MmFlag.USED | MmFlag.EXITING | MmFlag.BACKING) == MmFlag.USED):
+        state = self.mms["flags"] & int(MmFlag.USED | MmFlag.EXITING | MmFlag.BACKING)
+        for number in np.flatnonzero(state == MmFlag.USED):
             out.append(self.mm_by_number(int(number)))
         return out
 
@@ -226,7 +228,7 @@ class Host:
 
     @property
     def lru_batch(self) -> int:
-        """New pages that wait, each with a reference held, until the batch is drained; 0: drained at once. May be set."""
+        """New pages that wait, a reference held to each, until the batch is drained; 0: drained at once. May be set."""
         return self._ctl("lru_batch")
 
     @lru_batch.setter
@@ -251,8 +253,8 @@ class Host:
         Returns
         -------
         dict
-            `rmap_item`, `frame`: bytes of one; `used`: bytes written per array; `total`: their sum; `mapped_pages`: mappings of
-            4 KiB; `per_mapped_page`: bytes of all arrays for each, 0 where nothing is mapped.
+            `rmap_item`, `frame`: bytes of one; `used`: bytes written per array; `total`: their sum; `mapped_pages`:
+            mappings of 4 KiB; `per_mapped_page`: bytes of all arrays for each, 0 where nothing is mapped.
         """
         used = {name: int(a[: self._used(name)].nbytes) for name, a in self._arrays.items()}
         total = sum(used.values())
@@ -338,7 +340,8 @@ class Host:
         OSError
             EFAULT: nothing is present there.
 
-        Models: pin_user_pages() of a present page in Linux 6.18. Differs: nothing is faulted in, the zero page is refused.
+        Models: pin_user_pages() of a present page in Linux 6.18.
+        Differs: nothing is faulted in, the zero page is refused.
         """
         pfn = int(mm.read_pfns(addr & -layout.PAGE_SIZE, 1)[0])
         if not 0 <= pfn < self.nr_frames or self.frames.flags[pfn] & Frame.ZERO:

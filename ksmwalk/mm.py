@@ -92,7 +92,8 @@ class Mm:
     index : int
         Number of its record in `host.mms`; changes with `exec`.
 
-    Models: struct mm_struct and the mm system calls of Linux 6.18 on x86-64. Differs: no swap, no khugepaged, no limits but
+    Models: struct mm_struct and the mm system calls of Linux 6.18 on x86-64.
+    Differs: no swap, no khugepaged, no limits but
     vm.max_map_count; a store to a page under userfaultfd write protection fails instead of waiting; the
     exclusive mark of anonymous pages is deduced from their mappings, pins don't count in it.
     """
@@ -306,7 +307,8 @@ class Mm:
         size = PMD_SIZE if kind == "hugetlb" else PAGE_SIZE
         length, offset = int(length), int(offset)
         if length <= 0 or offset < 0 or offset % size or (addr is not None and (addr % size or addr < 0)):
-            raise OSError(errno.EINVAL, f"{os.strerror(errno.EINVAL)}: mmap of {length} bytes at {addr}, offset {offset}")
+            what = f"mmap of {length} bytes at {addr}, offset {offset}"
+            raise OSError(errno.EINVAL, f"{os.strerror(errno.EINVAL)}: {what}")
         if kind == "droppable" and shared:
             raise OSError(errno.EINVAL, f"{os.strerror(errno.EINVAL)}: droppable memory can't be shared")
         length = _up(length, size)
@@ -427,7 +429,8 @@ class Mm:
     def fork(self) -> Mm:
         """Make a child with a copy of this address space.
 
-        Models: dup_mmap() of Linux 6.18. Differs: the child always gets anon_vmas of its own; pinned pages are shared as well.
+        Models: dup_mmap() of Linux 6.18.
+        Differs: the child always gets anon_vmas of its own; pinned pages are shared as well.
         """
         return self.host._adopt(check_call(self._new(_host.mm_fork(self._world, self._at())), "fork"))
 
@@ -498,8 +501,8 @@ class Mm:
     def uffd_wp(self, addr: int, length: int, on: bool = True) -> None:
         """Register the range with a userfaultfd and write-protect its present pages (off: let stores through again).
 
-        Models: UFFDIO_REGISTER and UFFDIO_WRITEPROTECT of Linux 6.18. Differs: one userfaultfd per address space, no markers
-        in absent pages, a store fails with EFAULT.
+        Models: UFFDIO_REGISTER and UFFDIO_WRITEPROTECT of Linux 6.18.
+        Differs: one userfaultfd per address space, no markers in absent pages, a store fails with EFAULT.
         """
         start, end = self._user_range(addr, length, "uffd_wp", errno.EINVAL, empty=1)
         check_call(_host.uffd_wp(self._world, self.index, start, end, bool(on)), f"uffd_wp {start:#x}-{end:#x}")

@@ -61,8 +61,8 @@ def test_huge_pages_only_where_the_aligned_2_mib_fit(levels):
 
 
 @pytest.mark.parametrize(("thp", "advice", "huge"), [
-    ("never", "hugepage", False), ("madvise", "hugepage", True), ("madvise", "normal", False), ("always", "normal", True),
-    ("always", "nohugepage", False),
+    ("never", "hugepage", False), ("madvise", "hugepage", True), ("madvise", "normal", False),
+    ("always", "normal", True), ("always", "nohugepage", False),
 ])  # fmt: skip
 def test_thp_policy(thp, advice, huge):
     host = Host(4096, thp=thp)
@@ -494,7 +494,8 @@ def test_entries_written_by_hand_are_never_trusted():
         rows[at, 1 + rng.integers(7)] = pfn << 12 | int(rng.choice([0xE7, 0xA5, 0x180, 0x2A5]))
     for call in (
         lambda m: m.read(AT + 5 * PAGE), lambda m: m.write(AT + 9 * PAGE, 3), lambda m: m.read_keys(AT, 2048),
-        lambda m: m.fork().exit(), lambda m: m.mprotect(AT, 2048 * PAGE, "r"), lambda m: m.mprotect(AT, 2048 * PAGE, "rw"),
+        lambda m: m.fork().exit(), lambda m: m.mprotect(AT, 2048 * PAGE, "r"),
+        lambda m: m.mprotect(AT, 2048 * PAGE, "rw"),
         lambda m: m.mremap(AT, PMD, PMD, AT + 9 * PMD + 3 * PAGE), lambda m: m.populate(AT, 100 * PAGE),
         lambda m: m.madvise(AT, 2 * PMD, "collapse"), lambda m: m.madvise(AT, 2 * PMD, "free"), lambda m: m.exit(),
     ):  # fmt: skip

@@ -23,8 +23,8 @@ OPS = st.one_of(
     st.tuples(st.just("munmap"), who, page, length),
     st.tuples(st.just("mprotect"), who, page, length, st.sampled_from(["rw", "r", "none"])),
     st.tuples(st.just("madvise"), who, page, length, st.sampled_from(
-        ["mergeable", "unmergeable", "hugepage", "hugepage", "nohugepage", "dontneed", "free", "dontfork", "dofork", "collapse",
-         "populate_write", "guard_install", "guard_remove", "wipeonfork"])),
+        ["mergeable", "unmergeable", "hugepage", "hugepage", "nohugepage", "dontneed", "free", "dontfork", "dofork",
+         "collapse", "populate_write", "guard_install", "guard_remove", "wipeonfork"])),
     st.tuples(st.just("mremap"), who, page, length, length, st.one_of(st.none(), page)),
     st.tuples(st.just("write"), who, page, keys),
     st.tuples(st.just("write"), who, page, keys),
@@ -184,8 +184,9 @@ def diff(a, b):
 def test_random_programs(ops, how):
     levels, thp = how
     program = Program(levels=levels, thp=thp)
-    start = [("mmap", 0, 0, PAGES, "rw", False), ("madvise", 0, 0, 512, "hugepage"), ("madvise", 0, 0, PAGES, "mergeable")]
-    for op in [*start, *ops]:
+    program.run(("mmap", 0, 0, PAGES, "rw", False))
+    program.run(("madvise", 0, 0, 512, "hugepage"))
+    for op in [("madvise", 0, 0, PAGES, "mergeable"), *ops]:
         program.run(op)
         check(program.host, program.pins)
     for mm in program.mms:

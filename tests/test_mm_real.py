@@ -116,7 +116,8 @@ def random_op(rng):
     if kind == "madvise":
         return [kind, first, n, rng.choice(ADVICE)]
     if kind == "mremap":
-        return [kind, first, n, rng.randint(1, 12) if rng.random() < 0.5 else n, rng.choice([None, rng.randrange(PAGES - 12)])]
+        new = rng.randint(1, 12) if rng.random() < 0.5 else n
+        return [kind, first, n, new, rng.choice([None, rng.randrange(PAGES - 12)])]
     if kind == "write":
         return [kind, [[rng.randrange(first, first + n), rng.randrange(5)] for _ in range(rng.randint(1, 6))]]
     if kind == "read":
