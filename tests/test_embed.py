@@ -105,7 +105,8 @@ RUN = """
 def run(args, cwd):
     # -O0: this is about what compiles and links, and it is four times as quick
     env = {**os.environ, "CFLAGS": "-O0 -Werror=incompatible-pointer-types"}
-    env.pop("PYTHONPATH", None)
+    for name in ("PYTHONPATH", "PYTHONSAFEPATH"):  # the consumer stands beside the script
+        env.pop(name, None)
     done = subprocess.run([sys.executable, *args], cwd=cwd, capture_output=True, text=True, env=env)
     assert done.returncode == 0, f"{' '.join(args)}\n{done.stdout}\n{done.stderr}"
     return done.stdout
