@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -19,6 +20,8 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+SPEC = importlib.util.find_spec("ksmwalk")
+INSTALLED = Path(SPEC.origin).parent if SPEC else ROOT / "ksmwalk"
 
 #: name: (file, line as it stands, line as it is broken); a line is given by a part of it that occurs once
 MUTATIONS: dict[str, tuple[str, str, str]] = {
@@ -310,6 +313,8 @@ def mutate(name: str) -> tuple[str, str]:
     with tempfile.TemporaryDirectory() as work:
         package = Path(work)
         shutil.copytree(ROOT / "ksmwalk", package / "ksmwalk", ignore=shutil.ignore_patterns("__pycache__", "*.c"))
+        for compiled in INSTALLED.glob("*.so"):  # where the package was installed and not built in place
+            shutil.copy(compiled, package / "ksmwalk")
         path = package / "ksmwalk" / file
         text = path.read_text()
         if text.count(good) != 1:

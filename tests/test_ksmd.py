@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ksmcheck import check_ksm
 
+import ksmwalk
 from ksmwalk.compare import first_difference
 from ksmwalk.errors import ArenaFullError
 from ksmwalk.host import Host
@@ -400,7 +401,7 @@ def test_two_processes_come_to_the_same_arrays():
     answers = {
         subprocess.run(
             [sys.executable, "-c", HASH, str(GOLDEN / "heavy_0.json")], capture_output=True, text=True, check=True,
-            env={"PYTHONHASHSEED": seed, "PYTHONPATH": str(GOLDEN.parent.parent)},
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(ksmwalk.__file__).parent.parent)},
         ).stdout
         for seed in ("1", "2")
     }
