@@ -183,7 +183,7 @@ print(filled - begin, time.perf_counter() - filled, scans, resource.getrusage(re
 
 def big_host() -> Iterator[Row]:
     """A host of 64 GiB from its first scan to the one that merges nothing new, in a process of its own."""
-    out = subprocess.run([sys.executable, "-c", BIG, str(HOST_PAGES)], capture_output=True, text=True, check=True)
+    out = subprocess.run([sys.executable, "-P", "-c", BIG, str(HOST_PAGES)], capture_output=True, text=True, check=True)
     fill, seconds, scans, peak = (float(x) for x in out.stdout.split())
     yield row(f"filling {HOST_PAGES} pages of 16 address spaces", fill, "s")
     yield at_most(f"{HOST_PAGES} pages to their steady state, {scans:.0f} scans", seconds, "s", 60)
