@@ -95,15 +95,16 @@ class BuildExt(build_ext):
 
 
 def extensions():
-    for path in sorted(HERE.glob("ksmwalk/_*.pyx")):
+    contracts = [str(p.relative_to(HERE)) for end in ("pxd", "h") for p in HERE.glob(f"ksmwalk/**/*.{end}")]
+    for path in sorted(HERE.glob("ksmwalk/**/_*.pyx")):
+        source = path.relative_to(HERE)
         yield Extension(
-            f"ksmwalk.{path.stem}",
-            [f"ksmwalk/{path.name}"],
+            ".".join(source.with_suffix("").parts),
+            [str(source)],
             define_macros=MACROS,
             extra_compile_args=CFLAGS,
-            include_dirs=["ksmwalk"],
-            depends=[f"ksmwalk/{p.name}" for p in HERE.glob("ksmwalk/*.pxd")]
-            + [f"ksmwalk/{p.name}" for p in HERE.glob("ksmwalk/*.h")],
+            include_dirs=["ksmwalk/layout"],
+            depends=contracts,
         )
 
 

@@ -13,17 +13,20 @@ Start from a `Host`: physical memory, address spaces and one KSM over them, all 
 True
 """
 
+from importlib import import_module
 from pathlib import Path
 
-from . import entries
+from . import _moved, entries
 from .entries import Pte
 from .errors import ArenaFullError, BadEntryError, KsmwalkError
-from .frames import Frames
-from .host import Host
-from .ksmd import Ksm
+from .host import Host, Mm, Vma
+from .ksm.ksmd import Ksm
+from .ksm.rmap import RmapItem
+from .ksm.scan import KsmScan
 from .layout import Frame, Perm, Strategy, Vm
-from .mm import Mm, Vma
-from .pagewalk import (
+from .memory.frames import Frames
+from .tables import PageTables
+from .tables.pagewalk import (
     Action,
     Entry,
     MmWalk,
@@ -33,11 +36,10 @@ from .pagewalk import (
     walk_page_range_vma,
     walk_page_vma,
 )
-from .rmap import RmapItem
-from .scan import KsmScan
-from .tables import PageTables
 
 __version__ = "0.1.0"
+
+_moved.install()
 
 __all__ = [
     "Action",
@@ -70,9 +72,15 @@ __all__ = [
 ]
 
 
+def __getattr__(name: str) -> object:
+    if f"ksmwalk.{name}" in _moved.MOVED:
+        return import_module(f"ksmwalk.{name}")
+    raise AttributeError(f"module 'ksmwalk' has no attribute {name!r}")
+
+
 def get_include() -> str:
     """Directory to pass to the C compiler for modules that `cimport ksmwalk._core` (it holds `_layout.h`)."""
-    return str(Path(__file__).resolve().parent)
+    return str(Path(__file__).resolve().parent / "layout")
 
 
 def build_info() -> dict[str, object]:

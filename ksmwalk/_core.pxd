@@ -7,7 +7,7 @@
 # row number read from a table is checked before it is followed.
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-from ksmwalk._layout cimport *
+from ksmwalk.layout._layout cimport *
 
 
 # ------------------------------------------------------------------ predicates on one packed entry

@@ -5,7 +5,6 @@ The contract of every function stands in `_core.pxd`.
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.string cimport memset
 
-from ksmwalk._core cimport *
 
 cdef extern from "_wide.h" nogil:
     int kw_first(const uint64_t *row, int lo, int hi, uint64_t mask) noexcept

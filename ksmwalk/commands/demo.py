@@ -7,10 +7,10 @@ import contextlib
 import time
 from typing import Any
 
-from .. import report
 from ..errors import KsmwalkError
 from ..kernel import knobs
 from ..sources import ProcessImage, process
+from . import report
 from .child import Giant, footprint
 from .scanning import Pass, full_scan, later_pass, seconds_per_lookup
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import shutil
 
-from .. import report
-from ..picture import KINDS, OTHER, Gap, Picture, columns, gap_label, heading, marks, picture, row_label, row_names
 from ..sources import capture
+from . import report
+from .picture import KINDS, OTHER, Gap, Picture, columns, gap_label, heading, marks, picture, row_label, row_names
 
 LETTERS = "aHKz-"
 EMPTY, UNMAPPED = ".", " "
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     if args.rows < 1:
         raise ValueError(f"--rows {args.rows}: at least 1 is needed")
     if args.plot:
-        from .. import plot  # before anything is read: matplotlib may be missing
+        from . import plot  # before anything is read: matplotlib may be missing
 
     drawn = picture(capture(args.pid), args.rows)
     if args.plot:

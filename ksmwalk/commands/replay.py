@@ -7,9 +7,9 @@ import json
 import sys
 from typing import Any
 
-from ..compare import first_difference
-from ..replay import NotModelled, modelled, replay
-from ..scenario import Recording, ScenarioError, load, record_text
+from ..scenarios.compare import first_difference
+from ..scenarios.format import Recording, ScenarioError, load, record_text
+from ..scenarios.replay import NotModelled, modelled, replay
 
 
 def add_parser(subparsers) -> None:

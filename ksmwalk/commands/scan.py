@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import report
 from ..layout import Vm
+from ..proc.maps import VmaRecord
 from ..sources import NoAddressSpace, ProcessChanged, ProcessExited, ProcessImage, process
-from ..sources.maps import VmaRecord
+from . import report
 from .scanning import full_scan
 
 PAGE = 4096

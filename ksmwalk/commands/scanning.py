@@ -7,9 +7,9 @@ import time
 
 import numpy as np
 
-from ..host import Host
+from ..host.host import Host
+from ..proc.maps import VmaRecord
 from ..sources import ProcessCapture, load
-from ..sources.maps import VmaRecord
 
 _BATCH = 1 << 20
 # Lookups really made to learn what one costs; a tenth of a second of them at the most.

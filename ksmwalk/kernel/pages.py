@@ -9,7 +9,7 @@ import struct
 
 import numpy as np
 
-from ..records import ANON, HUGE, KSM, OTHER, ZERO
+from ..scenarios.records import ANON, HUGE, KSM, OTHER, ZERO
 
 _PFN = (1 << 55) - 1
 _PRESENT = 63

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .. import records
-from ..scenario import ADVICE, PAGE, Recording, Scenario, ScenarioError
+from ..scenarios import records
+from ..scenarios.format import ADVICE, PAGE, Recording, Scenario, ScenarioError
 from . import knobs, pages, trace, worker
 from .knobs import KSM, KernelUnavailable
 from .pages import Process
@@ -500,7 +500,7 @@ def record(scenario: Scenario, runs: int = 1, say: Callable[[str], None] | None 
 
 def record_in(taken: Session, scenario: Scenario, runs: int = 1) -> Recording:
     """Like :func:`record`, in a session that is open already."""
-    from ..compare import differing_fields
+    from ..scenarios.compare import differing_fields
 
     first = taken.record(scenario)
     nondet: set[str] = set()

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..compare import Difference, differing_fields, first_difference, states, without_events
-from ..records import COUNTERS, STATS, Record
-from ..replay import NotModelled
-from ..scenario import Recording, Scenario, save
-from . import shrink as shrinking
+from ..scenarios import shrink as shrinking
+from ..scenarios.compare import Difference, differing_fields, first_difference, states, without_events
+from ..scenarios.format import Recording, Scenario, save
+from ..scenarios.records import COUNTERS, STATS, Record
+from ..scenarios.replay import NotModelled
 from .stepper import Session, kernel_name
 
 Replay = Callable[[Scenario], Sequence[Record]]

@@ -1,8 +1,8 @@
 """Real input: the address space of a live process, read without disturbing it."""
 
-from .errors import NoAddressSpace, ProcessChanged, ProcessExited
+from ..proc.errors import NoAddressSpace, ProcessChanged, ProcessExited
+from ..proc.maps import VmaRecord
 from .loading import ProcessImage, load, process
-from .maps import VmaRecord
 from .reading import ProcessCapture, capture
 
 __all__ = [

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .. import _load
 from ..errors import ArenaFullError
-from ..host import Host
+from ..host import _load
+from ..host.host import Host
 from ..layout import Frame, MmFlag, Vm
 from . import fill, reading
 from .reading import PAGES_PER_BLOCK, ProcessCapture, capture

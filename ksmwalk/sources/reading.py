@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from . import maps, pagemap
-from .errors import NoAddressSpace, ProcessChanged, ProcessExited, not_allowed
-from .gather import gather
-from .maps import VmaRecord
-from .pagemap import PAGE_SHIFT, Regions
+from ..proc import maps, pagemap
+from ..proc.errors import NoAddressSpace, ProcessChanged, ProcessExited, not_allowed
+from ..proc.gather import gather
+from ..proc.maps import VmaRecord
+from ..proc.pagemap import PAGE_SHIFT, Regions
 
 # /proc/kpageflags
 KPF_BUDDY = 1 << 10

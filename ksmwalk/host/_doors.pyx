@@ -1,0 +1,248 @@
+"""What mm.py and host.py call: one thin function per operation on memory and address spaces, arguments checked there.
+
+Everything answers with integers: 0, an index or a count, -errno, or a KW_* code; `mm.check_call` makes exceptions.
+"""
+from ksmwalk._core cimport *
+from ksmwalk.memory._fault cimport *
+from ksmwalk.memory._frames cimport *
+from ksmwalk.host._calls cimport *
+
+
+def mm_new(World world not None, int nid):
+    cdef int32_t mm = mm_alloc(&world.w)
+    if mm > 0:
+        world.w.mms[mm].reserved = nid
+    return mm
+
+
+def mm_fork(World world not None, int32_t mm):
+    cdef int32_t child
+    with nogil:
+        child = sys_fork(&world.w, mm)
+    return child
+
+
+def mm_exec(World world not None, int32_t mm):
+    return sys_exec(&world.w, mm)
+
+
+def mm_exit(World world not None, int32_t mm):
+    with nogil:
+        sys_exit(&world.w, mm)
+
+
+def mmap(World world not None, int32_t mm, uint64_t start, uint64_t length, uint64_t flags, int32_t backing,
+         uint64_t pgoff, int shift):
+    return sys_mmap(&world.w, mm, start, length, flags, backing, pgoff, shift)
+
+
+def munmap(World world not None, int32_t mm, uint64_t start, uint64_t end):
+    cdef int rc
+    with nogil:
+        rc = sys_munmap(&world.w, mm, start, end)
+    return rc
+
+
+def mprotect(World world not None, int32_t mm, uint64_t start, uint64_t end, uint64_t prot):
+    cdef int rc
+    with nogil:
+        rc = sys_mprotect(&world.w, mm, start, end, prot)
+    return rc
+
+
+def madvise(World world not None, int32_t mm, uint64_t start, uint64_t end, int advice):
+    cdef int rc
+    with nogil:
+        rc = sys_madvise(&world.w, mm, start, end, advice)
+    return rc
+
+
+def mlock(World world not None, int32_t mm, uint64_t start, uint64_t end, bint on):
+    return sys_mlock(&world.w, mm, start, end, on)
+
+
+def populate(World world not None, int32_t mm, uint64_t start, uint64_t end, bint write):
+    cdef int rc
+    with nogil:
+        rc = sys_populate(&world.w, mm, start, end, write)
+    return rc
+
+
+def uffd_wp(World world not None, int32_t mm, uint64_t start, uint64_t end, bint on):
+    return sys_uffd_wp(&world.w, mm, start, end, on)
+
+
+def move(World world not None, int32_t mm, uint64_t old, uint64_t old_len, uint64_t new, uint64_t new_len):
+    cdef int rc
+    with nogil:
+        rc = move_vma(&world.w, mm, old, old_len, new, new_len)
+    return rc
+
+
+def expand(World world not None, int32_t vma, uint64_t length):
+    return vma_expand(&world.w, vma, length)
+
+
+def prctl_merge(World world not None, int32_t mm, bint on):
+    cdef int rc
+    with nogil:
+        rc = sys_prctl_merge(&world.w, mm, on)
+    return rc
+
+
+def find_vma(World world not None, int32_t mm, uint64_t addr):
+    """The lowest vma that ends above addr, 0: none."""
+    return vma_find_from(&world.w, mm, addr)
+
+
+def vma_numbers(World world not None, int32_t mm):
+    """Numbers of the vmas of an mm in ascending order."""
+    cdef int32_t v = world.w.mms[mm].vma_first
+    out = []
+    while v:
+        out.append(v)
+        v = world.w.vmas[v].next
+    return out
+
+
+def find_gap(World world not None, int32_t mm, uint64_t length, uint64_t low, uint64_t high):
+    """End of the highest gap of at least `length` bytes inside [low, high), 0: none."""
+    cdef kw_world *w = &world.w
+    cdef uint64_t best = 0, at = low, end
+    cdef int32_t v = w.mms[mm].vma_first
+    while True:
+        end = min(w.vmas[v].start, high) if v else high
+        if end > at and end - at >= length:
+            best = end
+        if v == 0:
+            return best
+        at = max(at, w.vmas[v].end)
+        v = w.vmas[v].next
+
+
+# ------------------------------------------------------------------ contents
+
+def write_one(World world not None, int32_t mm, uint64_t addr, uint64_t key, int mode):
+    cdef int32_t v = vma_find(&world.w, mm, addr)
+    if v == 0:
+        return KW_EFAULT
+    return fault_write(&world.w, mm, &world.w.vmas[v], addr, key, mode)
+
+
+def write(World world not None, int32_t mm, uint64_t addr, int64_t n, const uint64_t[::1] keys, int mode):
+    """(pages done, code) of storing keys (None: 0) into n pages."""
+    cdef int code = 0
+    cdef int64_t done
+    cdef const uint64_t *p = NULL
+    if keys is not None:
+        if keys.shape[0] < n:
+            raise ValueError(f"{keys.shape[0]} keys for {n} pages")
+        if n:
+            p = &keys[0]
+    with nogil:
+        done = write_range(&world.w, mm, addr, n, p, 1, mode, &code)
+    return done, code
+
+
+def read(World world not None, int32_t mm, uint64_t addr, int64_t n, uint64_t[::1] keys, int mode):
+    """(pages done, code) of loading from n pages; contents into keys (None: not wanted)."""
+    cdef int code = 0
+    cdef int64_t done
+    cdef uint64_t *p = NULL
+    if keys is not None:
+        if keys.shape[0] < n:
+            raise ValueError(f"{keys.shape[0]} keys for {n} pages")
+        if n:
+            p = &keys[0]
+    with nogil:
+        done = read_range(&world.w, mm, addr, n, p, mode, &code)
+    return done, code
+
+
+def look(World world not None, int32_t mm, uint64_t addr, int64_t n, uint64_t[::1] keys, int64_t[::1] pfns):
+    """Contents and frames of n pages without a fault; either array may be None."""
+    cdef uint64_t *k = NULL
+    cdef int64_t *p = NULL
+    if keys is not None and n:
+        if keys.shape[0] < n:
+            raise ValueError(f"{keys.shape[0]} keys for {n} pages")
+        k = &keys[0]
+    if pfns is not None and n:
+        if pfns.shape[0] < n:
+            raise ValueError(f"{pfns.shape[0]} pfns for {n} pages")
+        p = &pfns[0]
+    with nogil:
+        look_range(&world.w, mm, addr, n, k, p)
+
+
+# ------------------------------------------------------------------ objects, frames
+
+def backing_new(World world not None, bint device, int64_t length):
+    """A file or shared memory object; its maker counts as a user until `backing_done`."""
+    cdef int32_t b = mm_alloc(&world.w)
+    if b > 0:
+        world.w.mms[b].flags |= MM_BACKING | (MM_DEVICE if device else 0)
+        world.w.mms[b].reserved = 1
+        world.w.mms[b].length = length
+    return b
+
+
+def backing_done(World world not None, int32_t backing):
+    backing_put(&world.w, backing)
+
+
+def map_raw(World world not None, int32_t mm, uint64_t addr, int64_t n, uint64_t pfn, uint64_t vm_flags):
+    """Special ptes of n raw frames from pfn on, as a driver's remap_pfn_range makes them."""
+    cdef uint64_t *pte = NULL
+    cdef uint64_t flags = prot_bits(vm_flags) | PTE_SPECIAL | (PTE_RW if vm_flags & VM_WRITE else 0)
+    cdef int64_t i
+    for i in range(n):
+        if pte == NULL or addr & (KW_PMD_SIZE - 1) == 0:
+            pte = pte_make(&world.w, mm, addr)
+            if pte == NULL:
+                return KW_ENOROWS
+        pte[0] = make_entry(pfn + <uint64_t>i, flags)
+        pte += 1
+        addr += KW_PAGE_SIZE
+    world.w.mms[mm].epoch += 1
+    return 0
+
+
+def pin(World world not None, int64_t pfn):
+    folio_get(&world.w, pfn)
+
+
+def unpin(World world not None, int64_t pfn):
+    folio_put(&world.w, pfn)
+
+
+def extra_refs(World world not None, int64_t pfn):
+    return folio_extra_refs(&world.w, pfn)
+
+
+def drain(World world not None):
+    lru_drain(&world.w)
+
+
+def break_page(World world not None, int32_t mm, uint64_t addr):
+    """1: the KSM page or KSM-placed zero page at addr became a private copy; 0: there was none."""
+    return break_ksm(&world.w, mm, addr)
+
+
+def unmerge(World world not None, int32_t mm, uint64_t start, uint64_t end, int strategy):
+    cdef int rc
+    with nogil:
+        rc = unmerge_range(&world.w, mm, start, end, strategy)
+    return rc
+
+
+def split(World world not None, int64_t pfn, object addr):
+    """Split the huge folio of a frame; addr: where it is mapped, None: anywhere."""
+    cdef uint64_t at = 1
+    if addr is not None:
+        at = addr
+    return split_folio_at(&world.w, pfn, at)
+
+
+def new_frame(World world not None, int nid, uint64_t key, int flags):
+    return frame_alloc(&world.w, nid, key, <uint16_t>flags)

@@ -1,0 +1,462 @@
+"""A Host: physical memory, address spaces, and one KSM. The object a user starts from."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from pathlib import Path
+
+import numpy as np
+
+from .. import _core, layout
+from ..layout import BLOCK, FRAME_FIELDS, Frame, MmFlag, Thp
+from ..layout.arena import reserve
+from ..memory.frames import Frames
+from . import _doors
+from .mm import Mm, check_call
+
+_EVENTS = 1 << 16  # records in the ring of events
+_HUGE_FROM = 1 << 20  # frames: from here on the hot arrays ask for huge pages
+_LRU_MOST = 63
+
+
+def _capacities(nr_frames: int) -> dict[str, int]:
+    """Records reserved in each arena: address space, not memory."""
+    return {
+        "rows": 2 * nr_frames + 4096,
+        "vmas": nr_frames // 4 + (1 << 17),
+        "mms": nr_frames // 256 + (1 << 14),
+        "items": 8 * nr_frames + (1 << 16),
+        "nodes": 2 * nr_frames + 1024,
+    }
+
+
+class Host:
+    """A machine: frames, page tables, address spaces, KSM.
+
+    Parameters
+    ----------
+    nr_frames : int
+        Frames of 4 KiB. Frame 0 is the shared zero page.
+    nr_nodes : int
+        NUMA nodes; the frames are split evenly, in blocks of 512.
+    levels : int
+        Levels of page tables, 4 or 5.
+    thp : {"madvise", "always", "never"}
+        Huge pages for anonymous memory.
+    huge : bool, optional
+        Ask for huge pages for the Host's own hot arrays: faster where most frames are used, slower to set up where few
+        are. By default from 2**20 frames on.
+
+    Attributes
+    ----------
+    frames : Frames
+    world : _core.World
+        Pointers to all arrays, for compiled code.
+    ksm : Ksm
+
+    Models: Linux 6.18 on x86-64.
+    Differs: no swap, no page reclaim, no kernel memory in the frames; table pages have a frame numbering of their own.
+    """
+
+    def __init__(
+        self, nr_frames: int, nr_nodes: int = 1, levels: int = 4, *, thp: str = "madvise", huge: bool | None = None
+    ):
+        nr_frames, nr_nodes = int(nr_frames), int(nr_nodes)
+        if not 2 <= nr_frames <= 1 << 31:
+            raise ValueError(f"nr_frames {nr_frames}: must be from 2 to 2**31")
+        nr_blocks = -(-nr_frames // BLOCK)
+        if not 1 <= nr_nodes <= min(255, nr_blocks):
+            most = min(255, nr_blocks)
+            raise ValueError(f"nr_nodes {nr_nodes}: must be from 1 to {most}, a block of {BLOCK} frames each")
+        if levels not in (4, 5):
+            raise ValueError(f"levels {levels!r}: must be 4 or 5")
+        ctl = np.zeros(1, layout.CTL)
+        for name, cap in _capacities(nr_frames).items():
+            ctl[f"{name}_cap"] = cap
+            ctl[f"{name}_used"] = 1  # record 0 is "none"
+        ctl["nr_frames"], ctl["nr_nodes"], ctl["nr_blocks"] = nr_frames, nr_nodes, nr_blocks
+        ctl["huge_zero"], ctl["levels"] = -1, levels
+        self._build(ctl, huge)
+        self.thp = thp
+        self._init_frames()
+
+    def _build(self, ctl: np.ndarray, huge: bool | None = None) -> None:
+        """Reserve all arrays for what `ctl` says and bind them."""
+        c = ctl[0]
+        n, nodes, blocks = int(c["nr_frames"]), int(c["nr_nodes"]), int(c["nr_blocks"])
+        if huge is None:
+            huge = n >= _HUGE_FROM
+        a = {
+            "ctl": ctl,
+            "rows": reserve(int(c["rows_cap"]), np.uint64, shape=(512,)),
+            "vmas": reserve(int(c["vmas_cap"]), layout.VMA),
+            "mms": reserve(int(c["mms_cap"]), layout.MM),
+            "items": reserve(int(c["items_cap"]), layout.ITEM, huge=huge),
+            "links": reserve(int(c["items_cap"]), layout.LINK, huge=huge),
+            "nodes": reserve(int(c["nodes_cap"]), layout.NODE, huge=huge),
+            "events": reserve(_EVENTS, layout.EVENT),
+            "event_pos": np.array([0, _EVENTS], np.int64),
+            "ksm": np.zeros(1, layout.KSM),
+            "cursor": np.zeros(1, layout.CURSOR),
+            "work": np.zeros(1, layout.WORK),
+            "trees": np.zeros(2 * nodes, np.int32),
+            "b_free": np.zeros((blocks, 8), np.uint64),
+            "b_count": np.zeros(blocks, np.uint16),
+            "b_next": np.zeros(blocks, np.int32),
+            "b_prev": np.zeros(blocks, np.int32),
+            "b_heads": np.full(2 * nodes, -1, np.int32),
+        }
+        for name, dtype in FRAME_FIELDS.items():
+            a[f"f_{name}"] = reserve(n, dtype, huge=huge)
+        a["cursor"]["cache_base"] = 1
+        self._arrays = a
+        self.world = _core.World(a)
+        self.world.owner = weakref.ref(self)
+        self.frames = Frames(a)
+        self._mms: dict[int, Mm] = {}
+        self._ksm = None
+
+    def _init_frames(self) -> None:
+        a, n, nodes = self._arrays, self.nr_frames, self.nr_nodes
+        blocks = len(a["b_count"])
+        first = np.arange(blocks + 1) * BLOCK
+        first[-1] = n
+        a["b_count"][:] = np.diff(first)
+        a["b_free"][:] = ~np.uint64(0)
+        odd = n % BLOCK
+        if odd:
+            bits = np.arange(64) + np.arange(8)[:, None] * 64 < odd
+            a["b_free"][-1] = (bits.astype(np.uint64) << np.arange(64, dtype=np.uint64)).sum(axis=1, dtype=np.uint64)
+        # Frame 0 is the shared zero page.
+        a["b_free"][0, 0] &= ~np.uint64(1)
+        a["b_count"][0] -= 1
+        a["f_flags"][0] = Frame.ZERO | Frame.USED
+        a["ctl"]["frames_used"] = 1
+        node_of = np.arange(blocks) * nodes // blocks
+        if nodes > 1:
+            a["f_nid"][:] = np.repeat(node_of, np.diff(first))
+        for nid in range(nodes):
+            mine = np.flatnonzero(node_of == nid)
+            whole = a["b_count"][mine] == BLOCK
+            self._chain(mine[~whole & (a["b_count"][mine] > 0)], nid)
+            self._chain(mine[whole], nodes + nid)
+
+    def _chain(self, blocks: np.ndarray, head: int) -> None:
+        """Link blocks in this order into one of the allocator's lists."""
+        if not len(blocks):
+            return
+        a = self._arrays
+        a["b_heads"][head] = blocks[0]
+        a["b_next"][blocks[:-1]] = blocks[1:]
+        a["b_next"][blocks[-1]] = -1
+        a["b_prev"][blocks[1:]] = blocks[:-1]
+        a["b_prev"][blocks[0]] = -1
+
+    # ---------------------------------------------------------- looking
+
+    def _ctl(self, name: str) -> int:
+        return int(self._arrays["ctl"][name][0])
+
+    @property
+    def nr_frames(self) -> int:
+        return self._ctl("nr_frames")
+
+    @property
+    def nr_nodes(self) -> int:
+        return self._ctl("nr_nodes")
+
+    @property
+    def levels(self) -> int:
+        return self._ctl("levels")
+
+    @property
+    def frames_used(self) -> int:
+        """Frames allocated, the zero page included."""
+        return self._ctl("frames_used")
+
+    @property
+    def mms(self) -> np.ndarray:
+        """Records of all address spaces (layout.MM); record 0 heads the list of mm slots."""
+        return self._arrays["mms"][: self._ctl("mms_used")]
+
+    @property
+    def vmas(self) -> np.ndarray:
+        """Records of all areas (layout.VMA)."""
+        return self._arrays["vmas"][: self._ctl("vmas_used")]
+
+    @property
+    def tables(self) -> TableArena:
+        """The table pages of all address spaces."""
+        return TableArena(self)
+
+    @property
+    def mm_list(self) -> list[Mm]:
+        """The living address spaces, by number."""
+        out = []
+        state = self.mms["flags"] & int(MmFlag.USED | MmFlag.EXITING | MmFlag.BACKING)
+        for number in np.flatnonzero(state == MmFlag.USED):
+            out.append(self.mm_by_number(int(number)))
+        return out
+
+    def mm_by_number(self, number: int) -> Mm:
+        """The address space with this number in `mms` (one that exited too, until its slot is cleaned).
+
+        Raises
+        ------
+        LookupError
+            There is none.
+        """
+        flags = int(self.mms["flags"][number]) if 0 < number < len(self.mms) else 0
+        if not flags & MmFlag.USED or flags & MmFlag.BACKING:
+            raise LookupError(f"address space {number}: there is none")
+        mm = self._mms.get(number)
+        if mm is None or (mm._dead and not flags & MmFlag.EXITING):
+            mm = self._mms[number] = Mm(self, number)
+            mm._dead = bool(flags & MmFlag.EXITING)
+        return mm
+
+    @property
+    def thp(self) -> str:
+        """Huge pages for anonymous memory: "madvise", "always" or "never"; may be set."""
+        return Thp(self._ctl("thp")).name.lower()
+
+    @thp.setter
+    def thp(self, value: str) -> None:
+        if value not in ("never", "madvise", "always"):
+            raise ValueError(f'thp {value!r}: must be "madvise", "always" or "never"')
+        self._arrays["ctl"]["thp"] = Thp[value.upper()]
+
+    @property
+    def lru_batch(self) -> int:
+        """New pages that wait, a reference held to each, until the batch is drained; 0: drained at once. May be set."""
+        return self._ctl("lru_batch")
+
+    @lru_batch.setter
+    def lru_batch(self, n: int) -> None:
+        if not 0 <= n <= _LRU_MOST:
+            raise ValueError(f"lru_batch {n}: must be from 0 to {_LRU_MOST}")
+        self.drain()
+        self._arrays["ctl"]["lru_batch"] = n
+
+    @property
+    def ksm(self):
+        """KSM of this host."""
+        if self._ksm is None:
+            from ..ksm.ksmd import Ksm
+
+            self._ksm = Ksm(self.world)
+        return self._ksm
+
+    def memory(self) -> dict:
+        """What the arrays cost.
+
+        Returns
+        -------
+        dict
+            `rmap_item`, `frame`: bytes of one; `used`: bytes written per array; `total`: their sum; `mapped_pages`:
+            mappings of 4 KiB; `per_mapped_page`: bytes of all arrays for each, 0 where nothing is mapped.
+        """
+        used = {name: int(a[: self._used(name)].nbytes) for name, a in self._arrays.items()}
+        total = sum(used.values())
+        mapped = int(self._arrays["f_mapcount"].sum(dtype=np.int64))
+        return {
+            "rmap_item": layout.ITEM.itemsize + layout.LINK.itemsize,
+            "frame": sum(d.itemsize for d in FRAME_FIELDS.values()),
+            "used": used,
+            "total": total,
+            "mapped_pages": mapped,
+            "per_mapped_page": total / mapped if mapped else 0.0,
+        }
+
+    # ---------------------------------------------------------- address spaces and objects
+
+    def new_mm(self, nid: int = 0) -> Mm:
+        """Make an empty address space.
+
+        Parameters
+        ----------
+        nid : int
+            NUMA node it prefers.
+
+        Models: mm_alloc() of Linux 6.18. Differs: nothing is mapped, no program, stack or vdso.
+        """
+        if not 0 <= nid < self.nr_nodes:
+            raise ValueError(f"nid {nid}: this host has nodes 0 to {self.nr_nodes - 1}")
+        return self._adopt(check_call(Mm._new(_doors.mm_new(self.world, nid)), "new_mm"))
+
+    def _adopt(self, number: int) -> Mm:
+        mm = self._mms[number] = Mm(self, number)
+        return mm
+
+    def _moved(self, mm: Mm, number: int) -> None:
+        """An exec: the door follows its process to another record."""
+        self._mms.pop(mm.index, None)
+        self._mms[number] = mm
+
+    def new_object(self, length: int = 1 << 47, *, device: bool = False) -> int:
+        """A file or shared memory object to map, empty; it lives until `drop_object` and its last mapping.
+
+        Parameters
+        ----------
+        length : int
+            Bytes; an access to a mapping beyond its end fails (the kernel sends SIGBUS).
+        device : bool
+            Its pages are zone-device memory (dax).
+        """
+        if not 0 <= length <= 1 << 47:
+            raise ValueError(f"length {length}: must be from 0 to 2**47")
+        pages = -(-length // layout.PAGE_SIZE)
+        return check_call(Mm._new(_doors.backing_new(self.world, device, pages)), "new_object")
+
+    def drop_object(self, number: int) -> None:
+        """Let an object go with its last mapping."""
+        _doors.backing_done(self.world, self.check_object(number))
+
+    def check_object(self, number: int) -> int:
+        """Pass the number of an object through; ValueError if there is none."""
+        if not 0 < number < len(self.mms) or not int(self.mms["flags"][number]) & MmFlag.BACKING:
+            raise ValueError(f"object {number}: there is none")
+        return int(number)
+
+    # ---------------------------------------------------------- world events
+
+    def drain(self) -> None:
+        """Drain the LRU batch: the references it holds go.
+
+        Models: lru_add_drain_all() of Linux 6.18. Differs: one batch, not one per CPU.
+        """
+        _doors.drain(self.world)
+
+    def pin(self, mm: Mm, addr: int) -> int:
+        """Hold a reference to the page at `addr`, as direct I/O does.
+
+        Returns
+        -------
+        int
+            Its frame, for `unpin`.
+
+        Raises
+        ------
+        OSError
+            EFAULT: nothing is present there.
+
+        Models: pin_user_pages() of a present page in Linux 6.18.
+        Differs: nothing is faulted in, the zero page is refused.
+        """
+        pfn = int(mm.read_pfns(addr & -layout.PAGE_SIZE, 1)[0])
+        if not 0 <= pfn < self.nr_frames or self.frames.flags[pfn] & Frame.ZERO:
+            check_call(-14, f"pin at {addr:#x}: no page to pin")
+        _doors.pin(self.world, pfn)
+        return pfn
+
+    def unpin(self, pfn: int) -> None:
+        """Let go of a page that `pin` gave.
+
+        Models: unpin_user_page() of Linux 6.18. Differs: nothing known.
+        """
+        if not 0 < pfn < self.nr_frames or _doors.extra_refs(self.world, pfn) < 1:
+            raise ValueError(f"frame {pfn}: not pinned")
+        _doors.unpin(self.world, pfn)
+
+    def lock_page(self, pfn: int, on: bool = True) -> None:
+        """Hold (or release) the page lock of a frame, as somebody else's I/O does.
+
+        Models: folio_trylock() failing in Linux 6.18. Differs: only KSM and MADV_COLLAPSE ask for the lock.
+        """
+        if not 0 < pfn < self.nr_frames or not self.frames.flags[pfn] & Frame.USED:
+            raise ValueError(f"frame {pfn}: not in use")
+        if on:
+            self.frames.flags[pfn] |= Frame.LOCKED
+        else:
+            self.frames.flags[pfn] &= ~np.uint16(Frame.LOCKED)
+
+    # ---------------------------------------------------------- keeping
+
+    def _used(self, name: str) -> int:
+        """Records of an array that were ever used."""
+        if name.startswith("f_"):
+            used = np.flatnonzero(self._arrays["b_count"] < BLOCK)
+            return min(self.nr_frames, (int(used[-1]) + 1) * BLOCK) if len(used) else 0
+        if name == "events":
+            return min(int(self._arrays["event_pos"][0]), _EVENTS)
+        field = {"rows": "rows", "vmas": "vmas", "mms": "mms", "items": "items", "links": "items", "nodes": "nodes"}
+        return self._ctl(f"{field[name]}_used") if name in field else len(self._arrays[name])
+
+    def __getstate__(self) -> dict:
+        return {name: np.ascontiguousarray(a[: self._used(name)]).copy() for name, a in self._arrays.items()}
+
+    def __setstate__(self, state: dict) -> None:
+        from .saved import check_state
+
+        check_state(state)
+        self._build(state["ctl"].copy())
+        for name, a in state.items():
+            if name != "ctl":
+                self._arrays[name][: len(a)] = a
+        nid_known = len(state["f_nid"])
+        if self.nr_nodes > 1 and nid_known < self.nr_frames:
+            blocks = np.arange(nid_known, self.nr_frames) // BLOCK
+            self._arrays["f_nid"][nid_known:] = blocks * self.nr_nodes // self._ctl("nr_blocks")
+
+    def save(self, path) -> None:
+        """Write all state into a directory, one .npy file per array; `Host.load` continues exactly.
+
+        Parameters
+        ----------
+        path : str or Path
+            A directory that is not there yet, or an empty one.
+        """
+        path = Path(path)
+        path.mkdir(parents=True, exist_ok=True)
+        if any(path.iterdir()):
+            raise FileExistsError(f"{path}: not empty")
+        for name, a in self._arrays.items():
+            np.save(path / f"{name}.npy", a[: self._used(name)], allow_pickle=False)
+
+    @classmethod
+    def load(cls, path) -> Host:
+        """A Host as `save` left it.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            A file is missing, or holds what no Host could; named.
+        """
+        from .saved import read_state
+
+        self = cls.__new__(cls)
+        self.__setstate__(read_state(Path(os.fspath(path))))
+        return self
+
+    def __repr__(self) -> str:
+        return (
+            f"<Host {self.nr_frames} frames on {self.nr_nodes} node(s), {self.frames_used} used,"
+            f" {len(self.mm_list)} address spaces>"
+        )
+
+
+class TableArena:
+    """The table pages of all address spaces of a Host.
+
+    Attributes
+    ----------
+    rows : ndarray of uint64, shape (n, 512)
+        All table pages ever used, no copy; row 0 is never used.
+    """
+
+    def __init__(self, host: Host):
+        self._host = host
+
+    @property
+    def rows(self) -> np.ndarray:
+        return self._host._arrays["rows"][: self._host._ctl("rows_used")]
+
+    @property
+    def nr_tables(self) -> int:
+        """Table pages in use."""
+        return self._host._ctl("rows_live")
+
+    def __repr__(self) -> str:
+        return f"<TableArena, {self.nr_tables} table pages>"
+

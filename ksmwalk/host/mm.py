@@ -1,0 +1,644 @@
+"""Address spaces: system calls and faults of a modelled process."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import ArenaFullError, check
+from ..ksm.rmap import RmapItem, rmap_items
+from ..layout import PAGE_SIZE, PMD_SIZE, MmFlag, Vm
+from ..tables.tables import PageTables
+from . import _doors
+from .vma import Vma
+
+if TYPE_CHECKING:
+    from .host import Host
+
+#: advice names of madvise(2) with their numbers
+ADVICE = {
+    "normal": 0, "random": 1, "sequential": 2, "willneed": 3, "dontneed": 4, "free": 8, "dontfork": 10, "dofork": 11,
+    "mergeable": 12, "unmergeable": 13, "hugepage": 14, "nohugepage": 15, "dontdump": 16, "dodump": 17,
+    "wipeonfork": 18, "keeponfork": 19, "cold": 20, "pageout": 21, "populate_read": 22, "populate_write": 23,
+    "dontneed_locked": 24, "collapse": 25, "guard_install": 102, "guard_remove": 103,
+}  # fmt: skip
+_ADVICE_NUMBERS = frozenset(ADVICE.values())
+
+# Plain integers: arithmetic on enum members takes a microsecond.
+_MAY = int(Vm.MAYREAD | Vm.MAYWRITE | Vm.MAYEXEC)
+_READ, _WRITE, _EXEC, _MERGEABLE = int(Vm.READ), int(Vm.WRITE), int(Vm.EXEC), int(Vm.MERGEABLE)
+_SHARED = int(Vm.SHARED | Vm.MAYSHARE)
+_NORESERVE, _ACCOUNT, _LOCKED = int(Vm.NORESERVE), int(Vm.ACCOUNT), int(Vm.LOCKED)
+_NOT_ACCOUNTED = int(Vm.NORESERVE | Vm.SHARED | Vm.HUGETLB)
+#: what makes each kind of mapping what it is
+KINDS = {
+    "anon": Vm(0),
+    "file": Vm(0),
+    "hugetlb": Vm.HUGETLB | Vm.DONTEXPAND,
+    "pfnmap": Vm.PFNMAP | Vm.IO | Vm.DONTEXPAND | Vm.DONTDUMP,
+    "io": Vm.IO | Vm.DONTEXPAND,
+    "dontexpand": Vm.DONTEXPAND,
+    "mixedmap": Vm.MIXEDMAP,
+    "droppable": Vm.DROPPABLE | Vm.NORESERVE | Vm.WIPEONFORK,
+    "dax": Vm.DAX,
+}
+_FORCE, _KEEP = 1, 2  # FAULT_* of _fault.pxd
+_LOWEST = 0x10000  # vm.mmap_min_addr
+_EFAULT = -14
+
+
+def check_call(code: int, what: str) -> int:
+    """Pass a count or an index through; raise OSError or ArenaFullError for what a call answered."""
+    if code >= 0:
+        return code
+    if code <= -errno.EAGAIN:
+        raise OSError(-code, f"{os.strerror(-code)}: {what}")
+    return check(code, what)
+
+
+def _up(n: int, size: int = PAGE_SIZE) -> int:
+    return (n + size - 1) & -size
+
+
+def _prot(prot: str) -> int:
+    if not isinstance(prot, str):
+        raise TypeError(f'prot {prot!r}: must be a string like "rw" or "none"')
+    if prot == "none":
+        return 0
+    if set(prot) - set("rwx-"):
+        raise ValueError(f'prot {prot!r}: must be made of "r", "w", "x", or be "none"')
+    return (_READ if "r" in prot else 0) | (_WRITE if "w" in prot else 0) | (_EXEC if "x" in prot else 0)
+
+
+def _number(value, name: str, top: int) -> int:
+    n = int(value)
+    if n != value or not 0 <= n < top:
+        raise ValueError(f"{name} {value!r}: must be an integer from 0 to {top - 1:#x}")
+    return n
+
+
+class Mm:
+    """An address space; `Host.new_mm`, `fork` make them.
+
+    A bad call raises the `OSError` that the system call would fail with, and does what the system call does
+    before it fails (mostly nothing). An address space that has exited answers `ProcessLookupError`.
+
+    Attributes
+    ----------
+    host : Host
+    index : int
+        Number of its record in `host.mms`; changes with `exec`.
+
+    Models: struct mm_struct and the mm system calls of Linux 6.18 on x86-64.
+    Differs: no swap, no khugepaged, no limits but
+    vm.max_map_count; a store to a page under userfaultfd write protection fails instead of waiting; the
+    exclusive mark of anonymous pages is deduced from their mappings, pins don't count in it.
+    """
+
+    def __init__(self, host: Host, index: int):
+        self.host = host
+        self.index = index
+        self._world = host.world
+        self._dead = False
+        self._tables: PageTables | None = None
+
+    # ---------------------------------------------------------- looking
+
+    def _at(self) -> int:
+        if self._dead:
+            raise ProcessLookupError(errno.ESRCH, f"{os.strerror(errno.ESRCH)}: address space {self.index} has exited")
+        return self.index
+
+    def _field(self, name: str) -> int:
+        return int(self.host.mms[name][self._at()])
+
+    @property
+    def number(self) -> int:
+        """The same as `index`."""
+        return self.index
+
+    @property
+    def alive(self) -> bool:
+        """False once it has exited."""
+        return not self._dead
+
+    @property
+    def task_size(self) -> int:
+        """First address beyond user memory, bytes."""
+        return (1 << (47 if self.host.levels == 4 else 56)) - PAGE_SIZE
+
+    @property
+    def tables(self) -> PageTables:
+        """Its page tables."""
+        at = self._at()
+        if self._tables is None:
+            self._tables = PageTables.of_world(self._world, at, self.host.levels)
+        return self._tables
+
+    @property
+    def nr_tables(self) -> int:
+        """Table pages, the top one included."""
+        return self._field("nr_tables")
+
+    @property
+    def epoch(self) -> int:
+        """Rises with every change of a mapping or of a page's content."""
+        return self._field("epoch")
+
+    @property
+    def merge_any(self) -> bool:
+        """PR_GET_MEMORY_MERGE."""
+        return bool(self._field("flags") & MmFlag.MERGE_ANY)
+
+    @property
+    def thp_disabled(self) -> bool:
+        """PR_GET_THP_DISABLE."""
+        return bool(self._field("flags") & MmFlag.THP_DISABLED)
+
+    @property
+    def nid(self) -> int:
+        """NUMA node that new pages come from while it has any; may be set."""
+        return self._field("reserved")
+
+    @nid.setter
+    def nid(self, node: int) -> None:
+        self.host.mms["reserved"][self._at()] = _number(node, "nid", self.host.nr_nodes)
+
+    @property
+    def vmas(self) -> list[Vma]:
+        """Its areas, ascending."""
+        return [Vma(self, v) for v in _doors.vma_numbers(self._world, self._at())]
+
+    def vma_by_number(self, number: int) -> Vma:
+        """The door to a vma record of this address space."""
+        return Vma(self, number)
+
+    def find_vma(self, addr: int) -> Vma | None:
+        """Find the area that contains `addr` (bytes), or None.
+
+        Models: vma_lookup() of Linux 6.18. Differs: nothing known.
+        """
+        v = _doors.find_vma(self._world, self._at(), addr)
+        return Vma(self, v) if v and int(self.host.vmas["start"][v]) <= addr else None
+
+    def maps(self) -> str:
+        """Show what /proc/PID/maps shows.
+
+        Models: /proc/PID/maps of Linux 6.18. Differs: objects have numbers instead of files, devices and inodes.
+        """
+        out = []
+        for v in self.vmas:
+            line = f"{v.vm_start:08x}-{v.vm_end:08x} {v.perms} "
+            if v.backing:
+                name = "/dev/zero (deleted)" if v.vm_flags & Vm.SHARED else f"/object/{v.backing}"
+                line += f"{v.vm_pgoff * PAGE_SIZE:08x} 00:01 {v.backing}"
+                out.append(f"{line} ".ljust(73) + name)
+            else:
+                out.append(f"{line}00000000 00:00 0 ")
+        return "".join(f"{line}\n" for line in out)
+
+    @property
+    def rmap_items(self) -> list[RmapItem]:
+        """Its rmap_items, ascending by address (also of an address space that exited and waits to be cleaned)."""
+        return list(rmap_items(self._world, self.index))
+
+    def ksm_stat(self) -> dict[str, int]:
+        """What /proc/PID/ksm_stat shows.
+
+        Models: ksm_stat of Linux 6.18. Differs: nothing known.
+        """
+        r = self.host.mms[self._at()]
+        items, zero, merging = int(r["nr_rmap_items"]), int(r["nr_zero"]), int(r["nr_merging"])
+        return {
+            "ksm_rmap_items": items,
+            "ksm_zero_pages": zero,
+            "ksm_merging_pages": merging,
+            "ksm_process_profit": (merging + zero) * PAGE_SIZE - items * 64,
+            "ksm_merge_any": int(self.merge_any),
+            "ksm_mergeable": int(any(v.vm_flags & _MERGEABLE for v in self.vmas)),
+        }
+
+    # ---------------------------------------------------------- mapping
+
+    def _range(self, addr: int, length: int, what: str, *, empty: int = 0) -> tuple[int, int]:
+        """[start, end) of a call's range; EINVAL for what no address space has; `empty`: errno of length 0."""
+        self._at()
+        addr, length = int(addr), int(length)
+        if addr < 0 or length < 0 or addr % PAGE_SIZE or (length == 0 and empty):
+            raise OSError(errno.EINVAL, f"{os.strerror(errno.EINVAL)}: {what} {addr:#x}, length {length:#x}")
+        return addr, min(addr + _up(length), 1 << 64)
+
+    def _user_range(self, addr: int, length: int, what: str, code: int, *, empty: int = 0) -> tuple[int, int]:
+        start, end = self._range(addr, length, what, empty=empty)
+        if end > self.task_size:
+            raise OSError(code, f"{os.strerror(code)}: {what} {start:#x}-{end:#x}: beyond {self.task_size:#x}")
+        return start, end
+
+    def _gap(self, length: int, align: int) -> int:
+        """Start of the highest free place, as the kernel picks one; 0: none."""
+        high = min(self.task_size, 0x7FFFF7FFF000)
+        if align > PAGE_SIZE:
+            end = _doors.find_gap(self._world, self.index, length + align, _LOWEST, high)
+            if end:
+                return (end - length) & -align
+        end = _doors.find_gap(self._world, self.index, length, _LOWEST, high)
+        return end - length if end else 0
+
+    def mmap(
+        self,
+        length: int,
+        addr: int | None = None,
+        prot: str = "rw",
+        *,
+        shared: bool = False,
+        kind: str = "anon",
+        noreserve: bool = False,
+        backing: int | None = None,
+        offset: int = 0,
+        flags: int = 0,
+        pfn: int = 0,
+    ) -> int:
+        """Map memory.
+
+        Parameters
+        ----------
+        length : int
+            Bytes, rounded up to pages (2 MiB for hugetlb).
+        addr : int, optional
+            Place, page aligned; what is mapped there goes (MAP_FIXED). None: the highest free place that fits.
+        prot : str
+            "none", or of "r", "w", "x".
+        shared : bool
+            MAP_SHARED.
+        kind : str
+            "anon", "file", "hugetlb", "pfnmap", "io", "dontexpand", "mixedmap", "droppable" or "dax".
+        noreserve : bool
+            MAP_NORESERVE.
+        backing : int, optional
+            Object to map (`Host.new_object`). None: a fresh one where the kind needs one.
+        offset : int
+            Bytes into the object.
+        flags : int
+            Further `layout.Vm` bits.
+        pfn : int
+            First raw frame of a pfnmap mapping, 0: nothing is mapped in it.
+
+        Returns
+        -------
+        int
+            Start address, bytes.
+
+        Raises
+        ------
+        OSError
+            EINVAL, ENOMEM.
+        ValueError, TypeError
+            A kind, prot or flags that there are not.
+
+        Models: mmap(2) of Linux 6.18 with the top-down layout. Differs: nothing is randomised; no file permissions.
+        """
+        self._at()
+        if kind not in KINDS:
+            raise ValueError(f"kind {kind!r}: must be one of {', '.join(KINDS)}")
+        access = _prot(prot)
+        size = PMD_SIZE if kind == "hugetlb" else PAGE_SIZE
+        length, offset = int(length), int(offset)
+        if length <= 0 or offset < 0 or offset % size or (addr is not None and (addr % size or addr < 0)):
+            what = f"mmap of {length} bytes at {addr}, offset {offset}"
+            raise OSError(errno.EINVAL, f"{os.strerror(errno.EINVAL)}: {what}")
+        if kind == "droppable" and shared:
+            raise OSError(errno.EINVAL, f"{os.strerror(errno.EINVAL)}: droppable memory can't be shared")
+        length = _up(length, size)
+        if addr is None:
+            align = PMD_SIZE if length % PMD_SIZE == 0 and (kind in ("anon", "droppable") and not shared) else size
+            start = self._gap(length, align)
+        else:
+            start = int(addr)
+        if not start and addr is None or start + length > self.task_size or offset + length > 1 << 47:
+            raise OSError(errno.ENOMEM, f"{os.strerror(errno.ENOMEM)}: no place for {length:#x} bytes at {start:#x}")
+        vm = access | _MAY | int(KINDS[kind]) | _number(flags, "flags", 1 << 64)
+        if shared:
+            vm |= _SHARED
+        if noreserve:
+            vm |= _NORESERVE
+        if access & _WRITE and not vm & _NOT_ACCOUNTED:
+            vm |= _ACCOUNT
+        if addr is not None:
+            check_call(_doors.munmap(self._world, self.index, start, start + length), f"mmap at {start:#x}")
+        return self._map(start, length, vm, kind, shared, backing, offset, pfn)
+
+    def _map(self, start, length, vm, kind, shared, backing, offset, pfn) -> int:
+        mine = False
+        if backing is not None:
+            backing = self.host.check_object(backing)
+        elif kind in ("file", "dax") or (shared and kind not in ("pfnmap", "io")):
+            backing, mine = self.host.new_object(offset + length, device=kind == "dax"), True
+        shift = 21 if kind == "hugetlb" else 12
+        pgoff = offset // PAGE_SIZE if backing else start // PAGE_SIZE
+        what = f"mmap of {length:#x} bytes at {start:#x}"
+        try:
+            check_call(_doors.mmap(self._world, self.index, start, length, vm, backing or 0, pgoff, shift), what)
+        finally:
+            if mine:
+                self.host.drop_object(backing)
+        if kind == "pfnmap" and pfn:
+            check_call(_doors.map_raw(self._world, self.index, start, length // PAGE_SIZE, pfn, vm), what)
+        if vm & _LOCKED:
+            self.mlock(start, length)
+        return start
+
+    def munmap(self, addr: int, length: int) -> None:
+        """Unmap [addr, addr + length); holes in it are fine.
+
+        Models: munmap(2) of Linux 6.18. Differs: nothing known.
+        """
+        start, end = self._user_range(addr, length, "munmap", errno.EINVAL, empty=1)
+        check_call(_doors.munmap(self._world, self.index, start, end), f"munmap {start:#x}-{end:#x}")
+
+    def mprotect(self, addr: int, length: int, prot: str) -> None:
+        """Change permissions; at a hole it stops with ENOMEM, what lies before it is done.
+
+        Models: mprotect(2) of Linux 6.18. Differs: no protection keys.
+        """
+        start, end = self._range(addr, length, "mprotect")
+        code = _doors.mprotect(self._world, self.index, start, end, _prot(prot))
+        check_call(code, f"mprotect {start:#x}-{end:#x} {prot}")
+
+    def madvise(self, addr: int, length: int, advice: str | int) -> None:
+        """Give advice on [addr, addr + length).
+
+        Parameters
+        ----------
+        addr, length : int
+            Bytes; the start page aligned.
+        advice : str or int
+            A name of `ADVICE` or a number of madvise(2).
+
+        Raises
+        ------
+        OSError
+            EINVAL; ENOMEM where the range has holes: what is mapped has been done all the same.
+        ValueError
+            A name that there is not.
+
+        Models: madvise(2) of Linux 6.18. Differs: cold, pageout and willneed only check their arguments.
+        """
+        if isinstance(advice, str):
+            if advice not in ADVICE:
+                raise ValueError(f"advice {advice!r}: must be one of {', '.join(ADVICE)}")
+            number = ADVICE[advice]
+        else:
+            number = int(advice)
+        start, end = self._range(addr, length, f"madvise {advice}")
+        if number not in _ADVICE_NUMBERS:
+            raise OSError(errno.EINVAL, f"{os.strerror(errno.EINVAL)}: advice {advice!r}")
+        code = _doors.madvise(self._world, self.index, start, end, number)
+        check_call(code, f"madvise {advice} {start:#x}-{end:#x}")
+
+    def mremap(self, addr: int, old: int, new: int, new_addr: int | None = None, *, maymove: bool = True) -> int:
+        """Grow, shrink or move memory.
+
+        Parameters
+        ----------
+        addr, old : int
+            Bytes: what there is.
+        new : int
+            Bytes: its new length.
+        new_addr : int, optional
+            Move it there (MREMAP_FIXED); what is mapped there goes. With new == old the range may hold several areas
+            and gaps.
+        maymove : bool
+            MREMAP_MAYMOVE.
+
+        Returns
+        -------
+        int
+            Its address now.
+
+        Models: mremap(2) of Linux 6.18. Differs: no MREMAP_DONTUNMAP.
+        """
+        from ._mremap import mremap
+
+        return mremap(self, addr, old, new, new_addr, maymove)
+
+    # ---------------------------------------------------------- life
+
+    def fork(self) -> Mm:
+        """Make a child with a copy of this address space.
+
+        Models: dup_mmap() of Linux 6.18.
+        Differs: the child always gets anon_vmas of its own; pinned pages are shared as well.
+        """
+        return self.host._adopt(check_call(self._new(_doors.mm_fork(self._world, self._at())), "fork"))
+
+    def exec(self) -> Mm:
+        """Replace this address space by an empty one; merge_any stays.
+
+        Returns
+        -------
+        Mm
+            Itself, with another `index`.
+
+        Models: exec_mmap() of Linux 6.18. Differs: the new address space is empty; map what the program would.
+        """
+        new = check_call(self._new(_doors.mm_exec(self._world, self._at())), "exec")
+        self.host._moved(self, new)
+        self.index = new
+        self._tables = None
+        return self
+
+    @staticmethod
+    def _new(code: int) -> int:
+        if code == -1:
+            raise ArenaFullError("no address spaces left: make the Host with more of them")
+        return code
+
+    def exit(self) -> None:
+        """Give up everything; ksmd cleans up behind when it comes by.
+
+        Models: __mmput() of Linux 6.18. Differs: nothing known.
+        """
+        _doors.mm_exit(self._world, self._at())
+        self._dead = True
+
+    def prctl_merge(self, on: bool) -> None:
+        """PR_SET_MEMORY_MERGE: mark all areas, present and future, as mergeable; off unmerges every one.
+
+        Models: prctl(PR_SET_MEMORY_MERGE) of Linux 6.18. Differs: nothing known.
+        """
+        check_call(_doors.prctl_merge(self._world, self._at(), bool(on)), f"prctl_merge {on}")
+
+    def thp_disable(self, on: bool) -> None:
+        """PR_SET_THP_DISABLE: no huge pages for this address space.
+
+        Models: prctl(PR_SET_THP_DISABLE) of Linux 6.18. Differs: without the flags of 6.18.
+        """
+        flags = self.host.mms["flags"]
+        at = self._at()
+        flags[at] = flags[at] | MmFlag.THP_DISABLED if on else flags[at] & ~np.uint32(MmFlag.THP_DISABLED)
+
+    thpdisable = thp_disable
+
+    def mlock(self, addr: int, length: int) -> None:
+        """Lock memory, faulting it in; ENOMEM where there is none.
+
+        Models: mlock(2) of Linux 6.18. Differs: no limit on locked memory.
+        """
+        start, end = self._user_range(int(addr) & -PAGE_SIZE, length, "mlock", errno.ENOMEM)
+        check_call(_doors.mlock(self._world, self.index, start, end, True), f"mlock {start:#x}-{end:#x}")
+
+    def munlock(self, addr: int, length: int) -> None:
+        """Unlock memory.
+
+        Models: munlock(2) of Linux 6.18. Differs: nothing known.
+        """
+        start, end = self._user_range(int(addr) & -PAGE_SIZE, length, "munlock", errno.ENOMEM)
+        check_call(_doors.mlock(self._world, self.index, start, end, False), f"munlock {start:#x}-{end:#x}")
+
+    def uffd_wp(self, addr: int, length: int, on: bool = True) -> None:
+        """Register the range with a userfaultfd and write-protect its present pages (off: let stores through again).
+
+        Models: UFFDIO_REGISTER and UFFDIO_WRITEPROTECT of Linux 6.18.
+        Differs: one userfaultfd per address space, no markers in absent pages, a store fails with EFAULT.
+        """
+        start, end = self._user_range(addr, length, "uffd_wp", errno.EINVAL, empty=1)
+        check_call(_doors.uffd_wp(self._world, self.index, start, end, bool(on)), f"uffd_wp {start:#x}-{end:#x}")
+
+    # ---------------------------------------------------------- contents
+
+    def _pages(self, addr: int, what: str) -> int:
+        if addr % PAGE_SIZE or not 0 <= addr < 1 << 57:
+            raise ValueError(f"{what} at {addr:#x}: must be page aligned")
+        return self._at()
+
+    def write(self, addr: int, keys, *, nid: int | None = None) -> None:
+        """Store contents into a page, or into consecutive pages at array speed, with all faults that takes.
+
+        Parameters
+        ----------
+        addr : int
+            Bytes, page aligned.
+        keys : int, or array of uint64
+            Content of the page, or of each of the pages from `addr` on.
+        nid : int, optional
+            NUMA node for new pages, instead of the address space's.
+
+        Raises
+        ------
+        OSError
+            EFAULT: no area there, or none that may be written to; pages before it are written.
+        ArenaFullError
+            No frame or no table page left.
+
+        Models: stores and their faults in Linux 6.18. Differs: a store replaces the whole content of a page.
+        """
+        at = self._pages(addr, "write")
+        if nid is not None:
+            before, self.nid = self.nid, nid
+            try:
+                self.write(addr, keys)
+            finally:
+                self.nid = before
+        elif isinstance(keys, int):
+            check_call(_doors.write_one(self._world, at, addr, keys, 0), f"write at {addr:#x}")
+        else:
+            keys = np.asarray(keys)
+            if keys.ndim == 0:
+                check_call(_doors.write_one(self._world, at, addr, int(keys), 0), f"write at {addr:#x}")
+                return
+            self._store(addr, len(keys), self._keys(keys), 0)
+
+    @staticmethod
+    def _keys(keys) -> np.ndarray:
+        keys = np.asarray(keys)
+        if keys.ndim != 1 or (keys.size and keys.dtype.kind not in "iu"):
+            raise TypeError(f"keys of dtype {keys.dtype}, {keys.ndim} dimensions: must be one row of integers")
+        return np.ascontiguousarray(keys, dtype=np.uint64)
+
+    def _store(self, addr: int, n: int, keys, mode: int) -> None:
+        done, code = _doors.write(self._world, self._at(), addr, n, keys, mode)
+        check_call(code, f"write at {addr + done * PAGE_SIZE:#x} ({done} of {n} pages done)")
+
+    def poke(self, addr: int, keys) -> None:
+        """Store as a debugger does through /proc/PID/mem: past the permissions of private areas.
+
+        Models: FOLL_FORCE of Linux 6.18. Differs: nothing known.
+        """
+        self._pages(addr, "poke")
+        keys = self._keys(np.atleast_1d(np.asarray(keys, dtype=np.uint64)))
+        self._store(addr, len(keys), keys, _FORCE)
+
+    def populate(self, addr: int, length: int, keys=None, *, nid: int | None = None) -> None:
+        """Fault in a range for writing, at array speed; contents stay, or become `keys`.
+
+        Parameters
+        ----------
+        addr, length : int
+            Bytes, page aligned.
+        keys : array of uint64, optional
+            Content of each page. Without it new pages are empty and old ones stay as they are.
+        nid : int, optional
+            NUMA node for new pages, instead of the address space's.
+
+        Raises
+        ------
+        OSError, ArenaFullError
+            As `write`.
+
+        Models: MAP_POPULATE and MADV_POPULATE_WRITE of Linux 6.18. Differs: nothing known.
+        """
+        start, end = self._range(addr, length, "populate")
+        n = (end - start) // PAGE_SIZE
+        if keys is not None:
+            keys = self._keys(keys)
+            if len(keys) != n:
+                raise ValueError(f"{len(keys)} keys for {n} pages")
+        if nid is not None:
+            before, self.nid = self.nid, nid
+            try:
+                self._store(start, n, keys, 0 if keys is not None else _KEEP)
+            finally:
+                self.nid = before
+        else:
+            self._store(start, n, keys, 0 if keys is not None else _KEEP)
+
+    def read(self, addr: int, n: int | None = None):
+        """Load from a page or from `n` consecutive pages, with the faults that takes.
+
+        Returns
+        -------
+        int, or ndarray of uint64 of shape (n,)
+            Contents.
+
+        Models: loads and their faults in Linux 6.18. Differs: nothing known.
+        """
+        at = self._pages(addr & -PAGE_SIZE if n is None else addr, "read")
+        count = 1 if n is None else n
+        out = np.empty(count, np.uint64)
+        done, code = _doors.read(self._world, at, addr & -PAGE_SIZE, count, out, 0)
+        check_call(code, f"read at {addr + done * PAGE_SIZE:#x} ({done} of {count} pages done)")
+        return int(out[0]) if n is None else out
+
+    def read_keys(self, addr: int, n: int) -> np.ndarray:
+        """Look at the contents of `n` pages without touching them: uint64, 0 where nothing is present.
+
+        Models: nothing of Linux, it only looks. Differs: nothing known.
+        """
+        out = np.empty(n, np.uint64)
+        _doors.look(self._world, self._pages(addr, "read_keys"), addr, n, out, None)
+        return out
+
+    def read_pfns(self, addr: int, n: int) -> np.ndarray:
+        """Look up the frames of `n` pages without touching them: int64, -1 where nothing is present.
+
+        Models: frame numbers of /proc/PID/pagemap of Linux 6.18. Differs: nothing known.
+        """
+        out = np.empty(n, np.int64)
+        _doors.look(self._world, self._pages(addr, "read_pfns"), addr, n, None, out)
+        return out
+
+    def __repr__(self) -> str:
+        return f"<Mm {self.index}, {'exited' if self._dead else f'{len(self.vmas)} areas'}>"

@@ -1,0 +1,20 @@
+# The contract of the merge engine, for those who `cimport ksmwalk._ksmd`.
+#
+# Same rules as _core.pxd. The engine reads and writes a Host's arrays and holds no state of its own. Contents are keys
+# (equal keys: equal pages; order of keys: order of pages), so a checksum is the key itself.
+from libc.stdint cimport int32_t, int64_t, uint64_t
+
+from ksmwalk.layout._layout cimport *
+
+cdef void bind(kw_world *w) noexcept nogil
+    # Give the cursor its doors into the engine (kw_world.leave_tree, kw_world.start_scan).
+cdef int64_t scan_and_merge(kw_world *w, int64_t n, int *failed) noexcept nogil
+    # One batch of at most n visits; how many there were. Ends at the end of a full scan. failed: 0, or the KW_* code
+    # that ended the batch early: an arena was full, or an entry can't be followed.
+cdef int examine(kw_world *w, int32_t item, int64_t pfn) noexcept nogil
+    # Compare the page pfn, found at the item's address, with all others and merge it: KW_OK, KW_ENONODES or
+    # KW_ENOFRAMES.
+cdef void leave_tree(kw_world *w, int32_t item) noexcept nogil
+    # Take the item out of the unstable tree or off its stable node. A stale node goes as a whole.
+cdef int unmerge_all(kw_world *w) noexcept nogil
+    # run = 2: break every merged page and free every rmap_item and node. KW_ENOFRAMES: stopped where no frame was left.

@@ -1,0 +1,522 @@
+"""The merge engine: what ksmd does with a page once the cursor has found it, over a Host's arrays.
+
+The contract of every function stands in `_ksmd.pxd`, that of the stable nodes in `_stable.pxd`. Two things are worth
+knowing before reading on:
+
+* The unstable tree is searched by the present contents of the pages in it. Looking each page up would cost a descent
+  through the page tables per comparison, so the tree compares the key that was looked up last, and looks again only
+  where something may have happened since: see `unstable_search`.
+* Merging replaces mappings, never contents, so it cannot falsify a key in the unstable tree. The one exception, empty
+  subpages that become the zero page when a huge page is split, is met by always looking up key 0.
+"""
+from libc.stdint cimport uint8_t, uint32_t
+
+from ksmwalk._core cimport World, entry_pfn, leaf_find, make_entry, pte_find, pte_present
+from ksmwalk.memory._frames cimport (
+    break_ksm,
+    folio_extra_refs,
+    frame_map,
+    frame_unmap,
+    lru_drain,
+    split_folio_at,
+    unmerge_mm,
+    vma_find,
+)
+from ksmwalk.ksm._cursor cimport event, items_drop, scan_begin, scan_next, slot_remove
+from ksmwalk.ksm._stable cimport (
+    append_item,
+    drop_stable_nodes,
+    migrate_add,
+    migrate_drop_stale,
+    migrate_search,
+    node_leave,
+    stable_insert,
+    stable_root,
+    stable_search,
+)
+from ksmwalk.ksm._trees cimport rb_erase, rb_insert
+
+cdef extern from * nogil:
+    void prefetch "__builtin_prefetch"(const void *p) noexcept
+
+cdef enum:
+    EFAULT = 14
+    GAVE_UP = -1       # a search that met a page which is gone: neither found nor inserted
+    GENERATION_BITS = 0x7FFFFFFF
+    BECOME_KSM = -1    # instead of a frame to merge with
+    AHEAD = 16         # searches prepared side by side
+    LARGE = FRAME_HEAD | FRAME_TAIL
+
+
+# ------------------------------------------------------------------ which tree
+
+cdef inline char *link_rb(kw_world *w) noexcept nogil:
+    return <char *> &w.links[0].left
+
+
+cdef inline int tree_nid(kw_world *w, int64_t pfn) noexcept nogil:
+    """Number of the NUMA tree a page belongs to: one for all while merging across nodes."""
+    return 0 if w.ksm.merge_across_nodes else w.f_nid[pfn]
+
+
+cdef inline int32_t *unstable_root(kw_world *w, int nid) noexcept nogil:
+    return &w.trees[w.ctl.nr_nodes + nid]
+
+
+# ------------------------------------------------------------------ leaving a tree
+
+cdef void leave_tree(kw_world *w, int32_t item) noexcept nogil:
+    cdef kw_item *q = &w.items[item]
+    if q.flags & ITEM_STABLE:
+        node_leave(w, item)
+    elif q.flags & ITEM_UNSTABLE:
+        # One of an earlier scan is in no tree any more: the trees were emptied when this scan began.
+        if <uint8_t>w.cursor.seqnr == q.seq:
+            rb_erase(link_rb(w), sizeof(kw_link), unstable_root(w, unstable_nid(w, item)), item)
+        w.ksm.pages_unshared -= 1
+        q.flags &= <uint8_t>~ITEM_UNSTABLE
+
+
+cdef inline int unstable_nid(kw_world *w, int32_t item) noexcept nogil:
+    """Number of the unstable tree an item is in: that of its root (merge_across_nodes may have changed in mid-scan)."""
+    cdef int nid
+    cdef int32_t parent
+    if w.ctl.nr_nodes == 1:
+        return 0
+    while True:
+        parent = w.links[item].parent
+        if parent == 0:
+            break
+        item = parent
+    for nid in range(w.ctl.nr_nodes):
+        if unstable_root(w, nid)[0] == item:
+            return nid
+    return 0
+
+
+cdef void start_scan(kw_world *w) noexcept nogil:
+    """What a new full scan begins with, beside the cursor's own part: the unstable trees are empty from here on."""
+    lru_drain(w)
+    w.ksm.tree_generation = w.ksm.generation
+    if not w.ksm.merge_across_nodes:
+        migrate_drop_stale(w)
+
+
+# ------------------------------------------------------------------ the unstable tree
+
+cdef inline bint will_search(kw_world *w, int32_t item, int64_t pfn) noexcept nogil:
+    """Whether a visit gets as far as the trees: not KSM, and unchanged since the last visit."""
+    return (not w.f_flags[pfn] & FRAME_KSM and w.items[item].flags & ITEM_HAS_CHECKSUM
+            and w.items[item].checksum == w.f_key[pfn])
+
+
+cdef inline bint page_eligible(kw_world *w, int64_t pfn) noexcept nogil:
+    return pfn > 0 and pfn < w.ctl.nr_frames and (w.f_flags[pfn] & FRAME_ELIGIBLE_MASK) == FRAME_ANON
+
+
+cdef int64_t item_page(kw_world *w, int32_t item) noexcept nogil:
+    """The page at an item's address now, or KW_NONE: gone, a zero page, no longer mergeable, the process dead."""
+    cdef int32_t mm = w.items[item].mm
+    cdef uint64_t addr = w.items[item].addr
+    cdef int32_t vma
+    cdef uint64_t *leaf
+    cdef int level = 1
+    cdef int64_t pfn
+    if w.mms[mm].flags & MM_EXITING:
+        return KW_NONE
+    vma = vma_find(w, mm, addr)
+    if vma <= 0 or not w.vmas[vma].flags & VM_MERGEABLE or w.vmas[vma].anon_vma == 0:
+        return KW_NONE
+    leaf = leaf_find(w, w.mms[mm].root, addr, &level)
+    if leaf == NULL or leaf[0] & PTE_SPECIAL:
+        return KW_NONE
+    pfn = <int64_t>entry_pfn(leaf[0], level)
+    if level == 2:
+        pfn += <int64_t>((addr >> 12) & 511)
+    return pfn if page_eligible(w, pfn) else KW_NONE
+
+
+cdef int32_t unstable_search(kw_world *w, int32_t item, int64_t pfn, uint64_t key, int nid,
+                             int64_t *twin) noexcept nogil:
+    """An item whose page has the same content now (`twin`: its page), 0 after inserting this one, or GAVE_UP.
+
+    The key in a link was the page's content when it was looked up last. It still is, if no address space changed since:
+    `generation` counts the batches before which some epoch had moved. Where it may have changed, and where the outcome
+    depends on which page it is (equal contents), the page is looked up.
+    """
+    cdef int32_t *root = unstable_root(w, nid)
+    cdef int32_t t = root[0], parent = 0
+    cdef uint32_t generation = <uint32_t>(w.ksm.generation & GENERATION_BITS)
+    cdef bint trusted = w.ksm.generation == w.ksm.tree_generation
+    cdef bint right = False
+    cdef kw_link *link
+    cdef uint64_t other
+    cdef int64_t page
+    while t:
+        link = &w.links[t]
+        other = link.key
+        if KW_UNLIKELY(other == key or other == 0 or (not trusted and link.aux >> 1 != generation)):
+            page = item_page(w, t)
+            if page < 0 or page == pfn:
+                return GAVE_UP
+            if not w.ksm.merge_across_nodes and w.f_nid[page] != nid:
+                return GAVE_UP      # it moved to another NUMA node: its own visit will sort that out
+            other = w.f_key[page]
+            link.key = other
+            link.aux = (link.aux & 1) | (generation << 1)
+            if other == key:
+                twin[0] = page
+                return t
+        parent = t
+        right = key > other
+        t = link.right if right else link.left
+    link = &w.links[item]
+    link.key = key
+    link.aux = generation << 1
+    w.items[item].flags |= ITEM_UNSTABLE
+    w.items[item].seq = <uint8_t>w.cursor.seqnr
+    w.ksm.pages_unshared += 1
+    rb_insert(link_rb(w), sizeof(kw_link), root, parent, right, item)
+    return 0
+
+
+# ------------------------------------------------------------------ merging
+
+cdef int merge_one(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn, int64_t kpfn) noexcept nogil:
+    """Replace the mapping of pfn at addr by one of kpfn (0: the zero page; BECOME_KSM: pfn itself): 0 or -EFAULT."""
+    cdef uint64_t *pte
+    cdef uint64_t e, flags
+    if pfn == kpfn:
+        return 0                # shared by fork: the page is there already
+    if not page_eligible(w, pfn) or w.f_flags[w.f_head[pfn]] & FRAME_LOCKED:
+        return -EFAULT
+    if w.f_flags[pfn] & LARGE and split_folio_at(w, pfn, addr) != KW_OK:
+        return -EFAULT
+    pte = pte_find(w, w.mms[mm].root, addr)
+    if pte == NULL or not pte_present(pte[0]) or pte[0] & PTE_SPECIAL or entry_pfn(pte[0], 1) != <uint64_t>pfn:
+        return -EFAULT          # the split took it: it was empty
+    e = pte[0]
+    # To be write-protected, the page must not be in anybody else's hands.
+    if e & (PTE_RW | PTE_D) and folio_extra_refs(w, pfn) != 0:
+        return -EFAULT
+    flags = e & ~(PTE_PFN_MASK | PTE_RW | PTE_D)
+    if kpfn == BECOME_KSM:
+        w.f_flags[pfn] |= FRAME_KSM
+        pte[0] = make_entry(<uint64_t>pfn, flags)
+    else:
+        if w.f_key[pfn] != w.f_key[kpfn]:
+            return -EFAULT
+        flags &= ~(PTE_UFFD_WP | PTE_SOFT_DIRTY)
+        if kpfn == 0:
+            pte[0] = make_entry(0, flags | PTE_SPECIAL | PTE_D)
+            w.ksm.zero_pages += 1
+            w.mms[mm].nr_zero += 1
+        else:
+            pte[0] = make_entry(<uint64_t>kpfn, flags)
+            frame_map(w, kpfn)
+        frame_unmap(w, pfn)
+    w.mms[mm].epoch += 1
+    return 0
+
+
+cdef int merge_two(kw_world *w, int32_t item, int64_t pfn, int32_t other, int64_t twin, int nid) noexcept nogil:
+    """Make pfn, the page visited, a KSM page and map it at the other item's address as well."""
+    cdef kw_item *a = &w.items[item]
+    cdef kw_item *b = &w.items[other]
+    cdef uint64_t key = w.f_key[pfn]
+    cdef bint within = w.f_flags[pfn] & LARGE and w.f_flags[twin] & LARGE and w.f_head[pfn] == w.f_head[twin]
+    cdef int err
+    cdef int32_t node
+    # Parts of one huge page: holding on to the one keeps the other from being split out.
+    err = -EFAULT if within else merge_one(w, a.mm, a.addr, pfn, BECOME_KSM)
+    event(w, EV_NEW, a.mm, pfn, item, 0, err)
+    if err:
+        if within:
+            split_folio_at(w, pfn, a.addr)
+        return KW_OK
+    err = merge_one(w, b.mm, b.addr, twin, pfn)
+    event(w, EV_ADD, b.mm, pfn, other, 0, err)
+    if err:
+        err = break_ksm(w, a.mm, a.addr)
+        return err if err < 0 else KW_OK
+    leave_tree(w, other)
+    node = stable_insert(w, pfn, key, nid)
+    if node < 0:
+        err = break_ksm(w, b.mm, b.addr)
+        if err >= 0:
+            err = break_ksm(w, a.mm, a.addr)
+        return node
+    append_item(w, other, node)
+    append_item(w, item, node)
+    return KW_OK
+
+
+cdef int examine(kw_world *w, int32_t item, int64_t pfn) noexcept nogil:
+    cdef kw_item *q = &w.items[item]
+    cdef int32_t node = 0, target, other
+    cdef uint64_t key
+    cdef int64_t twin = 0
+    cdef int err, nid
+    if w.f_flags[pfn] & FRAME_KSM:
+        node = w.f_node[pfn]
+    if node:
+        if KW_LIKELY(q.flags & ITEM_STABLE and q.node == node and w.ksm.merge_across_nodes):
+            return KW_OK
+        nid = tree_nid(w, pfn)
+        if not w.nodes[node].flags & NODE_MIGRATE:
+            if w.nodes[node].nid != nid:
+                migrate_add(w, node)
+            elif q.flags & ITEM_STABLE and q.node == node:
+                return KW_OK
+        # A page shared by fork finds itself, however many share it already.
+        target = node
+        if w.nodes[node].flags & NODE_MIGRATE:
+            target = migrate_search(w, node, nid)
+            if target < 0:
+                return target
+            if target == node and q.flags & ITEM_STABLE and q.node == node:
+                return KW_OK
+        leave_tree(w, item)
+    else:
+        leave_tree(w, item)
+        key = w.f_key[pfn]
+        if not q.flags & ITEM_HAS_CHECKSUM or q.checksum != key:
+            q.checksum = key
+            q.flags |= ITEM_HAS_CHECKSUM
+            return KW_OK
+        nid = tree_nid(w, pfn)
+        if key == 0 and w.ksm.use_zero_pages:
+            err = merge_one(w, q.mm, q.addr, pfn, 0)
+            event(w, EV_ZERO, q.mm, pfn, <int64_t>q.addr, 0, err)
+            if err == 0:
+                return KW_OK
+        target = stable_search(w, key, nid)
+        if target == 0:
+            other = unstable_search(w, item, pfn, key, nid, &twin)
+            if other <= 0:
+                return KW_OK
+            return merge_two(w, item, pfn, other, twin, nid)
+    err = merge_one(w, q.mm, q.addr, pfn, w.nodes[target].pfn)
+    event(w, EV_ADD, q.mm, w.nodes[target].pfn, item, target, err)
+    if err == 0:
+        append_item(w, item, target)
+    return KW_OK
+
+
+# ------------------------------------------------------------------ batches
+
+cdef int64_t epoch_sum(kw_world *w) noexcept nogil:
+    """Epochs only grow, so their sum moves when one of them does."""
+    cdef int64_t total = 0
+    cdef int64_t i
+    for i in range(w.ctl.mms_used):
+        total += <int64_t>w.mms[i].epoch
+    return total
+
+
+cdef inline uint64_t *table_ahead(kw_world *w, int *n) noexcept nogil:
+    """The ptes of the `n` addresses the cursor comes to next, as far as the table and the area at hand reach."""
+    cdef kw_cursor *cur = w.cursor
+    cdef uint64_t end
+    n[0] = 0
+    if cur.strategy != STRATEGY_RANGE or (cur.address & ~(KW_PMD_SIZE - 1)) != cur.cache_base or cur.vma == 0:
+        return NULL
+    end = min(w.vmas[cur.vma].end, cur.cache_base + KW_PMD_SIZE)
+    if cur.address < end:
+        n[0] = <int>((end - cur.address) >> 12)
+    return w.rows + cur.cache_row * 512 + ((cur.address >> 12) & 511)
+
+
+cdef int64_t pass_merged(kw_world *w, int64_t n) noexcept nogil:
+    """Visit up to n pages that are merged already and listed on their nodes: what the cursor and `examine` would do.
+
+    Most pages of a host in its steady state are such: a tight loop over one table, its frames' flags and the items.
+    """
+    cdef kw_cursor *cur = w.cursor
+    cdef int reach = 0
+    cdef int64_t done = 0, pfn
+    cdef uint64_t *pte = table_ahead(w, &reach)
+    cdef uint64_t addr = cur.address
+    cdef int32_t link = cur.link, item
+    cdef kw_item *q
+    if not w.ksm.merge_across_nodes:
+        return 0
+    item = w.items[link].next if link else w.mms[cur.slot].rmap_list
+    n = min(n, <int64_t>reach)
+    while done < n and item:
+        if (pte[done] & (PTE_P | PTE_SPECIAL)) != PTE_P:
+            break
+        pfn = <int64_t>((pte[done] & PTE_PFN_MASK) >> 12)
+        q = &w.items[item]
+        if pfn >= w.ctl.nr_frames or not w.f_flags[pfn] & FRAME_KSM:
+            break
+        if q.addr != addr or not q.flags & ITEM_STABLE or q.node != w.f_node[pfn]:
+            break
+        link = item
+        item = q.next
+        addr += KW_PAGE_SIZE
+        done += 1
+    if done:
+        cur.address = addr
+        cur.link = link
+        w.ksm.pages_scanned += done
+        w.work.cached += done
+        w.work.ptes += done
+        w.work.found += done
+    return done
+
+
+cdef inline void warm_frame(kw_world *w, int64_t pfn) noexcept nogil:
+    prefetch(&w.f_flags[pfn])
+    prefetch(&w.f_head[pfn])
+    prefetch(&w.f_mapcount[pfn])
+    prefetch(&w.f_refs[pfn])
+    prefetch(&w.f_key[pfn])
+
+
+cdef uint64_t warm_trees(kw_world *w, uint64_t addr, uint64_t key) noexcept nogil:
+    """Bring into the cache what the next searches will touch; the address up to which that holds.
+
+    A search in a large tree waits for memory at each level. The contents of the pages that come next are known, so the
+    paths of several are followed side by side, and on to the page tables and frames of those that will merge. That
+    decides nothing: the searches come after it.
+    """
+    cdef uint64_t keys[AHEAD]
+    cdef int32_t at[AHEAD]
+    cdef int32_t stable[AHEAD]
+    cdef int32_t twins[AHEAD]
+    cdef int reach = 0, n = 1, found = 0, i, more = 1, level = 1
+    cdef uint64_t *pte = table_ahead(w, &reach)
+    cdef uint64_t *leaf
+    cdef int64_t pfn
+    cdef kw_link *link
+    cdef kw_node *p
+    cdef kw_item *q
+    keys[0] = key
+    reach = min(reach, AHEAD - 1)
+    for i in range(reach):
+        if (pte[i] & (PTE_P | PTE_SPECIAL)) == PTE_P:
+            pfn = <int64_t>((pte[i] & PTE_PFN_MASK) >> 12)
+            if pfn < w.ctl.nr_frames and not w.f_flags[pfn] & FRAME_KSM:
+                keys[n] = w.f_key[pfn]
+                n += 1
+    for i in range(n):
+        at[i] = unstable_root(w, 0)[0]
+        stable[i] = stable_root(w, 0)[0]
+    while more:
+        more = 0
+        for i in range(n):
+            link = &w.links[at[i]]
+            if KW_UNLIKELY(link.key == keys[i] and at[i] != 0):
+                twins[found] = at[i]
+                found += 1
+                prefetch(&w.items[at[i]])
+                at[i] = 0
+            else:
+                at[i] = link.right if keys[i] > link.key else link.left
+            p = &w.nodes[stable[i]]
+            stable[i] = p.right if keys[i] > p.key else p.left
+            more |= at[i] | stable[i]
+    for i in range(found):
+        q = &w.items[twins[i]]
+        leaf = leaf_find(w, w.mms[q.mm].root, q.addr, &level)
+        if leaf != NULL and not leaf[0] & PTE_SPECIAL:
+            pfn = <int64_t>entry_pfn(leaf[0], level)
+            if pfn < w.ctl.nr_frames:
+                warm_frame(w, pfn)
+    return addr + (<uint64_t>(reach + 1) << 12)
+
+
+cdef int64_t scan_and_merge(kw_world *w, int64_t n, int *failed) noexcept nogil:
+    cdef int64_t done = 0, pfn = 0
+    cdef uint64_t warm = 0
+    cdef int32_t item, mm = 0
+    cdef int err
+    failed[0] = KW_OK
+    if epoch_sum(w) != w.ksm.epoch_sum:
+        w.ksm.generation += 1
+    scan_begin(w)
+    while done < n:
+        item = scan_next(w, &pfn)
+        if item <= 0:
+            failed[0] = item
+            break
+        if w.items[item].mm != mm:
+            mm = w.items[item].mm
+            warm = 0
+        if w.items[item].addr >= warm and will_search(w, item, pfn):
+            warm = warm_trees(w, w.items[item].addr, w.f_key[pfn])
+        err = examine(w, item, pfn)
+        w.ksm.pages_scanned += 1
+        done += 1
+        if err < 0:
+            failed[0] = err
+            break
+        if w.f_flags[pfn] & FRAME_KSM:
+            done += pass_merged(w, n - done)
+    w.ksm.epoch_sum = epoch_sum(w)
+    return done
+
+
+# ------------------------------------------------------------------ run = 2
+
+cdef int unmerge_all(kw_world *w) noexcept nogil:
+    cdef int32_t mm = w.mms[0].slot_next, following
+    cdef int err
+    while mm:
+        following = w.mms[mm].slot_next
+        w.cursor.slot = mm
+        if not w.mms[mm].flags & MM_EXITING:
+            err = unmerge_mm(w, mm, w.cursor.strategy)
+            if err < 0:
+                return err
+        items_drop(w, mm)
+        w.cursor.link = 0
+        w.cursor.slot = following
+        if w.mms[mm].flags & MM_EXITING:
+            slot_remove(w, mm)
+        mm = following
+    drop_stable_nodes(w)
+    w.cursor.slot = 0
+    w.cursor.address = 0
+    w.cursor.link = 0
+    w.cursor.seqnr = 0
+    scan_begin(w)
+    return KW_OK
+
+
+cdef void bind(kw_world *w) noexcept nogil:
+    w.leave_tree = leave_tree
+    w.start_scan = start_scan
+
+
+# ------------------------------------------------------------------ what Python sees
+
+def py_bind(World world not None):
+    """Give the cursor of this world its doors into the engine."""
+    bind(&world.w)
+
+
+def py_scan(World world not None, int64_t n):
+    """(visits, 0 or a negative KW_* code) of one batch of at most n visits."""
+    cdef int failed = 0
+    cdef int64_t done
+    with nogil:
+        done = scan_and_merge(&world.w, n, &failed)
+    return done, failed
+
+
+def py_unmerge_all(World world not None):
+    """run = 2: 0 or a negative KW_* code."""
+    cdef int err
+    with nogil:
+        err = unmerge_all(&world.w)
+    return err
+
+
+def py_drop_stable_nodes(World world not None):
+    """Whether no stable node is left after the stale ones were removed."""
+    cdef int err
+    with nogil:
+        err = drop_stable_nodes(&world.w)
+    return err == KW_OK

@@ -1,0 +1,378 @@
+"""Stable nodes, their chains and the stable tree, over a Host's arrays.
+
+The contract of every function stands in `_stable.pxd`.
+"""
+from libc.stdint cimport uint8_t
+from libc.string cimport memset
+
+from ksmwalk.ksm._cursor cimport event
+from ksmwalk.ksm._trees cimport rb_erase, rb_insert, rb_replace
+
+cdef enum:
+    AGAIN = -100       # a node was removed under the search: start again at the root
+
+
+cdef inline char *node_rb(kw_world *w) noexcept nogil:
+    return <char *> &w.nodes[0].left
+
+
+# ------------------------------------------------------------------ stable nodes
+
+cdef int32_t node_alloc(kw_world *w) noexcept nogil:
+    cdef kw_ctl *c = w.ctl
+    cdef int64_t i = c.nodes_free
+    if i:
+        c.nodes_free = w.nodes[i].left
+    else:
+        if c.nodes_used >= c.nodes_cap:
+            return KW_ENONODES
+        i = c.nodes_used
+        c.nodes_used += 1
+    memset(&w.nodes[i], 0, sizeof(kw_node))
+    w.nodes[i].flags = NODE_USED
+    w.nodes[i].pfn = -1
+    c.nodes_live += 1
+    return <int32_t>i
+
+
+cdef void node_free(kw_world *w, int32_t node) noexcept nogil:
+    kw_check(node > 0 and w.nodes[node].flags & NODE_USED)
+    memset(&w.nodes[node], 0, sizeof(kw_node))
+    w.nodes[node].left = <int32_t>w.ctl.nodes_free
+    w.ctl.nodes_free = node
+    w.ctl.nodes_live -= 1
+
+
+cdef void dup_add(kw_world *w, int32_t chain, int32_t dup) noexcept nogil:
+    """Put a node at the head of a chain."""
+    cdef int32_t first = w.nodes[chain].dups
+    w.nodes[dup].flags |= NODE_DUP
+    w.nodes[dup].chain = chain
+    w.nodes[dup].dup_prev = 0
+    w.nodes[dup].dup_next = first
+    if first:
+        w.nodes[first].dup_prev = dup
+    w.nodes[chain].dups = dup
+
+
+cdef void dup_unlink(kw_world *w, int32_t dup) noexcept nogil:
+    cdef kw_node *p = &w.nodes[dup]
+    if p.dup_prev:
+        w.nodes[p.dup_prev].dup_next = p.dup_next
+    else:
+        w.nodes[p.chain].dups = p.dup_next
+    if p.dup_next:
+        w.nodes[p.dup_next].dup_prev = p.dup_prev
+    p.dup_prev = p.dup_next = p.chain = 0
+    p.flags &= <uint8_t>~NODE_DUP
+
+
+cdef void node_unlink(kw_world *w, int32_t node) noexcept nogil:
+    """Take a page's node out of its chain, its tree or the list of those that wait to change trees."""
+    cdef kw_node *p = &w.nodes[node]
+    if p.flags & NODE_MIGRATE:
+        if p.right:
+            w.nodes[p.right].left = p.left
+        else:
+            w.ksm.migrate = p.left
+        if p.left:
+            w.nodes[p.left].right = p.right
+        p.flags &= <uint8_t>~NODE_MIGRATE
+    elif p.flags & NODE_DUP:
+        dup_unlink(w, node)     # the chain stays, even if this was its last
+        w.ksm.dups -= 1
+    else:
+        rb_erase(node_rb(w), sizeof(kw_node), stable_root(w, p.nid), node)
+
+
+cdef void node_remove(kw_world *w, int32_t node) noexcept nogil:
+    """A node goes as a whole: its items, newest first, then itself."""
+    cdef kw_node *p = &w.nodes[node]
+    cdef kw_item *q
+    cdef int32_t item = p.items, following
+    cdef int64_t pfn = <int64_t>p.prune_time
+    while item:
+        following = w.links[item].left
+        q = &w.items[item]
+        if following:
+            w.ksm.pages_sharing -= 1
+            event(w, EV_RMI, q.mm, pfn, item, node, 0)
+        else:
+            w.ksm.pages_shared -= 1
+        w.mms[q.mm].nr_merging -= 1
+        q.flags &= <uint8_t>~ITEM_STABLE
+        q.node = 0
+        item = following
+    event(w, EV_RMK, 0, pfn, 0, node, 0)
+    node_unlink(w, node)
+    if p.pfn >= 0:
+        w.f_node[p.pfn] = 0
+    node_free(w, node)
+
+
+cdef inline bint node_stale(kw_world *w, int32_t node) noexcept nogil:
+    return w.nodes[node].pfn < 0
+
+
+cdef void append_item(kw_world *w, int32_t item, int32_t node) noexcept nogil:
+    """Put an item on its node's list, newest first."""
+    cdef kw_node *p = &w.nodes[node]
+    cdef kw_item *q = &w.items[item]
+    cdef int32_t first = p.items
+    w.links[item].left = first
+    w.links[item].right = 0
+    if first:
+        w.links[first].right = item
+        w.ksm.pages_sharing += 1
+    else:
+        w.ksm.pages_shared += 1
+    p.items = item
+    p.count += 1
+    q.flags |= ITEM_STABLE
+    q.node = node
+    w.mms[q.mm].nr_merging += 1
+
+
+cdef void node_leave(kw_world *w, int32_t item) noexcept nogil:
+    cdef kw_item *q = &w.items[item]
+    cdef kw_link *link = &w.links[item]
+    cdef kw_node *p = &w.nodes[q.node]
+    if node_stale(w, q.node):
+        node_remove(w, q.node)
+        return
+    if link.right:
+        w.links[link.right].left = link.left
+    else:
+        p.items = link.left
+    if link.left:
+        w.links[link.left].right = link.right
+    p.count -= 1
+    if p.items:
+        w.ksm.pages_sharing -= 1
+    else:
+        w.ksm.pages_shared -= 1
+    w.mms[q.mm].nr_merging -= 1
+    q.flags &= <uint8_t>~ITEM_STABLE
+    q.node = 0
+
+
+# ------------------------------------------------------------------ the stable tree
+
+cdef int32_t pick_dup(kw_world *w, int32_t *entry, bint may_prune, int32_t *roomy) noexcept nogil:
+    """The page to compare with at a tree entry: its node, or AGAIN after something stale was removed.
+
+    `roomy` gets the node that takes a newcomer if the content is equal, 0 if all are full. `entry` follows when a chain
+    turns back into a plain node.
+    """
+    cdef int32_t chain = entry[0], dup, following, found = 0
+    cdef bint prune = False
+    cdef kw_node *c = &w.nodes[chain]
+    roomy[0] = 0
+    if not c.flags & NODE_CHAIN:
+        if node_stale(w, chain):
+            node_remove(w, chain)
+            return AGAIN
+        if has_room(w, chain, 0):
+            roomy[0] = chain
+        return chain
+    if may_prune and w.ksm.now_ms >= <int64_t>c.prune_time + w.ksm.prune_millisecs:
+        c.prune_time = <uint64_t>w.ksm.now_ms
+        prune = True
+    dup = c.dups
+    while dup:
+        following = w.nodes[dup].dup_next
+        if node_stale(w, dup):
+            node_remove(w, dup)
+        elif has_room(w, dup, 0) and (found == 0 or w.nodes[dup].count > w.nodes[found].count):
+            found = dup
+            if not prune:
+                break
+        dup = following
+    if c.dups == 0:
+        chain_free(w, chain)
+        return AGAIN
+    if found and c.dups != found and has_room(w, found, 1):
+        dup_unlink(w, found)
+        dup_add(w, chain, found)
+    roomy[0] = found
+    dup = c.dups
+    if w.nodes[dup].dup_next == 0:
+        # The only one left: the chain turns back into a plain node.
+        dup_unlink(w, dup)
+        rb_replace(node_rb(w), sizeof(kw_node), stable_root(w, c.nid), chain, dup)
+        w.nodes[dup].nid = c.nid
+        w.ksm.chains -= 1
+        w.ksm.dups -= 1
+        node_free(w, chain)
+        entry[0] = dup
+    return found if found else dup
+
+
+cdef void chain_free(kw_world *w, int32_t chain) noexcept nogil:
+    rb_erase(node_rb(w), sizeof(kw_node), stable_root(w, w.nodes[chain].nid), chain)
+    w.ksm.chains -= 1
+    node_free(w, chain)
+
+
+cdef int32_t stable_search(kw_world *w, uint64_t key, int nid) noexcept nogil:
+    """The node that a page of this content joins, 0 if there is none with room."""
+    cdef int32_t entry, page, roomy
+    while True:
+        entry = stable_root(w, nid)[0]
+        while entry:
+            page = pick_dup(w, &entry, True, &roomy)
+            if page == AGAIN:
+                break
+            if key == w.nodes[page].key:
+                return roomy
+            entry = w.nodes[entry].right if key > w.nodes[page].key else w.nodes[entry].left
+        if entry == 0:
+            return 0
+
+
+cdef int32_t chain_make(kw_world *w, int32_t node) noexcept nogil:
+    """A plain node becomes the first dup of a new chain, which takes its place in the tree."""
+    cdef int32_t chain = node_alloc(w)
+    if chain < 0:
+        return chain
+    w.nodes[chain].key = w.nodes[node].key
+    w.nodes[chain].flags |= NODE_CHAIN
+    w.nodes[chain].nid = w.nodes[node].nid
+    w.nodes[chain].prune_time = <uint64_t>w.ksm.now_ms
+    rb_replace(node_rb(w), sizeof(kw_node), stable_root(w, w.nodes[node].nid), node, chain)
+    dup_add(w, chain, node)
+    w.ksm.chains += 1
+    w.ksm.dups += 1
+    return chain
+
+
+cdef int stable_place(kw_world *w, int32_t node, int nid) noexcept nogil:
+    """Put a page's node into the tree, or into the chain of its content: KW_OK or KW_ENONODES."""
+    cdef uint64_t key = w.nodes[node].key
+    cdef int32_t entry, page, roomy, parent
+    cdef bint right
+    while True:
+        parent = 0
+        right = False
+        entry = stable_root(w, nid)[0]
+        page = 0
+        while entry:
+            page = pick_dup(w, &entry, False, &roomy)
+            if page == AGAIN:
+                break
+            if key == w.nodes[page].key:
+                break
+            parent = entry
+            right = key > w.nodes[page].key
+            entry = w.nodes[entry].right if right else w.nodes[entry].left
+        if entry == 0 or page != AGAIN:
+            break
+    w.nodes[node].nid = <uint8_t>nid
+    if entry == 0:
+        rb_insert(node_rb(w), sizeof(kw_node), stable_root(w, nid), parent, right, node)
+        return KW_OK
+    if not w.nodes[entry].flags & NODE_CHAIN:
+        entry = chain_make(w, entry)
+        if entry < 0:
+            return entry
+    dup_add(w, entry, node)
+    w.ksm.dups += 1
+    return KW_OK
+
+
+cdef int32_t stable_insert(kw_world *w, int64_t pfn, uint64_t key, int nid) noexcept nogil:
+    """A node for the new KSM page pfn: its index or KW_ENONODES."""
+    cdef int32_t node = node_alloc(w)
+    cdef int err
+    if node < 0:
+        return node
+    w.nodes[node].key = key
+    w.nodes[node].pfn = pfn
+    w.nodes[node].prune_time = <uint64_t>pfn
+    err = stable_place(w, node, nid)
+    if err < 0:
+        node_free(w, node)
+        return err
+    w.f_node[pfn] = node
+    return node
+
+
+# ------------------------------------------------------------------ NUMA: nodes that wait to change trees
+
+cdef void migrate_add(kw_world *w, int32_t node) noexcept nogil:
+    """The page is on another NUMA node than its tree: out of it, and on the list."""
+    cdef kw_node *p = &w.nodes[node]
+    node_unlink(w, node)
+    p.flags |= NODE_MIGRATE
+    p.right = 0
+    p.left = <int32_t>w.ksm.migrate
+    if p.left:
+        w.nodes[p.left].right = node
+    w.ksm.migrate = node
+
+
+cdef int32_t migrate_search(kw_world *w, int32_t node, int nid) noexcept nogil:
+    """Where the items of a page that waits belong: a node of its content with room, else itself, now in its tree."""
+    cdef int32_t found = stable_search(w, w.nodes[node].key, nid)
+    cdef int err
+    if found:
+        return found
+    node_unlink(w, node)
+    err = stable_place(w, node, nid)
+    if err < 0:
+        w.nodes[node].flags |= NODE_MIGRATE
+        w.nodes[node].right = 0
+        w.nodes[node].left = <int32_t>w.ksm.migrate
+        if w.nodes[node].left:
+            w.nodes[w.nodes[node].left].right = node
+        w.ksm.migrate = node
+        return err
+    return node
+
+
+cdef void migrate_drop_stale(kw_world *w) noexcept nogil:
+    cdef int32_t node = <int32_t>w.ksm.migrate, following
+    while node:
+        following = w.nodes[node].left
+        if node_stale(w, node):
+            node_remove(w, node)
+        node = following
+
+
+# ------------------------------------------------------------------ removing what nobody maps
+
+cdef int drop_node(kw_world *w, int32_t node) noexcept nogil:
+    """Remove the node of a page that nobody maps."""
+    if w.nodes[node].pfn >= 0 and w.f_mapcount[w.nodes[node].pfn] > 0:
+        return KW_EBUSYENTRY
+    node_remove(w, node)
+    return KW_OK
+
+
+cdef int drop_entry(kw_world *w, int32_t entry) noexcept nogil:
+    """The same for whatever stands at an entry of the tree; a chain goes with its last dup."""
+    if not w.nodes[entry].flags & NODE_CHAIN:
+        return drop_node(w, entry)
+    while w.nodes[entry].dups:
+        if drop_node(w, w.nodes[entry].dups) != KW_OK:
+            return KW_EBUSYENTRY
+    chain_free(w, entry)
+    return KW_OK
+
+
+cdef int drop_stable_nodes(kw_world *w) noexcept nogil:
+    cdef int err = KW_OK
+    cdef int64_t nid
+    cdef int32_t node, following
+    for nid in range(w.ctl.nr_nodes):
+        while stable_root(w, <int>nid)[0]:
+            if drop_entry(w, stable_root(w, <int>nid)[0]) != KW_OK:
+                err = KW_EBUSYENTRY
+                break
+    node = <int32_t>w.ksm.migrate
+    while node:
+        following = w.nodes[node].left
+        if drop_node(w, node) != KW_OK:
+            err = KW_EBUSYENTRY
+        node = following
+    return err

@@ -1,0 +1,155 @@
+"""The scan cursor: mm slots, next item, smart scan; the range walk and the one-address-at-a-time scan before it."""
+
+from __future__ import annotations
+
+from .. import _core
+from ..errors import BadEntryError, check
+from ..layout import Bad, Code, Strategy
+from . import _cursor
+from .rmap import RmapItem
+
+STRATEGIES = {"range": Strategy.RANGE, "per-address": Strategy.PER_ADDRESS}
+
+
+class KsmScan(_cursor.Cursor):
+    """The cursor of one KSM over the mergeable pages of a Host.
+
+    A Host makes it: `host.ksm.scan`. Every state it has is in the Host's `cursor` record.
+
+    Attributes
+    ----------
+    mm_slot : Mm or None
+        Address space the cursor is in; None between full scans.
+    address : int
+        Bytes; where the search goes on.
+    rmap_list : RmapItem or None
+        Item after which the list of the mm goes on; None: from its first.
+    seqnr : int
+        Full scans completed.
+    strategy : str
+        "range" (the 2025 patch: one range walk that jumps holes) or "per-address" (before it).
+    real_lookups : bool
+        Perform the one-address lookups that meet a hole, instead of counting them in closed form.
+
+    Models: struct ksm_scan and scan_get_next_rmap_item() of Linux 6.18; with "per-address" those of 6.17.
+    Differs: nothing known.
+    """
+
+    def __init__(self, world: _core.World):
+        super().__init__(world)
+        self._world = world
+        self._cursor = world.arrays["cursor"]
+
+    # ---------------------------------------------------------- the cursor's record
+
+    @property
+    def mm_slot(self):
+        number = int(self._cursor["slot"][0])
+        if not number:
+            return None
+        owner = self._world.owner
+        return number if owner is None else owner().mm_by_number(number)
+
+    @property
+    def address(self) -> int:
+        return int(self._cursor["address"][0])
+
+    @property
+    def rmap_list(self) -> RmapItem | None:
+        index = int(self._cursor["link"][0])
+        return _cursor.py_rmap_item(self._world, index) if index else None
+
+    @property
+    def seqnr(self) -> int:
+        return int(self._cursor["seqnr"][0])
+
+    @property
+    def strategy(self) -> str:
+        return "range" if self._cursor["strategy"][0] == Strategy.RANGE else "per-address"
+
+    @strategy.setter
+    def strategy(self, name: str) -> None:
+        if name not in STRATEGIES:
+            raise ValueError(f"strategy {name!r}: must be one of {', '.join(STRATEGIES)}")
+        self._cursor["strategy"][0] = STRATEGIES[name]
+
+    @property
+    def real_lookups(self) -> bool:
+        return bool(self._cursor["real_lookups"][0])
+
+    @real_lookups.setter
+    def real_lookups(self, on: bool) -> None:
+        self._cursor["real_lookups"][0] = bool(on)
+
+    # ---------------------------------------------------------- scanning
+
+    def scan(self, n: int) -> int:
+        """Hand out up to `n` pages at full speed in compiled code, without looking at them.
+
+        A batch ends at the end of a full scan and never goes on into the next one.
+
+        Returns
+        -------
+        int
+            Pages handed out (those skipped by smart scan are not among them).
+
+        Raises
+        ------
+        ValueError
+            `n` is negative.
+        BadEntryError, ArenaFullError
+            As `scan_get_next_rmap_item`; pages handed out before stay handed out.
+
+        Models: the loop of ksm_do_scan() of Linux 6.18 without its merging. Differs: nothing known.
+        """
+        if not 0 <= n < 1 << 63:
+            raise ValueError(f"n {n}: must be from 0 to 2**63 - 1")
+        done, code = _cursor.py_scan_batch(self._world, n)
+        if code:
+            self._fail(code)
+        return done
+
+    def _fail(self, code: int) -> None:
+        if code == Code.BADENTRY:
+            level, raw = _cursor.py_entry_at(self._world, int(self._cursor["slot"][0]), self.address)
+            raise BadEntryError(self.address, level, raw, Bad.PFN if level <= 2 else Bad.FRAME)
+        check(code, f"mm {int(self._cursor['slot'][0])}, address {self.address:#x}")
+
+    # ---------------------------------------------------------- work counts
+
+    @property
+    def work(self) -> dict[str, int]:
+        """What the scans since `reset_work` did.
+
+        Returns
+        -------
+        dict
+            `pgd`, `p4d`, `pud`, `pmd`: entries read per level (p4d only with 5 levels); `pte`: ptes read; `searches`:
+            range walks; `lookups`: one-address lookups; `lookup_misses`: those that met no page; `callbacks`: calls of
+            the pmd operation; `resched`: scheduling points; `longest`: most entries read (range) or addresses looked up
+            (per-address) between two pages; `holes`: empty entries jumped; `found`: pages found.
+        """
+        rec = self._world.arrays["work"][0]
+        levels = int(self._world.arrays["ctl"]["levels"][0])
+        cached = int(rec["cached"])
+        # A search that went on in the table of the one before reads an entry a level, like any descent.
+        entries = [int(rec["entries"][level]) + cached for level in range(6)]
+        out = {"pgd": entries[levels], "pud": entries[3], "pmd": entries[2], "pte": int(rec["ptes"])}
+        if levels == 5:
+            out = {"pgd": entries[5], "p4d": entries[4], **{k: out[k] for k in ("pud", "pmd", "pte")}}
+        out["searches"] = int(rec["searches"]) + cached
+        out["resched"] = int(rec["resched"]) + cached
+        out["callbacks"] = int(rec["callbacks"]) + cached
+        out["longest"] = max(int(rec["longest"]), levels if cached else 0)
+        for name in ("lookups", "lookup_misses", "holes", "found"):
+            out[name] = int(rec[name])
+        return out
+
+    def reset_work(self) -> None:
+        """Set all work counts to zero."""
+        self._world.arrays["work"][0] = 0
+
+    def __repr__(self) -> str:
+        slot = int(self._cursor["slot"][0])
+        where = f"mm {slot} address {self.address:#x}" if slot else "between scans"
+        return f"<KsmScan {where}, seqnr {self.seqnr}, {self.strategy}>"

@@ -1,0 +1,1 @@
+"""Physical memory: frames and their allocator, leaves, folios, areas, faults."""

@@ -1,0 +1,502 @@
+"""Faults of a Host, compiled: what a load or a store does to page tables and frames, singly and at array speed.
+
+The contract of every function stands in `_fault.pxd`.
+"""
+from ksmwalk._core cimport *
+from ksmwalk.memory._frames cimport *
+
+
+# ------------------------------------------------------------------ faults
+
+cdef uint64_t prot_bits(uint64_t flags) noexcept nogil:
+    """What a pte of such a vma has besides frame, dirty and (private) write permission."""
+    cdef uint64_t bits
+    if not flags & (VM_READ | VM_WRITE | VM_EXEC):
+        return PTE_PROTNONE | PTE_A
+    bits = PTE_P | PTE_US | PTE_A
+    if not flags & VM_EXEC:
+        bits |= PTE_NX
+    if (flags & (VM_SHARED | VM_WRITE)) == (VM_SHARED | VM_WRITE):
+        bits |= PTE_RW
+    return bits
+
+
+cdef inline bint anon_vma_near(kw_vma *a, kw_vma *b) noexcept nogil:
+    """Could a and b, b right after a, become one vma by mprotect? Then they had better share their anon_vma."""
+    return (a.end == b.start and a.backing == b.backing and b.pgoff == a.pgoff + ((a.end - a.start) >> 12)
+            and ((a.flags ^ b.flags) & ~<uint64_t>(VM_READ | VM_WRITE | VM_EXEC)) == 0)
+
+
+cdef void anon_vma_prepare(kw_world *w, kw_vma *v) noexcept nogil:
+    cdef kw_vma *n
+    if v.anon_vma:
+        return
+    if v.next:
+        n = &w.vmas[v.next]
+        if n.anon_vma and not n.reserved & 1 and anon_vma_near(v, n):
+            v.anon_vma = n.anon_vma
+            return
+    if v.prev:
+        n = &w.vmas[v.prev]
+        if n.anon_vma and not n.reserved & 1 and anon_vma_near(n, v):
+            v.anon_vma = n.anon_vma
+            return
+    w.ctl.anon_vmas += 1
+    v.anon_vma = <int32_t>w.ctl.anon_vmas
+
+
+cdef bint thp_fits(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr) noexcept nogil:
+    """Would a fault at addr, in an empty pmd, take a huge page?"""
+    cdef uint64_t base = addr & ~(KW_PMD_SIZE - 1)
+    if v.backing or w.ctl.thp == THP_NEVER or v.flags & VM_NOHUGEPAGE or w.mms[mm].flags & MM_THP_DISABLED:
+        return False
+    if w.ctl.thp == THP_MADVISE and not v.flags & VM_HUGEPAGE:
+        return False
+    if v.flags & (VM_PFNMAP | VM_IO | VM_MIXEDMAP | VM_DONTEXPAND):
+        return False
+    return base >= v.start and base + KW_PMD_SIZE <= v.end
+
+
+cdef int64_t backing_page(kw_world *w, int32_t backing, uint64_t pgoff, bint huge) noexcept nogil:
+    """The frame of a file or shared object at this offset, made (empty) where missing."""
+    cdef uint64_t *p
+    cdef int64_t pfn
+    if pgoff >= <uint64_t>w.mms[backing].length:
+        return KW_EFAULT
+    if huge:
+        p = pmd_make(w, backing, pgoff << 12)
+    else:
+        p = pte_make(w, backing, pgoff << 12)
+    if p == NULL:
+        return KW_ENOROWS
+    if p[0]:
+        return <int64_t>entry_pfn(p[0], 2 if huge else 1)
+    if huge:
+        pfn = hugetlb_alloc(w, 0)
+    else:
+        pfn = frame_alloc(w, 0, 0, FRAME_DEVICE if w.mms[backing].flags & MM_DEVICE else FRAME_FILE)
+    if pfn < 0:
+        return pfn
+    folio_get(w, pfn)   # the object's own reference
+    p[0] = make_entry(<uint64_t>pfn, PTE_P | PTE_A | (PTE_PS if huge else 0))
+    return pfn
+
+
+cdef bint page_ours(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn) noexcept nogil:
+    """Is this anonymous page (the folio it is part of) mapped by nobody but this mm, so that a store may go into it?"""
+    cdef int64_t head = w.f_head[pfn], all, ours = 0
+    cdef uint64_t a
+    cdef uint64_t *p
+    cdef int i, level
+    if (w.f_flags[pfn] & (FRAME_ANON | FRAME_KSM)) != FRAME_ANON:
+        return False
+    if not w.f_flags[head] & FRAME_HEAD:
+        return w.f_mapcount[pfn] == 1
+    all = folio_mappings(w, head)
+    a = addr - (<uint64_t>(pfn - head) << 12)
+    for i in range(512):
+        p = leaf_find(w, w.mms[mm].root, a, &level)
+        if p != NULL and level == 1 and normal_pfn(w, p[0], 1) == head + i:
+            ours += 1
+        a += KW_PAGE_SIZE
+    return ours == all
+
+
+cdef inline void store(kw_world *w, int32_t mm, int64_t pfn, uint64_t key, int mode) noexcept nogil:
+    if not mode & FAULT_KEEP:
+        w.f_key[pfn] = key
+        touched(w, mm)
+
+
+cdef int write_huge(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t key, int mode,
+                    uint64_t *pmd) noexcept nogil:
+    """A store into a leaf pmd: 1 done; 0: it has become ptes, go on there."""
+    cdef uint64_t e = pmd[0]
+    cdef int64_t pfn = normal_pfn(w, e, 2), huge
+    cdef int64_t sub = <int64_t>((addr & (KW_PMD_SIZE - 1)) >> 12)
+    if not pmd_present(e):
+        return KW_EFAULT
+    if e & PTE_UFFD_WP:
+        return KW_EFAULT
+    if pfn < 0:
+        if entry_pfn(e, 2) != <uint64_t>w.ctl.huge_zero:
+            return KW_EFAULT
+        huge = huge_alloc(w, <int>w.mms[mm].reserved)
+        if huge < 0:
+            return pmd_split(w, mm, addr, pmd)
+        map_huge(w, mm, v, pmd, huge)
+        store(w, mm, huge + sub, key, mode)
+        return 1
+    if not e & PTE_RW:
+        if folio_mappings(w, pfn) != 512:
+            return pmd_split(w, mm, addr, pmd)
+        if v.flags & VM_WRITE:
+            pmd[0] = e | PTE_RW
+    pmd[0] |= PTE_A | PTE_D
+    store(w, mm, pfn + sub, key, mode)
+    return 1
+
+
+cdef void map_huge(kw_world *w, int32_t mm, kw_vma *v, uint64_t *pmd, int64_t pfn) noexcept nogil:
+    cdef uint64_t flags = prot_bits(v.flags) | PTE_PS | PTE_D
+    if v.flags & VM_WRITE:
+        flags |= PTE_RW
+    pmd[0] = make_leaf(<uint64_t>pfn, flags, 2)
+    huge_map(w, pfn)
+    lru_add(w, pfn)
+    touched(w, mm)
+
+
+cdef int write_hugetlb(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t key, int mode) noexcept nogil:
+    cdef uint64_t *pmd = pmd_make(w, mm, addr)
+    cdef uint64_t base = addr & ~(KW_PMD_SIZE - 1), flags
+    cdef int64_t old = KW_NONE, pfn, sub = <int64_t>((addr - base) >> 12)
+    cdef int i
+    if pmd == NULL:
+        return KW_ENOROWS
+    if not entry_none(pmd[0]):
+        old = normal_pfn(w, pmd[0], 2)
+        if old < 0:
+            return KW_EFAULT
+        if pmd[0] & PTE_RW or v.flags & VM_SHARED or folio_mappings(w, old) == w.f_refs[old] == 512:
+            pmd[0] |= PTE_RW | PTE_A | PTE_D
+            store(w, mm, old + sub, key, mode)
+            return KW_OK
+    elif v.flags & VM_SHARED:
+        old = backing_page(w, v.backing, v.pgoff + ((base - v.start) >> 12), True)
+        if old < 0:
+            return <int>old
+        pmd[0] = make_leaf(<uint64_t>old, prot_bits(v.flags) | PTE_PS | PTE_D, 2)
+        huge_map(w, old)
+        store(w, mm, old + sub, key, mode)
+        touched(w, mm)
+        return KW_OK
+    anon_vma_prepare(w, v)
+    pfn = hugetlb_alloc(w, <int>w.mms[mm].reserved)
+    if pfn < 0:
+        return KW_ENOFRAMES
+    flags = prot_bits(v.flags) | PTE_PS | PTE_D | (PTE_RW if v.flags & VM_WRITE else 0)
+    pmd[0] = make_leaf(<uint64_t>pfn, flags, 2)
+    huge_map(w, pfn)
+    if old >= 0:
+        for i in range(512):
+            w.f_key[pfn + i] = w.f_key[old + i]
+        huge_unmap(w, old)
+    store(w, mm, pfn + sub, key, mode)
+    touched(w, mm)
+    return KW_OK
+
+
+cdef int new_anon(kw_world *w, int32_t mm, kw_vma *v, uint64_t *pte, uint64_t key) noexcept nogil:
+    """A new anonymous page with this content at an empty or replaced pte."""
+    cdef int64_t pfn = frame_alloc(w, <int>w.mms[mm].reserved, key, FRAME_ANON)
+    cdef uint64_t flags
+    if pfn < 0:
+        return KW_ENOFRAMES
+    flags = prot_bits(v.flags) | PTE_D
+    if v.flags & VM_WRITE:
+        flags |= PTE_RW
+    pte[0] = make_entry(<uint64_t>pfn, flags)
+    frame_map(w, pfn)
+    lru_add(w, pfn)
+    touched(w, mm)
+    return KW_OK
+
+
+cdef int write_pte(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *pte, uint64_t key,
+                   int mode) noexcept nogil:
+    cdef uint64_t e = pte[0]
+    cdef int64_t pfn
+    cdef int rc
+    if e & PTE_RW and pte_present(e):
+        pfn = normal_pfn(w, e, 1)
+        if pfn >= 0:
+            pte[0] = e | PTE_A | PTE_D
+            store(w, mm, pfn, key, mode)
+            return KW_OK
+    if not pte_present(e):
+        if not entry_none(e):
+            return KW_EFAULT   # a guard marker, say
+        if v.backing:
+            pfn = backing_page(w, v.backing, v.pgoff + ((addr - v.start) >> 12), False)
+            if pfn < 0:
+                return <int>pfn
+            if v.flags & VM_SHARED:
+                pte[0] = make_entry(<uint64_t>pfn, prot_bits(v.flags) | PTE_D)
+                frame_map(w, pfn)
+                store(w, mm, pfn, key, mode)
+                touched(w, mm)
+                return KW_OK
+            if mode & FAULT_KEEP:
+                key = w.f_key[pfn]
+        elif mode & FAULT_KEEP:
+            key = 0
+        anon_vma_prepare(w, v)
+        return new_anon(w, mm, v, pte, key)
+    if e & PTE_UFFD_WP:
+        return KW_EFAULT       # a userfaultfd handler would have to answer
+    if e & PTE_SPECIAL:
+        if entry_pfn(e, 1) != 0:
+            return KW_EFAULT
+        anon_vma_prepare(w, v)
+        rc = new_anon(w, mm, v, pte, 0 if mode & FAULT_KEEP else key)
+        if rc == KW_OK and pte_ksm_zero(e):
+            ksm_zero_gone(w, mm)
+        return rc
+    pfn = normal_pfn(w, e, 1)
+    if pfn < 0:
+        return KW_EFAULT
+    if v.flags & VM_SHARED or page_ours(w, mm, addr, pfn):
+        pte[0] = e | PTE_A | PTE_D | (PTE_RW if v.flags & VM_WRITE else 0)
+        store(w, mm, pfn, key, mode)
+        return KW_OK
+    anon_vma_prepare(w, v)
+    rc = new_anon(w, mm, v, pte, w.f_key[pfn] if mode & FAULT_KEEP else key)
+    if rc == KW_OK:
+        frame_unmap(w, pfn)
+    return rc
+
+
+cdef int fault_write(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t key, int mode) noexcept nogil:
+    cdef uint64_t *pmd
+    cdef uint64_t *pte
+    cdef int64_t huge
+    cdef int rc
+    if v.flags & (VM_PFNMAP | VM_IO) or not v.flags & VM_WRITE and not mode & FAULT_FORCE:
+        return KW_EFAULT
+    if mode & FAULT_FORCE and not v.flags & VM_WRITE and (v.flags & VM_SHARED or not v.flags & VM_MAYWRITE):
+        return KW_EFAULT
+    if v.flags & VM_HUGETLB:
+        return write_hugetlb(w, mm, v, addr, key, mode)
+    pmd = pmd_make(w, mm, addr)
+    if pmd == NULL:
+        return KW_ENOROWS
+    if entry_none(pmd[0]):
+        if thp_fits(w, mm, v, addr):
+            anon_vma_prepare(w, v)
+            huge = huge_alloc(w, <int>w.mms[mm].reserved)
+            if huge >= 0:
+                map_huge(w, mm, v, pmd, huge)
+                store(w, mm, huge + ((addr & (KW_PMD_SIZE - 1)) >> 12), key, mode)
+                return KW_OK
+    elif entry_leaf(pmd[0], 2):
+        rc = write_huge(w, mm, v, addr, key, mode, pmd)
+        if rc:
+            return rc if rc < 0 else KW_OK
+    pte = pte_make(w, mm, addr)
+    if pte == NULL:
+        return KW_ENOROWS
+    return write_pte(w, mm, v, addr, pte, key, mode)
+
+
+cdef int write_fault(kw_world *w, int32_t mm, uint64_t addr, uint64_t key) noexcept nogil:
+    cdef int32_t v = vma_find(w, mm, addr)
+    if v == 0:
+        return KW_EFAULT
+    return fault_write(w, mm, &w.vmas[v], addr, key, 0)
+
+
+cdef int64_t fault_read(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, int mode) noexcept nogil:
+    cdef uint64_t *pmd
+    cdef uint64_t *pte
+    cdef uint64_t e
+    cdef int64_t pfn, sub = <int64_t>((addr & (KW_PMD_SIZE - 1)) >> 12)
+    cdef bint huge = v.flags & VM_HUGETLB != 0
+    if not v.flags & (VM_READ | VM_WRITE | VM_EXEC) and not mode & FAULT_FORCE:
+        return KW_EFAULT
+    if v.flags & (VM_PFNMAP | VM_IO):
+        return KW_EFAULT
+    pmd = pmd_make(w, mm, addr)
+    if pmd == NULL:
+        return KW_ENOROWS
+    if entry_none(pmd[0]):
+        if huge:
+            if v.backing == 0:
+                # A private huge page of its own right away: hugetlb has no zero page.
+                pfn = write_hugetlb(w, mm, v, addr, 0, FAULT_KEEP)
+                return pfn if pfn < 0 else <int64_t>entry_pfn(pmd[0], 2) + sub
+            pfn = backing_page(w, v.backing, v.pgoff + (((addr & ~(KW_PMD_SIZE - 1)) - v.start) >> 12), True)
+            if pfn < 0:
+                return pfn
+            e = prot_bits(v.flags)
+            pmd[0] = make_leaf(<uint64_t>pfn, e | PTE_PS, 2)
+            huge_map(w, pfn)
+            touched(w, mm)
+            return pfn + sub
+        if thp_fits(w, mm, v, addr):
+            anon_vma_prepare(w, v)
+            if w.ctl.huge_zero < 0:
+                pfn = huge_alloc(w, 0)
+                if pfn >= 0:
+                    make_huge_zero(w, pfn)
+            if w.ctl.huge_zero >= 0:
+                pmd[0] = make_leaf(<uint64_t>w.ctl.huge_zero, prot_bits(v.flags) | PTE_PS | PTE_SPECIAL, 2)
+                touched(w, mm)
+                return w.ctl.huge_zero + sub
+    elif entry_leaf(pmd[0], 2):
+        pfn = <int64_t>entry_pfn(pmd[0], 2) + sub
+        if not pmd_present(pmd[0]) or pfn >= w.ctl.nr_frames:
+            return KW_EFAULT
+        pmd[0] |= PTE_A
+        return pfn
+    pte = pte_make(w, mm, addr)
+    if pte == NULL:
+        return KW_ENOROWS
+    e = pte[0]
+    if pte_present(e):
+        pfn = <int64_t>entry_pfn(e, 1)
+        if pfn >= w.ctl.nr_frames:
+            return KW_EFAULT
+        pte[0] = e | PTE_A
+        return pfn
+    if not entry_none(e):
+        return KW_EFAULT
+    touched(w, mm)
+    if v.backing == 0:
+        pte[0] = make_entry(0, prot_bits(v.flags) | PTE_SPECIAL)
+        return 0
+    map_around(w, mm, v, addr, pte)
+    if pte[0]:
+        return <int64_t>entry_pfn(pte[0], 1)
+    pfn = backing_page(w, v.backing, v.pgoff + ((addr - v.start) >> 12), False)
+    if pfn < 0:
+        return pfn
+    pte[0] = make_entry(<uint64_t>pfn, prot_bits(v.flags))
+    frame_map(w, pfn)
+    return pfn
+
+
+cdef void map_around(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *pte) noexcept nogil:
+    """A load of a file page maps those of the 16 around it that the file has already (fault_around_bytes).
+
+    The 16 begin at a multiple of 16, or where the area does, and end with the area or the table at the latest.
+    """
+    cdef uint64_t a = max(addr & ~<uint64_t>0xffff, v.start)
+    cdef uint64_t end = min(a + 0x10000, min(v.end, (addr & ~(KW_PMD_SIZE - 1)) + KW_PMD_SIZE))
+    cdef uint64_t *p = pte - ((addr - a) >> 12)
+    cdef uint64_t *have
+    cdef uint64_t pgoff
+    cdef int64_t pfn
+    while a < end:
+        pgoff = v.pgoff + ((a - v.start) >> 12)
+        if p[0] == 0 and pgoff < <uint64_t>w.mms[v.backing].length:
+            have = pte_find(w, w.mms[v.backing].root, pgoff << 12)
+            if have != NULL and have[0]:
+                pfn = <int64_t>entry_pfn(have[0], 1)
+                p[0] = make_entry(<uint64_t>pfn, prot_bits(v.flags))
+                frame_map(w, pfn)
+        p += 1
+        a += KW_PAGE_SIZE
+
+
+cdef void make_huge_zero(kw_world *w, int64_t pfn) noexcept nogil:
+    cdef int i
+    for i in range(512):
+        w.f_flags[pfn + i] = (w.f_flags[pfn + i] & ~FRAME_ANON) | FRAME_ZERO
+    w.ctl.huge_zero = pfn
+
+
+cdef int64_t read_fault(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil:
+    cdef int32_t v = vma_find(w, mm, addr)
+    if v == 0:
+        return KW_EFAULT
+    return fault_read(w, mm, &w.vmas[v], addr, 0)
+
+
+# ------------------------------------------------------------------ ranges at array speed
+
+cdef int64_t write_range(kw_world *w, int32_t mm, uint64_t addr, int64_t n, const uint64_t *keys, int64_t stride,
+                         int mode, int *code) noexcept nogil:
+    cdef int64_t done = 0, pfn
+    cdef uint64_t end = addr + (<uint64_t>n << 12), stop, flags
+    cdef uint64_t *pmd
+    cdef uint64_t *pte
+    cdef kw_vma *v
+    cdef int32_t at
+    cdef int nid = <int>w.mms[mm].reserved
+    code[0] = KW_OK
+    at = vma_find_from(w, mm, addr)
+    while addr < end:
+        while at and w.vmas[at].end <= addr:
+            at = w.vmas[at].next
+        if at == 0 or w.vmas[at].start > addr:
+            code[0] = KW_EFAULT
+            return done
+        v = &w.vmas[at]
+        stop = min(end, min(v.end, (addr & ~(KW_PMD_SIZE - 1)) + KW_PMD_SIZE))
+        if not v.backing and v.flags & VM_WRITE and not v.flags & (VM_PFNMAP | VM_IO | VM_HUGETLB):
+            # Private memory: into its pte table, without a fault's detour for new and for writable pages.
+            pmd = pmd_make(w, mm, addr)
+            if pmd == NULL:
+                code[0] = KW_ENOROWS
+                return done
+            if not entry_leaf(pmd[0], 2) and (not entry_none(pmd[0]) or not thp_fits(w, mm, v, addr)):
+                pte = pte_make(w, mm, addr)
+                if pte == NULL:
+                    code[0] = KW_ENOROWS
+                    return done
+                anon_vma_prepare(w, v)
+                flags = prot_bits(v.flags) | PTE_D | PTE_RW
+                w.mms[mm].epoch += <uint64_t>((stop - addr) >> 12)
+                while addr < stop:
+                    if pte[0] == 0 and w.ctl.lru_batch == 0:
+                        pfn = frame_new(w, nid, keys[done * stride] if keys != NULL else 0)
+                        if pfn < 0:
+                            code[0] = KW_ENOFRAMES
+                            return done
+                        pte[0] = (<uint64_t>pfn << 12) | flags
+                    else:
+                        code[0] = write_pte(w, mm, v, addr, pte, keys[done * stride] if keys != NULL else 0, mode)
+                        if code[0] < 0:
+                            return done
+                    pte += 1
+                    done += 1
+                    addr += KW_PAGE_SIZE
+                continue
+        while addr < stop:
+            code[0] = fault_write(w, mm, v, addr, keys[done * stride] if keys != NULL else 0, mode)
+            if code[0] < 0:
+                return done
+            done += 1
+            addr += KW_PAGE_SIZE
+    return done
+
+
+cdef int64_t read_range(kw_world *w, int32_t mm, uint64_t addr, int64_t n, uint64_t *keys, int mode,
+                        int *code) noexcept nogil:
+    cdef int64_t i, pfn
+    cdef int32_t at = vma_find_from(w, mm, addr)
+    code[0] = KW_OK
+    for i in range(n):
+        while at and w.vmas[at].end <= addr:
+            at = w.vmas[at].next
+        if at == 0 or w.vmas[at].start > addr:
+            code[0] = KW_EFAULT
+            return i
+        pfn = fault_read(w, mm, &w.vmas[at], addr, mode)
+        if pfn < 0:
+            code[0] = <int>pfn
+            return i
+        if keys != NULL:
+            keys[i] = w.f_key[pfn]
+        addr += KW_PAGE_SIZE
+    return n
+
+
+cdef int64_t look_range(kw_world *w, int32_t mm, uint64_t addr, int64_t n, uint64_t *keys,
+                        int64_t *pfns) noexcept nogil:
+    """Contents and frames without a fault: key 0 and frame -1 where nothing is present."""
+    cdef int64_t i, pfn
+    cdef int level = 0
+    cdef uint64_t *p
+    for i in range(n):
+        pfn = KW_NONE
+        p = leaf_find(w, w.mms[mm].root, addr, &level)
+        if p != NULL:
+            pfn = <int64_t>entry_pfn(p[0], level) + <int64_t>((addr & (level_size(level) - 1)) >> 12)
+        if keys != NULL:
+            keys[i] = w.f_key[pfn] if 0 <= pfn < w.ctl.nr_frames else 0
+        if pfns != NULL:
+            pfns[i] = pfn
+        addr += KW_PAGE_SIZE
+    return n

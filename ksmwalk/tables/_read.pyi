@@ -1,0 +1,31 @@
+import numpy as np
+
+from .._core import World
+
+class Tables:
+    arrays: tuple
+    world: World | None
+    def __init__(
+        self,
+        rows: np.ndarray,
+        root: int,
+        levels: int,
+        frames: np.ndarray | None,
+        order: np.ndarray | None,
+        max_pfn: int,
+        bad: np.ndarray,
+        work: np.ndarray,
+        world: World | None = None,
+    ) -> None: ...
+    @property
+    def bad_count(self) -> int: ...
+    def forget_bad(self) -> None: ...
+
+def choose_wide(wide: bool) -> bool: ...
+def read_mappings(
+    tables: Tables, start: int, end: int, hardware: bool, runs: bool, out: np.ndarray, budget: int
+) -> int: ...
+def map_pages(world: World, mm: int, addr: int, pfns: np.ndarray, flags: int, level: int) -> tuple[int, int]: ...
+def clear_range(world: World, mm: int, start: int, end: int) -> tuple[int, int]: ...
+def new_root(world: World, mm: int) -> int: ...
+def split_at(world: World, mm: int, addr: int) -> int: ...

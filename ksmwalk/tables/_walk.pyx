@@ -1,0 +1,553 @@
+"""The general walk of page tables with callbacks, and its Python face.
+
+One walker (`descend`) over C function pointers. The Python face gives it callbacks that call Python; a C caller gives
+its own. The contract stands in `_walk.pxd` and, for Python, in `pagewalk.py`.
+"""
+from libc.string cimport memset
+
+from ksmwalk._core cimport *
+from ksmwalk.tables._read cimport Tables, note_bad, row_of_frame
+
+cdef int EINVAL = 22
+# What a Python callback answers to the C walker after its result or exception was put aside.
+cdef int STOP = 1
+
+
+# ------------------------------------------------------------------ the walker
+
+cdef inline entry_fn callback_of(const walk_ops *ops, int level) noexcept nogil:
+    if level == 1:
+        return ops.pte_entry
+    if level == 2:
+        return ops.pmd_entry
+    if level == 3:
+        return ops.pud_entry
+    if level == 4:
+        return ops.p4d_entry
+    return ops.pgd_entry
+
+
+cdef inline int hole(walk_state *s, uint64_t addr, uint64_t next, int depth) noexcept nogil:
+    if s.ops.pte_hole == NULL:
+        return 0
+    s.tables.work.callbacks += 1
+    return s.ops.pte_hole(addr, next, depth, s)
+
+
+cdef inline int call(walk_state *s, entry_fn fn, uint64_t *p, uint64_t addr, uint64_t next, int level) noexcept nogil:
+    if fn == NULL:
+        return 0
+    s.level = level
+    s.tables.work.callbacks += 1
+    return fn(p, addr, next, s)
+
+
+cdef int64_t follow(walk_state *s, uint64_t e, uint64_t addr, int level) noexcept nogil:
+    """Row of the table an entry points to, or KW_NONE with the entry noted as bad."""
+    cdef int64_t row
+    cdef int lv, kind
+    if level > 3 and e & PTE_PS:
+        kind = BAD_LEAF
+    elif not (e & PTE_P):
+        kind = BAD_NONPRESENT
+    else:
+        row = row_of_frame(s.tables, (e & PTE_PFN_MASK) >> 12)
+        kind = BAD_FRAME if row < 0 or (row == 0 and s.world != NULL) else 0
+        if not kind:
+            for lv in range(level, <int>s.tables.levels + 1):
+                if s.rows[lv] == row:
+                    kind = BAD_LOOP
+        if not kind and s.tables.budget <= 0:
+            kind = BAD_BUDGET
+        if not kind:
+            s.tables.budget -= 1
+            return row
+    note_bad(s.tables, addr, level, e, kind)
+    return KW_NONE
+
+
+cdef int one_entry(walk_state *s, uint64_t *p, int level, uint64_t addr, uint64_t next) noexcept nogil:
+    """One entry of a table above pte level: its hole or callbacks, then what is below it."""
+    cdef int top = <int>s.tables.levels, code
+    cdef int64_t row
+    while True:
+        s.tables.work.entries[level] += 1
+        if entry_none(p[0]):
+            # The depth names the real level: a missing top entry is a pgd hole with 4 levels too.
+            return hole(s, addr, next, 0 if level == top else 5 - level)
+        if level > 3:
+            if level == top:
+                code = call(s, s.ops.pgd_entry, p, addr, next, level)
+                if code == 0 and level == 4:
+                    code = call(s, s.ops.p4d_entry, p, addr, next, level)
+            else:
+                code = call(s, s.ops.p4d_entry, p, addr, next, level)
+            if code:
+                return code
+            break
+        s.action = ACTION_SUBTREE
+        code = call(s, s.ops.pud_entry if level == 3 else s.ops.pmd_entry, p, addr, next, level)
+        if code:
+            return code
+        if s.action == ACTION_CONTINUE:
+            return 0
+        if s.action != ACTION_AGAIN:
+            break
+    if s.lowest >= level:
+        return 0
+    # Read again: a callback may have changed it.
+    if entry_none(p[0]) or (level <= 3 and not entry_present(p[0], level)):
+        return 0
+    if entry_leaf(p[0], level):
+        if s.vma == 0:
+            return 0
+        if split_leaf(s.world, s.mm, p, level) != KW_OK:
+            return WALK_NOROWS
+        s.tables.nrows = s.world.ctl.rows_used
+    row = follow(s, p[0], addr, level)
+    if row < 0:
+        return WALK_BAD if s.stop_on_bad else 0
+    return descend(s, row, level - 1, addr, next)
+
+
+cdef int descend(walk_state *s, int64_t row, int level, uint64_t a, uint64_t end) noexcept nogil:
+    """All entries of one table that [a, end) reaches."""
+    cdef uint64_t *p = s.tables.rows + row * 512 + level_index(a, level)
+    cdef uint64_t size = level_size(level), next
+    cdef int code = 0
+    s.rows[level] = row
+    while a < end:
+        next = (a & ~(size - 1)) + size
+        if next > end or next < a:
+            next = end
+        if level == 1:
+            s.tables.work.ptes += 1
+            code = call(s, s.ops.pte_entry, p, a, next, 1)
+        else:
+            code = one_entry(s, p, level, a, next)
+        if code:
+            break
+        a = next
+        p += 1
+    s.rows[level] = -1
+    return code
+
+
+cdef int walk_hugetlb(walk_state *s, uint64_t a, uint64_t end) noexcept nogil:
+    cdef int level = 2 if s.world.vmas[s.vma].page_shift == 21 else 3
+    cdef uint64_t size = level_size(level), next
+    cdef uint64_t *p
+    cdef int code
+    if s.ops.hugetlb_entry == NULL:
+        return 0
+    while a < end:
+        next = min((a & ~(size - 1)) + size, end)
+        p = pmd_find(s.world, s.tables.root, a) if level == 2 else pud_find(s.world, s.tables.root, a)
+        if p == NULL:
+            code = hole(s, a, next, -1)
+        else:
+            s.tables.work.entries[level] += 1
+            code = call(s, s.ops.hugetlb_entry, p, a, next, level)
+        if code:
+            return code
+        a = next
+    return 0
+
+
+cdef uint64_t *pud_find(kw_world *w, int64_t root, uint64_t addr) noexcept nogil:
+    cdef int lv = <int>w.ctl.levels
+    cdef int64_t row = root
+    cdef uint64_t *p
+    while True:
+        p = w.rows + row * 512 + level_index(addr, lv)
+        if lv == 3:
+            return p
+        row = <int64_t>((p[0] & PTE_PFN_MASK) >> 12)
+        if not (p[0] & PTE_P) or row <= 0 or row >= w.ctl.rows_used:
+            return NULL
+        lv -= 1
+
+
+cdef int inside_vma(walk_state *s, uint64_t start, uint64_t end) noexcept nogil:
+    """pre_vma, the walk itself, post_vma."""
+    cdef int code = 0
+    if s.ops.pre_vma != NULL:
+        code = s.ops.pre_vma(start, end, s)
+        if code:
+            return code
+    if s.world.vmas[s.vma].flags & VM_HUGETLB:
+        code = walk_hugetlb(s, start, end)
+    else:
+        code = descend(s, s.tables.root, <int>s.tables.levels, start, end)
+    if s.ops.post_vma != NULL:
+        s.ops.post_vma(s)
+    return code
+
+
+cdef inline int32_t vma_above(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil:
+    """The lowest vma that ends above addr. Looked up anew each time: a callback may have changed the list."""
+    cdef int32_t v = w.mms[mm].vma_first
+    while v and w.vmas[v].end <= addr:
+        v = w.vmas[v].next
+    return v
+
+
+cdef int over_vmas(walk_state *s, uint64_t a, uint64_t end) noexcept nogil:
+    cdef kw_world *w = s.world
+    cdef int32_t v
+    cdef uint64_t next
+    cdef int code
+    while a < end:
+        v = vma_above(w, s.mm, a)
+        code = 0
+        if v == 0 or w.vmas[v].start > a:
+            next = end if v == 0 else min(end, w.vmas[v].start)
+            s.vma = 0
+            code = hole(s, a, next, -1)
+        else:
+            next = min(end, w.vmas[v].end)
+            s.vma = v
+            if s.ops.test_walk != NULL:
+                code = s.ops.test_walk(a, next, s)
+                if code == 0:
+                    code = inside_vma(s, a, next)
+                elif code > 0:
+                    code = 0
+            elif w.vmas[v].flags & VM_PFNMAP:
+                code = hole(s, a, next, -1)
+            else:
+                code = inside_vma(s, a, next)
+        if code:
+            return code
+        a = next
+    return 0
+
+
+cdef void prepare(walk_state *s, Tables tables, int32_t mm, int32_t vma, const walk_ops *ops, void *user) noexcept:
+    cdef int lv
+    tables.sync()
+    memset(s, 0, sizeof(walk_state))
+    s.ops = ops
+    s.user = user
+    s.tables = &tables.t
+    s.world = &tables.world.w if tables.world is not None else NULL
+    s.mm = mm
+    s.vma = vma
+    # Honest tables are visited once; see PageTables.mappings.
+    s.tables.budget = 16 * s.tables.nrows + (1 << 20)
+    for lv in range(6):
+        s.rows[lv] = -1
+    s.lowest = 99
+    for lv in range(5, 0, -1):
+        if callback_of(ops, lv) != NULL:
+            # With 4 levels the top entry is pgd and p4d in one.
+            s.lowest = min(lv, <int>s.tables.levels)
+
+
+cdef int walk_tables(Tables tables, uint64_t start, uint64_t end, const walk_ops *ops, void *user) noexcept:
+    cdef walk_state s
+    if start >= end:
+        return -EINVAL
+    prepare(&s, tables, 0, 0, ops, user)
+    return descend(&s, s.tables.root, <int>s.tables.levels, start, end)
+
+
+cdef int walk_vma(Tables tables, int32_t mm, int32_t vma, uint64_t start, uint64_t end, const walk_ops *ops,
+                  void *user) noexcept:
+    cdef walk_state s
+    cdef kw_vma *v = &tables.world.w.vmas[vma]
+    if start >= end or start < v.start or end > v.end:
+        return -EINVAL
+    prepare(&s, tables, mm, vma, ops, user)
+    return inside_vma(&s, start, end)
+
+
+cdef int walk_mm(Tables tables, int32_t mm, uint64_t start, uint64_t end, const walk_ops *ops, void *user) noexcept:
+    cdef walk_state s
+    if start >= end:
+        return -EINVAL
+    prepare(&s, tables, mm, 0, ops, user)
+    return over_vmas(&s, start, end)
+
+
+# ------------------------------------------------------------------ the Python face
+
+cdef class Entry:
+    """One packed entry in its place, as a callback sees it: readable and, in a Host's tables, writable.
+
+    Good during the callback only; used later it raises ReferenceError.
+
+    Models: the pgd_t, p4d_t, pud_t, pmd_t and pte_t pointers of struct mm_walk_ops of Linux 6.18.
+    Differs: one type for all levels, which knows its level.
+    """
+
+    cdef uint64_t *p
+    cdef walk_state *s
+    cdef Tables tables
+    cdef readonly int level
+
+    cdef uint64_t get(self) except? 0x5ca1ab1e:
+        if self.p == NULL:
+            raise ReferenceError("a page-table entry of a callback that has returned")
+        return self.p[0]
+
+    @property
+    def value(self):
+        """The raw 64 bits."""
+        return self.get()
+
+    @value.setter
+    def value(self, uint64_t e):
+        self.get()
+        if self.s.world == NULL:
+            raise ValueError("page tables of an image are read-only")
+        self.p[0] = e
+        if self.s.mm:
+            self.s.world.mms[self.s.mm].epoch += 1
+
+    @property
+    def none(self):
+        """Whether nothing is there."""
+        return entry_none(self.get())
+
+    @property
+    def present(self):
+        """Whether the kernel calls it present at its level."""
+        return entry_present(self.get(), self.level)
+
+    @property
+    def leaf(self):
+        """Whether it maps pages itself."""
+        cdef uint64_t e = self.get()
+        return entry_present(e, self.level) and entry_leaf(e, self.level)
+
+    @property
+    def pfn(self):
+        """Frame number it holds, decoded."""
+        return entry_pfn(self.get(), self.level)
+
+    @property
+    def ptes(self):
+        """The 512 ptes below a pmd that points to a table: a zero-copy uint64 array. None for any other entry."""
+        cdef uint64_t e = self.get()
+        cdef int64_t row
+        if self.level != 2 or not (e & PTE_P) or entry_leaf(e, 2):
+            return None
+        row = row_of_frame(self.s.tables, (e & PTE_PFN_MASK) >> 12)
+        if row < 0:
+            return None
+        view = self.tables.arrays[0][row]
+        if self.s.world == NULL:
+            view.flags.writeable = False
+        return view
+
+    def __int__(self):
+        return self.get()
+
+    def __repr__(self):
+        return f"<Entry level {self.level} {self.get():#018x}>" if self.p != NULL else "<Entry, gone>"
+
+
+cdef class MmWalk:
+    """A walk under way, as callbacks see it (`struct mm_walk`).
+
+    Attributes
+    ----------
+    mm : Mm or None
+        The address space.
+    vma : Vma or None
+        The mapping walked now; None outside every vma and in a walk without vmas.
+    ops : MmWalkOps
+        The callbacks.
+    private : object
+        What the caller passed.
+    action : Action
+        Set by a pud or pmd callback: SUBTREE (default), CONTINUE, AGAIN.
+
+    Models: struct mm_walk of Linux 6.18. Differs: no_vma is `vma is None`.
+    """
+
+    cdef walk_state *s
+    cdef readonly object mm
+    cdef readonly object ops
+    cdef public object private
+    cdef object given_vma
+    cdef object result
+    cdef object failed
+    cdef object high               # in the upper half of the address space: what makes an address canonical
+    cdef tuple fns                 # pgd, p4d, pud, pmd, pte, hugetlb, hole, test, pre, post
+    cdef list entries              # one reusable door a level
+
+    @property
+    def vma(self):
+        if self.s == NULL:
+            raise ReferenceError("a walk that has ended")
+        if self.s.vma == 0:
+            return None
+        if self.given_vma is not None:
+            return self.given_vma
+        return self.mm.vma_by_number(self.s.vma)
+
+    @property
+    def action(self):
+        return ACTIONS[self.s.action] if self.s != NULL else None
+
+    @action.setter
+    def action(self, value):
+        cdef int a = value
+        if self.s == NULL:
+            raise ReferenceError("a walk that has ended")
+        if not 0 <= a <= 2:
+            raise ValueError(f"action {value!r}: must be an Action")
+        self.s.action = a
+
+
+cdef tuple ACTIONS = (0, 1, 2)
+
+
+def set_actions(*actions):
+    """Give the values of `Action` (pagewalk.py) to the compiled side."""
+    global ACTIONS
+    ACTIONS = actions
+
+
+cdef int settle(MmWalk walk, object result) except? -7:
+    """What a callback's answer means to the C walker; the answer itself is kept as it is."""
+    if result is None:
+        return 0
+    if not isinstance(result, int):
+        raise TypeError(f"a callback returned {result!r}: must be an int or None")
+    if not result:
+        return 0
+    walk.result = result
+    return STOP
+
+
+cdef int call_entry(int slot, uint64_t *p, uint64_t addr, uint64_t next, walk_state *s) noexcept:
+    cdef MmWalk walk = <MmWalk>s.user
+    cdef Entry entry = <Entry>walk.entries[s.level]
+    entry.p = p
+    try:
+        if walk.high is not None:
+            return settle(walk, walk.fns[slot](entry, addr + walk.high, next + walk.high, walk))
+        return settle(walk, walk.fns[slot](entry, addr, next, walk))
+    except BaseException as err:
+        walk.failed = err
+        return STOP
+
+
+cdef int py_pgd(uint64_t *p, uint64_t a, uint64_t n, walk_state *s) noexcept:
+    return call_entry(0, p, a, n, s)
+cdef int py_p4d(uint64_t *p, uint64_t a, uint64_t n, walk_state *s) noexcept:
+    return call_entry(1, p, a, n, s)
+cdef int py_pud(uint64_t *p, uint64_t a, uint64_t n, walk_state *s) noexcept:
+    return call_entry(2, p, a, n, s)
+cdef int py_pmd(uint64_t *p, uint64_t a, uint64_t n, walk_state *s) noexcept:
+    return call_entry(3, p, a, n, s)
+cdef int py_pte(uint64_t *p, uint64_t a, uint64_t n, walk_state *s) noexcept:
+    return call_entry(4, p, a, n, s)
+cdef int py_hugetlb(uint64_t *p, uint64_t a, uint64_t n, walk_state *s) noexcept:
+    return call_entry(5, p, a, n, s)
+
+
+cdef int py_hole(uint64_t addr, uint64_t next, int depth, walk_state *s) noexcept:
+    cdef MmWalk walk = <MmWalk>s.user
+    try:
+        if walk.high is not None:
+            return settle(walk, walk.fns[6](addr + walk.high, next + walk.high, depth, walk))
+        return settle(walk, walk.fns[6](addr, next, depth, walk))
+    except BaseException as err:
+        walk.failed = err
+        return STOP
+
+
+cdef int py_test(uint64_t start, uint64_t end, walk_state *s) noexcept:
+    cdef MmWalk walk = <MmWalk>s.user
+    try:
+        settle(walk, walk.fns[7](start, end, walk))
+        if walk.result is None:
+            return 0
+        if walk.result > 0:
+            walk.result = None
+            return STOP
+        return -STOP
+    except BaseException as err:
+        walk.failed = err
+        return -STOP
+
+
+cdef int py_pre(uint64_t start, uint64_t end, walk_state *s) noexcept:
+    cdef MmWalk walk = <MmWalk>s.user
+    try:
+        return settle(walk, walk.fns[8](start, end, walk))
+    except BaseException as err:
+        walk.failed = err
+        return STOP
+
+
+cdef void py_post(walk_state *s) noexcept:
+    cdef MmWalk walk = <MmWalk>s.user
+    try:
+        walk.fns[9](walk)
+    except BaseException as err:
+        if walk.failed is None:
+            walk.failed = err
+
+
+def run_walk(Tables tables not None, int32_t mm, int32_t vma, uint64_t start, uint64_t end, ops, tuple fns, mm_door,
+             vma_door, private, bint stop_on_bad, bint whole_mm, high=None):
+    """One walk with Python callbacks: (result, code). Code 0, WALK_BAD or WALK_NOROWS.
+
+    `fns`: the ten callbacks or None, in the order of MmWalk.fns. Addresses are as the tables index them; callbacks are
+    given them plus `high` (None: as they are).
+    """
+    cdef walk_ops c
+    cdef walk_state s
+    cdef MmWalk walk = MmWalk.__new__(MmWalk)
+    cdef Entry entry
+    cdef int code, level
+    # Through void *, because the walker's callbacks are nogil functions and these need the GIL: it is held throughout,
+    # nobody lets go of it below.
+    c.pgd_entry = <entry_fn><void *>py_pgd if fns[0] is not None else NULL
+    c.p4d_entry = <entry_fn><void *>py_p4d if fns[1] is not None else NULL
+    c.pud_entry = <entry_fn><void *>py_pud if fns[2] is not None else NULL
+    c.pmd_entry = <entry_fn><void *>py_pmd if fns[3] is not None else NULL
+    c.pte_entry = <entry_fn><void *>py_pte if fns[4] is not None else NULL
+    c.hugetlb_entry = <entry_fn><void *>py_hugetlb if fns[5] is not None else NULL
+    c.pte_hole = <hole_fn><void *>py_hole if fns[6] is not None else NULL
+    c.test_walk = <range_fn><void *>py_test if fns[7] is not None else NULL
+    c.pre_vma = <range_fn><void *>py_pre if fns[8] is not None else NULL
+    c.post_vma = <done_fn><void *>py_post if fns[9] is not None else NULL
+    walk.mm = mm_door
+    walk.ops = ops
+    walk.private = private
+    walk.given_vma = vma_door
+    walk.fns = fns
+    walk.high = high
+    walk.entries = [None]
+    prepare(&s, tables, mm, vma, &c, <void *>walk)
+    s.stop_on_bad = stop_on_bad
+    for level in range(1, 6):
+        entry = Entry.__new__(Entry)
+        entry.tables = tables
+        entry.s = &s
+        entry.level = level
+        walk.entries.append(entry)
+    walk.s = &s
+    try:
+        if whole_mm:
+            code = over_vmas(&s, start, end)
+        elif vma:
+            code = inside_vma(&s, start, end)
+        else:
+            code = descend(&s, s.tables.root, <int>s.tables.levels, start, end)
+    finally:
+        walk.s = NULL
+        for entry in walk.entries[1:]:
+            entry.p = NULL
+            entry.s = NULL
+    if walk.failed is not None:
+        raise walk.failed
+    if code == WALK_BAD or code == WALK_NOROWS:
+        return 0, code
+    return (0 if walk.result is None else walk.result), 0

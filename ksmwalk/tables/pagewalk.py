@@ -1,0 +1,224 @@
+"""The range walk of page tables with callbacks: `walk_page_range`, `walk_page_range_vma`, `walk_page_vma`.
+
+Callbacks are called level by level exactly as Linux 6.18 does. The compiled finder of mergeable pages (`_core.find_page`)
+gives the same answers without a Python call; a C caller passes function pointers to the same walker (`_walk.pxd`).
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+
+from ..errors import ArenaFullError, BadEntryError
+from . import _walk
+from ._walk import Entry, MmWalk
+from .tables import PageTables
+
+__all__ = [
+    "Action",
+    "Entry",
+    "MmWalk",
+    "MmWalkOps",
+    "walk_page_range",
+    "walk_page_range_novma",
+    "walk_page_range_vma",
+    "walk_page_vma",
+]
+
+_EINVAL = -errno.EINVAL
+
+
+class Action(IntEnum):
+    """What to do after a pud or pmd callback (`walk.action`, set back to SUBTREE before each such entry)."""
+
+    SUBTREE = 0
+    CONTINUE = 1
+    AGAIN = 2
+
+
+_walk.set_actions(*Action)
+
+
+@dataclass(slots=True)
+class MmWalkOps:
+    """The callbacks of a walk; any may be None.
+
+    A callback returns None or 0 to go on; any other int ends the walk and is its result, unchanged. An exception ends
+    the walk too and comes out as it is.
+
+    Parameters
+    ----------
+    pgd_entry, p4d_entry, pud_entry, pmd_entry : callable(entry, addr, next, walk)
+        Called for each non-empty entry of the range. `entry` (`Entry`) can be read and written; at pmd level
+        `entry.ptes` are the 512 ptes below it. With 4 levels p4d_entry is called right after pgd_entry for the same entry.
+    pte_entry : callable(entry, addr, next, walk)
+        Called for every pte of the range, the none ones included.
+    pte_hole : callable(addr, next, depth, walk)
+        Called for each empty entry above pte level: depth 0 pgd, 1 p4d, 2 pud, 3 pmd; -1 outside every vma.
+    hugetlb_entry : callable(entry, addr, next, walk)
+        Called instead of all others in a hugetlb vma.
+    test_walk : callable(start, next, walk)
+        `walk_page_range` asks it for each vma: 0 walk it, > 0 skip it, < 0 end the walk with that value.
+    pre_vma : callable(start, end, walk)
+        Called before a vma is walked; non-zero ends the walk.
+    post_vma : callable(walk)
+        Called after a vma was walked, also after a walk that ended early.
+
+    Models: struct mm_walk_ops of Linux 6.18. Differs: no install_pte, no walk_lock.
+    """
+
+    pgd_entry: Callable | None = None
+    p4d_entry: Callable | None = None
+    pud_entry: Callable | None = None
+    pmd_entry: Callable | None = None
+    pte_entry: Callable | None = None
+    pte_hole: Callable | None = None
+    hugetlb_entry: Callable | None = None
+    test_walk: Callable | None = None
+    pre_vma: Callable | None = None
+    post_vma: Callable | None = None
+
+    def _functions(self) -> tuple:
+        fns = (
+            self.pgd_entry,
+            self.p4d_entry,
+            self.pud_entry,
+            self.pmd_entry,
+            self.pte_entry,
+            self.hugetlb_entry,
+            self.pte_hole,
+            self.test_walk,
+            self.pre_vma,
+            self.post_vma,
+        )
+        for fn in fns:
+            if fn is not None and not callable(fn):
+                raise TypeError(f"callback {fn!r}: not callable")
+        return fns
+
+
+def _aligned(start: int, end: int, limit: int) -> None:
+    for name, value in (("start", start), ("end", end)):
+        if value & 4095 or not 0 <= value <= limit:
+            raise ValueError(f"{name} {value:#x}: must be page aligned and within 0-{limit:#x}")
+
+
+def _run(tables: PageTables, mm_no, vma_no, start, end, ops, mm, vma, private, whole_mm=False, high=None) -> int:
+    stop = tables.on_bad == "raise"
+    if stop:
+        tables.forget_bad()
+    result, code = _walk.run_walk(
+        tables._tables, mm_no, vma_no, start, end, ops, ops._functions(), mm, vma, private, stop, whole_mm, high
+    )
+    if code:
+        if stop and tables.bad_count:
+            b = tables.bad[0]
+            raise BadEntryError(b["addr"], b["level"], b["raw"], b["kind"])
+        raise ArenaFullError(f"no table page left to split a large leaf in {start:#x}-{end:#x}")
+    return result
+
+
+def walk_page_range(mm, start: int, end: int, ops: MmWalkOps, private=None) -> int:
+    """Walk a range of an address space, vma by vma.
+
+    Parameters
+    ----------
+    mm : Mm
+        The address space.
+    start, end : int
+        Bytes, half-open, page aligned.
+    ops : MmWalkOps
+        Callbacks. Address space outside every vma is one `pte_hole(addr, next, -1, walk)` per gap.
+    private : object
+        Given to callbacks as `walk.private`.
+
+    Returns
+    -------
+    int
+        0, or the first non-zero value a callback returned (of test_walk only a negative one); -22 (EINVAL) for an empty
+        range or no mm.
+
+    Raises
+    ------
+    ValueError
+        An address that is not page aligned or beyond the tables.
+    BadEntryError
+        An entry that can't be followed.
+
+    Models: walk_page_range() of Linux 6.18. Differs: nothing known.
+    """
+    if mm is None or start >= end:
+        return _EINVAL
+    tables = mm.tables
+    _aligned(start, end, tables.end)
+    return _run(tables, mm.number, 0, start, end, ops, mm, None, private, whole_mm=True)
+
+
+def walk_page_range_vma(vma, start: int, end: int, ops: MmWalkOps, private=None) -> int:
+    """Walk a part of one vma; `test_walk` is not asked.
+
+    Parameters
+    ----------
+    vma : Vma
+        The mapping.
+    start, end : int
+        Bytes, half-open, page aligned, within the vma.
+    ops, private
+        As for `walk_page_range`.
+
+    Returns
+    -------
+    int
+        As `walk_page_range`; -22 (EINVAL) also if the range leaves the vma or the vma has no mm.
+
+    Models: walk_page_range_vma() of Linux 6.18. Differs: nothing known.
+    """
+    mm = vma.vm_mm
+    if mm is None or start >= end or start < vma.vm_start or end > vma.vm_end:
+        return _EINVAL
+    tables = mm.tables
+    _aligned(start, end, tables.end)
+    return _run(tables, mm.number, vma.index, start, end, ops, mm, vma, private)
+
+
+def walk_page_vma(vma, ops: MmWalkOps, private=None) -> int:
+    """Walk one whole vma; `test_walk` is not asked.
+
+    Models: walk_page_vma() of Linux 6.18. Differs: nothing known.
+    """
+    return walk_page_range_vma(vma, vma.vm_start, vma.vm_end, ops, private)
+
+
+def walk_page_range_novma(tables: PageTables, start: int, end: int, ops: MmWalkOps, private=None) -> int:
+    """Walk page tables without vmas: a leaf, or an entry that is not present, is not descended into.
+
+    Parameters
+    ----------
+    tables : PageTables
+        An arena or an image.
+    start, end, ops, private
+        As for `walk_page_range`. Addresses of the upper half are canonical (sign-extended; the very end is 2**64). A range
+        over both halves leaves out what is not canonical. `walk.mm` and `walk.vma` are None.
+
+    Returns
+    -------
+    int
+        As `walk_page_range`. Entries that can't be followed are in `tables.bad`, or raised, as the tables say.
+
+    Models: walk_kernel_page_table_range() and walk_page_range_debug() of Linux 6.18. Differs: nothing known.
+    """
+    if start >= end:
+        return _EINVAL
+    half, top = tables.end // 2, 1 << 64
+    _aligned(start, end, top)
+    result = 0
+    if start < half:
+        result = _run(tables, 0, 0, start, min(end, half), ops, None, None, private)
+    if not result and end > top - half:
+        low, high = tables._index(max(start, top - half)), tables._index(end)
+        result = _run(tables, 0, 0, low, high, ops, None, None, private, high=tables._high)
+    return result
+
+

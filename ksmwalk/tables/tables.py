@@ -1,0 +1,457 @@
+"""Page tables: an arena of table pages that is a physical image of itself, or an image of someone else's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from .. import _core, entries, layout
+from ..entries import Pte
+from ..errors import ArenaFullError, BadEntryError, check
+from ..layout import Code
+from ..layout.arena import reserve
+from . import _read
+
+USER_RW = Pte.P | Pte.RW | Pte.US | Pte.A | Pte.D | Pte.NX
+_BAD_KEPT = 1024  # bad entries kept with their details; all are counted
+_GROW = 1 << 16  # bytes: smaller results are copied out of the reserved array
+
+
+def _image_rows(rows) -> np.ndarray:
+    a = np.asarray(rows)
+    if a.dtype != np.uint64 or a.ndim != 2 or a.shape[1] != 512:
+        raise TypeError(f"rows of dtype {a.dtype} and shape {a.shape}: must be uint64 of shape (n, 512)")
+    if not len(a):
+        raise ValueError("rows: no table page at all")
+    return np.ascontiguousarray(a)
+
+
+def _levels(levels: int) -> int:
+    if levels not in (4, 5):
+        raise ValueError(f"levels {levels!r}: must be 4 or 5")
+    return levels
+
+
+class PageTables:
+    """One set of page tables.
+
+    Parameters
+    ----------
+    levels : int
+        4 (48-bit addresses) or 5 (57-bit).
+    capacity : int
+        Table pages the arena may grow to; address space is reserved, memory comes as it is used.
+    on_bad : {"raise", "report"}
+        What a walk does with an entry that can't be followed: raise `BadEntryError`, or note it in `bad` and go on.
+
+    Attributes
+    ----------
+    rows : ndarray of uint64, shape (n, 512)
+        The table pages, no copy. In an arena the row number is the frame number of the table page; row 0 is never used.
+    root : int
+        Row of the top table.
+
+    Models: x86-64 page tables as Linux 6.18 keeps them. Differs: table pages have a frame numbering of their own.
+    """
+
+    def __init__(self, levels: int = 4, capacity: int = 1 << 20, on_bad: str = "raise"):
+        rows = reserve(capacity + 1, np.uint64, shape=(512,))
+        ctl = np.zeros(1, layout.CTL)
+        ctl["levels"] = _levels(levels)
+        ctl["rows_used"] = 1
+        ctl["rows_cap"] = capacity + 1
+        world = _core.World({"rows": rows, "ctl": ctl, "mms": np.zeros(2, layout.MM)})
+        check(_read.new_root(world, 1))
+        self._bind(world, 1, levels, on_bad)
+
+    def _bind(self, world, mm: int, levels: int, on_bad: str, work=None) -> None:
+        rows = world.arrays["rows"]
+        self._set(world, mm, rows, int(world.arrays["mms"]["root"][mm]), levels, None, None, 0, on_bad, work)
+
+    def _set(self, world, mm, rows, root, levels, frames, order, max_pfn, on_bad, work=None) -> None:
+        if on_bad not in ("raise", "report"):
+            raise ValueError(f"on_bad {on_bad!r}: must be 'raise' or 'report'")
+        self._world, self._mm, self._rows, self._root = world, mm, rows, root
+        self._frames, self._order, self.max_pfn = frames, order, max_pfn
+        self.levels = levels
+        self.on_bad = on_bad
+        self._bad = np.zeros(_BAD_KEPT, layout.BAD)
+        self._work = np.zeros(1, layout.WORK) if work is None else work
+        self._tables = _read.Tables(rows, root, levels, frames, order, max_pfn, self._bad, self._work, world)
+
+    @classmethod
+    def of_world(cls, world: _core.World, mm: int, levels: int, on_bad: str = "raise") -> PageTables:
+        """The page tables of an mm of a Host, in the Host's arena (`mm.tables`)."""
+        self = cls.__new__(cls)
+        self._bind(world, mm, levels, on_bad)
+        return self
+
+    @classmethod
+    def from_image(
+        cls, rows, root: int, levels: int = 4, frames=None, *, max_pfn: int = 0, on_bad: str = "report"
+    ) -> PageTables:
+        """Page tables read from an existing physical image, in which entries may be anything at all.
+
+        Parameters
+        ----------
+        rows : array of uint64, shape (n, 512)
+            Content of table pages. Only read; not copied where it is contiguous.
+        root : int
+            Frame number of the top table (CR3 >> 12).
+        levels : int
+            4 or 5.
+        frames : array of int, shape (n,), optional
+            Frame number of each row where the image is not whole. Without it row i is frame i.
+        max_pfn : int
+            First frame beyond the end of memory: leaves at or above it are bad. 0: any frame may be mapped.
+        on_bad : {"report", "raise"}
+            As for the constructor.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Wrong dtype or shape, frames not unique, a root that is not in the image; each named.
+        """
+        rows = _image_rows(rows)
+        order = None
+        at = int(root)
+        if frames is not None:
+            frames = np.asarray(frames)
+            if frames.shape != (len(rows),) or frames.dtype.kind not in "iu":
+                raise ValueError(
+                    f"frames of dtype {frames.dtype} and shape {frames.shape}: must be {len(rows)} integers, one a row"
+                )
+            if frames.dtype.kind == "i" and (frames < 0).any():
+                raise ValueError(f"frame number {int(frames.min())}: negative")
+            order = np.argsort(frames, kind="stable").astype(np.int64)
+            frames = np.ascontiguousarray(frames[order].astype(np.uint64))
+            twice = np.flatnonzero(frames[1:] == frames[:-1])
+            if twice.size:
+                raise ValueError(f"frame {int(frames[twice[0]]):#x}: given by more than one row")
+            i = int(np.searchsorted(frames, np.uint64(at))) if 0 <= at < 1 << 64 else len(frames)
+            if i == len(frames) or int(frames[i]) != at:
+                raise ValueError(f"root {root:#x}: no row has that frame number")
+            at = int(order[i])
+        elif not 0 <= at < len(rows):
+            raise ValueError(f"root {root}: must be a row from 0 to {len(rows) - 1}")
+        self = cls.__new__(cls)
+        self._set(None, 0, rows, at, _levels(levels), frames, order, int(max_pfn), on_bad)
+        return self
+
+    # ---------------------------------------------------------- looking
+
+    @property
+    def rows(self) -> np.ndarray:
+        if self._world is None:
+            view = self._rows.view()
+            view.flags.writeable = False
+            return view
+        return self._rows[: int(self._world.arrays["ctl"]["rows_used"][0])]
+
+    @property
+    def root(self) -> int:
+        return self._root
+
+    @property
+    def readonly(self) -> bool:
+        """Whether this is an image."""
+        return self._world is None
+
+    @property
+    def nr_tables(self) -> int:
+        """Table pages, the top one included (of an image: its rows)."""
+        return len(self._rows) if self._world is None else int(self._world.arrays["mms"]["nr_tables"][self._mm])
+
+    @property
+    def end(self) -> int:
+        """Bytes that the tables can map, in both halves of the address space together."""
+        return 1 << (12 + 9 * self.levels)
+
+    @property
+    def _high(self) -> int:
+        """What turns an index address of the upper half into a canonical one."""
+        return (1 << 64) - self.end
+
+    def _index(self, addr: int) -> int:
+        """A canonical address as the tables index it: the upper half follows the lower one."""
+        return addr - self._high if addr >= self._high + self.end // 2 else addr
+
+    @property
+    def bad(self) -> np.ndarray:
+        """The first bad entries met since `forget_bad` (dtype layout.BAD: addr, raw, level, kind)."""
+        return self._bad[: min(self.bad_count, len(self._bad))]
+
+    @property
+    def bad_count(self) -> int:
+        """Bad entries met since `forget_bad`, kept ones and others."""
+        return self._tables.bad_count
+
+    def forget_bad(self) -> None:
+        """Start counting bad entries anew."""
+        self._tables.forget_bad()
+
+    def mappings(
+        self,
+        start: int = 0,
+        end: int | None = None,
+        view: str = "kernel",
+        runs: bool = False,
+        limit: int | None = None,
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """All leaf mappings of a range in ascending order.
+
+        Parameters
+        ----------
+        start, end : int
+            Bytes, half-open, page aligned; default: everything the tables can map. Canonical addresses of the upper half
+            (the very end is 2**64) are taken as well as their low 48 (57) bits. A large leaf that the range cuts is given
+            whole.
+        view : {"kernel", "hardware"}
+            What the kernel's predicates say (PROT_NONE pages are present), or what an MMU sees (P only).
+        runs : bool
+            Merge neighbours that go on in address and frame with equal flags into one record (`nr` entries).
+        limit : int, optional
+            Most records to give; more is a ValueError. Default: what memory holds.
+        out : ndarray of layout.MAPPING, optional
+            Filled instead of a new array, and must be long enough; the result is a part of it.
+
+        Returns
+        -------
+        ndarray of layout.MAPPING
+            addr (bytes, canonical: the upper half sign-extended), pfn, flags (entry without frame bits), level, perms
+            (`Perm` bits effective over all levels), nr.
+
+        Raises
+        ------
+        BadEntryError
+            With on_bad="raise": the first entry that can't be followed.
+        ValueError
+            A bad range or view, or more than `limit` records.
+
+        Models: what walk_page_range() reaches on Linux 6.18; the x86-64 MMU. Differs: nothing known.
+        """
+        if view not in ("kernel", "hardware"):
+            raise ValueError(f"view {view!r}: must be 'kernel' or 'hardware'")
+        first, last = start, self.end if end is None else end
+        start, end = self._index(start), self._index(last)
+        if not 0 <= start <= end <= self.end or (start | end) & 4095:
+            raise ValueError(f"range {first:#x}-{last:#x}: must be page aligned, canonical and of {self.levels} levels")
+        before = self.bad_count
+        if self.on_bad == "raise":
+            before = 0
+            self.forget_bad()
+        hardware = view == "hardware"
+        # Honest tables are visited once; an image whose tables are shared a lot deserves some patience, not eternity.
+        budget = 16 * len(self._rows if self._world is None else self.rows) + (1 << 14)
+        if out is not None:
+            if out.dtype != layout.MAPPING or out.ndim != 1:
+                raise TypeError(f"out of dtype {out.dtype}: must be one-dimensional of layout.MAPPING")
+            n = _read.read_mappings(self._tables, start, end, hardware, runs, out, budget)
+            if n < 0:
+                raise ValueError(f"out of {len(out)} records: too short")
+            result = out[:n]
+        else:
+            result = self._collect(start, end, hardware, runs, limit, budget)
+        if self.on_bad == "raise" and self.bad_count > before:
+            b = self._bad[0]
+            raise BadEntryError(b["addr"], b["level"], b["raw"], b["kind"])
+        return result
+
+    def _collect(self, start, end, hardware, runs, limit, budget):
+        # Address space for the longest possible answer; only what is written becomes memory. A full table may need
+        # 512 records before they are joined, hence the slack.
+        most = min((end - start >> 12) + 512, 1 << 33)
+        if limit is not None:
+            most = min(most, limit + 512)
+        while True:
+            try:
+                out = reserve(max(most, 1), layout.MAPPING, huge=most > 1 << 20)
+                break
+            except MemoryError:
+                if most < 1 << 12:
+                    raise
+                most >>= 2
+        n = _read.read_mappings(self._tables, start, end, hardware, runs, out, budget)
+        if n < 0 or (limit is not None and n > limit):
+            raise ValueError(f"more than {limit if limit is not None else most - 512} mappings in {start:#x}-{end:#x}")
+        out = out[:n]
+        return out.copy() if out.nbytes < _GROW else out
+
+    def lookup(self, addr: int, view: str = "kernel") -> np.void | None:
+        """The mapping (a layout.MAPPING record) that holds an address, None where there is none.
+
+        Models: a one-address walk, as folio_walk_start() or an MMU does. Differs: nothing known.
+        """
+        addr = self._index(addr)
+        if not 0 <= addr < self.end:
+            raise ValueError(f"address {addr:#x}: beyond {self.levels} levels (0-{self.end:#x})")
+        page = addr & ~4095
+        found = self.mappings(page, page + 4096, view)
+        return found[0] if len(found) else None
+
+    # ---------------------------------------------------------- changing
+
+    def _writable(self) -> _core.World:
+        if self._world is None:
+            raise ValueError("page tables of an image are read-only")
+        return self._world
+
+    def map(self, addr: int, pfn: int, flags: int = USER_RW, level: int = 1) -> None:
+        """Map one page (or large page) at an address where nothing is mapped yet; see `map_range`.
+
+        Models: set_pte_at(), set_pmd_at(), set_pud_at() of Linux 6.18. Differs: nothing known.
+        """
+        self.map_range(addr, np.array([pfn], np.uint64), flags, level)
+
+    def map_range(self, addr: int, pfns, flags: int = USER_RW, level: int = 1) -> None:
+        """Map consecutive pages, tables made where missing.
+
+        Parameters
+        ----------
+        addr : int
+            Bytes, aligned to the leaf's size.
+        pfns : array of int, shape (n,)
+            Frame of each page; for a large leaf a multiple of its size in frames.
+        flags : int
+            `Pte` bits of all of them. PS is added at level 2 and 3.
+        level : int
+            1 pte, 2 pmd, 3 pud.
+
+        Raises
+        ------
+        ValueError
+            A bad address, frame or flag, or a place that is taken (nothing is mapped then).
+        ArenaFullError
+            No table page left.
+
+        Models: set_pte_at(), set_pmd_at(), set_pud_at() of Linux 6.18. Differs: nothing known.
+        """
+        world = self._writable()
+        if level not in (1, 2, 3):
+            raise ValueError(f"level {level!r}: leaves are at level 1, 2 or 3")
+        p = np.asarray(pfns)
+        if p.ndim != 1 or p.dtype.kind not in "iu":
+            raise TypeError(f"pfns of dtype {p.dtype} and {p.ndim} dimensions: must be integers in one dimension")
+        size = entries.LEVELS[level].size
+        if addr % size or not 0 <= addr <= self.end - size * len(p):
+            raise ValueError(f"address {addr:#x}: must be a multiple of {size:#x}, with {len(p)} leaves below {self.end:#x}")
+        flags = int(flags)
+        if level > 1:
+            flags |= Pte.PS
+        if len(p):
+            entries.pack(p, flags, level)  # complains about what does not fit
+        code, at = _read.map_pages(world, self._mm, addr, np.ascontiguousarray(p, dtype=np.uint64), flags, level)
+        check(code, f"address {at:#x}")
+
+    def unmap(self, start: int, end: int) -> int:
+        """Clear every entry of a range, splitting large leaves that stick out; empty tables are freed.
+
+        Returns
+        -------
+        int
+            Leaf (and swap-like) entries cleared.
+
+        Models: unmap_page_range() and free_pgtables() of Linux 6.18. Differs: tables go as soon as they are empty.
+        """
+        world = self._writable()
+        if not 0 <= start <= end <= self.end or (start | end) & 4095:
+            raise ValueError(f"range {start:#x}-{end:#x}: must be page aligned and within 0-{self.end:#x}")
+        if start == end:
+            return 0
+        code, cleared = _read.clear_range(world, self._mm, start, end)
+        check(code, f"{start:#x}-{end:#x}")
+        return cleared
+
+    def split(self, addr: int) -> int:
+        """Split the large leaf that maps an address into 512 of the next smaller size: same frames, same flags.
+
+        Returns
+        -------
+        int
+            Level of the leaf that was split.
+
+        Raises
+        ------
+        ValueError
+            No large leaf there.
+
+        Models: __split_huge_pmd(), as the walk does before it descends. Differs: nothing known.
+        """
+        code = _read.split_at(self._writable(), self._mm, addr)
+        if code == Code.NONE:
+            raise ValueError(f"address {addr:#x}: no large leaf to split")
+        return check(code)
+
+    # ---------------------------------------------------------- keeping
+
+    def save(self, path) -> None:
+        """Write the tables to a directory of .npy files (no pickles), for `load`."""
+        path = Path(path)
+        path.mkdir(parents=True, exist_ok=True)
+        for name, array in self.__getstate__()["arrays"].items():
+            np.save(path / f"{name}.npy", array, allow_pickle=False)
+
+    @classmethod
+    def load(cls, path) -> PageTables:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        ValueError
+            Something is missing or does not fit, named.
+        """
+        path = Path(path)
+        try:
+            arrays = {f.stem: np.load(f, allow_pickle=False) for f in sorted(path.glob("*.npy"))}
+            self = cls.__new__(cls)
+            self.__setstate__({"arrays": arrays})
+        except KeyError as err:
+            raise ValueError(f"{path}: no {err.args[0]}.npy") from err
+        return self
+
+    def __getstate__(self):
+        kind = np.array([self._world is None, self.levels, self._root, self.max_pfn, self.on_bad == "raise"], np.int64)
+        arrays = {"kind": kind, "rows": np.array(self.rows)}
+        if self._world is None and self._frames is not None:
+            arrays["frames"], arrays["order"] = self._frames, self._order
+        if self._world is not None:
+            ctl = self._world.arrays["ctl"]
+            names = ("rows_used", "rows_free", "rows_live", "rows_cap")
+            arrays["ctl"] = np.array([int(ctl[n][0]) for n in names] + [self.nr_tables], np.int64)
+        return {"arrays": arrays}
+
+    def __setstate__(self, state):
+        a = state["arrays"]
+        if a["kind"].shape != (5,):
+            raise ValueError(f"kind of shape {a['kind'].shape}: not written by PageTables.save")
+        image, levels, root, max_pfn, raises = (int(x) for x in a["kind"])
+        on_bad = "raise" if raises else "report"
+        rows = _image_rows(a["rows"])
+        if not 0 <= root < len(rows):
+            raise ValueError(f"root {root}: must be a row from 0 to {len(rows) - 1}")
+        if image:
+            self._set(None, 0, rows, root, _levels(levels), a.get("frames"), a.get("order"), max_pfn, on_bad)
+            return
+        if a["ctl"].shape != (5,):
+            raise ValueError(f"ctl of shape {a['ctl'].shape}: not written by PageTables.save")
+        used, free, live, cap, nr_tables = (int(x) for x in a["ctl"])
+        if not (len(rows) == used <= cap and 0 <= free < used):
+            raise ValueError(f"ctl {a['ctl'].tolist()}: does not fit {len(rows)} rows")
+        arena = reserve(cap, np.uint64, shape=(512,))
+        arena[:used] = rows
+        ctl = np.zeros(1, layout.CTL)
+        for name, value in zip(("rows_used", "rows_free", "rows_live", "rows_cap"), (used, free, live, cap), strict=True):
+            ctl[name] = value
+        ctl["levels"] = _levels(levels)
+        mms = np.zeros(2, layout.MM)
+        mms["root"][1], mms["nr_tables"][1] = root, nr_tables
+        self._bind(_core.World({"rows": arena, "ctl": ctl, "mms": mms}), 1, levels, on_bad)
+
+    def __repr__(self) -> str:
+        kind = "image" if self.readonly else "arena"
+        return f"<PageTables {self.levels} levels, {kind}, {self.nr_tables} tables>"
+
+
+__all__ = ["ArenaFullError", "BadEntryError", "PageTables", "USER_RW"]
