@@ -2,10 +2,20 @@
 
 Everything answers with integers: 0, an index or a count, -errno, or a KW_* code; `mm.check_call` makes exceptions.
 """
-from ksmwalk._core cimport *
-from ksmwalk.memory._fault cimport *
-from ksmwalk.memory._frames cimport *
-from ksmwalk.host._calls cimport *
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint64_t
+
+from ksmwalk._core cimport World, make_entry, pte_make
+from ksmwalk.memory._frames cimport folio_extra_refs, folio_get, folio_put, frame_alloc, lru_drain
+from ksmwalk.memory._leaves cimport prot_bits
+from ksmwalk.memory._areas cimport backing_put, mm_alloc, vma_find, vma_find_from
+from ksmwalk.memory._folio cimport split_folio_at
+from ksmwalk.memory._fault cimport KW_EFAULT, fault_write, look_range, read_range, write_range
+from ksmwalk.ksm._unmerge cimport break_ksm, unmerge_range
+from ksmwalk.host._calls cimport (
+    move_vma, sys_exec, sys_exit, sys_fork, sys_mmap, sys_mprotect, sys_munmap, sys_prctl_merge, vma_expand,
+)
+from ksmwalk.host._advice cimport sys_madvise, sys_mlock, sys_populate, sys_uffd_wp
+from ksmwalk.layout._layout cimport *
 
 
 def mm_new(World world not None, int nid):

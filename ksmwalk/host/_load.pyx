@@ -3,7 +3,11 @@
 numpy needs some thirty passes over the pages for this, most of them in memory never touched before; one loop does it in
 a tenth of the time.
 """
-from ksmwalk._core cimport *
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
+
+from ksmwalk._core cimport World, make_entry, make_leaf, pmd_make, pte_make
+from ksmwalk.layout._layout cimport *
+
 
 # What a page is, besides the FRAME_* bits of its frame.
 cdef enum:

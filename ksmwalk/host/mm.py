@@ -45,7 +45,7 @@ KINDS = {
     "droppable": Vm.DROPPABLE | Vm.NORESERVE | Vm.WIPEONFORK,
     "dax": Vm.DAX,
 }
-_FORCE, _KEEP = 1, 2  # FAULT_* of _fault.pxd
+_FORCE, _KEEP = 1, 2  # FAULT_* of memory/_fault.pxd
 _LOWEST = 0x10000  # vm.mmap_min_addr
 _EFAULT = -14
 

@@ -1,11 +1,18 @@
 """rmap_items, mm slots and the scan cursor, over a Host's arrays.
 
-The contract of every function stands in `_scan.pxd`.
+The contract of every function stands in `_cursor.pxd`.
 """
 cimport cython
 from libc.string cimport memset
 
-from ksmwalk._core cimport *
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uint8_t
+
+from ksmwalk._core cimport (
+    World, child_row, eligible, entry_leaf, entry_none, find_page, forget_table, level_index,
+)
+from ksmwalk.ksm._engine cimport leave_tree
+from ksmwalk.layout._layout cimport *
+
 
 cdef extern from "_wide.h" nogil:
     void kw_prefetch(const void *p) noexcept

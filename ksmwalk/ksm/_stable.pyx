@@ -2,11 +2,14 @@
 
 The contract of every function stands in `_stable.pxd`.
 """
-from libc.stdint cimport uint8_t
+from libc.stdint cimport int32_t, int64_t, uint64_t, uint8_t
+
+from ksmwalk.ksm._trees cimport rb_erase, rb_insert, rb_replace
+from ksmwalk.ksm._cursor cimport event
+from ksmwalk.layout._layout cimport *
+
 from libc.string cimport memset
 
-from ksmwalk.ksm._cursor cimport event
-from ksmwalk.ksm._trees cimport rb_erase, rb_insert, rb_replace
 
 cdef enum:
     AGAIN = -100       # a node was removed under the search: start again at the root

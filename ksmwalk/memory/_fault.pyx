@@ -2,47 +2,20 @@
 
 The contract of every function stands in `_fault.pxd`.
 """
-from ksmwalk._core cimport *
-from ksmwalk.memory._frames cimport *
+from libc.stdint cimport int32_t, int64_t, uint64_t
 
-
-# ------------------------------------------------------------------ faults
-
-cdef uint64_t prot_bits(uint64_t flags) noexcept nogil:
-    """What a pte of such a vma has besides frame, dirty and (private) write permission."""
-    cdef uint64_t bits
-    if not flags & (VM_READ | VM_WRITE | VM_EXEC):
-        return PTE_PROTNONE | PTE_A
-    bits = PTE_P | PTE_US | PTE_A
-    if not flags & VM_EXEC:
-        bits |= PTE_NX
-    if (flags & (VM_SHARED | VM_WRITE)) == (VM_SHARED | VM_WRITE):
-        bits |= PTE_RW
-    return bits
-
-
-cdef inline bint anon_vma_near(kw_vma *a, kw_vma *b) noexcept nogil:
-    """Could a and b, b right after a, become one vma by mprotect? Then they had better share their anon_vma."""
-    return (a.end == b.start and a.backing == b.backing and b.pgoff == a.pgoff + ((a.end - a.start) >> 12)
-            and ((a.flags ^ b.flags) & ~<uint64_t>(VM_READ | VM_WRITE | VM_EXEC)) == 0)
-
-
-cdef void anon_vma_prepare(kw_world *w, kw_vma *v) noexcept nogil:
-    cdef kw_vma *n
-    if v.anon_vma:
-        return
-    if v.next:
-        n = &w.vmas[v.next]
-        if n.anon_vma and not n.reserved & 1 and anon_vma_near(v, n):
-            v.anon_vma = n.anon_vma
-            return
-    if v.prev:
-        n = &w.vmas[v.prev]
-        if n.anon_vma and not n.reserved & 1 and anon_vma_near(n, v):
-            v.anon_vma = n.anon_vma
-            return
-    w.ctl.anon_vmas += 1
-    v.anon_vma = <int32_t>w.ctl.anon_vmas
+from ksmwalk._core cimport (
+    entry_leaf, entry_none, entry_pfn, leaf_find, level_size, make_entry, make_leaf, pmd_make, pmd_present,
+    pte_find, pte_make, pte_present,
+)
+from ksmwalk.memory._frames cimport (
+    folio_get, folio_mappings, frame_alloc, frame_map, frame_new, frame_unmap, huge_alloc, huge_map,
+    huge_unmap, hugetlb_alloc, lru_add, normal_pfn,
+)
+from ksmwalk.memory._leaves cimport ksm_zero_gone, pmd_split, prot_bits, pte_ksm_zero, touched
+from ksmwalk.memory._areas cimport anon_vma_prepare, vma_find, vma_find_from
+from ksmwalk.memory._folio cimport make_huge_zero, map_huge, page_ours
+from ksmwalk.layout._layout cimport *
 
 
 cdef bint thp_fits(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr) noexcept nogil:
@@ -82,26 +55,6 @@ cdef int64_t backing_page(kw_world *w, int32_t backing, uint64_t pgoff, bint hug
     return pfn
 
 
-cdef bint page_ours(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn) noexcept nogil:
-    """Is this anonymous page (the folio it is part of) mapped by nobody but this mm, so that a store may go into it?"""
-    cdef int64_t head = w.f_head[pfn], all, ours = 0
-    cdef uint64_t a
-    cdef uint64_t *p
-    cdef int i, level
-    if (w.f_flags[pfn] & (FRAME_ANON | FRAME_KSM)) != FRAME_ANON:
-        return False
-    if not w.f_flags[head] & FRAME_HEAD:
-        return w.f_mapcount[pfn] == 1
-    all = folio_mappings(w, head)
-    a = addr - (<uint64_t>(pfn - head) << 12)
-    for i in range(512):
-        p = leaf_find(w, w.mms[mm].root, a, &level)
-        if p != NULL and level == 1 and normal_pfn(w, p[0], 1) == head + i:
-            ours += 1
-        a += KW_PAGE_SIZE
-    return ours == all
-
-
 cdef inline void store(kw_world *w, int32_t mm, int64_t pfn, uint64_t key, int mode) noexcept nogil:
     if not mode & FAULT_KEEP:
         w.f_key[pfn] = key
@@ -135,16 +88,6 @@ cdef int write_huge(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t 
     pmd[0] |= PTE_A | PTE_D
     store(w, mm, pfn + sub, key, mode)
     return 1
-
-
-cdef void map_huge(kw_world *w, int32_t mm, kw_vma *v, uint64_t *pmd, int64_t pfn) noexcept nogil:
-    cdef uint64_t flags = prot_bits(v.flags) | PTE_PS | PTE_D
-    if v.flags & VM_WRITE:
-        flags |= PTE_RW
-    pmd[0] = make_leaf(<uint64_t>pfn, flags, 2)
-    huge_map(w, pfn)
-    lru_add(w, pfn)
-    touched(w, mm)
 
 
 cdef int write_hugetlb(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t key, int mode) noexcept nogil:
@@ -387,13 +330,6 @@ cdef void map_around(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t
                 frame_map(w, pfn)
         p += 1
         a += KW_PAGE_SIZE
-
-
-cdef void make_huge_zero(kw_world *w, int64_t pfn) noexcept nogil:
-    cdef int i
-    for i in range(512):
-        w.f_flags[pfn + i] = (w.f_flags[pfn + i] & ~FRAME_ANON) | FRAME_ZERO
-    w.ctl.huge_zero = pfn
 
 
 cdef int64_t read_fault(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil:
