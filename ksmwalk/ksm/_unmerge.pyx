@@ -23,7 +23,7 @@ cdef int break_pte(kw_world *w, int32_t mm, uint64_t *pte) noexcept nogil:
         pfn = normal_pfn(w, e, 1)
         if pfn < 0 or not w.f_flags[pfn] & FRAME_KSM:
             return 0
-    new = frame_alloc(w, <int>w.mms[mm].reserved, 0 if pfn < 0 else w.f_key[pfn], FRAME_ANON)
+    new = frame_alloc(w, w.mms[mm].nid, 0 if pfn < 0 else w.f_key[pfn], FRAME_ANON)
     if new < 0:
         return KW_ENOFRAMES
     flags = (entry_decode(e) & ~(PTE_PFN_MASK | PTE_RW | PTE_D | PTE_SPECIAL)) | PTE_A

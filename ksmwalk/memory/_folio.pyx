@@ -287,7 +287,7 @@ cdef int collapse(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr) noexcept no
             for j in range(i):
                 if pte_present(row[j]) and normal_pfn(w, row[j], 1) == pfn:
                     return -EAGAIN
-    huge = huge_alloc(w, <int>w.mms[mm].reserved)
+    huge = huge_alloc(w, w.mms[mm].nid)
     if huge < 0:
         return -ENOMEM
     for i in range(512):

@@ -11,6 +11,8 @@ from ksmwalk._core cimport (
 )
 from ksmwalk.tables._read cimport Tables, note_bad, row_of_frame
 from ksmwalk.layout._layout cimport *
+
+
 from libc.string cimport memset
 
 
