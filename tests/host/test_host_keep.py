@@ -99,7 +99,7 @@ def test_a_missing_file_is_named(tmp_path):
         ("vmas", lambda a: a["next"].__setitem__(1, 999), r"vmas\.next: record 1 holds 999"),
         ("mms", lambda a: a["root"].__setitem__(1, -3), r"mms\.root: record 1 holds -3"),
         ("f_head", lambda a: a.__setitem__(5, 2**31), "f_head: record 5"),
-        ("ctl", lambda a: a["nr_frames"].__setitem__(0, 1), "ctl: 1 frames"),
+        ("ctl", lambda a: a["nr_frames"].__setitem__(0, 1), r"ctl\.nr_frames: record 0 holds 1,"),
         ("ctl", lambda a: a["vmas_used"].__setitem__(0, 5), "array vmas: shape"),
         ("b_next", lambda a: a.__setitem__(0, 70), "b_next: record 0 holds 70"),
         ("cursor", lambda a: a["slot"].__setitem__(0, 12), r"cursor\.slot"),
