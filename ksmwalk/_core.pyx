@@ -97,21 +97,84 @@ cdef class World:
         self.w.events = <kw_event *><size_t>get("events", 0)
         self.w.event_pos = <int64_t *><size_t>get("event_pos", 0)
 
+    def close(self):
+        """Say that the Host is gone: whatever is called with this World from now on raises ReferenceError."""
+        self.gone = True
+
+    def live(self):
+        """The Host, or None where none was ever attached.
+
+        Raises
+        ------
+        ReferenceError
+            The Host was dropped.
+        """
+        if self.gone:
+            refuse(self)
+        if self.owner is None:
+            return None
+        host = self.owner()
+        if host is None:
+            refuse(self)
+        return host
+
+    def __enter__(self):
+        # For what takes several compiled calls and must not be interleaved with another thread's.
+        enter(self)
+        return self
+
+    def __exit__(self, *unused):
+        leave(self)
+
     def __reduce__(self):
         raise TypeError("a World is pointers: pickle the Host that owns the arrays")
+
+
+cdef class Life:
+    """Whether something that several doors stand for is still there; once gone it stays gone."""
+
+    def __cinit__(self, str what):
+        self.what = what
+
+    def end(self):
+        """It is gone from now on."""
+        self.gone = True
+
+    def check(self):
+        """Raise ReferenceError if it is gone."""
+        if self.gone:
+            raise ReferenceError(f"{self.what} is gone")
+
+
+cdef int refuse(World world) except -1:
+    if world.gone or not world.depth:
+        raise ReferenceError("the Host is gone: keep it as long as its doors are in use")
+    raise RuntimeError(busy(world.thread))
+
+
+cdef str busy(unsigned long thread):
+    """What a second thread is told."""
+    import threading
+
+    name = next((repr(t.name) for t in threading.enumerate() if t.ident == thread), str(thread))
+    return f"in use by thread {name}: one thread at a time per Host (or PageTables)"
 
 
 # ------------------------------------------------------------------ table pages
 
 cdef int64_t row_alloc(kw_world *w) noexcept nogil:
     cdef kw_ctl *c = w.ctl
-    cdef int64_t row
+    cdef int64_t row, next
     cdef uint64_t *p
     if c.rows_free:
         row = c.rows_free
         p = w.rows + row * 512
-        c.rows_free = <int64_t>p[0]
-        p[0] = 0
+        next = <int64_t>p[0]
+        if next < 0 or next >= c.rows_used:
+            return KW_ENOROWS  # somebody wrote into a free table page: its link leads nowhere
+        c.rows_free = next
+        # It was zeroed when it was freed; a view of it that somebody kept may have been written to since.
+        memset(p, 0, 4096)
     else:
         if c.rows_used >= c.rows_cap:
             return KW_ENOROWS
@@ -129,6 +192,7 @@ cdef void row_free(kw_world *w, int64_t row) noexcept nogil:
     p[0] = <uint64_t>w.ctl.rows_free
     w.ctl.rows_free = row
     w.ctl.rows_live -= 1
+    w.rows_freed += 1
 
 
 cdef uint64_t *entry_find(kw_world *w, int64_t root, uint64_t addr, int level) noexcept nogil:

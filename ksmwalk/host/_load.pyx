@@ -120,6 +120,7 @@ def load_pages(World world not None, int32_t mm, const uint64_t[::1] addr, const
         if n >= 0:
             raise ValueError(f"page {n} at {addr[n]:#x}, frame {pfns[n]:#x}: not of a whole leaf, aligned in both")
     n = 0
+    enter(world)
     with nogil:
         for v in range(slices.shape[0]):
             if slices[v, 0] == slices[v, 1]:
@@ -129,6 +130,7 @@ def load_pages(World world not None, int32_t mm, const uint64_t[::1] addr, const
             if n < slices[v, 1]:
                 break
         world.w.mms[mm].epoch += 1
+    leave(world)
     return n
 
 
@@ -139,21 +141,23 @@ def hold_pages(World world not None, int32_t backing, const int64_t[::1] place, 
 
     Returns the number of places looked at; fewer than there are where no table page is left.
     """
-    cdef int64_t i
-    cdef uint64_t *p
+    cdef int64_t i, n = place.shape[0]
+    cdef uint64_t *p = NULL
     if place.shape[0] != pfns.shape[0]:
         raise ValueError("arrays of different lengths")
     for i in range(place.shape[0]):
         if not 0 <= pfns[i] < world.w.ctl.nr_frames:
             raise IndexError(f"frame {pfns[i]:#x}: this Host has {world.w.ctl.nr_frames:#x} frames")
+    enter(world)
     with nogil:
         for i in range(place.shape[0]):
             p = pte_make(&world.w, backing, <uint64_t>place[i])
             if p == NULL:
-                with gil:
-                    return i
+                n = i
+                break
             if p[0] == 0:
                 p[0] = make_entry(<uint64_t>pfns[i], PTE_P | PTE_A)
                 if world.w.f_head[pfns[i]] == pfns[i]:
                     world.w.f_refs[pfns[i]] += 1
-    return place.shape[0]
+    leave(world)
+    return n

@@ -300,3 +300,4 @@ cdef extern from "_layout.h" nogil:
         int64_t *event_pos
         void (*leave_tree)(kw_world *w, int32_t item) noexcept nogil
         void (*start_scan)(kw_world *w) noexcept nogil
+        int64_t rows_freed

@@ -4,6 +4,7 @@ Reads any `kw_tables`, a Host's arena or a read-only image in which entries may 
 checked before it is followed, and what can't be followed is noted and walked around.
 """
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.pythread cimport PyThread_get_thread_ident
 from libc.string cimport memset
 
 from ksmwalk._core cimport *
@@ -278,9 +279,11 @@ cdef class Tables:
         Where the first bad entries are noted.
     work : ndarray of layout.WORK, shape (1,)
         Work counts.
+    world, mm, life
+        Of an arena: the World it belongs to, whose tables they are, and whether that mm is still there.
     """
 
-    def __cinit__(self, rows, root, levels, frames, order, max_pfn, bad, work, world=None):
+    def __cinit__(self, rows, root, levels, frames, order, max_pfn, bad, work, world=None, mm=0, life=None):
         self.arrays = (rows, frames, order, bad, work)
         memset(&self.t, 0, sizeof(kw_tables))
         self.t.rows = <uint64_t *>pointer(rows, False)
@@ -295,6 +298,8 @@ cdef class Tables:
         self.t.bad_cap = len(bad)
         self.t.work = <kw_work *>pointer(work, True)
         self.world = world
+        self.mm = mm
+        self.life = life
         self.t.readonly = world is None
 
     def __reduce__(self):
@@ -309,10 +314,38 @@ cdef class Tables:
         """Set the count of bad entries to zero."""
         self.t.bad_count = 0
 
+    def check(self):
+        """Raise ReferenceError if they are page tables of an address space, or a Host, that is gone."""
+        if self.life is not None:
+            self.life.check()
+        if self.world is not None:
+            alone(self.world)
+
     cdef void sync(self) noexcept:
         # In an arena the rows used so far are the image.
         if self.world is not None:
             self.t.nrows = self.world.w.ctl.rows_used
+
+    cdef int enter(self) except -1:
+        """Take the mark of the World, or of an image its own, and look how many rows there are."""
+        cdef unsigned long me = <unsigned long>PyThread_get_thread_ident()
+        if self.life is not None and self.life.gone:
+            self.life.check()
+        if self.world is not None:
+            enter(self.world)
+            self.sync()
+            return 0
+        if self.depth and self.thread != me:
+            raise RuntimeError(busy(self.thread))
+        self.thread = me
+        self.depth += 1
+        return 0
+
+    cdef void leave(self) noexcept:
+        if self.world is not None:
+            leave(self.world)
+        else:
+            self.depth -= 1
 
 
 cdef inline bint honest_range(int64_t levels, uint64_t start, uint64_t end) noexcept nogil:
@@ -333,8 +366,6 @@ def read_mappings(Tables tables not None, uint64_t start, uint64_t end, bint har
     cdef int code, lv
     if not honest_range(tables.t.levels, start, end) or (start | end) & 4095:
         raise ValueError(f"range {start:#x}-{end:#x}: not page aligned, or beyond {tables.t.levels} levels")
-    tables.sync()
-    k.t = &tables.t
     k.out = <kw_mapping *>pointer(out, True)
     k.n = 0
     k.cap = len(out)
@@ -343,57 +374,65 @@ def read_mappings(Tables tables not None, uint64_t start, uint64_t end, bint har
     k.present = PTE_P if hardware else PTE_P | PTE_PROTNONE
     for lv in range(6):
         k.rows[lv] = -1
-    if start == end or tables.t.root < 0 or tables.t.root >= tables.t.nrows:
-        return 0
-    tables.t.budget = budget
-    with nogil:
-        code = read_level(&k, tables.t.root, <int>tables.t.levels, start, end, PERM_R | PERM_W | PERM_X | PERM_U)
+    tables.enter()
+    k.t = &tables.t
+    code = KW_OK
+    if start != end and 0 <= tables.t.root < tables.t.nrows:
+        tables.t.budget = budget
+        with nogil:
+            code = read_level(&k, tables.t.root, <int>tables.t.levels, start, end, PERM_R | PERM_W | PERM_X | PERM_U)
+    tables.leave()
     return k.n if code == KW_OK or code == KW_NONE else code
 
 
 # ------------------------------------------------------------------ writing (a Host's arena only)
+
+cdef int map_into(kw_world *w, int32_t mm, uint64_t *addr, const uint64_t *pfns, int64_t n, uint64_t flags,
+                  int level) noexcept nogil:
+    """All leaves or none; *addr: the one that stood in the way, or the end."""
+    cdef int64_t i = 0
+    cdef uint64_t size = level_size(level), first = addr[0]
+    cdef uint64_t *p
+    while i < n:
+        p = entry_make(w, mm, addr[0], level)
+        if p == NULL:
+            return KW_ENOROWS if w.ctl.rows_used >= w.ctl.rows_cap and not w.ctl.rows_free else KW_EBUSYENTRY
+        while True:
+            if not entry_none(p[0]):
+                return KW_EBUSYENTRY
+            i += 1
+            addr[0] += size
+            p += 1
+            if i == n or level_index(addr[0], level) == 0:
+                break
+    addr[0] = first
+    i = 0
+    while i < n:
+        p = entry_make(w, mm, addr[0], level)
+        while True:
+            p[0] = make_leaf(pfns[i], flags, level)
+            i += 1
+            addr[0] += size
+            p += 1
+            if i == n or level_index(addr[0], level) == 0:
+                break
+    w.mms[mm].epoch += 1
+    return KW_OK
+
 
 def map_pages(World world not None, int32_t mm, uint64_t addr, const uint64_t[::1] pfns, uint64_t flags, int level):
     """Map pfns[i] at addr + i * the size of a leaf; (0 or a KW_* code, entries written).
 
     Nothing is written if any of the places is taken. Tables made on the way to a full arena stay, empty.
     """
-    cdef int64_t n = pfns.shape[0], i
-    cdef uint64_t size = level_size(level), a
-    cdef uint64_t *p
-    cdef uint64_t e
+    cdef int code = KW_OK
+    if not pfns.shape[0]:
+        return 0, addr
+    enter(world)
     with nogil:
-        a = addr
-        i = 0
-        while i < n:
-            p = entry_make(&world.w, mm, a, level)
-            if p == NULL:
-                with gil:
-                    return (KW_ENOROWS if world.w.ctl.rows_used >= world.w.ctl.rows_cap and not world.w.ctl.rows_free
-                            else KW_EBUSYENTRY), a
-            while True:
-                if not entry_none(p[0]):
-                    with gil:
-                        return KW_EBUSYENTRY, a
-                i += 1
-                a += size
-                p += 1
-                if i == n or level_index(a, level) == 0:
-                    break
-        a = addr
-        i = 0
-        while i < n:
-            p = entry_make(&world.w, mm, a, level)
-            while True:
-                e = pfns[i]
-                p[0] = make_leaf(e, flags, level)
-                i += 1
-                a += size
-                p += 1
-                if i == n or level_index(a, level) == 0:
-                    break
-        world.w.mms[mm].epoch += 1
-    return 0, a
+        code = map_into(&world.w, mm, &addr, &pfns[0], pfns.shape[0], flags, level)
+    leave(world)
+    return code, addr
 
 
 cdef int64_t clear_level(kw_world *w, int32_t mm, int64_t row, int level, uint64_t a, uint64_t end,
@@ -441,14 +480,17 @@ def clear_range(World world not None, int32_t mm, uint64_t start, uint64_t end):
     cdef int64_t cleared = 0, code
     if not honest_range(world.w.ctl.levels, start, end) or (start | end) & 4095:
         raise ValueError(f"range {start:#x}-{end:#x}: not page aligned, or beyond {world.w.ctl.levels} levels")
+    enter(world)
     with nogil:
         code = clear_level(&world.w, mm, world.w.mms[mm].root, <int>world.w.ctl.levels, start, end, &cleared)
         world.w.mms[mm].epoch += 1
+    leave(world)
     return code, cleared
 
 
 def new_root(World world not None, int32_t mm):
     """Give an mm record a top table; its row, or KW_ENOROWS."""
+    alone(world)
     cdef int64_t row = row_alloc(&world.w)
     if row >= 0:
         world.w.mms[mm].root = row
@@ -458,6 +500,7 @@ def new_root(World world not None, int32_t mm):
 
 def split_at(World world not None, int32_t mm, uint64_t addr):
     """Split the large leaf that maps addr into 512 of the next size: its former level, or KW_NONE, KW_ENOROWS."""
+    alone(world)
     cdef int level = 0
     cdef uint64_t *p = leaf_find(&world.w, world.w.mms[mm].root, addr, &level)
     if p == NULL or level == 1:
