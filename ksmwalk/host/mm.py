@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .. import _core
-from ..errors import ArenaFullError, check
+from ..errors import check
 from ..gate import MAX_U64, as_array, as_flag, as_int, shown
 from ..ksm.rmap import RmapItem, rmap_items
 from ..layout import PAGE_SIZE, PMD_SIZE, MmFlag, Vm
@@ -48,7 +48,7 @@ KINDS = {
     "droppable": Vm.DROPPABLE | Vm.NORESERVE | Vm.WIPEONFORK,
     "dax": Vm.DAX,
 }
-_FORCE, _KEEP = 1, 2  # FAULT_* of _fault.pxd
+_FORCE, _KEEP = 1, 2  # FAULT_* of memory/_fault.pxd
 _LOWEST = 0x10000  # vm.mmap_min_addr
 EFAULT = -errno.EFAULT
 #: frames that an entry can name
@@ -58,15 +58,6 @@ _FURTHER = int(
     Vm.LOCKED | Vm.IO | Vm.SEQ_READ | Vm.RAND_READ | Vm.DONTCOPY | Vm.DONTEXPAND | Vm.ACCOUNT | Vm.NORESERVE
     | Vm.WIPEONFORK | Vm.DONTDUMP | Vm.HUGEPAGE | Vm.NOHUGEPAGE
 )  # fmt: skip
-
-
-def check_call(code: int, what: str) -> int:
-    """Pass a count or an index through; raise OSError or ArenaFullError for what a call answered."""
-    if code >= 0:
-        return code
-    if code <= -errno.EAGAIN:
-        raise OSError(-code, f"{os.strerror(-code)}: {what}")
-    return check(code, what)
 
 
 def _up(n: int, size: int = PAGE_SIZE) -> int:
@@ -180,11 +171,11 @@ class Mm:
     @property
     def nid(self) -> int:
         """NUMA node that new pages come from while it has any; may be set."""
-        return self._field("reserved")
+        return self._field("nid")
 
     @nid.setter
     def nid(self, node: int) -> None:
-        self._world.arrays["mms"]["reserved"][self._at()] = as_int(node, "nid", 0, self.host.nr_nodes - 1)
+        self._world.arrays["mms"]["nid"][self._at()] = as_int(node, "nid", 0, self.host.nr_nodes - 1)
 
     @property
     def vmas(self) -> list[Vma]:
@@ -382,7 +373,7 @@ class Mm:
         if not start and addr is None or start + length > self.task_size or offset + length > 1 << 47:
             raise _refuse(errno.ENOMEM, f"no place for {length:#x} bytes at {start:#x}")
         if addr is not None:
-            check_call(_doors.munmap(self._world, self.index, start, start + length), f"mmap at {start:#x}")
+            check(_doors.munmap(self._world, self.index, start, start + length), f"mmap at {start:#x}")
         return self._map(start, length, vm, kind, shared, backing, offset, pfn)
 
     def _map(self, start, length, vm, kind, shared, backing, offset, pfn) -> int:
@@ -393,12 +384,12 @@ class Mm:
         pgoff = offset // PAGE_SIZE if backing else start // PAGE_SIZE
         what = f"mmap of {length:#x} bytes at {start:#x}"
         try:
-            check_call(_doors.mmap(self._world, self.index, start, length, vm, backing or 0, pgoff, shift), what)
+            check(_doors.mmap(self._world, self.index, start, length, vm, backing or 0, pgoff, shift), what)
         finally:
             if mine:
                 _doors.backing_done(self._world, backing)
         if kind == "pfnmap" and pfn:
-            check_call(_doors.map_raw(self._world, self.index, start, length // PAGE_SIZE, pfn, vm), what)
+            check(_doors.map_raw(self._world, self.index, start, length // PAGE_SIZE, pfn, vm), what)
         if vm & _LOCKED:
             self.mlock(start, length)
         return start
@@ -409,7 +400,7 @@ class Mm:
         Models: munmap(2) of Linux 6.18. Differs: nothing known.
         """
         start, end = self._user_range(addr, length, "munmap")
-        check_call(_doors.munmap(self._world, self.index, start, end), f"munmap {start:#x}-{end:#x}")
+        check(_doors.munmap(self._world, self.index, start, end), f"munmap {start:#x}-{end:#x}")
 
     def mprotect(self, addr: int, length: int, prot: str) -> None:
         """Change permissions; at a hole it stops with ENOMEM, what lies before it is done.
@@ -419,7 +410,7 @@ class Mm:
         access = _prot(prot)
         start, end = self._range(addr, length, "mprotect", errno.ENOMEM)
         code = _doors.mprotect(self._world, self.index, start, end, access)
-        check_call(code, f"mprotect {start:#x}-{end:#x} {prot}")
+        check(code, f"mprotect {start:#x}-{end:#x} {prot}")
 
     def madvise(self, addr: int, length: int, advice: str | int) -> None:
         """Give advice on [addr, addr + length).
@@ -450,7 +441,7 @@ class Mm:
         if number not in _ADVICE_NUMBERS:
             raise _refuse(errno.EINVAL, f"advice {advice!r}")
         code = _doors.madvise(self._world, self.index, start, end, number)
-        check_call(code, f"madvise {advice} {start:#x}-{end:#x}")
+        check(code, f"madvise {advice} {start:#x}-{end:#x}")
 
     def mremap(self, addr: int, old: int, new: int, new_addr: int | None = None, *, maymove: bool = True) -> int:
         """Grow, shrink or move memory.
@@ -495,7 +486,7 @@ class Mm:
         Differs: the child always gets anon_vmas of its own; pinned pages are shared as well.
         """
         with self._world:
-            return self.host._adopt(check_call(self._new(_doors.mm_fork(self._world, self._at())), "fork"))
+            return self.host._adopt(check(_doors.mm_fork(self._world, self._at()), "fork"))
 
     def exec(self) -> Mm:
         """Replace this address space by an empty one; merge_any stays.
@@ -508,17 +499,11 @@ class Mm:
         Models: exec_mmap() of Linux 6.18. Differs: the new address space is empty; map what the program would.
         """
         with self._world:
-            new = check_call(self._new(_doors.mm_exec(self._world, self._at())), "exec")
+            new = check(_doors.mm_exec(self._world, self._at()), "exec")
             self.host._moved(self, new)
             self.index = new
             self._tables = None
         return self
-
-    @staticmethod
-    def _new(code: int) -> int:
-        if code == -1:
-            raise ArenaFullError("no address spaces left: make the Host with more of them")
-        return code
 
     def exit(self) -> None:
         """Give up everything; ksmd cleans up behind when it comes by.
@@ -534,7 +519,7 @@ class Mm:
 
         Models: prctl(PR_SET_MEMORY_MERGE) of Linux 6.18. Differs: nothing known.
         """
-        check_call(_doors.prctl_merge(self._world, self._at(), as_flag(on, "on")), f"prctl_merge {on}")
+        check(_doors.prctl_merge(self._world, self._at(), as_flag(on, "on")), f"prctl_merge {on}")
 
     def thp_disable(self, on: bool) -> None:
         """PR_SET_THP_DISABLE: no huge pages for this address space.
@@ -553,7 +538,7 @@ class Mm:
         Models: mlock(2) of Linux 6.18. Differs: no limit on locked memory.
         """
         start, end = self._locked_range(addr, length, "mlock")
-        check_call(_doors.mlock(self._world, self.index, start, end, True), f"mlock {start:#x}-{end:#x}")
+        check(_doors.mlock(self._world, self.index, start, end, True), f"mlock {start:#x}-{end:#x}")
 
     def munlock(self, addr: int, length: int) -> None:
         """Unlock memory.
@@ -561,7 +546,7 @@ class Mm:
         Models: munlock(2) of Linux 6.18. Differs: nothing known.
         """
         start, end = self._locked_range(addr, length, "munlock")
-        check_call(_doors.mlock(self._world, self.index, start, end, False), f"munlock {start:#x}-{end:#x}")
+        check(_doors.mlock(self._world, self.index, start, end, False), f"munlock {start:#x}-{end:#x}")
 
     def uffd_wp(self, addr: int, length: int, on: bool = True) -> None:
         """Register the range with a userfaultfd and write-protect its present pages (off: let stores through again).
@@ -571,7 +556,7 @@ class Mm:
         """
         on = as_flag(on, "on")
         start, end = self._user_range(addr, length, "uffd_wp")
-        check_call(_doors.uffd_wp(self._world, self.index, start, end, on), f"uffd_wp {start:#x}-{end:#x}")
+        check(_doors.uffd_wp(self._world, self.index, start, end, on), f"uffd_wp {start:#x}-{end:#x}")
 
     # ---------------------------------------------------------- contents
 
@@ -594,7 +579,7 @@ class Mm:
                 yield
             finally:
                 if nid is not None:
-                    self._world.arrays["mms"]["reserved"][self.index] = before
+                    self._world.arrays["mms"]["nid"][self.index] = before
 
     def write(self, addr: int, keys, *, nid: int | None = None) -> None:
         """Store contents into a page, or into consecutive pages at array speed, with all faults that takes.
@@ -631,14 +616,14 @@ class Mm:
         else:
             code = _doors.write_one(self._world, self.index, addr, as_int(keys, "keys"), 0)
         if code < 0:
-            check_call(code, f"write at {addr:#x}")
+            check(code, f"write at {addr:#x}")
 
     def _store(self, addr: int, n: int, keys, mode: int) -> None:
         if addr + n * PAGE_SIZE > MAX_U64:
             raise _refuse(errno.EFAULT, f"{n} pages from {addr:#x} on: beyond all memory")
         done, code = _doors.write(self._world, self._at(), addr, n, keys, mode)
         if code < 0:
-            check_call(code, f"write at {addr + done * PAGE_SIZE:#x} ({done} of {n} pages done)")
+            check(code, f"write at {addr + done * PAGE_SIZE:#x} ({done} of {n} pages done)")
 
     def poke(self, addr: int, keys) -> None:
         """Store as a debugger does through /proc/PID/mem: past the permissions of private areas.
@@ -703,7 +688,7 @@ class Mm:
         out = np.empty(count, np.uint64)
         done, code = _doors.read(self._world, at, addr, count, out, 0)
         if code < 0:
-            check_call(code, f"read at {addr + done * PAGE_SIZE:#x} ({done} of {count} pages done)")
+            check(code, f"read at {addr + done * PAGE_SIZE:#x} ({done} of {count} pages done)")
         return int(out[0]) if n is None else out
 
     def _run(self, addr: int, n: int) -> tuple[int, int]:

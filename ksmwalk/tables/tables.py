@@ -12,7 +12,7 @@ from ..errors import ArenaFullError, BadEntryError, check
 from ..gate import MAX_U64, as_array, as_flag, as_int, shown
 from ..layout import Code
 from ..layout.arena import reserve
-from . import _read
+from . import _map, _read
 
 USER_RW = Pte.P | Pte.RW | Pte.US | Pte.A | Pte.D | Pte.NX
 _BAD_KEPT = 1024  # bad entries kept with their details; all are counted
@@ -76,7 +76,7 @@ class PageTables:
         ctl["rows_used"] = 1
         ctl["rows_cap"] = capacity + 1
         world = _core.World({"rows": rows, "ctl": ctl, "mms": np.zeros(2, layout.MM)})
-        check(_read.new_root(world, 1))
+        check(_map.new_root(world, 1))
         self._bind(world, 1, levels, on_bad)
 
     def _bind(self, world, mm: int, levels: int, on_bad: str, work=None, life=None) -> None:
@@ -368,7 +368,7 @@ class PageTables:
             flags |= Pte.PS
         if len(p):
             entries.pack(p, flags, level)  # complains about what does not fit
-        code, at = _read.map_pages(world, self._mm, addr, p, flags, level)
+        code, at = _map.map_pages(world, self._mm, addr, p, flags, level)
         check(code, f"address {at:#x}")
 
     def unmap(self, start: int, end: int) -> int:
@@ -387,7 +387,7 @@ class PageTables:
             raise ValueError(f"range {start:#x}-{end:#x}: must be page aligned and within 0-{self.end:#x}")
         if start == end:
             return 0
-        code, cleared = _read.clear_range(world, self._mm, start, end)
+        code, cleared = _map.clear_range(world, self._mm, start, end)
         check(code, f"{start:#x}-{end:#x}")
         return cleared
 
@@ -407,7 +407,7 @@ class PageTables:
         Models: __split_huge_pmd(), as the walk does before it descends. Differs: nothing known.
         """
         addr = as_int(addr, "addr", 0, self.end - 1)
-        code = _read.split_at(self._writable(), self._mm, addr)
+        code = _map.split_at(self._writable(), self._mm, addr)
         if code == Code.NONE:
             raise ValueError(f"address {addr:#x}: no large leaf to split")
         return check(code)
