@@ -352,7 +352,7 @@ cdef class Entry:
     cdef int close(self) except -1:
         # Whoever kept the view can go on reading, but writes to a table later are no business of this walk.
         if self.view is not None:
-            self.view.flags.writeable = False
+            self.view.setflags(False)
             self.view = None
             self.changed()
         return 0
@@ -459,10 +459,9 @@ cdef class MmWalk:
             return None
         if self.given_vma is not None:
             return self.given_vma
-        try:
-            return self.mm.vma_by_number(self.s.vma)
-        except LookupError:
-            raise ReferenceError(f"vma {self.s.vma} is gone: a callback unmapped it") from None
+        if self.s.world.vmas[self.s.vma].mm != self.s.mm:
+            raise ReferenceError(f"vma {self.s.vma} is gone: a callback unmapped it")
+        return self.mm._area(self.s.vma)
 
     @property
     def action(self):
