@@ -392,7 +392,10 @@ class Mm:
             if mine:
                 _doors.backing_done(self._world, backing)
         if kind == "pfnmap" and pfn:
-            check(_doors.map_raw(self._world, self.index, start, length // PAGE_SIZE, pfn, vm), what)
+            code = _doors.map_raw(self._world, self.index, start, length // PAGE_SIZE, pfn, vm)
+            if code < 0:
+                _doors.munmap(self._world, self.index, start, start + length)
+                check(code, what)
         if vm & _LOCKED:
             self.mlock(start, length)
         return start

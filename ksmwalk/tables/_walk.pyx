@@ -14,7 +14,7 @@ from ksmwalk._core cimport (
 from ksmwalk.tables._read cimport Tables, note_bad, row_of_frame
 from ksmwalk.layout._layout cimport *
 
-from ksmwalk.gate import as_int
+from ksmwalk.gate import as_int, shown
 
 
 # What a Python callback answers to the C walker after its result or exception was put aside.
@@ -488,7 +488,7 @@ cdef int settle(MmWalk walk, object result) except? -7:
     if result is None:
         return 0
     if not isinstance(result, int):
-        raise TypeError(f"a callback returned {result!r}: must be an int or None")
+        raise TypeError(f"a callback returned {shown(result)}: must be an int or None")
     if not result:
         return 0
     walk.result = result
