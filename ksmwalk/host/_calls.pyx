@@ -62,11 +62,13 @@ cdef int sys_munmap(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexc
     need = w.vmas[v].start < start
     if need and w.vmas[v].end > end and w.mms[mm].nr_vmas >= MAX_MAP_COUNT:
         return -ENOMEM
-    if not vmas_left(w, 2):
-        return KW_ENOVMAS
-    if rows_left(w) < 2:
-        return KW_ENOROWS     # a huge page that sticks out needs a table at either end
     next = vma_find_from(w, mm, end - 1)
+    if need or (next and w.vmas[next].start < end and w.vmas[next].end > end):
+        # Whole areas can go from a full Host; one that is cut needs a record, its huge pages a table at either end.
+        if not vmas_left(w, 2):
+            return KW_ENOVMAS
+        if rows_left(w) < 2:
+            return KW_ENOROWS
     if next and w.vmas[next].start < end and w.vmas[next].page_shift > 12 and end & (KW_PMD_SIZE - 1):
         return -EINVAL
     if need:

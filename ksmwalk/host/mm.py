@@ -191,6 +191,9 @@ class Mm:
         """
         return Vma(self, number)
 
+    def _area(self, number: int) -> Vma:
+        return Vma._door(self, number)
+
     def find_vma(self, addr: int) -> Vma | None:
         """Find the area that contains `addr` (bytes), or None.
 
@@ -381,7 +384,10 @@ class Mm:
             if mine:
                 _doors.backing_done(self._world, backing)
         if kind == "pfnmap" and pfn:
-            self._check(_doors.map_raw(self._world, self.index, start, length // PAGE_SIZE, pfn, vm), what)
+            code = _doors.map_raw(self._world, self.index, start, length // PAGE_SIZE, pfn, vm)
+            if code < 0:
+                _doors.munmap(self._world, self.index, start, start + length)
+                self._check(code, what)
         if vm & _LOCKED:
             self.mlock(start, length)
         return start
@@ -682,7 +688,9 @@ class Mm:
     def _run(self, addr: int, n: int) -> tuple[int, int]:
         """A run of pages within what page tables can map."""
         addr = self._pages(addr)
-        return addr, as_int(n, "n", 0, max(0, ((1 << 57) - addr) // PAGE_SIZE))
+        if type(n) is not int or n < 0 or addr + n * PAGE_SIZE > 1 << 57:
+            n = as_int(n, "n", 0, max(0, ((1 << 57) - addr) // PAGE_SIZE))
+        return addr, n
 
     def read_keys(self, addr: int, n: int) -> np.ndarray:
         """Look at the contents of `n` pages without touching them: uint64, 0 where nothing is present.
