@@ -82,12 +82,14 @@ def kept_arrays(host: Host) -> dict[str, np.ndarray]:
 
 def save(host: Host, path: str | os.PathLike[str], overwrite: bool = False) -> None:
     """`Host.save`."""
-    stored.write(path, kept_arrays(host), KIND, VERSION, overwrite)
+    with host.world:  # no other thread changes anything meanwhile
+        stored.write(path, kept_arrays(host), KIND, VERSION, overwrite)
 
 
 def state_of(host: Host) -> dict[str, Any]:
     """What a pickle of a Host holds."""
-    arrays = {name: np.ascontiguousarray(a).copy() for name, a in kept_arrays(host).items()}
+    with host.world:
+        arrays = {name: np.ascontiguousarray(a).copy() for name, a in kept_arrays(host).items()}
     return {"kind": KIND, "version": VERSION, "arrays": arrays}
 
 

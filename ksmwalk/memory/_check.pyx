@@ -5,7 +5,7 @@ The contract stands in `_check.pxd`.
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint64_t, uint8_t
 from libc.stdlib cimport calloc, free
 
-from ksmwalk._core cimport World, entry_leaf, entry_none, entry_pfn, entry_present, level_size
+from ksmwalk._core cimport World, entry_leaf, entry_none, entry_pfn, entry_present, level_size, row_owner
 from ksmwalk.layout._layout cimport *
 
 
@@ -70,6 +70,8 @@ cdef int free_rows(Check *c) noexcept nogil:
             return refuse(c, b"rows", NULL, before, at, b"the next free table page is none")
         c.rows[at] = SEEN_FREE
         n += 1
+        if c.strict and w.r_owner[at]:
+            return refuse(c, b"r_owner", NULL, at, w.r_owner[at], b"a free table page has no owner")
         for i in range(1, 512):
             if w.rows[at * 512 + i]:
                 c.entry = i
@@ -282,6 +284,8 @@ cdef int table(Check *c, int32_t mm, int64_t row, int level, uint64_t base) noex
     cdef int i
     c.rows[row] = SEEN_LISTED
     c.reached += 1
+    if c.strict and w.r_owner[row] != row_owner(mm, level):
+        return refuse(c, b"r_owner", NULL, row, w.r_owner[row], b"not the address space and level it is reached from")
     for i in range(512):
         e = p[i]
         if e == 0:
@@ -311,6 +315,8 @@ cdef int tables(Check *c) noexcept nogil:
     cdef int64_t before, i
     if free_rows(c):
         return -1
+    if c.strict and w.r_owner[0]:
+        return refuse(c, b"r_owner", NULL, 0, w.r_owner[0], b"row 0 is never used")
     for i in range(512 if c.strict else 0):
         if w.rows[i]:
             c.entry = i

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _core, layout
+from ..errors import check
 from ..layout import stored
 from ..layout.arena import reserve
 from ..memory import _check
+from . import _map
 
 if TYPE_CHECKING:
     from .tables import PageTables
@@ -114,7 +116,7 @@ def rebuild(tables: PageTables, arrays: Mapping[str, np.ndarray]) -> None:
     """Make page tables of what was kept."""
     image, levels, root, max_pfn, raises = (int(x) for x in arrays["about"][0])
     for name, value, low, high in (
-        ("image", image, 0, 1), ("levels", levels, 4, 5), ("max_pfn", max_pfn, 0, 1 << 52), ("raises", raises, 0, 1),
+        ("image", image, 0, 1), ("levels", levels, 4, 5), ("max_pfn", max_pfn, 0, 1 << 40), ("raises", raises, 0, 1),
         ("root", root, 0 if image else 1, len(arrays["rows"]) - 1),
     ):  # fmt: skip
         if not low <= value <= high:
@@ -132,6 +134,7 @@ def rebuild(tables: PageTables, arrays: Mapping[str, np.ndarray]) -> None:
         raise ValueError("array arena: missing")
     world = _arena_world(arrays["rows"], arrays["arena"][0], root, levels)
     _checked(world)
+    check(_map.claim_tables(world, 1), "rows")
     tables._bind(world, 1, levels, on_bad)
 
 
@@ -152,7 +155,13 @@ def _arena_world(rows: np.ndarray, kept: np.void, root: int, levels: int) -> _co
     ctl["levels"], ctl["mms_used"] = levels, 2
     mms = np.zeros(2, layout.MM)
     mms["root"][1], mms["nr_tables"][1] = root, kept["nr_tables"]
-    return _core.World({"rows": arena, "ctl": ctl, "mms": mms})
+    return world_of(arena, ctl, mms)
+
+
+def world_of(rows: np.ndarray, ctl: np.ndarray, mms: np.ndarray) -> _core.World:
+    """The binding of page tables that stand alone: mm 1 of a world without areas and frames."""
+    owner = reserve(len(rows), np.int32)
+    return _core.World({"rows": rows, "r_owner": owner, "ctl": ctl, "mms": mms, "bad": np.zeros(1, layout.BAD)})
 
 
 def _checked(world: _core.World) -> None:
