@@ -27,11 +27,11 @@ KIND = "saved Host"
 VERSION = 1
 
 _HUGE_FROM = 1 << 20  # frames
-_BIG = 1 << 62
+_BIG = 1 << 61  # counts that only grow: nobody comes so far
 _INDEXED = (1 << 31) - 1  # records that an int32 can number
 #: (array, field, lowest, highest) of numbers that stand for themselves
 _NUMBERS = [
-    ("ctl", "thp", 0, 2), ("ctl", "anon_vmas", 0, _INDEXED), ("ctl", "vma_serial", 0, _BIG), ("ctl", "mm_serial", 0, _BIG),
+    ("ctl", "thp", 0, 2), ("ctl", "anon_vmas", 0, 1 << 30), ("ctl", "vma_serial", 0, _BIG), ("ctl", "mm_serial", 0, _BIG),
     ("ksm", "events_on", 0, 1), ("ksm", "long_wait", 0, 1), ("ksm", "now_ms", 0, _BIG), ("ksm", "generation", 0, _BIG),
     ("ksm", "tree_generation", 0, _BIG), ("ksm", "pages_scanned", 0, _BIG), ("ksm", "pages_skipped", 0, _BIG),
     ("ksm", "zero_pages", -_BIG, _BIG), ("ksm", "advisor", -_BIG, _BIG), ("mms", "nr_zero", -_BIG, _BIG),
@@ -74,7 +74,7 @@ def kept_arrays(host: Host) -> dict[str, np.ndarray]:
     kept = {name: arrays[name][: used_records(arrays, name)] for name in layout.ARRAYS}
     try:
         check_sizes(kept)
-        check_world(host.world, len(kept["f_flags"]))
+        check_world(host.world, len(kept["f_flags"]), grown=2)
     except ValueError as err:
         raise ValueError(f"this Host could not be loaded again: {err}") from None
     return kept
@@ -240,7 +240,7 @@ def _within(array: str, field: str | None, value: int, low: int, high: int, reco
 # ------------------------------------------------------------------ contents
 
 
-def check_world(world: _core.World, known: int) -> None:
+def check_world(world: _core.World, known: int, grown: int = 1) -> None:
     """Refuse arrays, of the right sizes, in which anything is that the engine could not have left there.
 
     Parameters
@@ -249,6 +249,8 @@ def check_world(world: _core.World, known: int) -> None:
         All arrays of a Host.
     known : int
         Frames from here on were never used.
+    grown : int
+        How many times the highest value that is loaded a counter may hold: what was loaded at it may be saved.
 
     Raises
     ------
@@ -257,6 +259,7 @@ def check_world(world: _core.World, known: int) -> None:
     """
     arrays = world.arrays
     for name, field, low, high in _NUMBERS:
+        low, high = (low, high) if high <= 2 else (low * grown, high * grown)
         values = np.atleast_1d(arrays[name][field] if field else arrays[name])[: int(arrays["ctl"]["mms_used"][0])].ravel()
         for record in np.flatnonzero((values < low) | (values > high))[:1]:
             _within(name, field, int(values[record]), low, high, int(record))

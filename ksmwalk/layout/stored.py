@@ -116,15 +116,14 @@ def _fill(made: Path, arrays: Mapping[str, np.ndarray], about: dict[str, Any]) -
             np.lib.format.write_array(file, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
     with _new(made / FORMAT) as file:
         file.write((json.dumps(about, indent=1) + "\n").encode())
+    # All are written by now, so that waiting for the disk once is nearly enough.
+    for name in os.listdir(made):
+        _sync(made / name)
     _sync(made)
 
 
-@contextlib.contextmanager
-def _new(path: Path) -> Iterator[IO[bytes]]:
-    with open(os.open(path, _CREATE, 0o666), "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
+def _new(path: Path) -> IO[bytes]:
+    return open(os.open(path, _CREATE, 0o666), "wb")
 
 
 def _put_in_place(made: Path, path: Path, there: bool) -> None:
@@ -150,7 +149,7 @@ def _remove(path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
     finally:

@@ -147,7 +147,10 @@ def _arena_world(rows: np.ndarray, kept: np.void, root: int, levels: int) -> _co
             raise ValueError(f"arena.{name}: record 0 holds {kept[name]}, must be from {low} to {high}")
     if kept["nr_tables"] > kept["rows_live"]:
         raise ValueError(f"arena.nr_tables: record 0 holds {kept['nr_tables']}, but only {kept['rows_live']} are in use")
-    arena = reserve(int(kept["rows_cap"]), np.uint64, shape=(512,))
+    try:
+        arena = reserve(int(kept["rows_cap"]), np.uint64, shape=(512,))
+    except MemoryError as err:
+        raise MemoryError(f"arena.rows_cap: record 0 holds {kept['rows_cap']}: {err}") from None
     arena[: len(rows)] = rows
     ctl = np.zeros(1, layout.CTL)
     for name in ("rows_used", "rows_free", "rows_live", "rows_cap"):
