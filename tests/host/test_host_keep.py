@@ -206,7 +206,7 @@ def test_lists_and_trees_without_an_end_are_refused():
     ):  # fmt: skip
         forged = {**state, "arrays": state["arrays"] | {array: state["arrays"][array].copy()}}
         forged["arrays"][array][field][record] = record
-        with pytest.raises(ValueError, match=rf"(items|vmas|mms|nodes|links|ctl)[.:].*record \d+ holds"):
+        with pytest.raises(ValueError, match=r"(items|vmas|mms|nodes|links|ctl)[.:].*record \d+ holds"):
             Host.__new__(Host).__setstate__(forged)
 
 
