@@ -109,6 +109,11 @@ cdef int split_leaf(kw_world *w, int32_t mm, uint64_t *entry, int level) noexcep
     # A leaf pmd or pud becomes a table of 512 leaves: same frames, same flags. The folio stays whole.
     # KW_ENOROWS: unchanged.
 
+cdef inline void mm_changed(kw_world *w, int32_t mm, uint64_t times) noexcept nogil:
+    # Whatever changes a mapping or a content of an mm says so here.
+    w.mms[mm].epoch += times
+    w.ctl.changes += <int64_t>times
+
 cdef inline int64_t child_row(kw_world *w, uint64_t e) noexcept nogil:
     # Row of the table an entry points to; KW_NONE if it points to none, whatever its bits say.
     cdef int64_t row = <int64_t>((e & PTE_PFN_MASK) >> 12)

@@ -48,7 +48,7 @@ cdef int32_t mm_alloc(kw_world *w) noexcept nogil:
         c.mms_used += 1
     m = &w.mms[mm]
     # The epoch goes on where the last user of the record left it: nobody may take the one for the other.
-    m.epoch += 1
+    mm_changed(w, mm, 1)
     m.flags = MM_USED
     m.vma_first = m.slot_next = m.slot_prev = m.rmap_list = m.nr_vmas = 0
     m.nr_rmap_items = m.nr_merging = m.nr_zero = m.reserved = m.length = 0
@@ -140,7 +140,7 @@ cdef void vma_free(kw_world *w, int32_t v) noexcept nogil:
     if next:
         w.vmas[next].prev = prev
     w.mms[mm].nr_vmas -= 1
-    w.mms[mm].epoch += 1
+    mm_changed(w, mm, 1)
     if w.cursor.vma == v:
         w.cursor.vma = 0
     memset(&w.vmas[v], 0, sizeof(kw_vma))
@@ -253,7 +253,7 @@ cdef int32_t sys_mmap(kw_world *w, int32_t mm, uint64_t start, uint64_t length, 
     if backing:
         w.mms[backing].reserved += 1
     vma_link(w, v, prev)
-    w.mms[mm].epoch += 1
+    mm_changed(w, mm, 1)
     return join_around(w, v)
 
 
@@ -624,7 +624,7 @@ cdef int vma_expand(kw_world *w, int32_t v, uint64_t length) noexcept nogil:
     """Grow v at its end, where nothing is mapped."""
     cdef uint64_t start = w.vmas[v].end
     w.vmas[v].end += length
-    w.mms[w.vmas[v].mm].epoch += 1
+    mm_changed(w, w.vmas[v].mm, 1)
     if w.vmas[v].next:
         vma_join(w, v, w.vmas[v].next)
     if w.vmas[v].flags & VM_LOCKED:
@@ -696,7 +696,7 @@ cdef int32_t sys_fork(kw_world *w, int32_t parent) noexcept nogil:
 cdef void sys_exit(kw_world *w, int32_t mm) noexcept nogil:
     slot_exit(w, mm)
     mm_clear(w, mm)
-    w.mms[mm].epoch += 1
+    mm_changed(w, mm, 1)
     if w.mms[mm].flags & MM_HAS_SLOT:
         w.mms[mm].vma_first = w.mms[0].vma_first
         w.mms[0].vma_first = mm

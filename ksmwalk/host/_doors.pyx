@@ -204,7 +204,7 @@ def map_raw(World world not None, int32_t mm, uint64_t addr, int64_t n, uint64_t
         pte[0] = make_entry(pfn + <uint64_t>i, flags)
         pte += 1
         addr += KW_PAGE_SIZE
-    world.w.mms[mm].epoch += 1
+    mm_changed(&world.w, mm, 1)
     return 0
 
 

@@ -128,7 +128,7 @@ def load_pages(World world not None, int32_t mm, const uint64_t[::1] addr, const
                      flags[v, 0], flags[v, 1], flags[v, 2])
             if n < slices[v, 1]:
                 break
-        world.w.mms[mm].epoch += 1
+        mm_changed(&world.w, mm, 1)
     return n
 
 

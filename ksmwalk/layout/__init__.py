@@ -110,6 +110,7 @@ CTL = _record(
     ("levels", "i8"),
     ("thp", "i8"),
     ("vma_serial", "i8"),
+    ("changes", "i8"),
     ("lru", "i8", (64,)),
 )
 KSM = _record(
@@ -140,7 +141,7 @@ KSM = _record(
     ("long_wait", "i8"),
     ("generation", "i8"),
     ("tree_generation", "i8"),
-    ("epoch_sum", "i8"),
+    ("changes_seen", "i8"),
     ("advisor", "i8", (8,)),
 )
 CURSOR = _record(

@@ -193,6 +193,7 @@ cdef extern from "_layout.h" nogil:
         int64_t levels
         int64_t thp
         int64_t vma_serial
+        int64_t changes
         int64_t lru[64]
 
     ctypedef struct kw_ksm:
@@ -207,7 +208,7 @@ cdef extern from "_layout.h" nogil:
         int64_t long_wait
         int64_t generation
         int64_t tree_generation
-        int64_t epoch_sum
+        int64_t changes_seen
         int64_t advisor[8]
 
     ctypedef struct kw_cursor:

@@ -437,7 +437,7 @@ cdef int64_t write_range(kw_world *w, int32_t mm, uint64_t addr, int64_t n, cons
                     return done
                 anon_vma_prepare(w, v)
                 flags = prot_bits(v.flags) | PTE_D | PTE_RW
-                w.mms[mm].epoch += <uint64_t>((stop - addr) >> 12)
+                mm_changed(w, mm, (stop - addr) >> 12)
                 while addr < stop:
                     if pte[0] == 0 and w.ctl.lru_batch == 0:
                         pfn = frame_new(w, nid, keys[done * stride] if keys != NULL else 0)

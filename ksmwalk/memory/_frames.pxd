@@ -11,7 +11,7 @@
 # shared zero page (frame 0) and the huge zero page (ctl.huge_zero) are not counted and never freed.
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-from ksmwalk._core cimport World, entry_pfn
+from ksmwalk._core cimport World, entry_pfn, mm_changed
 from ksmwalk.layout._layout cimport *
 
 # What a KSM-placed zero page is: special, frame 0, dirty. A zero page of a read fault is not dirty.
@@ -99,7 +99,7 @@ cdef int64_t frame_new(kw_world *w, int nid, uint64_t key) noexcept nogil
     # frame_alloc of an anonymous page that one pte maps already.
 
 cdef inline void touched(kw_world *w, int32_t mm) noexcept nogil:
-    w.mms[mm].epoch += 1
+    mm_changed(w, mm, 1)
 
 cdef inline void ksm_zero_gone(kw_world *w, int32_t mm) noexcept nogil:
     w.ksm.zero_pages -= 1

@@ -392,7 +392,7 @@ def map_pages(World world not None, int32_t mm, uint64_t addr, const uint64_t[::
                 p += 1
                 if i == n or level_index(a, level) == 0:
                     break
-        world.w.mms[mm].epoch += 1
+        mm_changed(&world.w, mm, 1)
     return 0, a
 
 
@@ -443,7 +443,7 @@ def clear_range(World world not None, int32_t mm, uint64_t start, uint64_t end):
         raise ValueError(f"range {start:#x}-{end:#x}: not page aligned, or beyond {world.w.ctl.levels} levels")
     with nogil:
         code = clear_level(&world.w, mm, world.w.mms[mm].root, <int>world.w.ctl.levels, start, end, &cleared)
-        world.w.mms[mm].epoch += 1
+        mm_changed(&world.w, mm, 1)
     return code, cleared
 
 
@@ -464,5 +464,5 @@ def split_at(World world not None, int32_t mm, uint64_t addr):
         return KW_NONE
     if split_leaf(&world.w, mm, p, level) != KW_OK:
         return KW_ENOROWS
-    world.w.mms[mm].epoch += 1
+    mm_changed(&world.w, mm, 1)
     return level

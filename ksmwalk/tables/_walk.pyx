@@ -303,7 +303,7 @@ cdef class Entry:
             raise ValueError("page tables of an image are read-only")
         self.p[0] = e
         if self.s.mm:
-            self.s.world.mms[self.s.mm].epoch += 1
+            mm_changed(self.s.world, self.s.mm, 1)
 
     @property
     def none(self):
