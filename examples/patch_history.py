@@ -197,7 +197,8 @@ def huge_pages(mm) -> int:
 
 def expected() -> list[tuple[int, int]]:
     """(address, frame) of every page that ksmd scans, by the compiled cursor."""
-    scan = make_host().ksm.scan
+    host = make_host()
+    scan = host.ksm.scan
     out = []
     while (page := scan.scan_get_next_rmap_item()) is not None:
         out.append((page[0].address, page[1]))

@@ -86,6 +86,7 @@ cdef class World:
     cdef kw_world w
     cdef readonly dict arrays      # keeps what the pointers point into alive
     cdef public object owner       # weak reference to the Host, for doors that name its objects; None: no Host
+    cdef readonly bint gone        # the Host was dropped: its doors are of no use any more
 
 
 # ------------------------------------------------------------------ table pages of a Host

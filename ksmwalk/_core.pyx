@@ -97,6 +97,21 @@ cdef class World:
         self.w.events = <kw_event *><size_t>get("events", 0)
         self.w.event_pos = <int64_t *><size_t>get("event_pos", 0)
 
+    def live(self):
+        """The Host, or None where none was ever attached.
+
+        Raises
+        ------
+        ReferenceError
+            The Host was dropped.
+        """
+        if self.owner is None:
+            return None
+        host = self.owner()
+        if self.gone or host is None:
+            raise ReferenceError("the Host is gone: keep it as long as its doors are in use")
+        return host
+
     def __reduce__(self):
         raise TypeError("a World is pointers: pickle the Host that owns the arrays")
 

@@ -113,7 +113,7 @@ class Host:
         self._arrays = a
         self.world = _core.World(a)
         self.world.owner = weakref.ref(self)
-        self.frames = Frames(a)
+        self.frames = Frames(self.world)
         self._mms: dict[int, Mm] = {}
         self._ksm = None
 
@@ -367,9 +367,9 @@ class Host:
         if not 0 < pfn < self.nr_frames or not self.frames.flags[pfn] & Frame.USED:
             raise ValueError(f"frame {pfn}: not in use")
         if on:
-            self.frames.flags[pfn] |= Frame.LOCKED
+            self._arrays["f_flags"][pfn] |= Frame.LOCKED
         else:
-            self.frames.flags[pfn] &= ~np.uint16(Frame.LOCKED)
+            self._arrays["f_flags"][pfn] &= ~np.uint16(Frame.LOCKED)
 
     # ---------------------------------------------------------- keeping
 
