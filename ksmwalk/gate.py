@@ -11,7 +11,7 @@ import reprlib
 
 import numpy as np
 
-__all__ = ["MAX_U64", "as_array", "as_flag", "as_int", "shown"]
+__all__ = ["MAX_U64", "as_array", "as_flag", "as_int", "as_row", "shown"]
 
 MAX_U64 = (1 << 64) - 1
 _REPR = reprlib.Repr()
@@ -135,3 +135,17 @@ def _check_bounds(a: np.ndarray, name: str, low: int, high: int) -> None:
     if wrong.any():
         i = int(wrong.argmax())
         raise ValueError(f"{name}[{i}] {shown(int(a[i]))}: must be from {shown(low)} to {shown(high)}")
+
+
+def as_row(
+    value: object, name: str, dtype: object = np.uint64, low: int | None = None, high: int | None = None
+) -> tuple[np.ndarray, bool]:
+    """Pass one integer, or one row of integers, through as an array, and say whether it was one integer.
+
+    Parameters, errors: as `as_array`.
+    """
+    if hasattr(value, "__len__") and getattr(value, "ndim", 1) != 0:
+        return as_array(value, name, dtype, low, high), False
+    info = np.iinfo(np.dtype(dtype))
+    number = as_int(value, name, info.min if low is None else low, info.max if high is None else high)
+    return np.array([number], dtype), True

@@ -127,7 +127,7 @@ class Ksm(Strict, sysfs.Files):
             for knob in sysfs.KNOBS.values():
                 ksm[knob.field][0] = knob.default
             ksm["long_wait"][0] = 1
-            ctl["nodes_used"][0] = max(1, int(ctl["nodes_used"][0]))
+            ctl["stable_used"][0] = max(1, int(ctl["stable_used"][0]))
 
     @property
     def _world(self) -> _core.World:

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import _core
 from ..errors import Strict
-from ..gate import as_array, shown
+from ..gate import as_row, shown
 from ..layout import FRAME_FIELDS, Frame, MmFlag
 
 _FIXED = Frame.KSM | Frame.ZERO
@@ -91,9 +91,9 @@ class Frames(Strict):
         Models: a write of a device to memory it was given (DMA). Differs: the dirty bit of the folio is not kept.
         """
         self._world.live()
-        at = as_array(np.atleast_1d(np.asarray(pfns)), "pfns", np.int64, 0, len(self) - 1)
-        new = as_array(np.atleast_1d(np.asarray(keys)), "keys")
-        if len(new) != len(at) and len(new) != 1:
+        at, _ = as_row(pfns, "pfns", np.int64, 0, len(self) - 1)
+        new, one = as_row(keys, "keys")
+        if len(new) != len(at) and not one:
             raise ValueError(f"{len(new)} keys for {len(at)} frames")
         flags = self.flags[at]
         wrong = np.flatnonzero((flags & Frame.USED == 0) | (flags & _FIXED != 0))
