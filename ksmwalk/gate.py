@@ -23,7 +23,7 @@ def shown(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         if value.bit_length() > 128:
             return f"of {value.bit_length()} bits"
-        return f"{int(value):#x}" if abs(value) >= 1 << 16 else str(int(value))
+        return f"{int(value)} ({int(value):#x})" if abs(value) >= 1 << 16 else str(int(value))
     if isinstance(value, np.ndarray):
         return f"of dtype {value.dtype} and shape {value.shape}"
     try:

@@ -1,5 +1,6 @@
 """Loads and stores at scattered addresses: the same as one after the other, array by array, and far quicker."""
 
+import errno
 import os
 import time
 
@@ -89,7 +90,7 @@ def test_scattered_is_what_one_after_the_other_is(seed, bad, monkeypatch):
                 call, given = two.write_at, (addrs, keys)
             else:
                 addrs = addrs + rng.integers(0, PAGE, len(addrs)).astype(np.uint64)
-                done, failed = one_by_one(lambda i, a: one.read(a), addrs)
+                done, failed = one_by_one(lambda i, a: one.read(a), addrs)  # noqa: B023
                 call, given = two.read_at, (addrs,)
             if failed:
                 where = rf"addrs\[{failed[0]}\] {int(addrs[failed[0]]):#x} \({failed[0]} of {len(addrs)} pages done\)"
@@ -121,7 +122,7 @@ def test_bad_arguments_write_nothing_and_are_named():
     for addrs, keys, error, what in (
         ([at, at + 1], 1, ValueError, rf"addrs\[1\] {at + 1:#x}: must be page aligned"),
         ([at, -PAGE], 1, ValueError, r"addrs\[1\]"),
-        ([at, 1 << 57], 1, ValueError, r"addrs\[1\]"),
+        ([at, 1 << 64], 1, ValueError, r"addrs\[1\]"),
         ([at, at], [1], ValueError, "1 keys for 2 addresses"),
         ([at], [1, 2], ValueError, "2 keys for 1 addresses"),
         ([at], -1, ValueError, "keys"),
@@ -134,7 +135,7 @@ def test_bad_arguments_write_nothing_and_are_named():
     ):
         with pytest.raises(error, match=what):
             mm.write_at(addrs, keys)
-    for addrs in ([at, -1], [at, 1 << 57], [0.5], at, None, [[at]]):
+    for addrs in ([at, -1], [at, 1 << 64], [0.5], at, None, [[at]]):
         with pytest.raises((TypeError, ValueError), match="addrs"):
             mm.read_at(addrs)
     assert host.frames_used == 1 and mm.epoch == host.mm_list[0].epoch
@@ -142,6 +143,17 @@ def test_bad_arguments_write_nothing_and_are_named():
     for call in (lambda: mm.write_at([], []), lambda: mm.read_at([])):
         with pytest.raises((ProcessLookupError, ReferenceError)):
             call()
+
+
+@pytest.mark.parametrize("addr", [0, (1 << 47) - PAGE, 1 << 47, 1 << 56, 1 << 57, 1 << 63, (1 << 64) - PAGE])
+def test_an_address_where_no_process_has_memory_is_a_fault(addr):
+    host = Host(4096)
+    mm = host.new_mm()
+    at = mm.mmap(4 * PAGE)
+    for call in (lambda: mm.write_at([at, addr], 1), lambda: mm.read_at([at, addr])):
+        with pytest.raises(OSError, match=rf"addrs\[1\] {addr:#x} \(1 of 2") as caught:
+            call()
+        assert caught.value.errno == errno.EFAULT
 
 
 def test_a_host_without_frames_left_says_how_far_it_came():

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -120,6 +121,18 @@ def test_the_contracts_calls_make_the_batches_of_do_scan(consumer, first):
             same(engine.arrays(), mine.arrays())
         arrays = mine.arrays()
         assert arrays["ctl"]["changes"][0] == arrays["mms"]["epoch"].sum(), "an epoch rises only with the count of changes"
+
+
+def test_an_epoch_rises_in_one_place_which_counts_it():
+    source = Path(__file__).parents[2] / "ksmwalk"
+    places = [
+        path.name
+        for path in sorted(source.rglob("*"))
+        if path.suffix in (".py", ".pyx", ".pxd")
+        for line in path.read_text().splitlines()
+        if "epoch +=" in line or "epoch =" in line
+    ]
+    assert set(places) <= {"_core.pxd"}
 
 
 @pytest.mark.parametrize("first", range(0, RUNS // 3, PER_TEST))
