@@ -7,7 +7,7 @@ import errno
 import numpy as np
 
 from .. import _core
-from ..layout import EVENT
+from ..layout import EVENT, PAGE_SIZE
 from . import _engine, sysfs
 from .scan import KsmScan
 
@@ -232,7 +232,7 @@ class Ksm:
         sharing = out["pages_sharing"]
         out["full_scans"] = int(self._cursor["seqnr"][0])
         out["pages_volatile"] = max(0, items - out["pages_shared"] - sharing - out["pages_unshared"])
-        out["general_profit"] = (sharing + out["ksm_zero_pages"]) * sysfs.PAGE_SIZE - items * sysfs.RMAP_ITEM_SIZE
+        out["general_profit"] = (sharing + out["ksm_zero_pages"]) * PAGE_SIZE - items * sysfs.RMAP_ITEM_SIZE
         return out
 
     def __getattr__(self, name: str) -> int:
