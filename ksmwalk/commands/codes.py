@@ -35,10 +35,13 @@ def complain(who: str, text: str) -> None:
         The command.
     text : str
     """
-    lines = text.splitlines() or [""]
-    clean = "\n  ".join("".join(one if one.isprintable() else ascii(one)[1:-1] for one in line) for line in lines)
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        print(f"{who}: {clean}", file=sys.stderr, flush=True)
+        print(f"{who}: " + "\n  ".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
+
+
+def printable(text: object) -> str:
+    """Return the name of a file, or what else somebody chose, with all that is no printable character written out."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in str(text))
 
 
 def open_standard_files() -> bool:

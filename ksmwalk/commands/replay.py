@@ -14,7 +14,7 @@ from ..errors import KsmwalkError
 from ..scenarios.compare import first_difference
 from ..scenarios.format import Recording, ScenarioError, load, record_text
 from ..scenarios.replay import NotModelled, modelled, stream
-from .codes import FAILED, FINE, UNUSABLE, complain
+from .codes import FAILED, FINE, UNUSABLE, complain, printable
 
 #: what is wrong with one file, and no reason to leave out the others
 WRONG = (ScenarioError, KsmwalkError, OSError, MemoryError)
@@ -56,6 +56,7 @@ def _compared(recording: Recording) -> dict[str, Any]:
 
 def _in_words(file: str, result: dict[str, Any]) -> None:
     """Print how one file came out, unless it agrees."""
+    file = printable(file)
     if "not_modelled" in result:
         print(f"{file}: not modelled: {record_text(result['not_modelled'])}")
     elif "error" in result:
@@ -137,7 +138,7 @@ class _Files:
             self.entry()
             sys.stdout.write(f'{{"file": {json.dumps(file)}, "name": {json.dumps(recording.scenario.name)}, "records": [')
         elif len(self.args.files) > 1:
-            print(f"# {file}")
+            print(f"# {printable(file)}")
         records, comma = stream(recording), ""
         while True:
             try:
