@@ -2,7 +2,7 @@
 
 The contract of every function stands in `_advice.pxd`; what Python calls is in `_doors.pyx`.
 """
-from libc.errno cimport EAGAIN, EINVAL, ENOMEM
+from libc.errno cimport EAGAIN, EFAULT, EINVAL, ENOMEM
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from ksmwalk.memory._leaves cimport discard_range, guard_range, wp_range
@@ -10,7 +10,7 @@ from ksmwalk.memory._areas cimport (
     VM_ACCESS, VM_SPECIAL, anon_vma_prepare, set_flags, vma_compatible, vma_find, vma_find_from,
 )
 from ksmwalk.memory._folio cimport clean_range, collapse
-from ksmwalk.memory._fault cimport FAULT_KEEP, KW_EFAULT, read_range, write_range
+from ksmwalk.memory._fault cimport FAULT_KEEP, read_range, write_range
 from ksmwalk.ksm._cursor cimport slot_insert
 from ksmwalk.ksm._unmerge cimport unmerge_range
 from ksmwalk.layout._layout cimport *
@@ -224,7 +224,7 @@ cdef int sys_mlock(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bint o
             else:
                 read_range(w, mm, start, <int64_t>((stop - start) >> 12), NULL, 0, &code)
             if code < 0:
-                return -ENOMEM if code == KW_EFAULT else code
+                return -ENOMEM if code == -EFAULT else code
         start = stop
     return 0
 

@@ -2,15 +2,16 @@
 
 The contract of every function stands in `_calls.pxd`; what Python calls is in `_doors.pyx`.
 """
-from libc.errno cimport EINVAL, ENOMEM
+from libc.errno cimport EFAULT, EINVAL, ENOMEM
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
+from ksmwalk._core cimport level_size, rows_left, tables_sound
 from ksmwalk.memory._leaves cimport copy_range, free_tables, move_range, protect_range, touched, zap_range
 from ksmwalk.memory._areas cimport (
-    MAX_MAP_COUNT, VM_ACCESS, drop_tables, join_around, last_vma, mm_alloc, mm_free, rows_left, set_flags,
-    vma_alloc, vma_compatible, vma_find, vma_find_from, vma_free, vma_join, vma_link, vma_split, vmas_left,
+    MAX_MAP_COUNT, VM_ACCESS, drop_tables, join_around, last_vma, mm_alloc, mm_free, set_flags, vma_alloc,
+    vma_compatible, vma_find, vma_find_from, vma_free, vma_join, vma_link, vma_split, vmas_left,
 )
-from ksmwalk.memory._fault cimport FAULT_KEEP, KW_EFAULT, write_range
+from ksmwalk.memory._fault cimport FAULT_KEEP, write_range
 from ksmwalk.ksm._cursor cimport slot_exit, slot_insert
 from ksmwalk.ksm._unmerge cimport unmerge_mm, unmerge_range
 from ksmwalk.host._advice cimport sys_mlock
@@ -42,7 +43,7 @@ cdef int32_t sys_mmap(kw_world *w, int32_t mm, uint64_t start, uint64_t length, 
     w.vmas[v].pgoff = pgoff
     w.vmas[v].page_shift = shift
     if backing:
-        w.mms[backing].reserved += 1
+        w.mms[backing].users += 1
     vma_link(w, v, prev)
     w.mms[mm].epoch += 1
     return join_around(w, v)
@@ -50,10 +51,13 @@ cdef int32_t sys_mmap(kw_world *w, int32_t mm, uint64_t start, uint64_t length, 
 
 cdef int sys_munmap(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil:
     cdef int32_t v = vma_find_from(w, mm, start), next, prev
-    cdef int need
+    cdef int need, rc
     cdef uint64_t floor, ceiling
     if v == 0 or w.vmas[v].start >= end:
         return 0
+    rc = tables_sound(w, mm, start, end)
+    if rc < 0:
+        return rc
     need = w.vmas[v].start < start
     if need and w.vmas[v].end > end and w.mms[mm].nr_vmas >= MAX_MAP_COUNT:
         return -ENOMEM
@@ -112,7 +116,7 @@ cdef int sys_mprotect(kw_world *w, int32_t mm, uint64_t start, uint64_t end, uin
                 return rc
             if fill:
                 write_range(w, mm, start, <int64_t>((stop - start) >> 12), NULL, 0, FAULT_KEEP, &code)
-                if code < 0 and code != KW_EFAULT:
+                if code < 0 and code != -EFAULT:
                     return code
         start = stop
         v = vma_find_from(w, mm, start)
@@ -127,7 +131,7 @@ cdef int move_vma(kw_world *w, int32_t mm, uint64_t old, uint64_t old_len, uint6
     cdef int32_t v = vma_find(w, mm, old), moved, prev
     cdef uint64_t flags = w.vmas[v].flags, pgoff = w.vmas[v].pgoff + ((old - w.vmas[v].start) >> 12)
     cdef int32_t backing = w.vmas[v].backing, anon = w.vmas[v].anon_vma
-    cdef int64_t forked = w.vmas[v].reserved & 1
+    cdef int64_t forked = w.vmas[v].forked
     cdef int rc
     if w.mms[mm].nr_vmas >= MAX_MAP_COUNT - 3:
         return -ENOMEM
@@ -150,9 +154,9 @@ cdef int move_vma(kw_world *w, int32_t mm, uint64_t old, uint64_t old_len, uint6
     w.vmas[moved].pgoff = pgoff
     w.vmas[moved].anon_vma = anon
     w.vmas[moved].page_shift = w.vmas[v].page_shift
-    w.vmas[moved].reserved |= forked
+    w.vmas[moved].forked = forked
     if backing:
-        w.mms[backing].reserved += 1
+        w.mms[backing].users += 1
     vma_link(w, moved, prev)
     rc = move_range(w, mm, old, new, old_len)
     if rc < 0:
@@ -199,27 +203,28 @@ cdef int32_t sys_fork(kw_world *w, int32_t parent) noexcept nogil:
     if child < 0:
         return child
     w.mms[child].flags |= w.mms[parent].flags & (MM_MERGE_ANY | MM_THP_DISABLED)
-    w.mms[child].reserved = w.mms[parent].reserved
+    w.mms[child].nid = w.mms[parent].nid
     v = w.mms[parent].vma_first
     while v:
         p = &w.vmas[v]
         if not p.flags & VM_DONTCOPY:
             c = vma_alloc(w, child)
             q = &w.vmas[c]
-            serial = q.reserved
+            serial = q.serial
             q[0] = p[0]
-            q.reserved = serial
+            q.serial = serial
+            q.forked = 0
             q.mm = child
             q.flags &= ~<uint64_t>(VM_LOCKED | VM_UFFD_WP)
             q.anon_vma = 0
             if q.backing:
-                w.mms[q.backing].reserved += 1
+                w.mms[q.backing].users += 1
             vma_link(w, c, last)
             last = c
             if p.anon_vma and not p.flags & VM_WIPEONFORK:
                 w.ctl.anon_vmas += 1
                 q.anon_vma = <int32_t>w.ctl.anon_vmas
-                q.reserved |= 1
+                q.forked = 1
             # Tables are copied only where a fault could not bring the pages back.
             if q.anon_vma or p.flags & COPIED and not p.flags & VM_WIPEONFORK:
                 rc = copy_range(w, parent, child, p.start, p.end, not p.flags & VM_SHARED)
@@ -236,22 +241,35 @@ cdef int32_t sys_fork(kw_world *w, int32_t parent) noexcept nogil:
     return child
 
 
-cdef void sys_exit(kw_world *w, int32_t mm) noexcept nogil:
+cdef int mm_sound(kw_world *w, int32_t mm) noexcept nogil:
+    """Can all of its tables be followed? Asked before they go."""
+    return tables_sound(w, mm, 0, level_size(<int>w.ctl.levels) * 512)
+
+
+cdef int sys_exit(kw_world *w, int32_t mm) noexcept nogil:
+    cdef int rc = mm_sound(w, mm)
+    if rc < 0:
+        return rc
     slot_exit(w, mm)
     mm_clear(w, mm)
     w.mms[mm].epoch += 1
     if w.mms[mm].flags & MM_HAS_SLOT:
-        w.mms[mm].vma_first = w.mms[0].vma_first
-        w.mms[0].vma_first = mm
+        w.mms[mm].vma_first = <int32_t>w.ctl.mms_exited
+        w.ctl.mms_exited = mm
     else:
         mm_free(w, mm)
+    return KW_OK
 
 
 cdef int32_t sys_exec(kw_world *w, int32_t mm) noexcept nogil:
-    cdef int32_t new = mm_alloc(w)
+    cdef int rc = mm_sound(w, mm)
+    cdef int32_t new
+    if rc < 0:
+        return rc
+    new = mm_alloc(w)
     if new < 0:
         return new
-    w.mms[new].reserved = w.mms[mm].reserved
+    w.mms[new].nid = w.mms[mm].nid
     w.mms[new].flags |= w.mms[mm].flags & (MM_MERGE_ANY | MM_THP_DISABLED)
     if w.mms[mm].flags & MM_MERGE_ANY:
         slot_insert(w, new)     # the new one enters first, then the old one exits

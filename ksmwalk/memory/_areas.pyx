@@ -5,10 +5,14 @@ The contract of every function stands in `_areas.pxd`.
 from libc.errno cimport ENOMEM
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
-from ksmwalk._core cimport entry_leaf, entry_pfn, level_size, pmd_find, row_alloc, row_free
-from ksmwalk.memory._frames cimport folio_put
+from ksmwalk._core cimport (
+    child_row, entry_leaf, level_size, pmd_find, row_alloc, row_free, row_owner, rows_left,
+)
+from ksmwalk.memory._frames cimport folio_put, normal_pfn
 from ksmwalk.memory._leaves cimport free_tables, pmd_split, touched
 from ksmwalk.layout._layout cimport *
+
+
 from libc.string cimport memset
 
 
@@ -16,7 +20,7 @@ from libc.string cimport memset
 
 cdef int32_t mm_alloc(kw_world *w) noexcept nogil:
     cdef kw_ctl *c = w.ctl
-    cdef int32_t mm = w.mms[0].vma_first, next, prev = 0
+    cdef int32_t mm = <int32_t>c.mms_exited, next, prev = 0
     cdef kw_mm *m
     # Those that have exited wait on a list of their own until ksmd has cleaned their slots.
     while mm:
@@ -24,7 +28,10 @@ cdef int32_t mm_alloc(kw_world *w) noexcept nogil:
         if w.mms[mm].flags & MM_HAS_SLOT:
             prev = mm
         else:
-            w.mms[prev].vma_first = next
+            if prev:
+                w.mms[prev].vma_first = next
+            else:
+                c.mms_exited = next
             mm_free(w, mm)
         mm = next
     if rows_left(w) < 1:
@@ -34,7 +41,7 @@ cdef int32_t mm_alloc(kw_world *w) noexcept nogil:
         c.mms_free = w.mms[mm].vma_first
     else:
         if c.mms_used >= c.mms_cap:
-            return KW_NONE
+            return KW_ENOMMS
         mm = <int32_t>c.mms_used
         c.mms_used += 1
     m = &w.mms[mm]
@@ -42,8 +49,11 @@ cdef int32_t mm_alloc(kw_world *w) noexcept nogil:
     m.epoch += 1
     m.flags = MM_USED
     m.vma_first = m.slot_next = m.slot_prev = m.rmap_list = m.nr_vmas = 0
-    m.nr_rmap_items = m.nr_merging = m.nr_zero = m.reserved = m.length = 0
-    m.root = row_alloc(w)
+    m.nr_rmap_items = m.nr_merging = m.nr_zero = m.users = m.nr_pages = 0
+    m.nid = m.vma_hint = 0
+    c.mm_serial += 1
+    m.serial = c.mm_serial
+    m.root = row_alloc(w, row_owner(mm, <int>c.levels))
     m.nr_tables = 1
     return mm
 
@@ -68,39 +78,43 @@ cdef void backing_put(kw_world *w, int32_t backing) noexcept nogil:
     """One vma less maps the object; an unnamed one goes with its last."""
     if backing == 0:
         return
-    w.mms[backing].reserved -= 1
-    if w.mms[backing].reserved == 0:
+    w.mms[backing].users -= 1
+    if w.mms[backing].users == 0:
         backing_clear(w, backing, w.mms[backing].root, <int>w.ctl.levels)
         drop_tables(w, backing)
         mm_free(w, backing)
 
 
 cdef void backing_clear(kw_world *w, int32_t backing, int64_t row, int level) noexcept nogil:
-    cdef uint64_t e
+    cdef uint64_t *p = w.rows + row * 512
+    cdef int64_t child, pfn
     cdef int i
     for i in range(512):
-        e = w.rows[row * 512 + i]
-        if e == 0:
+        if p[i] == 0:
             continue
-        if level == 1 or entry_leaf(e, level):
-            w.rows[row * 512 + i] = 0
-            folio_put(w, <int64_t>entry_pfn(e, level))
-        else:
-            backing_clear(w, backing, <int64_t>entry_pfn(e, level), level - 1)
+        if entry_leaf(p[i], level):
+            pfn = normal_pfn(w, p[i], level)
+            p[i] = 0
+            if pfn >= 0:
+                folio_put(w, pfn)
+            continue
+        child = child_row(w, p + i)
+        if child >= 0:
+            backing_clear(w, backing, child, level - 1)
 
 
 # ------------------------------------------------------------------ the look-up
 
 cdef int32_t vma_find_from(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil:
     # From the one found last, where that is not beyond addr: accesses come in clusters.
-    cdef int32_t v = <int32_t>w.mms[mm].length
+    cdef int32_t v = w.mms[mm].vma_hint
     if v <= 0 or v >= w.ctl.vmas_used or w.vmas[v].mm != mm or w.vmas[v].start > addr:
         v = w.mms[mm].vma_first
     while v and w.vmas[v].end <= addr:
-        w.mms[mm].length = v
+        w.mms[mm].vma_hint = v
         v = w.vmas[v].next
     if v:
-        w.mms[mm].length = v
+        w.mms[mm].vma_hint = v
     return v
 
 
@@ -110,7 +124,7 @@ cdef int32_t vma_find(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil:
 
 
 cdef int32_t last_vma(kw_world *w, int32_t mm) noexcept nogil:
-    cdef int32_t v = <int32_t>w.mms[mm].length
+    cdef int32_t v = w.mms[mm].vma_hint
     if v <= 0 or v >= w.ctl.vmas_used or w.vmas[v].mm != mm:
         v = w.mms[mm].vma_first
     while v and w.vmas[v].next:
@@ -133,7 +147,7 @@ cdef int32_t vma_alloc(kw_world *w, int32_t mm) noexcept nogil:
         c.vmas_used += 1
     memset(&w.vmas[v], 0, sizeof(kw_vma))
     c.vma_serial += 1
-    w.vmas[v].reserved = c.vma_serial << 1
+    w.vmas[v].serial = c.vma_serial
     w.vmas[v].mm = mm
     w.vmas[v].page_shift = 12
     w.mms[mm].nr_vmas += 1
@@ -193,14 +207,14 @@ cdef int32_t vma_split(kw_world *w, int32_t v, uint64_t addr) noexcept nogil:
     new = vma_alloc(w, w.vmas[v].mm)
     if new < 0:
         return new
-    serial = w.vmas[new].reserved
+    serial = w.vmas[new].serial
     w.vmas[new] = w.vmas[v]
-    w.vmas[new].reserved = serial | (w.vmas[v].reserved & 1)
+    w.vmas[new].serial = serial
     w.vmas[new].start = addr
     w.vmas[new].pgoff += (addr - w.vmas[v].start) >> 12
     w.vmas[v].end = addr
     if w.vmas[v].backing:
-        w.mms[w.vmas[v].backing].reserved += 1
+        w.mms[w.vmas[v].backing].users += 1
     vma_link(w, new, v)
     return new
 
@@ -215,7 +229,7 @@ cdef bint vma_join(kw_world *w, int32_t a, int32_t b) noexcept nogil:
         return False
     if p.anon_vma != q.anon_vma:
         # One without anonymous pages may join one that has some, unless those may still be shared with a parent.
-        if p.anon_vma and q.anon_vma or (p if p.anon_vma else q).reserved & 1:
+        if p.anon_vma and q.anon_vma or (p if p.anon_vma else q).forked:
             return False
         if q.anon_vma:
             p.anon_vma = q.anon_vma
@@ -266,12 +280,12 @@ cdef void anon_vma_prepare(kw_world *w, kw_vma *v) noexcept nogil:
         return
     if v.next:
         n = &w.vmas[v.next]
-        if n.anon_vma and not n.reserved & 1 and anon_vma_near(v, n):
+        if n.anon_vma and not n.forked and anon_vma_near(v, n):
             v.anon_vma = n.anon_vma
             return
     if v.prev:
         n = &w.vmas[v.prev]
-        if n.anon_vma and not n.reserved & 1 and anon_vma_near(n, v):
+        if n.anon_vma and not n.forked and anon_vma_near(n, v):
             v.anon_vma = n.anon_vma
             return
     w.ctl.anon_vmas += 1

@@ -5,12 +5,11 @@ from ksmwalk.layout._layout cimport *
 
 
 cdef enum:
-    KW_EFAULT = -14
     FAULT_FORCE = 1    # as a debugger does: past the vma's permissions, the pte stays without
     FAULT_KEEP = 2     # the content stays: only the fault of a store is wanted (populate, mlock)
 
 cdef int write_fault(kw_world *w, int32_t mm, uint64_t addr, uint64_t key) noexcept nogil
-    # A store that leaves the page at addr with content `key`, the fault it takes included. KW_OK; KW_EFAULT: no vma or
+    # A store that leaves the page at addr with content `key`, the fault it takes included. KW_OK; -EFAULT: no vma or
     # no right to; KW_ENOFRAMES, KW_ENOROWS.
 cdef int64_t read_fault(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil
     # The frame a load at addr sees, the fault it takes included (zero page, huge zero page); or a code as above.

@@ -26,6 +26,8 @@ cdef int64_t huge_alloc(kw_world *w, int nid) noexcept nogil
     # KW_ENOFRAMES: no wholly free block on any node.
 cdef int64_t hugetlb_alloc(kw_world *w, int nid) noexcept nogil
     # The same with pages of hugetlbfs: not anonymous.
+cdef bint frame_take(kw_world *w, int64_t pfn) noexcept nogil
+    # Take this very frame out of the allocator; False: somebody has it. Its fields are the caller's to fill.
 cdef void frame_free(kw_world *w, int64_t pfn) noexcept nogil
     # Free the folio that pfn belongs to, whatever its counts. A KSM frame makes its node stale (node.pfn = -1).
 

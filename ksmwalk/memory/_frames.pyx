@@ -65,6 +65,23 @@ cdef inline int64_t take_frame(kw_world *w, int nid) noexcept nogil:
     return KW_ENOFRAMES
 
 
+cdef bint frame_take(kw_world *w, int64_t pfn) noexcept nogil:
+    cdef int32_t b = <int32_t>(pfn >> 9)
+    cdef int nid = w.f_nid[pfn]
+    cdef uint64_t bit = <uint64_t>1 << (pfn & 63)
+    if not w.b_free[pfn >> 6] & bit:
+        return False
+    w.b_free[pfn >> 6] &= ~bit
+    w.b_count[b] -= 1
+    w.ctl.frames_used += 1
+    if w.b_count[b] == 511:
+        block_unlink(w, 1, nid, b)
+        block_push(w, 0, nid, b)
+    elif w.b_count[b] == 0:
+        block_unlink(w, 0, nid, b)
+    return True
+
+
 cdef inline void frame_init(kw_world *w, int64_t pfn, uint64_t key, int flags, int mapcount) noexcept nogil:
     kw_check(0 < pfn < w.ctl.nr_frames and w.f_flags[pfn] == 0)
     w.f_flags[pfn] = <uint16_t>(flags | FRAME_USED)

@@ -8,7 +8,7 @@ from libc.string cimport memset
 
 from libc.stdint cimport int64_t, uint64_t, uint8_t
 
-from ksmwalk._core cimport entry_none, entry_pfn, entry_present, level_index, level_shift, level_size
+from ksmwalk._core cimport below, entry_none, entry_pfn, entry_present, level_index, level_shift, level_size
 from ksmwalk.layout._layout cimport *
 
 
@@ -132,14 +132,14 @@ cdef int emit_leaf(Walk *k, uint64_t e, uint64_t addr, int level, uint8_t above)
         note_bad(k.t, addr, level, e, BAD_PFN)
         return KW_OK
     if k.n >= k.cap:
-        return KW_ENOFRAMES
+        return KW_EFULL
     o = &k.out[k.n]
     o.addr = canonical(addr, k.t.levels)
     o.pfn = pfn
     o.flags = (e & ~PTE_PFN_MASK) | (e & PTE_PAT_LARGE)
     o.level = <uint8_t>level
     o.perms = above & entry_perms(e)
-    o.reserved = 0
+    o.unused = 0
     o.nr = 1
     k.n += 1
     if k.runs and k.n > 1 and joins(&k.out[k.n - 2], o):
@@ -175,7 +175,7 @@ cdef int emit_carefully(Walk *k, const uint64_t *row, int lo, int hi, const kw_e
             k.out[k.n] = spare[i]
             k.n += 1
         else:
-            return KW_ENOFRAMES
+            return KW_EFULL
     return KW_OK
 
 
@@ -200,7 +200,7 @@ cdef int emit_ptes(Walk *k, int64_t row, uint64_t a, uint64_t end, uint8_t above
 
 
 cdef int read_level(Walk *k, int64_t row, int level, uint64_t a, uint64_t end, uint8_t above) noexcept nogil:
-    """All mappings of [a, end) below one table; KW_ENOFRAMES: the output is full."""
+    """All mappings of [a, end) below one table; KW_EFULL: the output is full."""
     cdef kw_tables *t = k.t
     cdef uint64_t *p = t.rows + row * 512
     cdef uint64_t size = level_size(level), next, e
@@ -327,7 +327,7 @@ def read_mappings(Tables tables not None, uint64_t start, uint64_t end, bint har
     Returns
     -------
     int
-        Records written, or KW_ENOFRAMES if `out` is too short. Bad entries are noted in the Tables.
+        Records written, or KW_EFULL if `out` is too short. Bad entries are noted in the Tables.
     """
     cdef Walk k
     cdef int code, lv
