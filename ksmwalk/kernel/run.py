@@ -23,6 +23,8 @@ _MREMAP, _MUNMAP, _MPROTECT, _MADVISE, _PRCTL, _MMAP = 25, 11, 10, 28, 157, 9
 _PR_SET_MEMORY_MERGE, PR_GET_MEMORY_MERGE, _PR_SET_THP_DISABLE = 67, 68, 41
 _MAP_SHARED, _MAP_PRIVATE, _MAP_FIXED, _MAP_ANON, _MAP_NORESERVE, _MAP_POPULATE = 1, 2, 0x10, 0x20, 0x4000, 0x8000
 _MREMAP_MAYMOVE, _MREMAP_FIXED = 1, 2
+#: what a system call returns from here up to -1 is an error, what is below is an address
+_MAX_ERRNO = 4095
 
 #: raw system calls that a scenario may make here, as root: they touch nothing but the worker's own memory
 HARMLESS = {39: "getpid", 149: "mlock", 150: "munlock", 151: "mlockall", 152: "munlockall", 325: "mlock2"}
@@ -198,7 +200,7 @@ class Run:
         flags |= _MAP_POPULATE if options.get("populate") else 0
         prot = _prot(options.get("prot", "rw"))
         ret = self.pool.syscall(name, _MMAP, vpn * PAGE, n * PAGE, prot, flags, -1, 0)
-        if ret < 0 and ret > -PAGE:
+        if -_MAX_ERRNO <= ret < 0:
             return ret
         self.live[name].add(vpn, n)
         return 0
@@ -209,7 +211,7 @@ class Run:
     def do_mremap(self, name: str, vpn: int, n: int, new_n: int, new_vpn: int | None) -> int:
         flags = 0 if new_vpn is None else _MREMAP_MAYMOVE | _MREMAP_FIXED
         ret = self.pool.syscall(name, _MREMAP, vpn * PAGE, n * PAGE, new_n * PAGE, flags, (new_vpn or 0) * PAGE)
-        if ret < 0 and ret > -PAGE:
+        if -_MAX_ERRNO <= ret < 0:
             return ret
         self.live[name].add(vpn if new_vpn is None else new_vpn, new_n)
         return 0

@@ -23,7 +23,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _MOVE_PAGES = 279
 
 #: two huge times between batches: writing the other one wakes ksmd for exactly one batch
-_LONG = ("4000000000", "4000000001")
+LONG = ("4000000000", "4000000001")
 
 
 class Session:
@@ -131,7 +131,7 @@ class Session:
     def tick(self) -> None:
         """Wake ksmd for one batch, if it is between batches."""
         self._tick ^= 1
-        os.pwrite(self._sleep, _LONG[self._tick].encode(), 0)
+        os.pwrite(self._sleep, LONG[self._tick].encode(), 0)
 
     def counters(self) -> dict[str, int]:
         """Return the counters as they stand."""
