@@ -157,13 +157,13 @@ def test_plot(giant, tmp_path):
     assert result.returncode == 0, result.stderr
     assert target.read_bytes().startswith(b"\x89PNG") and str(target) in result.stdout
     result = ksmwalk("map", child.pid, "--plot", tmp_path / "map.nonsense")
-    assert result.returncode == 1 and "map.nonsense" in result.stderr and "Traceback" not in result.stderr
+    assert result.returncode == 2 and "map.nonsense" in result.stderr and "Traceback" not in result.stderr
 
 
 def test_without_matplotlib(giant, tmp_path):
     (tmp_path / "matplotlib.py").write_text("raise ImportError('no such thing here')")
     result = ksmwalk("map", giant[0].pid, "--plot", tmp_path / "x.png", env={"PYTHONPATH": str(tmp_path)})
-    assert result.returncode == 1 and "pip install 'ksmwalk[plot]'" in result.stderr
+    assert result.returncode == 2 and "pip install 'ksmwalk[plot]'" in result.stderr
     assert not (tmp_path / "x.png").exists()
 
 
@@ -171,9 +171,9 @@ def test_errors_are_one_line_each(capsys):
     with Living() as child:
         pid = child.pid
     result = ksmwalk("map", pid)
-    assert (result.returncode, result.stdout) == (1, "")
+    assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == f"ksmwalk map: process {pid} does not exist\n"
-    assert cli.main(["map", str(os.getpid()), "--rows", "0"]) == 1
+    assert cli.main(["map", str(os.getpid()), "--rows", "0"]) == 2
     assert "--rows 0" in capsys.readouterr().err
     for args, code in ((["map"], 2), ([], 2), (["--version"], 0)):
         with pytest.raises(SystemExit) as end:
