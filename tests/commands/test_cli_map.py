@@ -27,6 +27,11 @@ def ksmwalk(*args, env=None):
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **(env or {})})
 
 
+def first_on_path(folder):
+    """An environment in which modules of `folder` come before all others."""
+    return {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
 def vma(start, end, flags="rd wr mr mw me ac", name=""):
     return VmaRecord(start, end, "rw-p", 0, "00:00", 0, name, tuple(flags.split()))
 
@@ -162,7 +167,7 @@ def test_plot(giant, tmp_path):
 
 def test_without_matplotlib(giant, tmp_path):
     (tmp_path / "matplotlib.py").write_text("raise ImportError('no such thing here')")
-    result = ksmwalk("map", giant[0].pid, "--plot", tmp_path / "x.png", env={"PYTHONPATH": str(tmp_path)})
+    result = ksmwalk("map", giant[0].pid, "--plot", tmp_path / "x.png", env=first_on_path(tmp_path))
     assert result.returncode == 1 and "pip install 'ksmwalk[plot]'" in result.stderr
     assert not (tmp_path / "x.png").exists()
 
