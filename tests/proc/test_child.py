@@ -10,8 +10,7 @@ import time
 
 import pytest
 
-from ksmwalk.proc import child as module
-from ksmwalk.proc.child import Child, ChildError
+from ksmwalk.proc.child import PROGRAM, Child, ChildError
 
 
 def alive(pid: int) -> bool:
@@ -78,7 +77,7 @@ def test_it_dies_with_a_parent_that_is_killed(moment):
 
 def test_it_ends_if_the_parent_went_before_it_asked():
     """Its real parent is another than the one it was started for, as when that one has gone."""
-    end = subprocess.run([sys.executable, "-S", "-E", "-c", module._PROGRAM, "1"], input=b"os._exit(7)\n", timeout=20)
+    end = subprocess.run([sys.executable, "-S", "-E", "-P", PROGRAM, "1"], input=b"os._exit(7)\n", timeout=20)
     assert end.returncode == 1
 
 
