@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+import numpy as np
+
+from . import _core
 from .layout import Bad, Code
 
 
@@ -54,23 +59,43 @@ _FULL = {
     Code.NOITEMS: "rmap_items",
     Code.NONODES: "stable nodes",
     Code.NOVMAS: "vmas",
+    Code.NOMMS: "address spaces",
 }
+_MAX_ERRNO = 4095
 
 
-def check(code: int, where: str = "") -> int:
-    """Pass a count or index through; raise what a negative code of a compiled function stands for.
+def check(code: int, where: str = "", bad: np.ndarray | None = None) -> int:
+    """Pass a count or an index through; raise what a negative answer of a compiled function stands for.
+
+    Parameters
+    ----------
+    code : int
+        What the function answered.
+    where : str
+        The call and its place, for the message.
+    bad : ndarray of layout.BAD, shape (1,), optional
+        Where the compiled side noted an entry that can't be followed.
 
     Raises
     ------
-    ArenaFullError, ValueError
+    OSError
+        -1 to -4095: an errno, as the system call would fail with.
+    ArenaFullError, ValueError, KeyboardInterrupt
+        The codes of `layout.Code`.
     """
     if code >= 0:
         return code
+    if code >= -_MAX_ERRNO:
+        raise OSError(-code, f"{os.strerror(-code)}: {where}")
     at = f" at {where}" if where else ""
     if code in _FULL:
         raise ArenaFullError(f"no {_FULL[Code(code)]} left{at}: make the Host (or PageTables) with more of them")
     if code == Code.BUSYENTRY:
         raise ValueError(f"something is mapped already{at}: unmap it first")
     if code == Code.BADENTRY:
+        if bad is not None:
+            raise BadEntryError(*(int(bad[name][0]) for name in ("addr", "level", "raw", "kind")))
         raise ValueError(f"an entry that can't be followed{at}")
+    if code == Code.INTR:
+        raise _core.take_pending() or KeyboardInterrupt(f"stopped{at}")
     raise KsmwalkError(f"code {code}{at}")

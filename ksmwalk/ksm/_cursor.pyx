@@ -1,11 +1,16 @@
 """rmap_items, mm slots and the scan cursor, over a Host's arrays.
 
-The contract of every function stands in `_scan.pxd`.
+The contract of every function stands in `_cursor.pxd`.
 """
 cimport cython
 from libc.string cimport memset
 
-from ksmwalk._core cimport *
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uint8_t
+
+from ksmwalk._core cimport World, child_row, eligible, entry_leaf, entry_none, level_index
+from ksmwalk.ksm._find cimport find_page, forget_table
+from ksmwalk.layout._layout cimport *
+
 
 cdef extern from "_wide.h" nogil:
     void kw_prefetch(const void *p) noexcept
@@ -107,7 +112,7 @@ cdef void event(kw_world *w, int kind, int32_t mm, int64_t a, int64_t b, int32_t
     cdef kw_event *e
     if not w.ksm.events_on:
         return
-    e = &w.events[w.event_pos[0] % w.event_pos[1]]
+    e = &w.events[w.event_pos[0] % KW_RING]
     w.event_pos[0] += 1
     e.kind = kind
     e.mm = mm
@@ -476,12 +481,12 @@ def py_entry_at(World world not None, int32_t mm, uint64_t addr):
     """(level, raw entry) of the lowest entry of addr that can be reached; for error messages."""
     cdef int level = <int>world.w.ctl.levels
     cdef int64_t row = world.w.mms[mm].root
-    cdef uint64_t e
+    cdef uint64_t *p
     while True:
-        e = world.w.rows[row * 512 + level_index(addr, level)]
-        if level == 1 or entry_none(e) or entry_leaf(e, level):
-            return level, e
-        row = child_row(&world.w, e)
+        p = world.w.rows + row * 512 + level_index(addr, level)
+        if level == 1 or entry_none(p[0]) or entry_leaf(p[0], level):
+            return level, p[0]
+        row = child_row(&world.w, p)
         if row < 0:
-            return level, e
+            return level, p[0]
         level -= 1

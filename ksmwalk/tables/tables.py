@@ -11,7 +11,7 @@ from ..entries import Pte
 from ..errors import ArenaFullError, BadEntryError, check
 from ..layout import Code
 from ..layout.arena import reserve
-from . import _read
+from . import _map, _read
 
 USER_RW = Pte.P | Pte.RW | Pte.US | Pte.A | Pte.D | Pte.NX
 _BAD_KEPT = 1024  # bad entries kept with their details; all are counted
@@ -31,6 +31,12 @@ def _levels(levels: int) -> int:
     if levels not in (4, 5):
         raise ValueError(f"levels {levels!r}: must be 4 or 5")
     return levels
+
+
+def _world_of(rows: np.ndarray, ctl: np.ndarray, mms: np.ndarray) -> _core.World:
+    """The binding of page tables that stand alone: mm 1 of a world without areas and frames."""
+    owner = reserve(len(rows), np.int32)
+    return _core.World({"rows": rows, "r_owner": owner, "ctl": ctl, "mms": mms, "bad": np.zeros(1, layout.BAD)})
 
 
 class PageTables:
@@ -61,8 +67,8 @@ class PageTables:
         ctl["levels"] = _levels(levels)
         ctl["rows_used"] = 1
         ctl["rows_cap"] = capacity + 1
-        world = _core.World({"rows": rows, "ctl": ctl, "mms": np.zeros(2, layout.MM)})
-        check(_read.new_root(world, 1))
+        world = _world_of(rows, ctl, np.zeros(2, layout.MM))
+        check(_map.new_root(world, 1))
         self._bind(world, 1, levels, on_bad)
 
     def _bind(self, world, mm: int, levels: int, on_bad: str, work=None) -> None:
@@ -342,7 +348,7 @@ class PageTables:
             flags |= Pte.PS
         if len(p):
             entries.pack(p, flags, level)  # complains about what does not fit
-        code, at = _read.map_pages(world, self._mm, addr, np.ascontiguousarray(p, dtype=np.uint64), flags, level)
+        code, at = _map.map_pages(world, self._mm, addr, np.ascontiguousarray(p, dtype=np.uint64), flags, level)
         check(code, f"address {at:#x}")
 
     def unmap(self, start: int, end: int) -> int:
@@ -360,7 +366,7 @@ class PageTables:
             raise ValueError(f"range {start:#x}-{end:#x}: must be page aligned and within 0-{self.end:#x}")
         if start == end:
             return 0
-        code, cleared = _read.clear_range(world, self._mm, start, end)
+        code, cleared = _map.clear_range(world, self._mm, start, end)
         check(code, f"{start:#x}-{end:#x}")
         return cleared
 
@@ -379,7 +385,7 @@ class PageTables:
 
         Models: __split_huge_pmd(), as the walk does before it descends. Differs: nothing known.
         """
-        code = _read.split_at(self._writable(), self._mm, addr)
+        code = _map.split_at(self._writable(), self._mm, addr)
         if code == Code.NONE:
             raise ValueError(f"address {addr:#x}: no large leaf to split")
         return check(code)
@@ -447,7 +453,10 @@ class PageTables:
         ctl["levels"] = _levels(levels)
         mms = np.zeros(2, layout.MM)
         mms["root"][1], mms["nr_tables"][1] = root, nr_tables
-        self._bind(_core.World({"rows": arena, "ctl": ctl, "mms": mms}), 1, levels, on_bad)
+        world = _world_of(arena, ctl, mms)
+        if _map.claim_tables(world, 1) != nr_tables:
+            raise ValueError(f"rows: the tables below row {root} are not {nr_tables}, each reached once")
+        self._bind(world, 1, levels, on_bad)
 
     def __repr__(self) -> str:
         kind = "image" if self.readonly else "arena"
