@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +40,7 @@ _MARGIN = 18
 _USUAL_WIDTH, MAX_WIDTH = 100, 160
 
 
-def add_parser(subparsers) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "map",
         help="draw the address space of a process",
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def text(drawn: Picture, width: int, shades: str = SHADES) -> Iterator[list[Part]]:
+def text(drawn: Picture, width: int, shades: str = SHADES) -> Iterator[Sequence[Part]]:
     """The picture in letters, `width` columns wide, line by line."""
     bar = max(16, width - _MARGIN)
     yield [(heading(drawn), "bold")]
@@ -104,7 +105,7 @@ def text(drawn: Picture, width: int, shades: str = SHADES) -> Iterator[list[Part
         yield from ([line] for line in report.wrap(words, width))
 
 
-def _row(drawn: Picture, row: Row, bar: int, shades: str) -> Iterator[list[Part]]:
+def _row(drawn: Picture, row: Row, bar: int, shades: str) -> Iterator[Sequence[Part]]:
     one = row.each
     cells = min(bar, one.size // PAGE)
     share, vma = columns(drawn, one, cells)
@@ -120,7 +121,7 @@ def _row(drawn: Picture, row: Row, bar: int, shades: str) -> Iterator[list[Part]
     yield from _labels(", ".join(row_names(row)), bar, "bright_black")
 
 
-def _labels(words: str, bar: int, style: str = "") -> Iterator[list[Part]]:
+def _labels(words: str, bar: int, style: str = "") -> Iterator[Sequence[Part]]:
     """Words beside nothing, broken where the bars end."""
     for line in report.wrap(words, bar):
         yield [" " * _MARGIN, (line, style)]
@@ -132,7 +133,7 @@ def _total(pages: np.ndarray, bar: int) -> Iterator[Part]:
 
 
 def _legend(shades: str) -> str:
-    quarter, half, more, every, empty, _ = shades
+    quarter, half, more, every, empty = tuple(shades)[:5]
     kinds = ", ".join(f"{letter} {kind}" for letter, kind in zip(LETTERS, KINDS, strict=True))
     return (
         f"Of a cell's pages are present: {quarter} up to a quarter, {half} up to a half, {more} more, {every} all; "
@@ -140,7 +141,7 @@ def _legend(shades: str) -> str:
     )
 
 
-def as_json(drawn: Picture, plot_file: str | None) -> dict:
+def as_json(drawn: Picture, plot_file: str | None) -> dict[str, Any]:
     """The picture as plain data; sizes in bytes."""
     what = drawn.capture
     return {

@@ -179,7 +179,7 @@ def _folds(capture: ProcessCapture, kind: np.ndarray, bounds: np.ndarray) -> np.
     # Equal: pages of the same kinds at the same places, in mappings of the same name and kind.
     place = capture.addr - np.repeat(start, np.diff(bounds)) + np.uint64(1)
     shape = np.add.reduceat((place * np.uint64(len(KINDS)) + kind) * _MIX ^ (place * _MIX >> np.uint64(29)), firsts)
-    sorts: dict[tuple, int] = {}
+    sorts: dict[object, int] = {}
     sort = np.array([sorts.setdefault((vma.flags, vma.perms, vma.name), len(sorts)) for vma in capture.vmas])
     starts = np.array([vma.start for vma in capture.vmas], np.uint64)
     ends = [sort[np.searchsorted(starts, capture.addr[at], "right") - 1] for at in (firsts, bounds[1:] - 1)]

@@ -7,6 +7,8 @@ import io
 import math
 import os
 import warnings
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +31,7 @@ from .picture import (
 )
 
 try:
+    from matplotlib.axes import Axes
     from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
     from matplotlib.figure import Figure
     from matplotlib.font_manager import FontProperties
@@ -78,7 +81,8 @@ def _image(drawn: Picture, row: Row, height: int) -> np.ndarray:
 
 
 def _rgb(colour: str) -> tuple[int, int, int]:
-    return tuple(int(colour[at : at + 2], 16) for at in (1, 3, 5))
+    red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
+    return red, green, blue
 
 
 def _bar_width(row: Row, largest: int) -> float:
@@ -157,19 +161,19 @@ def _figure(drawn: Picture) -> Figure:
     return figure
 
 
-def _write(axes, x: float, y: float, words: str, **how) -> None:
+def _write(axes: Axes, x: float, y: float, words: str, **how: Any) -> None:
     # a name may hold dollars, which are no formulas
     axes.text(x, y, words, va="center", parse_math=False, **how)
 
 
-def _draw_gap(axes, gap: Gap, middle: float) -> None:
+def _draw_gap(axes: Axes, gap: Gap, middle: float) -> None:
     # a torn edge: something was cut out here
     x = LEFT + np.arange(9) * 0.035
     axes.plot(x, middle + np.where(np.arange(9) % 2, 0.04, -0.04), color="#999999", lw=0.9)
     _write(axes, LEFT + 0.4, middle, gap_label(gap), fontsize=LABEL, color="#777777", style="italic")
 
 
-def _draw_row(axes, drawn: Picture, row: Row, labels: list[list[str]], middle: float, largest: int) -> None:
+def _draw_row(axes: Axes, drawn: Picture, row: Row, labels: list[list[str]], middle: float, largest: int) -> None:
     bar = _bar_width(row.each, largest)
     low, high = middle - THICK / 2, middle + THICK / 2
     for behind in (2, 1) if row.times > 1 else ():
@@ -192,7 +196,7 @@ def _draw_row(axes, drawn: Picture, row: Row, labels: list[list[str]], middle: f
             y -= LINE
 
 
-def _draw_total(axes, pages: np.ndarray, lines: list[str], middle: float) -> None:
+def _draw_total(axes: Axes, pages: np.ndarray, lines: list[str], middle: float) -> None:
     x = LEFT
     for kind, n in enumerate(pages.tolist()):
         part = BAR * n / int(pages.sum())
@@ -204,11 +208,11 @@ def _draw_total(axes, pages: np.ndarray, lines: list[str], middle: float) -> Non
         _write(axes, LEFT + BAR + 0.12, middle + LINE * ((len(lines) - 1) / 2 - number), line, fontsize=LABEL)
 
 
-def _frame(axes, x: float, y: float, width: float, height: float, edge: str, face: str) -> None:
+def _frame(axes: Axes, x: float, y: float, width: float, height: float, edge: str, face: str) -> None:
     axes.add_patch(Rectangle((x, y), width, height, edgecolor=edge, facecolor=face, lw=0.6, zorder=3 if face == "none" else 1))
 
 
-def _legend(axes, width: float, height: float) -> None:
+def _legend(axes: Axes, width: float, height: float) -> None:
     words = (
         "Inside a bar the scale is linear, and its height is the share of pages that are present, drawn at least "
         f"{LEAST:.0%} high; its length goes with the logarithm of its size."
@@ -236,17 +240,18 @@ def _labels(piece: Row | Gap, room: float) -> list[list[str]]:
 
 def _wrap(words: str, room: float) -> list[str]:
     """A label in lines of at most `room` inches, by the letters' own widths."""
-    renderer, font = RendererAgg(1, 1, DPI), FontProperties(size=LABEL)
+    untyped: Any = RendererAgg
+    renderer, font = untyped(1, 1, DPI), FontProperties(size=LABEL)
 
     def inches(text: str) -> float:
-        return renderer.get_text_width_height_descent(text, font, False)[0] / DPI
+        return float(renderer.get_text_width_height_descent(text, font, False)[0]) / DPI
 
     with _missing_letters_as_boxes():
         return report.wrap(words, room - 0.1, inches)
 
 
 @contextlib.contextmanager
-def _missing_letters_as_boxes():
+def _missing_letters_as_boxes() -> Iterator[None]:
     """Keep quiet about letters that the font has not got: they are drawn as boxes."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")

@@ -5,6 +5,7 @@ Whatever comes from outside (names of processes, of files, command lines) goes t
 
 from __future__ import annotations
 
+import bisect
 import errno
 import json
 import os
@@ -105,7 +106,7 @@ def wrap(text: str, room: float, measure: Callable[[str], float] | None = None) 
         if line:
             lines.append(line)
         while len(word) > 1 and measure(word) > room:
-            fits = next((n for n in range(len(word) - 1, 1, -1) if measure(word[:n]) <= room), 1)
+            fits = max(1, bisect.bisect_right(range(len(word)), room, key=lambda n, word=word: measure(word[:n])) - 1)
             lines.append(word[:fits])
             word = word[fits:]
         line = word

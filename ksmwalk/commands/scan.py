@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fnmatch
 import sys
 from collections.abc import Iterable
@@ -40,7 +41,7 @@ SORT = {
 }
 
 
-def add_parser(subparsers) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "scan",
         help="what ksmd's scan of running processes costs",
@@ -86,8 +87,9 @@ def run(args: argparse.Namespace) -> int:
     pids, named = (processes.every_pid(), set()) if args.all else _wanted(args.processes, result)
     # JSON has the areas of processes that were asked for; the overview needs no frames: who is anonymous shows without.
     areas = args.areas or (args.json and not args.all)
-    for pid in progress(pids, "processes"):
-        _look(pid, pid in named, areas, args.marked, result)
+    with contextlib.closing(progress(pids, "processes")) as steps:
+        for pid in steps:
+            _look(pid, pid in named, areas, args.marked, result)
     result.found.sort(key=lambda one: _place(one, args.sort))
     _complain(result, bool(args.all))
     if args.json:
@@ -156,7 +158,7 @@ def _look(pid: int, named: bool, areas: bool, marked: bool, result: Findings) ->
         result.found.append(one)
 
 
-def _place(one: dict[str, Any], key: str) -> tuple:
+def _place(one: dict[str, Any], key: str) -> tuple[Any, int]:
     if key in ("pid", "name"):
         return (one[key], one["pid"])
     return (-one["totals"][SORT[key]], one["pid"])
@@ -244,7 +246,7 @@ def scan_process(image: ProcessImage, areas: bool = True) -> dict[str, Any]:
 def _areas(image: ProcessImage) -> list[dict[str, Any]]:
     """Every area; those with pages are scanned one at a time, the others' marks taken away for that long."""
     what, host = image.capture, image.host
-    records, numbers = host.vmas, np.array([vma.index for vma in image.mm.vmas])
+    records, numbers = host.world.arrays["vmas"], np.array([vma.index for vma in image.mm.vmas])
     flags = records["flags"][numbers]
     mergeable = flags & np.uint64(Vm.MERGEABLE) != 0
     slices = np.array(what.vma_slices()).reshape(-1, 2)

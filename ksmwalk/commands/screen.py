@@ -9,7 +9,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TextIO, TypeVar
 
@@ -22,7 +22,7 @@ try:
     import rich.table
     import rich.text
 except ImportError:
-    rich = None
+    rich = None  # type: ignore[assignment]
 
 #: what an elastic column is to have before others are left out for it
 _WISH = 24
@@ -147,10 +147,11 @@ class Screen:
         shown = list(range(len(columns)))
         if self.width is None:
             return shown
+        width = self.width
 
         def room() -> int:
             fixed = sum(widths[at] for at in shown if not columns[at].elastic)
-            return self.width - fixed - 2 * (len(shown) - 1)
+            return width - fixed - 2 * (len(shown) - 1)
 
         elastic = [at for at, column in enumerate(columns) if column.elastic]
         wish = min(max((widths[at] for at in elastic), default=0), _WISH)
@@ -162,7 +163,9 @@ class Screen:
                 row[at] = report.cut(row[at], space, self.ellipsis)
         return shown
 
-    def _rich_table(self, columns, heads, lines, styles, total: bool) -> None:
+    def _rich_table(
+        self, columns: list[Column], heads: list[str], lines: list[list[str]], styles: Sequence[str], total: bool
+    ) -> None:
         widths = [max(report.cells(line[at]) for line in (heads, *lines)) for at in range(len(heads))]
         made = rich.table.Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
         for column, head, width in zip(columns, heads, widths, strict=True):
@@ -180,7 +183,7 @@ class Screen:
             made.add_row(*map(rich.text.Text, texts), style=style)
         self._write(made, sum(widths) + 2 * len(widths))
 
-    def _write(self, what, width: int) -> None:
+    def _write(self, what: rich.text.Text | rich.table.Table, width: int) -> None:
         """Let rich write something of this width; never let it break or cut a line, which is done before."""
         console = rich.console.Console(file=self.out, width=max(self.width or 0, width + 2), highlight=False, soft_wrap=True)
         console.print(what, no_wrap=True, overflow="ignore", crop=False, soft_wrap=not isinstance(what, rich.table.Table))
@@ -198,7 +201,7 @@ def _width(out: TextIO, terminal: bool) -> int | None:
         return 80
 
 
-def progress(items: Sequence[T], what: str, out: TextIO | None = None) -> Iterator[T]:
+def progress(items: Sequence[T], what: str, out: TextIO | None = None) -> Generator[T, None, None]:
     """Hand out the items; where the output is a terminal and it takes longer, say how far it has come."""
     out = out or sys.stderr
     if out is None or not out.isatty():

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, Self
 
 PROGRAM = Path(__file__).with_name("child_program.py")
 
@@ -35,7 +36,7 @@ class Child:
     pid : int
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-S", "-E", "-P", PROGRAM, str(os.getpid())],
             stdin=subprocess.PIPE,
@@ -55,7 +56,7 @@ class Child:
         self.process.stdin.write(line.encode() + b"\n" + data)
         self.process.stdin.flush()
 
-    def do(self, line: str, data: bytes = b""):
+    def do(self, line: str, data: bytes = b"") -> Any:
         """Run a line, with `data` behind it, and return its value.
 
         Raises
@@ -90,8 +91,8 @@ class Child:
         self.process.stdout.close()
         self.process.wait()
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exc_info) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self.close()
