@@ -380,5 +380,8 @@ struct kw_world {
     void (*leave_tree)(kw_world *w, int32_t item);
     /* What the merge engine does when a new full scan starts (drain LRU batches, drop nodes to migrate); or NULL. */
     void (*start_scan)(kw_world *w);
+    /* Table pages freed since the arrays were bound: whoever keeps a pointer into a table across a call that may free
+     * some looks whether it moved. */
+    int64_t rows_freed;
 };
 #endif

@@ -12,7 +12,7 @@ SOURCE = Path(__file__).parents[2] / "ksmwalk"
 #: rooms by floor, the lowest first; those of one floor don't know of each other
 FLOORS = [
     {"layout", "entries"},
-    {"errors", "_core"},
+    {"errors", "_core", "gate"},
     {"memory"},
     {"tables", "ksm"},
     {"host"},
