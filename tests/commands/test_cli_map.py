@@ -162,7 +162,8 @@ def test_plot(giant, tmp_path):
 
 def test_without_matplotlib(giant, tmp_path):
     (tmp_path / "matplotlib.py").write_text("raise ImportError('no such thing here')")
-    result = ksmwalk("map", giant[0].pid, "--plot", tmp_path / "x.png", env={"PYTHONPATH": str(tmp_path)})
+    first = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    result = ksmwalk("map", giant[0].pid, "--plot", tmp_path / "x.png", env={"PYTHONPATH": first})
     assert result.returncode == 1 and "pip install 'ksmwalk[plot]'" in result.stderr
     assert not (tmp_path / "x.png").exists()
 
