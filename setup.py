@@ -26,6 +26,7 @@ from Cython import __version__ as cython_version
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 PROFILES = ("release", "checked", "trace", "asan")
 PROFILE = os.environ.get("KSMWALK_PROFILE", "release")
@@ -105,6 +106,15 @@ def require_compiler():
         f"ksmwalk needs Python's C headers, and {shlex.join(cc)!r} finds no Python.h in {sysconfig.get_path('include')}:"
         " install them (Debian: apt install python3-dev; Fedora: dnf install python3-devel)"
     )
+
+
+class BuildPy(build_py):
+    """build_py into an empty folder: a module that was renamed since the last build here must not be shipped again."""
+
+    def run(self):
+        if not self.editable_mode:
+            shutil.rmtree(Path(self.build_lib, "ksmwalk"), ignore_errors=True)
+        super().run()
 
 
 class BuildExt(build_ext):
@@ -202,4 +212,4 @@ if __name__ == "__main__":
     modules = list(extensions())
     if not modules:
         raise SystemExit(f"there is no .pyx file in {HERE / 'ksmwalk'}: these sources are incomplete, nothing can be built")
-    setup(ext_modules=modules, cmdclass={"build_ext": BuildExt})
+    setup(ext_modules=modules, cmdclass={"build_py": BuildPy, "build_ext": BuildExt})
