@@ -15,6 +15,7 @@ Every profile is built in a folder of its own below build/, where only what chan
 
 import json
 import os
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -209,6 +210,8 @@ def extensions():
 
 if __name__ == "__main__":
     os.chdir(HERE)
+    # _layout.pxd and its like, written from _layout.h; it needs neither numpy nor ksmwalk
+    runpy.run_path("ksmwalk/layout/generate.py")["main"]()
     modules = list(extensions())
     if not modules:
         raise SystemExit(f"there is no .pyx file in {HERE / 'ksmwalk'}: these sources are incomplete, nothing can be built")

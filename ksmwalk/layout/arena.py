@@ -14,6 +14,9 @@ import weakref
 
 import numpy as np
 
+from . import Array
+
+_SMALL = 1 << 16  # bytes: below this an array is better off among others than on pages of its own
 _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
 _HUGE_FROM = 32 << 20  # bytes: below this, huge pages would cost a small Host more memory than they save time
 
@@ -62,6 +65,23 @@ def _guarded(size: int, flags: int) -> tuple[mmap.mmap, int]:
     return buf, _GUARD
 
 
+def shape_of(array: Array, ctl: np.ndarray) -> tuple[int, ...]:
+    """The shape of one of a Host's arrays, worked out with the fields of its `ctl` record.
+
+    Parameters
+    ----------
+    array : layout.Array
+    ctl : ndarray of layout.CTL, shape (1,)
+    """
+    sizes = []
+    for part in array.shape:
+        size = 1
+        for factor in part.split("*"):
+            size *= int(factor) if factor.isdigit() else int(ctl[factor][0])
+        sizes.append(size)
+    return tuple(sizes)
+
+
 def reserve(capacity: int, dtype, *, shape: tuple[int, ...] = (), huge: bool = False) -> np.ndarray:
     """Reserve a zeroed array of `capacity` records that occupies memory only where it is written.
 
@@ -90,6 +110,8 @@ def reserve(capacity: int, dtype, *, shape: tuple[int, ...] = (), huge: bool = F
         raise ValueError(f"capacity {capacity}: must be at least 1")
     row = math.prod(shape) * dtype.itemsize
     size = capacity * row
+    if size <= _SMALL:
+        return np.zeros((capacity, *shape), dtype)
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE
     try:
         buf, offset = _guarded(size, flags) if _GUARD else (mmap.mmap(-1, size, flags=flags), 0)

@@ -24,7 +24,8 @@ pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="no sou
 @pytest.fixture
 def unbuilt(tmp_path):
     """The source tree as it is before anything was built in it."""
-    ignore = shutil.ignore_patterns("*.so", "__pycache__", "worker")
+    made = ("_layout.pxd", "_layout_table.h", "_arrays.pxi", "_records.py")
+    ignore = shutil.ignore_patterns("*.so", "__pycache__", "worker", *made)
     shutil.copytree(ROOT / "ksmwalk", tmp_path / "tree" / "ksmwalk", ignore=ignore)
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path / "tree")
