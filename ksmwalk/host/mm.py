@@ -445,7 +445,7 @@ class Mm:
 
         Models: __mmput() of Linux 6.18. Differs: nothing known.
         """
-        _doors.mm_exit(self._world, self._at())
+        check(_doors.mm_exit(self._world, self._at()), "exit")
         self._dead = True
 
     def prctl_merge(self, on: bool) -> None:

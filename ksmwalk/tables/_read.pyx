@@ -8,7 +8,7 @@ from libc.string cimport memset
 
 from libc.stdint cimport int64_t, uint64_t, uint8_t
 
-from ksmwalk._core cimport entry_none, entry_pfn, entry_present, level_index, level_shift, level_size
+from ksmwalk._core cimport below, entry_none, entry_pfn, entry_present, level_index, level_shift, level_size
 from ksmwalk.layout._layout cimport *
 
 

@@ -7,7 +7,7 @@ from libc.errno cimport EINVAL
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from ksmwalk._core cimport (
-    entry_leaf, entry_none, entry_pfn, entry_present, level_index, level_size, pmd_find, split_leaf,
+    entry_find, entry_leaf, entry_none, entry_pfn, entry_present, level_index, level_size, split_leaf,
 )
 from ksmwalk.tables._read cimport Tables, note_bad, row_of_frame
 from ksmwalk.layout._layout cimport *
@@ -149,7 +149,7 @@ cdef int walk_hugetlb(walk_state *s, uint64_t a, uint64_t end) noexcept nogil:
         return 0
     while a < end:
         next = min((a & ~(size - 1)) + size, end)
-        p = pmd_find(s.world, s.tables.root, a) if level == 2 else pud_find(s.world, s.tables.root, a)
+        p = entry_find(s.world, s.tables.root, a, level)
         if p == NULL:
             code = hole(s, a, next, -1)
         else:
@@ -159,20 +159,6 @@ cdef int walk_hugetlb(walk_state *s, uint64_t a, uint64_t end) noexcept nogil:
             return code
         a = next
     return 0
-
-
-cdef uint64_t *pud_find(kw_world *w, int64_t root, uint64_t addr) noexcept nogil:
-    cdef int lv = <int>w.ctl.levels
-    cdef int64_t row = root
-    cdef uint64_t *p
-    while True:
-        p = w.rows + row * 512 + level_index(addr, lv)
-        if lv == 3:
-            return p
-        row = <int64_t>((p[0] & PTE_PFN_MASK) >> 12)
-        if not (p[0] & PTE_P) or row <= 0 or row >= w.ctl.rows_used:
-            return NULL
-        lv -= 1
 
 
 cdef int inside_vma(walk_state *s, uint64_t start, uint64_t end) noexcept nogil:
