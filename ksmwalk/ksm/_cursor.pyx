@@ -10,6 +10,7 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uint8_t
 from ksmwalk._core cimport World, child_row, eligible, entry_leaf, entry_none, level_index
 from ksmwalk.ksm._find cimport find_page, forget_table
 from ksmwalk.layout._layout cimport *
+from ksmwalk.layout._poison cimport kw_poison, kw_unpoison
 
 
 cdef extern from "_wide.h" nogil:
@@ -32,6 +33,8 @@ cdef int32_t item_alloc(kw_world *w) noexcept nogil:
             return KW_ENOITEMS
         i = c.items_used
         c.items_used += 1
+    kw_unpoison(&w.items[i], sizeof(kw_item))
+    kw_unpoison(&w.links[i], sizeof(kw_link))
     c.items_live += 1
     return <int32_t>i
 
@@ -43,6 +46,8 @@ cdef void item_free(kw_world *w, int32_t item) noexcept nogil:
     w.items[item].next = <int32_t>w.ctl.items_free
     w.ctl.items_free = item
     w.ctl.items_live -= 1
+    kw_poison(&w.items[item], 16)  # not `next`, nor what an RmapItem looks at
+    kw_poison(&w.links[item], sizeof(kw_link))
 
 
 cdef inline void item_drop(kw_world *w, int32_t item) noexcept nogil:
