@@ -144,7 +144,7 @@ MUTATIONS: dict[str, tuple[str, str]] = {
     ),
     "a page shared by fork needs room": (
         "        target = node\n",
-        "        if not has_room(w, node, 0):\n            return KW_OK\n        target = node\n",
+        "        if not 0 < w.nodes[node].count < w.ksm.max_page_sharing:\n            return KW_OK\n        target = node\n",
     ),
     "a page shared by fork is taken for listed": (
         "            elif q.flags & ITEM_STABLE and q.node == node:",
@@ -213,7 +213,7 @@ MUTATIONS: dict[str, tuple[str, str]] = {
         "    if True:\n",
     ),
     "areas are joined although a parent may share the anon_vma": (
-        "if p.anon_vma and q.anon_vma or (p if p.anon_vma else q).reserved & 1:",
+        "if p.anon_vma and q.anon_vma or (p if p.anon_vma else q).forked:",
         "if p.anon_vma and q.anon_vma:",
     ),
     "mprotect drops VM_ACCOUNT although there are pages": (
@@ -229,7 +229,7 @@ MUTATIONS: dict[str, tuple[str, str]] = {
         "    w.mms[mm].epoch += 1\n    return v",
     ),
     "an anon_vma shared with a parent is given to a neighbour": (
-        "if n.anon_vma and not n.reserved & 1 and anon_vma_near(v, n):",
+        "if n.anon_vma and not n.forked and anon_vma_near(v, n):",
         "if n.anon_vma and anon_vma_near(v, n):",
     ),
     "fork leaves the parent's pages writable": (
