@@ -141,7 +141,10 @@ def memory_side(file: str) -> bool:
 
 
 def drawn(seed: int, count: int) -> list[Site]:
-    """`count` sites, half of them on the memory side, two at least of each module; ordered as the source is."""
+    """`count` sites, half of them on the memory side, two at least of each module, ordered as the source is.
+
+    Of a declaration file one: all modules that include it have to be compiled for it.
+    """
     def rank(site: Site) -> str:
         return hashlib.sha256(f"{seed} {site.name}".encode()).hexdigest()
 
@@ -151,7 +154,8 @@ def drawn(seed: int, count: int) -> list[Site]:
         mine = [site for site in every if memory_side(site.file) == side]
         quota = count // 2 if side else count - count // 2
         files = sorted({site.file for site in mine})
-        first = [site for file in files for site in [s for s in mine if s.file == file][:2]][:quota]
+        first = [site for file in files for site in [s for s in mine if s.file == file][: 1 + file.endswith(".pyx")]]
         names = {site.name for site in first}
-        chosen += first + [site for site in mine if site.name not in names][: quota - len(first)]
+        rest = [site for site in mine if site.name not in names and site.file.endswith(".pyx")]
+        chosen += (first + rest)[:quota]
     return sorted(chosen, key=lambda site: (site.file, site.line, site.column))
