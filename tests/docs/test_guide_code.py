@@ -1,0 +1,194 @@
+"""What the README and the guide show is run: Python, scenarios, command lines, Cython."""
+
+import contextlib
+import doctest
+import io
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import guidecode
+import pytest
+
+import ksmwalk
+from ksmwalk.commands.cli import build_parser
+from ksmwalk.scenarios import format as scenario_format
+from ksmwalk.scenarios import records as scenario_records
+from ksmwalk.scenarios.replay import replay
+
+pytestmark = pytest.mark.skipif(not guidecode.DOCS.is_dir(), reason="the documentation is not beside these tests")
+
+PAGES = guidecode.pages()
+NAMES = [str(page.relative_to(guidecode.ROOT)) for page in PAGES]
+CODE_PAGES = [page for page in PAGES if any(block.language == "python" for block in guidecode.blocks(page))]
+
+
+def printed_as_said(block, printed, page):
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    same = doctest.OutputChecker().check_output(block.output, printed, flags)
+    assert same, f"{page.name}:{block.line} prints\n{printed}\nand not\n{block.output}"
+
+
+def run_blocks(page, found, namespace):
+    for block in found:
+        printed = io.StringIO()
+        # Empty lines before it: a traceback names the line of the page.
+        code = compile("\n" * (block.line - 1) + block.code, str(page), "exec")
+        with contextlib.redirect_stdout(printed):
+            exec(code, namespace)
+        if block.output is not None:
+            printed_as_said(block, printed.getvalue(), page)
+
+
+@pytest.mark.parametrize("page", CODE_PAGES, ids=lambda page: page.stem)
+def test_the_python_of_a_page_runs_from_top_to_bottom(page, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    found = [block for block in guidecode.blocks(page) if block.language == "python" and not block.file]
+    run_blocks(page, [block for block in found if not block.needs], {"__name__": "guide"})
+
+
+def test_every_mark_of_a_block_is_one_that_is_looked_at():
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        marks = re.findall(r"<!-- (?:file|needs): .*", text)
+        used = [block for block in guidecode.blocks(page) if block.file or block.needs]
+        assert len(marks) == len(used), f"{page}: a mark that stands before no block"
+        assert all(block.needs in (None, "root") for block in used), page
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_every_command_line_is_one_that_the_program_takes(page):
+    for block in guidecode.blocks(page):
+        if block.language != "sh":
+            continue
+        for line in block.code.splitlines():
+            for command in line.split("#")[0].split("&&"):
+                words = shlex.split(command)
+                if words[:1] == ["ksmwalk"] and words[1:] != ["--version"]:
+                    try:
+                        build_parser().parse_args(words[1:])
+                    except SystemExit:
+                        pytest.fail(f"{page.name}:{block.line}: {command}")
+
+
+def test_the_example_scenario_gives_the_records_it_is_said_to_give():
+    page = guidecode.DOCS / "guide" / "scenarios.md"
+    text = page.read_text(encoding="utf-8")
+    (block,) = [block for block in guidecode.blocks(page) if block.language == "json"]
+    records = replay(scenario_format.scenario_from_json(json.loads(block.code)))
+    shown = "\n".join(map(scenario_format.record_text, records))
+    assert f"```text\n{shown}\n```" in text
+
+
+def operations_said():
+    text = (guidecode.DOCS / "guide" / "scenarios.md").read_text(encoding="utf-8")
+    return set(re.findall(r'`\["(\w+)"', text))
+
+
+def operations_there():
+    return {name.removeprefix("op_") for name in dir(scenario_format._Checker) if name.startswith("op_")}
+
+
+def test_the_scenario_page_names_every_operation_and_no_other():
+    assert operations_said() == operations_there()
+
+
+def test_the_scenario_page_names_every_knob_advice_statistic_and_option():
+    text = (guidecode.DOCS / "guide" / "scenarios.md").read_text(encoding="utf-8")
+    names = [*scenario_format.KNOBS, *scenario_format.ADVICE, *scenario_format.MMAP_OPTIONS]
+    assert not [name for name in names if f"`{name}`" not in text]
+    assert ", ".join(scenario_records.STATS) in text
+
+
+def test_the_scenario_page_names_every_page_code_and_event():
+    text = (guidecode.DOCS / "guide" / "scenarios.md").read_text(encoding="utf-8")
+    table = text[text.index("### Page codes") : text.index("### Events")]
+    codes = set(re.findall(r"^\| `([-a-z])N?` \|", table, re.M))
+    assert codes == {*scenario_records._LETTER.values(), "-"}
+    events = set(re.findall(r"^\| `(\w+) [\w ]+` \|", text, re.M))
+    assert events == {event.name.lower() for event in ksmwalk.layout.Event}
+
+
+def test_every_public_name_is_in_the_reference():
+    text = "\n".join(
+        page.read_text(encoding="utf-8") for page in (guidecode.DOCS / "api").iterdir() if page.suffix in (".md", ".rst")
+    )
+    there = set(re.findall(r"auto(?:class|function|exception|module):: ksmwalk\.(\w+)\n", text))
+    assert not set(ksmwalk.__all__) - there
+
+
+def test_the_counterparts_name_functions_that_there_are():
+    text = (guidecode.DOCS / "guide" / "counterparts.md").read_text(encoding="utf-8")
+    declared = "\n".join(pxd.read_text(encoding="utf-8") for pxd in Path(ksmwalk.__file__).parent.rglob("*.pxd"))
+    for head, rows in re.findall(r"^\|(.*)\|\n\|[-|]+\|\n((?:\|.*\n)+)", text, re.M):
+        columns = [cell.strip() for cell in head.split("|")]
+        if "in C" in columns:
+            for row in rows.splitlines():
+                cell = row.strip("|").split("|")[columns.index("in C")]
+                for name in re.findall(r"`(\w+)`", cell):
+                    assert re.search(rf"\b{name}\(", declared), f"{name} is declared in no .pxd"
+
+
+# ---------------------------------------------------------------- Cython
+
+
+def run_python(args, folder):
+    # -O0: this is about what compiles and links, and it is four times as quick
+    env = {**os.environ, "CFLAGS": "-O0 -Werror=incompatible-pointer-types"}
+    package = str(Path(ksmwalk.__file__).parents[1])
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(folder), package]))
+    env.pop("PYTHONSAFEPATH", None)
+    done = subprocess.run([sys.executable, *args], cwd=folder, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, f"{' '.join(args)}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def test_the_consumer_of_the_embedding_page_is_built_and_run(tmp_path):
+    page = guidecode.DOCS / "guide" / "embedding.md"
+    files = {block.file: block for block in guidecode.blocks(page) if block.file}
+    for name, block in files.items():
+        (tmp_path / name).write_text(block.code)
+    run_python(["setup.py", "-q", "build_ext", "--inplace"], tmp_path)
+    printed_as_said(files["use.py"], run_python(["use.py"], tmp_path), page)
+
+
+def examples_of_contracts():
+    """Name of a .pxd -> the code in its comments: what stands four columns further in than prose."""
+    found = {}
+    for pxd in sorted(Path(ksmwalk.__file__).parent.rglob("*.pxd")):
+        code = []
+        for line in pxd.read_text(encoding="utf-8").splitlines():
+            if line.startswith("#     ") or (code and line == "#"):
+                code.append(line[6:])
+            elif not line.startswith("#"):
+                break
+        if any(code):
+            found[pxd.stem.strip("_")] = "\n".join(code) + "\n"
+    return found
+
+
+def test_the_examples_in_the_contracts_compile(tmp_path):
+    examples = examples_of_contracts()
+    assert "walk" in examples
+    for name, code in examples.items():
+        (tmp_path / f"example_{name}.pyx").write_text(code)
+    (tmp_path / "setup.py").write_text(
+        "import ksmwalk\nfrom Cython.Build import cythonize\nfrom setuptools import Extension, setup\n"
+        f"names = {sorted(examples)!r}\n"
+        "modules = [Extension(f'example_{n}', [f'example_{n}.pyx'], include_dirs=[ksmwalk.get_include()]) for n in names]\n"
+        "setup(name='examples', ext_modules=cythonize(modules, language_level=3))\n"
+    )
+    run_python(["setup.py", "-q", "build_ext", "--inplace"], tmp_path)
+    assert run_python(["-c", WALK_EXAMPLE], tmp_path).strip() == "(0, 1)"
+
+
+WALK_EXAMPLE = """
+import example_walk, ksmwalk
+tables = ksmwalk.PageTables()
+tables.map(1 << 30, 5)
+print(example_walk.count_pmds(tables._tables, 0, 2 << 30))
+"""
