@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
-import ksmwalk  # noqa: E402  (the extensions beside this file come first)
+import ksmwalk
 
 project = "ksmwalk"
 author = "the ksmwalk authors"

@@ -35,9 +35,11 @@ def test_the_documentation_builds_without_a_warning(built):
 
 
 def test_no_page_loads_anything_from_the_network(built):
-    loads = re.compile(r"""<(?:script|img|iframe|source)\b[^>]*\bsrc="(https?:)?//|<link\b[^>]*rel="stylesheet"[^>]*href="(https?:)?//""")
+    loads = re.compile(r"""<(?:script|img|iframe|source)\b[^>]*\bsrc=["'](?:https?:)?//""")
+    sheets = re.compile(r"""<link\b[^>]*\brel=["']stylesheet["'][^>]*\bhref=["'](?:https?:)?//""")
     for page in built.rglob("*.html"):
-        assert not loads.search(page.read_text(encoding="utf-8")), page
+        text = page.read_text(encoding="utf-8")
+        assert not loads.search(text) and not sheets.search(text), page
     for sheet in built.rglob("*.css"):
         assert not re.search(r"(url\(|@import)\s*['\"]?(https?:)?//", sheet.read_text(encoding="utf-8")), sheet
 

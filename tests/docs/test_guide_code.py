@@ -15,7 +15,9 @@ import guidecode
 import pytest
 
 import ksmwalk
+from ksmwalk.commands import verification_page
 from ksmwalk.commands.cli import build_parser
+from ksmwalk.kernel import knobs, worker
 from ksmwalk.scenarios import format as scenario_format
 from ksmwalk.scenarios import records as scenario_records
 from ksmwalk.scenarios.replay import replay
@@ -24,6 +26,7 @@ pytestmark = pytest.mark.skipif(not guidecode.DOCS.is_dir(), reason="the documen
 
 PAGES = guidecode.pages()
 NAMES = [str(page.relative_to(guidecode.ROOT)) for page in PAGES]
+ROOT_PAGES = [page for page in PAGES if any(block.needs == "root" for block in guidecode.blocks(page))]
 CODE_PAGES = [page for page in PAGES if any(block.language == "python" for block in guidecode.blocks(page))]
 
 
@@ -49,6 +52,23 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(page, monkeypatch, tmp_pat
     monkeypatch.chdir(tmp_path)
     found = [block for block in guidecode.blocks(page) if block.language == "python" and not block.file]
     run_blocks(page, [block for block in found if not block.needs], {"__name__": "guide"})
+
+
+def why_no_real_ksmd():
+    return worker.available() or ("needs root" if os.geteuid() else knobs.why_not())
+
+
+@pytest.mark.root
+@pytest.mark.skipif(why_no_real_ksmd() is not None, reason=str(why_no_real_ksmd()))
+@pytest.mark.parametrize("page", ROOT_PAGES, ids=lambda page: page.stem)
+def test_the_blocks_that_need_root_run_in_their_place(page, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    found = [block for block in guidecode.blocks(page) if block.language == "python" and not block.file]
+    last = max(place for place, block in enumerate(found) if block.needs == "root")
+    try:
+        run_blocks(page, found[: last + 1], {"__name__": "guide"})
+    except knobs.KernelUnavailable as reason:  # somebody else has taken it meanwhile
+        pytest.skip(str(reason))
 
 
 def test_every_mark_of_a_block_is_one_that_is_looked_at():
@@ -131,6 +151,14 @@ def test_the_counterparts_name_functions_that_there_are():
                 cell = row.strip("|").split("|")[columns.index("in C")]
                 for name in re.findall(r"`(\w+)`", cell):
                     assert re.search(rf"\b{name}\(", declared), f"{name} is declared in no .pxd"
+
+
+def test_the_verification_page_says_what_is_not_modelled():
+    text = (guidecode.DOCS / "verification.md").read_text(encoding="utf-8")
+    assert text.endswith(verification_page.beyond())
+    verified, _, missing = text.partition("## Not modelled")
+    for what in ("swap", "reclaim", "khugepaged"):
+        assert what not in verified and what in missing
 
 
 # ---------------------------------------------------------------- Cython
