@@ -38,11 +38,13 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
 html_theme = "furo"
+pygments_style, pygments_dark_style = "default", "monokai"
 html_title = f"ksmwalk {release}"
 html_static_path = ["_static"]
 html_css_files = ["ksmwalk.css"]
 html_show_copyright = False
 html_theme_options = {
+    "top_of_page_buttons": ["view"],
     "source_repository": "https://github.com/ksmwalk/ksmwalk/",
     "source_branch": "main",
     "source_directory": "docs/",

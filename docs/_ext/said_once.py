@@ -1,9 +1,11 @@
 """Tables of what the package says itself, so that no page says it a second time.
 
 ``{record-fields} VMA``: the fields of a record dtype of `ksmwalk.layout`, with the comments of `_layout.h`.
+``{named-bits} Frame``: the members of an enum of `ksmwalk.layout`, likewise.
 ``{tunables}``: the tunables with their defaults.
 """
 
+import enum
 import re
 from pathlib import Path
 
@@ -18,9 +20,26 @@ _STRUCT = re.compile(r"^typedef struct \{\n(.*?)^\} kw_(\w+);", re.M | re.S)
 _LINE = re.compile(r"^\s*(?:const )?\w+\s+(?P<names>[^;]+);\s*(?:/\*\s*(?P<comment>.*?)\s*\*/)?", re.S | re.M)
 
 
+#: how the members of an enum begin in `_layout.h`
+PREFIX = {
+    "Frame": "FRAME_", "Vm": "VM_", "MmFlag": "MM_", "Thp": "THP_", "ItemFlag": "ITEM_", "NodeFlag": "NODE_",
+    "Strategy": "STRATEGY_", "Event": "EV_", "Bad": "KW_BAD_", "Code": "KW_E?", "Perm": "PERM_",
+}  # fmt: skip
+
+
+def header() -> str:
+    return (Path(ksmwalk.get_include()) / "_layout.h").read_text(encoding="utf-8")
+
+
+def comment(constant: str) -> str:
+    """What `_layout.h` says right behind a constant."""
+    found = re.search(rf"\b{constant}\b(?:\s*=\s*\S+?)?,?[ \t]+(?:\w+[ \t]*)?/\*\s*(.*?)\s*\*/", header(), re.S)
+    return " ".join(found[1].split()) if found else ""
+
+
 def comments() -> dict[str, dict[str, str]]:
     """What `_layout.h` says of each field: by struct (`vma`), by field."""
-    text = (Path(ksmwalk.get_include()) / "_layout.h").read_text(encoding="utf-8")
+    text = header()
     found: dict[str, dict[str, str]] = {}
     for body, name in _STRUCT.findall(text):
         for line in _LINE.finditer(body):
@@ -68,6 +87,18 @@ class RecordFields(_Table):
         return self.table(["field", "type", "byte", "meaning"], rows, code=2)
 
 
+class NamedBits(_Table):
+    required_arguments = 1
+
+    def run(self):
+        kind = getattr(layout, self.arguments[0])
+        shown = hex if issubclass(kind, enum.IntFlag) else str
+        rows = [[bit.name, shown(bit.value), comment(PREFIX[kind.__name__] + bit.name)] for bit in kind]
+        if not any(row[2] for row in rows):
+            return self.table(["name", "value"], [row[:2] for row in rows], code=2)
+        return self.table(["name", "value", "meaning"], rows, code=2)
+
+
 class Tunables(_Table):
     def run(self):
         rows = []
@@ -79,5 +110,6 @@ class Tunables(_Table):
 
 def setup(app):
     app.add_directive("record-fields", RecordFields)
+    app.add_directive("named-bits", NamedBits)
     app.add_directive("tunables", Tunables)
     return {"parallel_read_safe": True}

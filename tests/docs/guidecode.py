@@ -12,7 +12,7 @@ DOCS = ROOT / "docs"
 _BLOCK = re.compile(
     r"(?:^<!-- (?P<key>file|needs): (?P<value>\S+) -->\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.M | re.S
 )
-_OUTPUT = re.compile(r"\n```text\n(?P<text>.*?)^```$", re.M | re.S)
+_OUTPUT = re.compile(r"\n(?P<like><!-- for example -->\n)?```text\n(?P<text>.*?)^```$", re.M | re.S)
 
 
 @dataclass
@@ -20,7 +20,8 @@ class Block:
     """One fenced block.
 
     A comment before it says what it is besides: ``<!-- file: NAME -->`` a file of a program, ``<!-- needs: root -->``
-    code that only root can run. A ``text`` block right behind it is what it prints.
+    code that only root can run. A ``text`` block right behind it is what it prints, with ``<!-- for example -->`` between
+    them but for the numbers.
     """
 
     language: str
@@ -29,6 +30,7 @@ class Block:
     file: str | None = None
     needs: str | None = None
     output: str | None = None
+    for_example: bool = False
 
 
 def blocks(page: Path) -> list[Block]:
@@ -39,7 +41,8 @@ def blocks(page: Path) -> list[Block]:
         said = {match["key"]: match["value"]} if match["key"] else {}
         output = _OUTPUT.match(text, match.end())
         line = text.count("\n", 0, match.start("code")) + 1
-        found.append(Block(match["language"], match["code"], line, **said, output=output and output["text"]))
+        said |= {"output": output["text"], "for_example": bool(output["like"])} if output else {}
+        found.append(Block(match["language"], match["code"], line, **said))
     return found
 
 
