@@ -54,6 +54,10 @@ WORKER_FLAGS = (
 ).split()
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE / "ksmwalk" / "layout"))
+import generate  # noqa: E402 - the generator of _layout.pxd and its like: needs neither numpy nor ksmwalk
+
+generate.main()
 STAMP = HERE / "build" / "profile"
 
 

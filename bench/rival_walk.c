@@ -7,7 +7,7 @@
 struct mapping {
     uint64_t addr, pfn, flags;
     uint8_t level, perms;
-    uint16_t reserved;
+    uint16_t unused;
     uint32_t nr;
 };
 
@@ -40,7 +40,7 @@ static void emit(struct walk *w, uint64_t addr, uint64_t e, int level, uint64_t 
     m->flags = e & ~frame;
     m->level = level;
     m->perms = 1 | (perms & RW) | (perms & NX ? 0 : 4) | (perms & US ? 8 : 0);
-    m->reserved = 0;
+    m->unused = 0;
     m->nr = 1;
 }
 

@@ -5,7 +5,7 @@
 # one of the negative KW_* codes of _layout.h; a pointer is NULL where there is nothing. None of them checks the
 # caller's pointers: lengths and bounds are checked by the Python door in front. Table entries are never trusted: every
 # row number read from a table is checked before it is followed.
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint64_t
 
 from ksmwalk.layout._layout cimport *
 
@@ -112,7 +112,7 @@ cdef int split_leaf(kw_world *w, int32_t mm, uint64_t *entry, int level) noexcep
 cdef inline int64_t child_row(kw_world *w, uint64_t e) noexcept nogil:
     # Row of the table an entry points to; KW_NONE if it points to none, whatever its bits say.
     cdef int64_t row = <int64_t>((e & PTE_PFN_MASK) >> 12)
-    if not (e & PTE_P) or row <= 0 or row >= w.ctl.rows_used:
+    if (e & (PTE_P | PTE_PS)) != PTE_P or row <= 0 or row >= w.ctl.rows_used:
         return KW_NONE
     return row
 

@@ -22,6 +22,8 @@ cdef extern from * nogil:
     const char *kw_profile() noexcept
     const char *kw_compiler() noexcept
 
+include "layout/_arrays.pxi"
+
 cdef bint WIDE = kw_choose(1)
 cdef uint64_t PRESENT = PTE_P | PTE_PROTNONE
 
@@ -58,44 +60,12 @@ cdef class World:
     def __cinit__(self, dict arrays):
         self.arrays = dict(arrays)
         memset(&self.w, 0, sizeof(kw_world))
-        known = {
-            "rows": 8, "ctl": sizeof(kw_ctl), "vmas": sizeof(kw_vma), "mms": sizeof(kw_mm), "items": sizeof(kw_item),
-            "links": sizeof(kw_link), "nodes": sizeof(kw_node), "ksm": sizeof(kw_ksm), "cursor": sizeof(kw_cursor),
-            "work": sizeof(kw_work), "trees": 4, "f_flags": 2, "f_nid": 1, "f_head": 4, "f_mapcount": 4, "f_refs": 4,
-            "f_key": 8, "f_node": 4, "b_free": 8, "b_count": 2, "b_next": 4, "b_prev": 4, "b_heads": 4,
-            "events": sizeof(kw_event), "event_pos": 8,
-        }
         cdef dict at = {}
         for name, array in arrays.items():
-            if name not in known:
+            if name not in RECORD_SIZES:
                 raise TypeError(f"array {name!r}: not a field of kw_world")
-            at[name] = <size_t>address_of(array, name, known[name], True)
-        get = at.get
-        self.w.rows = <uint64_t *><size_t>get("rows", 0)
-        self.w.ctl = <kw_ctl *><size_t>get("ctl", 0)
-        self.w.vmas = <kw_vma *><size_t>get("vmas", 0)
-        self.w.mms = <kw_mm *><size_t>get("mms", 0)
-        self.w.items = <kw_item *><size_t>get("items", 0)
-        self.w.links = <kw_link *><size_t>get("links", 0)
-        self.w.nodes = <kw_node *><size_t>get("nodes", 0)
-        self.w.ksm = <kw_ksm *><size_t>get("ksm", 0)
-        self.w.cursor = <kw_cursor *><size_t>get("cursor", 0)
-        self.w.work = <kw_work *><size_t>get("work", 0)
-        self.w.trees = <int32_t *><size_t>get("trees", 0)
-        self.w.f_flags = <uint16_t *><size_t>get("f_flags", 0)
-        self.w.f_nid = <uint8_t *><size_t>get("f_nid", 0)
-        self.w.f_head = <uint32_t *><size_t>get("f_head", 0)
-        self.w.f_mapcount = <int32_t *><size_t>get("f_mapcount", 0)
-        self.w.f_refs = <int32_t *><size_t>get("f_refs", 0)
-        self.w.f_key = <uint64_t *><size_t>get("f_key", 0)
-        self.w.f_node = <int32_t *><size_t>get("f_node", 0)
-        self.w.b_free = <uint64_t *><size_t>get("b_free", 0)
-        self.w.b_count = <uint16_t *><size_t>get("b_count", 0)
-        self.w.b_next = <int32_t *><size_t>get("b_next", 0)
-        self.w.b_prev = <int32_t *><size_t>get("b_prev", 0)
-        self.w.b_heads = <int32_t *><size_t>get("b_heads", 0)
-        self.w.events = <kw_event *><size_t>get("events", 0)
-        self.w.event_pos = <int64_t *><size_t>get("event_pos", 0)
+            at[name] = <size_t>address_of(array, name, RECORD_SIZES[name], True)
+        bind_arrays(&self.w, at)
 
     def __reduce__(self):
         raise TypeError("a World is pointers: pickle the Host that owns the arrays")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from .layout import Bad, Code
 
 
@@ -54,18 +56,32 @@ _FULL = {
     Code.NOITEMS: "rmap_items",
     Code.NONODES: "stable nodes",
     Code.NOVMAS: "vmas",
+    Code.NOMMS: "address spaces",
 }
+_MAX_ERRNO = 4095
 
 
 def check(code: int, where: str = "") -> int:
-    """Pass a count or index through; raise what a negative code of a compiled function stands for.
+    """Pass a count or an index through; raise what a negative answer of a compiled function stands for.
+
+    Parameters
+    ----------
+    code : int
+        What the function answered.
+    where : str
+        The call and its place, for the message.
 
     Raises
     ------
-    ArenaFullError, ValueError
+    OSError
+        -1 to -4095: an errno, as the system call would fail with.
+    ArenaFullError, ValueError, KeyboardInterrupt
+        The codes of `layout.Code`.
     """
     if code >= 0:
         return code
+    if code >= -_MAX_ERRNO:
+        raise OSError(-code, f"{os.strerror(-code)}: {where}")
     at = f" at {where}" if where else ""
     if code in _FULL:
         raise ArenaFullError(f"no {_FULL[Code(code)]} left{at}: make the Host (or PageTables) with more of them")
@@ -73,4 +89,6 @@ def check(code: int, where: str = "") -> int:
         raise ValueError(f"something is mapped already{at}: unmap it first")
     if code == Code.BADENTRY:
         raise ValueError(f"an entry that can't be followed{at}")
+    if code == Code.INTR:
+        raise KeyboardInterrupt(f"stopped{at}")
     raise KsmwalkError(f"code {code}{at}")

@@ -1,24 +1,15 @@
-# Address spaces and their vmas, for those who `cimport ksmwalk._vma`. Functions named sys_* answer like system calls:
-# 0 or an index, or -errno (-11 and below); a full arena of the Host shows as a KW_* code (-1 to -8).
-from libc.stdint cimport int32_t, int64_t, uint64_t
+# System calls on address spaces, for those who `cimport ksmwalk.host._calls`. Functions named sys_* answer like system
+# calls: 0 or an index, or -errno (-11 and below); a full arena of the Host shows as a KW_* code (-1 to -8).
+from libc.stdint cimport int32_t, uint64_t
 
 from ksmwalk.layout._layout cimport *
 
-cdef int32_t mm_alloc(kw_world *w) noexcept nogil
-    # A record of an address space with an empty top table; KW_NONE: no record, KW_ENOROWS: no table.
-cdef int32_t last_vma(kw_world *w, int32_t mm) noexcept nogil
-cdef int vmas_left(kw_world *w, int n) noexcept nogil
-cdef void backing_put(kw_world *w, int32_t backing) noexcept nogil
-    # One user (vma, or the one who made it) less; the object goes with its last.
+
 cdef int32_t sys_mmap(kw_world *w, int32_t mm, uint64_t start, uint64_t length, uint64_t flags, int32_t backing,
                       uint64_t pgoff, int shift) noexcept nogil
     # Map [start, start + length), where nothing is mapped; the vma that holds it.
 cdef int sys_munmap(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil
 cdef int sys_mprotect(kw_world *w, int32_t mm, uint64_t start, uint64_t end, uint64_t prot) noexcept nogil
-cdef int sys_madvise(kw_world *w, int32_t mm, uint64_t start, uint64_t end, int advice) noexcept nogil
-cdef int sys_mlock(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bint on) noexcept nogil
-cdef int sys_populate(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bint write) noexcept nogil
-cdef int sys_uffd_wp(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bint on) noexcept nogil
 cdef int move_vma(kw_world *w, int32_t mm, uint64_t old, uint64_t old_len, uint64_t new,
                   uint64_t new_len) noexcept nogil
     # Move [old, old + old_len), inside one vma, to the free place at new, there new_len long.

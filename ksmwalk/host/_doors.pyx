@@ -2,16 +2,27 @@
 
 Everything answers with integers: 0, an index or a count, -errno, or a KW_* code; `mm.check_call` makes exceptions.
 """
-from ksmwalk._core cimport *
-from ksmwalk.memory._fault cimport *
-from ksmwalk.memory._frames cimport *
-from ksmwalk.host._calls cimport *
+from libc.errno cimport EFAULT
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint64_t
+
+from ksmwalk._core cimport World, make_entry, pte_make
+from ksmwalk.memory._frames cimport folio_extra_refs, folio_get, folio_put, frame_alloc, lru_drain
+from ksmwalk.memory._leaves cimport prot_bits
+from ksmwalk.memory._areas cimport backing_put, mm_alloc, vma_find, vma_find_from
+from ksmwalk.memory._folio cimport split_folio_at
+from ksmwalk.memory._fault cimport fault_write, look_range, read_range, write_range
+from ksmwalk.ksm._unmerge cimport break_ksm, unmerge_range
+from ksmwalk.host._calls cimport (
+    move_vma, sys_exec, sys_exit, sys_fork, sys_mmap, sys_mprotect, sys_munmap, sys_prctl_merge, vma_expand,
+)
+from ksmwalk.host._advice cimport sys_madvise, sys_mlock, sys_populate, sys_uffd_wp
+from ksmwalk.layout._layout cimport *
 
 
 def mm_new(World world not None, int nid):
     cdef int32_t mm = mm_alloc(&world.w)
     if mm > 0:
-        world.w.mms[mm].reserved = nid
+        world.w.mms[mm].nid = nid
     return mm
 
 
@@ -125,7 +136,7 @@ def find_gap(World world not None, int32_t mm, uint64_t length, uint64_t low, ui
 def write_one(World world not None, int32_t mm, uint64_t addr, uint64_t key, int mode):
     cdef int32_t v = vma_find(&world.w, mm, addr)
     if v == 0:
-        return KW_EFAULT
+        return -EFAULT
     return fault_write(&world.w, mm, &world.w.vmas[v], addr, key, mode)
 
 
@@ -182,8 +193,8 @@ def backing_new(World world not None, bint device, int64_t length):
     cdef int32_t b = mm_alloc(&world.w)
     if b > 0:
         world.w.mms[b].flags |= MM_BACKING | (MM_DEVICE if device else 0)
-        world.w.mms[b].reserved = 1
-        world.w.mms[b].length = length
+        world.w.mms[b].users = 1
+        world.w.mms[b].nr_pages = length
     return b
 
 

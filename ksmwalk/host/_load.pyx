@@ -1,51 +1,51 @@
-"""Pages of an address space that exists already, put into a Host one by one: true frames, any order, any holes.
+"""An address space that exists already, put into a Host page by page: true frames, any order, any holes.
 
-numpy needs some thirty passes over the pages for this, most of them in memory never touched before; one loop does it in
-a tenth of the time.
+System calls and faults of the model would tell the same story too slowly and join areas that the kernel keeps apart.
+numpy needs some thirty passes over the pages, most of them in memory never touched before; one loop, over the engine's
+own allocators, does it in a tenth of the time.
 """
-from ksmwalk._core cimport *
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t, uint8_t
 
-# What a page is, besides the FRAME_* bits of its frame.
-cdef enum:
-    PAGE_WRITABLE = 0x1000  # may be stored to without a fault
-    PAGE_LEAF = 0x2000      # one of the 512 of a leaf pmd, all of which stand together
-    PAGE_FOLIO = 0x4000     # of a folio of 512 frames that begins at the frame's own multiple of 512
-    PAGE_FRESH = 0x8000     # an answer: nobody had the frame before
+from ksmwalk._core cimport World, make_entry, make_leaf, pmd_make, pte_make
+from ksmwalk.memory._frames cimport frame_take
+from ksmwalk.memory._leaves cimport prot_bits, touched
+from ksmwalk.memory._areas cimport vma_alloc, vma_link, vmas_left
+from ksmwalk.ksm._cursor cimport slot_insert
+from ksmwalk.layout._layout cimport *
 
 
 cdef inline void take(kw_world *w, uint64_t pfn, uint16_t *kind) noexcept nogil:
-    """Make a frame ours and fill its fields, if nobody has it yet; its block is counted down, not relinked."""
+    """Make a frame ours and fill its fields, if nobody has it yet."""
     cdef uint16_t page = kind[0]
-    kw_check(pfn < <uint64_t>w.ctl.nr_frames)
-    cdef uint64_t *word = w.b_free + (pfn >> 6)
-    cdef uint64_t bit = <uint64_t>1 << (pfn & 63)
     cdef uint16_t flags = (page & 0xfff) | FRAME_USED
-    if not word[0] & bit:
+    kw_check(pfn < <uint64_t>w.ctl.nr_frames)
+    if not frame_take(w, <int64_t>pfn):
         return
-    kind[0] |= PAGE_FRESH
-    word[0] &= ~bit
-    w.b_count[pfn >> 9] -= 1
-    w.ctl.frames_used += 1
+    kind[0] |= LOADED_FRESH
     w.f_head[pfn] = <uint32_t>pfn
-    if page & PAGE_FOLIO:
+    if page & LOADED_FOLIO:
         w.f_head[pfn] = <uint32_t>(pfn & ~<uint64_t>511)
         flags |= FRAME_TAIL if pfn & 511 else FRAME_HEAD
     w.f_flags[pfn] = flags
     w.f_key[pfn] = 0 if flags & FRAME_ZERO else pfn
 
 
-cdef int64_t load(kw_world *w, int32_t mm, const uint64_t *addr, const int64_t *pfns, uint16_t *pages,
-                  int64_t first, int64_t last, uint64_t ro, uint64_t rw, uint64_t zero) noexcept nogil:
+cdef int64_t load(kw_world *w, int32_t mm, uint64_t vm_flags, const uint64_t *addr, const int64_t *pfns,
+                  uint16_t *pages, int64_t first, int64_t last) noexcept nogil:
+    """The pages of one vma; the first that found no table page, `last` where all did."""
     cdef int64_t i = first, k
     cdef uint64_t pfn, flags, region = 1
+    # Entries as the kernel's faults would have left them.
+    cdef uint64_t ro = prot_bits(vm_flags) & ~PTE_RW
+    cdef uint64_t rw = ro | (PTE_RW | PTE_D if vm_flags & VM_WRITE else 0)
     cdef uint64_t *table = NULL
     cdef uint64_t *p
     cdef uint16_t page
     while i < last:
         page = pages[i]
         pfn = <uint64_t>pfns[i]
-        flags = zero if page & FRAME_ZERO else rw if page & PAGE_WRITABLE else ro
-        if page & PAGE_LEAF:
+        flags = ro | PTE_SPECIAL if page & FRAME_ZERO else rw if page & LOADED_WRITABLE else ro
+        if page & LOADED_LEAF:
             p = pmd_make(w, mm, addr[i])
             if p == NULL:
                 return i
@@ -78,13 +78,13 @@ cdef int64_t whole_leaves(const uint64_t *addr, const int64_t *pfns, const uint1
     """The first page that is marked as part of a leaf and is not of a complete one; -1: there is none."""
     cdef int64_t i = first, k
     while i < last:
-        if not pages[i] & PAGE_LEAF:
+        if not pages[i] & LOADED_LEAF:
             i += 1
             continue
         if addr[i] & (KW_PMD_SIZE - 1) or pfns[i] & 511 or i + 512 > last:
             return i
         for k in range(1, 512):
-            if not pages[i + k] & PAGE_LEAF or pfns[i + k] != pfns[i] + k:
+            if not pages[i + k] & LOADED_LEAF or pfns[i + k] != pfns[i] + k:
                 return i + k
             if addr[i + k] != addr[i] + (<uint64_t>k << 12):
                 return i + k
@@ -92,21 +92,58 @@ cdef int64_t whole_leaves(const uint64_t *addr, const int64_t *pfns, const uint1
     return -1
 
 
+def add_vmas(World world not None, int32_t mm, const uint64_t[::1] start, const uint64_t[::1] end,
+             const uint64_t[::1] flags, const uint64_t[::1] pgoff, const int32_t[::1] backing,
+             const uint8_t[::1] anon):
+    """Give an mm without vmas these, in ascending order, none joined: 0 or a code, with nothing done.
+
+    `anon`: whether it has an anon_vma, one of its own. A hugetlb area has pages of 2 MiB.
+    """
+    cdef kw_world *w = &world.w
+    cdef int64_t i, n = start.shape[0]
+    cdef int32_t v, last = 0
+    if not (end.shape[0] == flags.shape[0] == pgoff.shape[0] == backing.shape[0] == anon.shape[0] == n):
+        raise ValueError("columns of different lengths")
+    if not vmas_left(w, <int>min(n, 0x7fffffff)):
+        return KW_ENOVMAS
+    for i in range(n):
+        v = vma_alloc(w, mm)
+        w.vmas[v].start = start[i]
+        w.vmas[v].end = end[i]
+        w.vmas[v].flags = flags[i]
+        w.vmas[v].pgoff = pgoff[i]
+        w.vmas[v].backing = backing[i]
+        w.vmas[v].page_shift = 21 if flags[i] & VM_HUGETLB else 12
+        if backing[i]:
+            w.mms[backing[i]].users += 1
+        if anon[i]:
+            w.ctl.anon_vmas += 1
+            w.vmas[v].anon_vma = <int32_t>w.ctl.anon_vmas
+        vma_link(w, v, last)
+        last = v
+    touched(w, mm)
+    return 0
+
+
+def register(World world not None, int32_t mm):
+    """Put an mm on ksmd's list, as its first MADV_MERGEABLE does."""
+    slot_insert(&world.w, mm)
+
+
 def load_pages(World world not None, int32_t mm, const uint64_t[::1] addr, const int64_t[::1] pfns,
-               uint16_t[::1] pages, const int64_t[:, ::1] slices, const uint64_t[:, ::1] flags):
+               uint16_t[::1] pages, const int64_t[:, ::1] slices, const uint64_t[::1] vm_flags):
     """Map addr[i] to pfns[i] in an mm without tables, take the frames and count the mappings.
 
-    `pages`: FRAME_* and PAGE_* bits of each page, PAGE_FRESH added where it applies. `slices[v]`: first and last
-    (exclusive) page of vma v; `flags[v]`: of its entries, read-only, writable, zero page. The lists of the frame
-    allocator's blocks are not kept: build them anew.
+    `pages`: FRAME_* and LOADED_* bits of each page, LOADED_FRESH added where it applies. `slices[v]`: first and last
+    (exclusive) page of vma v; `vm_flags[v]`: its flags.
 
     Returns the number of pages loaded; fewer than there are where no table page is left.
     """
     cdef int64_t v, n = 0
-    if not (addr.shape[0] == pfns.shape[0] == pages.shape[0]) or slices.shape[0] != flags.shape[0]:
+    if not (addr.shape[0] == pfns.shape[0] == pages.shape[0]) or slices.shape[0] != vm_flags.shape[0]:
         raise ValueError("arrays of different lengths")
-    if slices.shape[1] != 2 or flags.shape[1] != 3:
-        raise ValueError("slices of two columns and flags of three are needed")
+    if slices.shape[1] != 2:
+        raise ValueError("slices of two columns are needed")
     for v in range(slices.shape[0]):
         if not 0 <= slices[v, 0] <= slices[v, 1] <= addr.shape[0]:
             raise IndexError(f"slice {slices[v, 0]} to {slices[v, 1]} of {addr.shape[0]} pages")
@@ -124,11 +161,10 @@ def load_pages(World world not None, int32_t mm, const uint64_t[::1] addr, const
         for v in range(slices.shape[0]):
             if slices[v, 0] == slices[v, 1]:
                 continue
-            n = load(&world.w, mm, &addr[0], &pfns[0], &pages[0], slices[v, 0], slices[v, 1],
-                     flags[v, 0], flags[v, 1], flags[v, 2])
+            n = load(&world.w, mm, vm_flags[v], &addr[0], &pfns[0], &pages[0], slices[v, 0], slices[v, 1])
             if n < slices[v, 1]:
                 break
-        world.w.mms[mm].epoch += 1
+        touched(&world.w, mm)
     return n
 
 

@@ -6,6 +6,7 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
+from ..errors import check
 from ..layout import PAGE_SIZE, PMD_SIZE, Vm
 from . import _doors
 
@@ -19,7 +20,7 @@ def _fail(code: int, mm: Mm, addr: int, why: str) -> OSError:
 
 def mremap(mm: Mm, addr: int, old: int, new: int, new_addr: int | None, maymove: bool) -> int:
     """See Mm.mremap."""
-    from .mm import _up, check_call
+    from .mm import _up
 
     at = mm._at()
     old_len, new_len = _up(int(old)), _up(int(new))
@@ -49,12 +50,12 @@ def mremap(mm: Mm, addr: int, old: int, new: int, new_addr: int | None, maymove:
     if new_addr is None:
         if 0 < new_len <= old_len:
             if new_len < old_len:
-                check_call(_doors.munmap(world, at, addr + new_len, addr + old_len), what)
+                check(_doors.munmap(world, at, addr + new_len, addr + old_len), what)
             return addr
         if not inside:
             raise _fail(errno.EFAULT, mm, addr, f"{old_len:#x} bytes are not in one area")
         if old_len and addr + old_len == vma.vm_end and _free(mm, vma.vm_end, new_len - old_len):
-            check_call(_doors.expand(world, vma.index, new_len - old_len), what)
+            check(_doors.expand(world, vma.index, new_len - old_len), what)
             return addr
         if not maymove:
             raise _fail(errno.ENOMEM, mm, addr, f"no room for {new_len:#x} bytes")
@@ -66,15 +67,15 @@ def mremap(mm: Mm, addr: int, old: int, new: int, new_addr: int | None, maymove:
         if not inside and new_len > old_len or not inside and new_len < old_len and addr + new_len > vma.vm_end:
             raise _fail(errno.EFAULT, mm, addr, f"{old_len:#x} bytes are not in one area")
         if new_len != old_len:
-            check_call(_doors.munmap(world, at, new_addr, new_addr + new_len), what)
+            check(_doors.munmap(world, at, new_addr, new_addr + new_len), what)
         if new_len < old_len:
-            check_call(_doors.munmap(world, at, addr + new_len, addr + old_len), what)
+            check(_doors.munmap(world, at, addr + new_len, addr + old_len), what)
             old_len = new_len
     if old_len == 0:
         vma = mm.find_vma(addr)
         pgoff = vma.vm_pgoff + (addr - vma.vm_start) // PAGE_SIZE
         shift = vma.page_size.bit_length() - 1
-        check_call(_doors.mmap(world, at, new_addr, new_len, vma.vm_flags, vma.backing or 0, pgoff, shift), what)
+        check(_doors.mmap(world, at, new_addr, new_len, vma.vm_flags, vma.backing or 0, pgoff, shift), what)
         return new_addr
     return _move(mm, addr, old_len, new_addr, new_len, what)
 
@@ -90,8 +91,6 @@ def _free(mm: Mm, start: int, length: int) -> bool:
 def _move(mm: Mm, addr: int, old_len: int, new_addr: int, new_len: int, what: str) -> int:
     """Move what lies in [addr, addr + old_len), area by area; only a single area may grow. Gaps stay: where there is
     nothing to move, what is mapped at the new place stays too."""
-    from .mm import check_call
-
     end = addr + old_len
     parts = [
         (max(v.vm_start, addr), min(v.vm_end, end)) for v in mm.vmas if v.vm_start < end and addr < v.vm_end
@@ -99,8 +98,8 @@ def _move(mm: Mm, addr: int, old_len: int, new_addr: int, new_len: int, what: st
     for start, stop in parts:
         to = new_addr + (start - addr)
         length = new_len if new_len != old_len else stop - start
-        check_call(_doors.munmap(mm._world, mm.index, to, to + length), what)
-        check_call(_doors.move(mm._world, mm.index, start, stop - start, to, length), what)
+        check(_doors.munmap(mm._world, mm.index, to, to + length), what)
+        check(_doors.move(mm._world, mm.index, start, stop - start, to, length), what)
         if new_len > old_len and int(mm.find_vma(to).vm_flags) & Vm.LOCKED:
             mm.mlock(to, length)
     return new_addr

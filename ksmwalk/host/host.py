@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import weakref
 from pathlib import Path
@@ -9,13 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from .. import _core, layout
+from ..errors import check
 from ..layout import BLOCK, FRAME_FIELDS, Frame, MmFlag, Thp
-from ..layout.arena import reserve
+from ..layout.arena import reserve, shape_of
 from ..memory.frames import Frames
 from . import _doors
-from .mm import Mm, check_call
+from .mm import Mm
 
-_EVENTS = 1 << 16  # records in the ring of events
 _HUGE_FROM = 1 << 20  # frames: from here on the hot arrays ask for huge pages
 _LRU_MOST = 63
 
@@ -27,7 +28,7 @@ def _capacities(nr_frames: int) -> dict[str, int]:
         "vmas": nr_frames // 4 + (1 << 17),
         "mms": nr_frames // 256 + (1 << 14),
         "items": 8 * nr_frames + (1 << 16),
-        "nodes": 2 * nr_frames + 1024,
+        "stable": 2 * nr_frames + 1024,
     }
 
 
@@ -83,32 +84,14 @@ class Host:
 
     def _build(self, ctl: np.ndarray, huge: bool | None = None) -> None:
         """Reserve all arrays for what `ctl` says and bind them."""
-        c = ctl[0]
-        n, nodes, blocks = int(c["nr_frames"]), int(c["nr_nodes"]), int(c["nr_blocks"])
         if huge is None:
-            huge = n >= _HUGE_FROM
-        a = {
-            "ctl": ctl,
-            "rows": reserve(int(c["rows_cap"]), np.uint64, shape=(512,)),
-            "vmas": reserve(int(c["vmas_cap"]), layout.VMA),
-            "mms": reserve(int(c["mms_cap"]), layout.MM),
-            "items": reserve(int(c["items_cap"]), layout.ITEM, huge=huge),
-            "links": reserve(int(c["items_cap"]), layout.LINK, huge=huge),
-            "nodes": reserve(int(c["nodes_cap"]), layout.NODE, huge=huge),
-            "events": reserve(_EVENTS, layout.EVENT),
-            "event_pos": np.array([0, _EVENTS], np.int64),
-            "ksm": np.zeros(1, layout.KSM),
-            "cursor": np.zeros(1, layout.CURSOR),
-            "work": np.zeros(1, layout.WORK),
-            "trees": np.zeros(2 * nodes, np.int32),
-            "b_free": np.zeros((blocks, 8), np.uint64),
-            "b_count": np.zeros(blocks, np.uint16),
-            "b_next": np.zeros(blocks, np.int32),
-            "b_prev": np.zeros(blocks, np.int32),
-            "b_heads": np.full(2 * nodes, -1, np.int32),
-        }
-        for name, dtype in FRAME_FIELDS.items():
-            a[f"f_{name}"] = reserve(n, dtype, huge=huge)
+            huge = int(ctl["nr_frames"][0]) >= _HUGE_FROM
+        a = {"ctl": ctl}
+        for name, array in layout.ARRAYS.items():
+            if name != "ctl":
+                length, *columns = shape_of(array, ctl)
+                a[name] = reserve(length, array.dtype, shape=tuple(columns), huge=huge and array.random)
+        a["b_heads"][:] = -1
         a["cursor"]["cache_base"] = 1
         self._arrays = a
         self.world = _core.World(a)
@@ -286,7 +269,7 @@ class Host:
         """
         if not 0 <= nid < self.nr_nodes:
             raise ValueError(f"nid {nid}: this host has nodes 0 to {self.nr_nodes - 1}")
-        return self._adopt(check_call(Mm._new(_doors.mm_new(self.world, nid)), "new_mm"))
+        return self._adopt(check(_doors.mm_new(self.world, nid), "new_mm"))
 
     def _adopt(self, number: int) -> Mm:
         mm = self._mms[number] = Mm(self, number)
@@ -310,7 +293,7 @@ class Host:
         if not 0 <= length <= 1 << 47:
             raise ValueError(f"length {length}: must be from 0 to 2**47")
         pages = -(-length // layout.PAGE_SIZE)
-        return check_call(Mm._new(_doors.backing_new(self.world, device, pages)), "new_object")
+        return check(_doors.backing_new(self.world, device, pages), "new_object")
 
     def drop_object(self, number: int) -> None:
         """Let an object go with its last mapping."""
@@ -349,7 +332,7 @@ class Host:
         """
         pfn = int(mm.read_pfns(addr & -layout.PAGE_SIZE, 1)[0])
         if not 0 <= pfn < self.nr_frames or self.frames.flags[pfn] & Frame.ZERO:
-            check_call(-14, f"pin at {addr:#x}: no page to pin")
+            check(-errno.EFAULT, f"pin at {addr:#x}: no page to pin")
         _doors.pin(self.world, pfn)
         return pfn
 
@@ -381,10 +364,10 @@ class Host:
         if name.startswith("f_"):
             used = np.flatnonzero(self._arrays["b_count"] < BLOCK)
             return min(self.nr_frames, (int(used[-1]) + 1) * BLOCK) if len(used) else 0
-        if name == "events":
-            return min(int(self._arrays["event_pos"][0]), _EVENTS)
-        field = {"rows": "rows", "vmas": "vmas", "mms": "mms", "items": "items", "links": "items", "nodes": "nodes"}
-        return self._ctl(f"{field[name]}_used") if name in field else len(self._arrays[name])
+        length = layout.ARRAYS[name].shape[0]
+        if length.endswith("_cap"):
+            return self._ctl(f"{length.removesuffix('_cap')}_used")
+        return len(self._arrays[name])
 
     def __getstate__(self) -> dict:
         return {name: np.ascontiguousarray(a[: self._used(name)]).copy() for name, a in self._arrays.items()}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import ArenaFullError, check
+from ..errors import check
 from ..ksm.rmap import RmapItem, rmap_items
 from ..layout import PAGE_SIZE, PMD_SIZE, MmFlag, Vm
 from ..tables.tables import PageTables
@@ -45,18 +45,8 @@ KINDS = {
     "droppable": Vm.DROPPABLE | Vm.NORESERVE | Vm.WIPEONFORK,
     "dax": Vm.DAX,
 }
-_FORCE, _KEEP = 1, 2  # FAULT_* of _fault.pxd
+_FORCE, _KEEP = 1, 2  # FAULT_* of memory/_fault.pxd
 _LOWEST = 0x10000  # vm.mmap_min_addr
-_EFAULT = -14
-
-
-def check_call(code: int, what: str) -> int:
-    """Pass a count or an index through; raise OSError or ArenaFullError for what a call answered."""
-    if code >= 0:
-        return code
-    if code <= -errno.EAGAIN:
-        raise OSError(-code, f"{os.strerror(-code)}: {what}")
-    return check(code, what)
 
 
 def _up(n: int, size: int = PAGE_SIZE) -> int:
@@ -161,11 +151,11 @@ class Mm:
     @property
     def nid(self) -> int:
         """NUMA node that new pages come from while it has any; may be set."""
-        return self._field("reserved")
+        return self._field("nid")
 
     @nid.setter
     def nid(self, node: int) -> None:
-        self.host.mms["reserved"][self._at()] = _number(node, "nid", self.host.nr_nodes)
+        self.host.mms["nid"][self._at()] = _number(node, "nid", self.host.nr_nodes)
 
     @property
     def vmas(self) -> list[Vma]:
@@ -327,7 +317,7 @@ class Mm:
         if access & _WRITE and not vm & _NOT_ACCOUNTED:
             vm |= _ACCOUNT
         if addr is not None:
-            check_call(_doors.munmap(self._world, self.index, start, start + length), f"mmap at {start:#x}")
+            check(_doors.munmap(self._world, self.index, start, start + length), f"mmap at {start:#x}")
         return self._map(start, length, vm, kind, shared, backing, offset, pfn)
 
     def _map(self, start, length, vm, kind, shared, backing, offset, pfn) -> int:
@@ -340,12 +330,12 @@ class Mm:
         pgoff = offset // PAGE_SIZE if backing else start // PAGE_SIZE
         what = f"mmap of {length:#x} bytes at {start:#x}"
         try:
-            check_call(_doors.mmap(self._world, self.index, start, length, vm, backing or 0, pgoff, shift), what)
+            check(_doors.mmap(self._world, self.index, start, length, vm, backing or 0, pgoff, shift), what)
         finally:
             if mine:
                 self.host.drop_object(backing)
         if kind == "pfnmap" and pfn:
-            check_call(_doors.map_raw(self._world, self.index, start, length // PAGE_SIZE, pfn, vm), what)
+            check(_doors.map_raw(self._world, self.index, start, length // PAGE_SIZE, pfn, vm), what)
         if vm & _LOCKED:
             self.mlock(start, length)
         return start
@@ -356,7 +346,7 @@ class Mm:
         Models: munmap(2) of Linux 6.18. Differs: nothing known.
         """
         start, end = self._user_range(addr, length, "munmap", errno.EINVAL, empty=1)
-        check_call(_doors.munmap(self._world, self.index, start, end), f"munmap {start:#x}-{end:#x}")
+        check(_doors.munmap(self._world, self.index, start, end), f"munmap {start:#x}-{end:#x}")
 
     def mprotect(self, addr: int, length: int, prot: str) -> None:
         """Change permissions; at a hole it stops with ENOMEM, what lies before it is done.
@@ -365,7 +355,7 @@ class Mm:
         """
         start, end = self._range(addr, length, "mprotect")
         code = _doors.mprotect(self._world, self.index, start, end, _prot(prot))
-        check_call(code, f"mprotect {start:#x}-{end:#x} {prot}")
+        check(code, f"mprotect {start:#x}-{end:#x} {prot}")
 
     def madvise(self, addr: int, length: int, advice: str | int) -> None:
         """Give advice on [addr, addr + length).
@@ -396,7 +386,7 @@ class Mm:
         if number not in _ADVICE_NUMBERS:
             raise OSError(errno.EINVAL, f"{os.strerror(errno.EINVAL)}: advice {advice!r}")
         code = _doors.madvise(self._world, self.index, start, end, number)
-        check_call(code, f"madvise {advice} {start:#x}-{end:#x}")
+        check(code, f"madvise {advice} {start:#x}-{end:#x}")
 
     def mremap(self, addr: int, old: int, new: int, new_addr: int | None = None, *, maymove: bool = True) -> int:
         """Grow, shrink or move memory.
@@ -432,7 +422,7 @@ class Mm:
         Models: dup_mmap() of Linux 6.18.
         Differs: the child always gets anon_vmas of its own; pinned pages are shared as well.
         """
-        return self.host._adopt(check_call(self._new(_doors.mm_fork(self._world, self._at())), "fork"))
+        return self.host._adopt(check(_doors.mm_fork(self._world, self._at()), "fork"))
 
     def exec(self) -> Mm:
         """Replace this address space by an empty one; merge_any stays.
@@ -444,17 +434,11 @@ class Mm:
 
         Models: exec_mmap() of Linux 6.18. Differs: the new address space is empty; map what the program would.
         """
-        new = check_call(self._new(_doors.mm_exec(self._world, self._at())), "exec")
+        new = check(_doors.mm_exec(self._world, self._at()), "exec")
         self.host._moved(self, new)
         self.index = new
         self._tables = None
         return self
-
-    @staticmethod
-    def _new(code: int) -> int:
-        if code == -1:
-            raise ArenaFullError("no address spaces left: make the Host with more of them")
-        return code
 
     def exit(self) -> None:
         """Give up everything; ksmd cleans up behind when it comes by.
@@ -469,7 +453,7 @@ class Mm:
 
         Models: prctl(PR_SET_MEMORY_MERGE) of Linux 6.18. Differs: nothing known.
         """
-        check_call(_doors.prctl_merge(self._world, self._at(), bool(on)), f"prctl_merge {on}")
+        check(_doors.prctl_merge(self._world, self._at(), bool(on)), f"prctl_merge {on}")
 
     def thp_disable(self, on: bool) -> None:
         """PR_SET_THP_DISABLE: no huge pages for this address space.
@@ -488,7 +472,7 @@ class Mm:
         Models: mlock(2) of Linux 6.18. Differs: no limit on locked memory.
         """
         start, end = self._user_range(int(addr) & -PAGE_SIZE, length, "mlock", errno.ENOMEM)
-        check_call(_doors.mlock(self._world, self.index, start, end, True), f"mlock {start:#x}-{end:#x}")
+        check(_doors.mlock(self._world, self.index, start, end, True), f"mlock {start:#x}-{end:#x}")
 
     def munlock(self, addr: int, length: int) -> None:
         """Unlock memory.
@@ -496,7 +480,7 @@ class Mm:
         Models: munlock(2) of Linux 6.18. Differs: nothing known.
         """
         start, end = self._user_range(int(addr) & -PAGE_SIZE, length, "munlock", errno.ENOMEM)
-        check_call(_doors.mlock(self._world, self.index, start, end, False), f"munlock {start:#x}-{end:#x}")
+        check(_doors.mlock(self._world, self.index, start, end, False), f"munlock {start:#x}-{end:#x}")
 
     def uffd_wp(self, addr: int, length: int, on: bool = True) -> None:
         """Register the range with a userfaultfd and write-protect its present pages (off: let stores through again).
@@ -505,7 +489,7 @@ class Mm:
         Differs: one userfaultfd per address space, no markers in absent pages, a store fails with EFAULT.
         """
         start, end = self._user_range(addr, length, "uffd_wp", errno.EINVAL, empty=1)
-        check_call(_doors.uffd_wp(self._world, self.index, start, end, bool(on)), f"uffd_wp {start:#x}-{end:#x}")
+        check(_doors.uffd_wp(self._world, self.index, start, end, bool(on)), f"uffd_wp {start:#x}-{end:#x}")
 
     # ---------------------------------------------------------- contents
 
@@ -543,11 +527,11 @@ class Mm:
             finally:
                 self.nid = before
         elif isinstance(keys, int):
-            check_call(_doors.write_one(self._world, at, addr, keys, 0), f"write at {addr:#x}")
+            check(_doors.write_one(self._world, at, addr, keys, 0), f"write at {addr:#x}")
         else:
             keys = np.asarray(keys)
             if keys.ndim == 0:
-                check_call(_doors.write_one(self._world, at, addr, int(keys), 0), f"write at {addr:#x}")
+                check(_doors.write_one(self._world, at, addr, int(keys), 0), f"write at {addr:#x}")
                 return
             self._store(addr, len(keys), self._keys(keys), 0)
 
@@ -560,7 +544,7 @@ class Mm:
 
     def _store(self, addr: int, n: int, keys, mode: int) -> None:
         done, code = _doors.write(self._world, self._at(), addr, n, keys, mode)
-        check_call(code, f"write at {addr + done * PAGE_SIZE:#x} ({done} of {n} pages done)")
+        check(code, f"write at {addr + done * PAGE_SIZE:#x} ({done} of {n} pages done)")
 
     def poke(self, addr: int, keys) -> None:
         """Store as a debugger does through /proc/PID/mem: past the permissions of private areas.
@@ -619,7 +603,7 @@ class Mm:
         count = 1 if n is None else n
         out = np.empty(count, np.uint64)
         done, code = _doors.read(self._world, at, addr & -PAGE_SIZE, count, out, 0)
-        check_call(code, f"read at {addr + done * PAGE_SIZE:#x} ({done} of {count} pages done)")
+        check(code, f"read at {addr + done * PAGE_SIZE:#x} ({done} of {count} pages done)")
         return int(out[0]) if n is None else out
 
     def read_keys(self, addr: int, n: int) -> np.ndarray:

@@ -9,13 +9,7 @@ import numpy as np
 from .. import layout
 from ..layout import BLOCK, FRAME_FIELDS
 
-_DTYPES = {
-    "ctl": layout.CTL, "rows": np.dtype("u8"), "vmas": layout.VMA, "mms": layout.MM, "items": layout.ITEM,
-    "links": layout.LINK, "nodes": layout.NODE, "events": layout.EVENT, "event_pos": np.dtype("i8"), "ksm": layout.KSM,
-    "cursor": layout.CURSOR, "work": layout.WORK, "trees": np.dtype("i4"), "b_free": np.dtype("u8"),
-    "b_count": np.dtype("u2"), "b_next": np.dtype("i4"), "b_prev": np.dtype("i4"), "b_heads": np.dtype("i4"),
-    **{f"f_{name}": dtype for name, dtype in FRAME_FIELDS.items()},
-}  # fmt: skip
+_DTYPES = {name: array.dtype for name, array in layout.ARRAYS.items()}
 # (array, field, array it points into)
 _LINKS = [
     ("vmas", "next", "vmas"), ("vmas", "prev", "vmas"), ("vmas", "mm", "mms"), ("vmas", "backing", "mms"),
@@ -26,7 +20,7 @@ _LINKS = [
     ("nodes", "dups", "nodes"), ("nodes", "dup_next", "nodes"), ("nodes", "dup_prev", "nodes"),
     ("nodes", "chain", "nodes"),
     ("ctl", "rows_free", "rows"), ("ctl", "vmas_free", "vmas"), ("ctl", "mms_free", "mms"),
-    ("ctl", "items_free", "items"), ("ctl", "nodes_free", "nodes"), ("cursor", "slot", "mms"),
+    ("ctl", "items_free", "items"), ("ctl", "stable_free", "nodes"), ("ctl", "mms_exited", "mms"), ("cursor", "slot", "mms"),
     ("cursor", "link", "items"),
     ("cursor", "vma", "vmas"), ("ksm", "migrate", "nodes"),
 ]  # fmt: skip
@@ -86,10 +80,10 @@ def _check_lengths(state: dict[str, np.ndarray]) -> None:
     n, nodes, blocks = int(c["nr_frames"]), int(c["nr_nodes"]), int(c["nr_blocks"])
     if not 2 <= n <= 1 << 31 or not 1 <= nodes <= 255 or blocks != -(-n // BLOCK) or c["levels"] not in (4, 5):
         raise ValueError(f"ctl: {n} frames, {nodes} nodes, {blocks} blocks, {c['levels']} levels: not those of a Host")
-    want = {"trees": (2 * nodes,), "b_heads": (2 * nodes,), "b_free": (blocks, 8), "event_pos": (2,)}
+    want = {"trees": (2 * nodes,), "b_heads": (2 * nodes,), "b_free": (blocks, 8), "event_pos": (1,)}
     want |= {name: (blocks,) for name in ("b_count", "b_next", "b_prev")}
     for name, records in {
-        "rows": "rows", "vmas": "vmas", "mms": "mms", "items": "items", "links": "items", "nodes": "nodes"
+        "rows": "rows", "vmas": "vmas", "mms": "mms", "items": "items", "links": "items", "nodes": "stable"
     }.items():  # fmt: skip
         used, cap = int(c[f"{records}_used"]), int(c[f"{records}_cap"])
         if not 1 <= used <= cap:

@@ -77,11 +77,11 @@ class Vma:
         self.vm_mm = mm
         self.index = index
         self._records = mm.host.vmas
-        self._serial = int(self._records["reserved"][index]) >> 1
+        self._serial = int(self._records["serial"][index])
 
     def _get(self, field: str) -> int:
         r = self._records
-        if int(r["reserved"][self.index]) >> 1 != self._serial or not r["mm"][self.index]:
+        if int(r["serial"][self.index]) != self._serial or not r["mm"][self.index]:
             raise ReferenceError(f"vma {self.index} (serial {self._serial}) is gone: unmapped, or joined to another")
         return int(r[field][self.index])
 

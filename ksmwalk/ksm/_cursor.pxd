@@ -1,5 +1,8 @@
 # The contract of rmap_items, mm slots and the cursor. As in `_core.pxd`: pointers in, integers out, no state.
-from ksmwalk._core cimport *
+from libc.stdint cimport int32_t, int64_t
+
+from ksmwalk.layout._layout cimport *
+
 
 cdef int32_t scan_next(kw_world *w, int64_t *pfn) noexcept nogil
     # The next (rmap_item, page) of the scan: the item's index; 0 at the end of a full scan (or an empty list).

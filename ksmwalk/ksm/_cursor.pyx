@@ -1,11 +1,17 @@
 """rmap_items, mm slots and the scan cursor, over a Host's arrays.
 
-The contract of every function stands in `_scan.pxd`.
+The contract of every function stands in `_cursor.pxd`.
 """
 cimport cython
 from libc.string cimport memset
 
-from ksmwalk._core cimport *
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uint8_t
+
+from ksmwalk._core cimport (
+    World, child_row, eligible, entry_leaf, entry_none, find_page, forget_table, level_index,
+)
+from ksmwalk.layout._layout cimport *
+
 
 cdef extern from "_wide.h" nogil:
     void kw_prefetch(const void *p) noexcept
@@ -107,7 +113,7 @@ cdef void event(kw_world *w, int kind, int32_t mm, int64_t a, int64_t b, int32_t
     cdef kw_event *e
     if not w.ksm.events_on:
         return
-    e = &w.events[w.event_pos[0] % w.event_pos[1]]
+    e = &w.events[w.event_pos[0] % KW_RING]
     w.event_pos[0] += 1
     e.kind = kind
     e.mm = mm

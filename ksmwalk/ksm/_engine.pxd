@@ -1,10 +1,11 @@
-# The contract of the merge engine, for those who `cimport ksmwalk._ksmd`.
+# The contract of the merge engine, for those who `cimport ksmwalk.ksm._engine`.
 #
 # Same rules as _core.pxd. The engine reads and writes a Host's arrays and holds no state of its own. Contents are keys
 # (equal keys: equal pages; order of keys: order of pages), so a checksum is the key itself.
-from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.stdint cimport int32_t, int64_t
 
 from ksmwalk.layout._layout cimport *
+
 
 cdef void bind(kw_world *w) noexcept nogil
     # Give the cursor its doors into the engine (kw_world.leave_tree, kw_world.start_scan).

@@ -1,4 +1,4 @@
-"""The merge engine, compiled; `_ksmd.pxd` says what each function does."""
+"""The merge engine, compiled; `_engine.pxd` says what each function does."""
 
 from .._core import World
 

@@ -1,6 +1,6 @@
 """The merge engine: what ksmd does with a page once the cursor has found it, over a Host's arrays.
 
-The contract of every function stands in `_ksmd.pxd`, that of the stable nodes in `_stable.pxd`. Two things are worth
+The contract of every function stands in `_engine.pxd`, that of the stable nodes in `_stable.pxd`. Two things are worth
 knowing before reading on:
 
 * The unstable tree is searched by the present contents of the pages in it. Looking each page up would cost a descent
@@ -9,38 +9,27 @@ knowing before reading on:
 * Merging replaces mappings, never contents, so it cannot falsify a key in the unstable tree. The one exception, empty
   subpages that become the zero page when a huge page is split, is met by always looking up key 0.
 """
-from libc.stdint cimport uint8_t, uint32_t
+from libc.errno cimport EFAULT
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uint8_t
 
 from ksmwalk._core cimport World, entry_pfn, leaf_find, make_entry, pte_find, pte_present
-from ksmwalk.memory._frames cimport (
-    break_ksm,
-    folio_extra_refs,
-    frame_map,
-    frame_unmap,
-    lru_drain,
-    split_folio_at,
-    unmerge_mm,
-    vma_find,
-)
-from ksmwalk.ksm._cursor cimport event, items_drop, scan_begin, scan_next, slot_remove
-from ksmwalk.ksm._stable cimport (
-    append_item,
-    drop_stable_nodes,
-    migrate_add,
-    migrate_drop_stale,
-    migrate_search,
-    node_leave,
-    stable_insert,
-    stable_root,
-    stable_search,
-)
+from ksmwalk.memory._frames cimport folio_extra_refs, frame_map, frame_unmap, lru_drain
+from ksmwalk.memory._areas cimport vma_find
+from ksmwalk.memory._folio cimport split_folio_at
 from ksmwalk.ksm._trees cimport rb_erase, rb_insert
+from ksmwalk.ksm._cursor cimport event, items_drop, scan_begin, scan_next, slot_remove
+from ksmwalk.ksm._unmerge cimport break_ksm, unmerge_mm
+from ksmwalk.ksm._stable cimport (
+    append_item, drop_stable_nodes, migrate_add, migrate_drop_stale, migrate_search, node_leave,
+    stable_insert, stable_root, stable_search,
+)
+from ksmwalk.layout._layout cimport *
+
 
 cdef extern from * nogil:
     void prefetch "__builtin_prefetch"(const void *p) noexcept
 
 cdef enum:
-    EFAULT = 14
     GAVE_UP = -1       # a search that met a page which is gone: neither found nor inserted
     GENERATION_BITS = 0x7FFFFFFF
     BECOME_KSM = -1    # instead of a frame to merge with

@@ -1,4 +1,4 @@
-# Stable nodes, their chains and the stable tree, for the merge engine and for those who `cimport ksmwalk._stable`.
+# Stable nodes, their chains and the stable tree, for the merge engine and for those who `cimport ksmwalk.ksm._stable`.
 #
 # Same rules as _core.pxd: pointers in, integers out, KW_* codes (always negative) for failures, no Python.
 #

@@ -2,11 +2,15 @@
 
 The contract of every function stands in `_stable.pxd`.
 """
-from libc.stdint cimport uint8_t
+from libc.stdint cimport int32_t, int64_t, uint64_t, uint8_t
+
+from ksmwalk.ksm._trees cimport rb_erase, rb_insert, rb_replace
+from ksmwalk.ksm._cursor cimport event
+from ksmwalk.layout._layout cimport *
+
+
 from libc.string cimport memset
 
-from ksmwalk.ksm._cursor cimport event
-from ksmwalk.ksm._trees cimport rb_erase, rb_insert, rb_replace
 
 cdef enum:
     AGAIN = -100       # a node was removed under the search: start again at the root
@@ -20,27 +24,27 @@ cdef inline char *node_rb(kw_world *w) noexcept nogil:
 
 cdef int32_t node_alloc(kw_world *w) noexcept nogil:
     cdef kw_ctl *c = w.ctl
-    cdef int64_t i = c.nodes_free
+    cdef int64_t i = c.stable_free
     if i:
-        c.nodes_free = w.nodes[i].left
+        c.stable_free = w.nodes[i].left
     else:
-        if c.nodes_used >= c.nodes_cap:
+        if c.stable_used >= c.stable_cap:
             return KW_ENONODES
-        i = c.nodes_used
-        c.nodes_used += 1
+        i = c.stable_used
+        c.stable_used += 1
     memset(&w.nodes[i], 0, sizeof(kw_node))
     w.nodes[i].flags = NODE_USED
     w.nodes[i].pfn = -1
-    c.nodes_live += 1
+    c.stable_live += 1
     return <int32_t>i
 
 
 cdef void node_free(kw_world *w, int32_t node) noexcept nogil:
     kw_check(node > 0 and w.nodes[node].flags & NODE_USED)
     memset(&w.nodes[node], 0, sizeof(kw_node))
-    w.nodes[node].left = <int32_t>w.ctl.nodes_free
-    w.ctl.nodes_free = node
-    w.ctl.nodes_live -= 1
+    w.nodes[node].left = <int32_t>w.ctl.stable_free
+    w.ctl.stable_free = node
+    w.ctl.stable_live -= 1
 
 
 cdef void dup_add(kw_world *w, int32_t chain, int32_t dup) noexcept nogil:
@@ -90,7 +94,7 @@ cdef void node_remove(kw_world *w, int32_t node) noexcept nogil:
     cdef kw_node *p = &w.nodes[node]
     cdef kw_item *q
     cdef int32_t item = p.items, following
-    cdef int64_t pfn = <int64_t>p.prune_time
+    cdef int64_t pfn = p.last_pfn
     while item:
         following = w.links[item].left
         q = &w.items[item]
@@ -287,8 +291,8 @@ cdef int32_t stable_insert(kw_world *w, int64_t pfn, uint64_t key, int nid) noex
     if node < 0:
         return node
     w.nodes[node].key = key
-    w.nodes[node].pfn = pfn
-    w.nodes[node].prune_time = <uint64_t>pfn
+    w.nodes[node].pfn = <int32_t>pfn
+    w.nodes[node].last_pfn = <int32_t>pfn
     err = stable_place(w, node, nid)
     if err < 0:
         node_free(w, node)

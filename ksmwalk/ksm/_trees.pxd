@@ -8,6 +8,7 @@ from libc.stdint cimport int32_t, int64_t
 
 from ksmwalk.layout._layout cimport kw_check, kw_rb
 
+
 cdef enum:
     RB_RED = 0
     RB_BLACK = 1

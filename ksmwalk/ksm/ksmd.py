@@ -120,7 +120,7 @@ class Ksm:
             for knob in sysfs.KNOBS.values():
                 self._ksm[knob.field][0] = knob.default
             self._ksm["long_wait"][0] = 1
-            self._ctl["nodes_used"][0] = max(1, int(self._ctl["nodes_used"][0]))
+            self._ctl["stable_used"][0] = max(1, int(self._ctl["stable_used"][0]))
 
     # ---------------------------------------------------------- tunables
 

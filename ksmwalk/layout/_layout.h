@@ -1,5 +1,6 @@
-/* The structs behind the record arrays: one C struct per numpy record dtype of layout.py, same names, same offsets
- * (tests/test_layout.py holds them together), and the check macro of the checked build. */
+/* The records of all arrays, their named bits and codes, and the arrays of a Host: the one place where they are said.
+ * generate.py writes from it what Cython (_layout.pxd, _arrays.pxi) and Python (_records.py) have to know; see there for
+ * what it can read. Here too: the check macro of the checked build. */
 #ifndef KSMWALK_LAYOUT_H
 #define KSMWALK_LAYOUT_H
 #include <stdint.h>
@@ -24,7 +25,9 @@ static inline void kw_check(int ok) { (void)ok; KW_CHECK(ok); }
 #define KW_UNLIKELY(x) __builtin_expect(!!(x), 0)
 
 
-/* Named bits and codes; layout.py repeats them for Python and tests/test_layout.py holds the two together. */
+/* Named bits and codes. A comment `Name(Kind), PREFIX: text` in front of them makes them a class of layout.py. */
+
+/* Frame(IntFlag), FRAME_: What a frame is (`Frames.flags`). */
 enum {
     FRAME_ANON = 0x1,      /* anonymous (a KSM page too) */
     FRAME_KSM = 0x2,
@@ -37,42 +40,94 @@ enum {
     FRAME_LRU = 0x100,     /* on a per-CPU LRU batch, which holds a reference */
     FRAME_LOCKED = 0x200,  /* page lock held by somebody else */
     FRAME_USED = 0x400,    /* allocated */
-    FRAME_ELIGIBLE_MASK = 0x81, /* a page for KSM: of these bits exactly FRAME_ANON is set */
 };
+enum { FRAME_ELIGIBLE_MASK = 0x81 }; /* a page for KSM: of these bits exactly FRAME_ANON is set */
+/* LoadedPage(IntFlag), LOADED_: What a page to be loaded is, besides the FRAME_* bits of its frame (`host._load`). */
 enum {
-    VM_READ = 0x1, VM_WRITE = 0x2, VM_EXEC = 0x4, VM_SHARED = 0x8,
-    VM_PFNMAP = 0x400, VM_LOCKED = 0x2000, VM_IO = 0x4000,
-    VM_DONTCOPY = 0x20000, VM_DONTEXPAND = 0x40000, VM_NORESERVE = 0x200000, VM_HUGETLB = 0x400000,
-    VM_UFFD_WP = 0x1000, VM_MIXEDMAP = 0x10000000, VM_HUGEPAGE = 0x20000000, VM_NOHUGEPAGE = 0x40000000,
+    LOADED_WRITABLE = 0x1000,  /* may be stored to without a fault */
+    LOADED_LEAF = 0x2000,      /* one of the 512 of a leaf pmd, all of which stand together */
+    LOADED_FOLIO = 0x4000,     /* of a folio of 512 frames that begins at the frame's own multiple of 512 */
+    LOADED_FRESH = 0x8000,     /* an answer: nobody had the frame before */
 };
+/* Vm(IntFlag), VM_: vm_flags of a vma, with the kernel's bit values (DAX is ours). */
+#define VM_READ 0x1ull
+#define VM_WRITE 0x2ull
+#define VM_EXEC 0x4ull
+#define VM_SHARED 0x8ull
+#define VM_MAYREAD 0x10ull
+#define VM_MAYWRITE 0x20ull
+#define VM_MAYEXEC 0x40ull
+#define VM_MAYSHARE 0x80ull
+#define VM_PFNMAP 0x400ull
+#define VM_MAYBE_GUARD 0x800ull       /* guard markers were put in once */
+#define VM_UFFD_WP 0x1000ull
+#define VM_LOCKED 0x2000ull
+#define VM_IO 0x4000ull
+#define VM_SEQ_READ 0x8000ull
+#define VM_RAND_READ 0x10000ull
+#define VM_DONTCOPY 0x20000ull
+#define VM_DONTEXPAND 0x40000ull
+#define VM_ACCOUNT 0x100000ull
+#define VM_NORESERVE 0x200000ull
+#define VM_HUGETLB 0x400000ull
+#define VM_WIPEONFORK 0x2000000ull
+#define VM_DONTDUMP 0x4000000ull
+#define VM_MIXEDMAP 0x10000000ull
+#define VM_HUGEPAGE 0x20000000ull
+#define VM_NOHUGEPAGE 0x40000000ull
 #define VM_MERGEABLE 0x80000000ull
 #define VM_DROPPABLE 0x10000000000ull
-#define VM_DAX 0x20000000000ull       /* ours: the kernel asks the file instead */
+#define VM_DAX 0x20000000000ull       /* the kernel asks the file instead */
+/* MmFlag(IntFlag), MM_: State of an address space. */
 enum {
-    VM_MAYBE_GUARD = 0x800, /* guard markers were put in once */
-    VM_MAYREAD = 0x10, VM_MAYWRITE = 0x20, VM_MAYEXEC = 0x40, VM_MAYSHARE = 0x80, VM_SEQ_READ = 0x8000, VM_RAND_READ = 0x10000,
-    VM_ACCOUNT = 0x100000, VM_WIPEONFORK = 0x2000000, VM_DONTDUMP = 0x4000000,
+    MM_EXITING = 1,
+    MM_MERGE_ANY = 2,
+    MM_HAS_SLOT = 4,
+    MM_THP_DISABLED = 8,
+    MM_USED = 16,
+    MM_BACKING = 32,       /* no address space: the pages of a file or of shared memory, by offset */
+    MM_DEVICE = 64,        /* MM_BACKING whose pages are zone-device (dax) */
 };
-enum { MM_EXITING = 1, MM_MERGE_ANY = 2, MM_HAS_SLOT = 4, MM_THP_DISABLED = 8, MM_USED = 16,
-       MM_BACKING = 32, /* no address space: the pages of a file or of shared memory, by offset */
-       MM_DEVICE = 64   /* MM_BACKING whose pages are zone-device (dax) */ };
+/* Thp(IntEnum), THP_: Huge pages for anonymous memory: never, where madvise asks for them, always. */
 enum { THP_NEVER = 0, THP_MADVISE = 1, THP_ALWAYS = 2 };
+/* ItemFlag(IntFlag), ITEM_: State of an rmap_item. */
 enum { ITEM_STABLE = 1, ITEM_UNSTABLE = 2, ITEM_HAS_CHECKSUM = 4, ITEM_USED = 8 };
+/* NodeFlag(IntFlag), NODE_: State of a stable node. */
 enum { NODE_USED = 1, NODE_CHAIN = 2, NODE_DUP = 4, NODE_MIGRATE = 8 };
+/* Strategy(IntEnum), STRATEGY_: How the cursor finds the next page: the 2025 range walk, or one address at a time. */
 enum { STRATEGY_RANGE = 0, STRATEGY_PER_ADDRESS = 1 };
-enum { EV_START = 1, EV_STOP, EV_ENTER, EV_EXIT, EV_NEW, EV_ADD, EV_ZERO, EV_RMI, EV_RMK };
-/* What the compiled functions answer with besides a count or an index: always negative, never a valid index. */
+/* Event(IntEnum), EV_: The ksm:* trace events a Host can record. */
+enum {
+    EV_START = 1, EV_STOP = 2, EV_ENTER = 3, EV_EXIT = 4, EV_NEW = 5, EV_ADD = 6, EV_ZERO = 7, EV_RMI = 8, EV_RMK = 9,
+};
+/* Bad(IntEnum), BAD_: Why an entry can't be followed. */
+enum {
+    BAD_FRAME = 1,         /* points to a table frame that is not there */
+    BAD_LOOP = 2,          /* points to a table that is being walked already */
+    BAD_LEAF = 3,          /* PS bit at a level that has no leaves */
+    BAD_PFN = 4,           /* leaf beyond the end of memory */
+    BAD_NONPRESENT = 5,    /* neither none nor present above the pmd level */
+    BAD_BUDGET = 6,        /* more tables than any honest image has: tables shared beyond reason */
+};
+/* Perm(IntFlag), PERM_: Effective permissions of a mapping over all levels. */
+enum { PERM_R = 1, PERM_W = 2, PERM_X = 4, PERM_U = 8 };
+/* Code(IntEnum), KW_E: What compiled functions answer besides a count, an index or -errno; `errors.check` tells them apart. */
 enum {
     KW_OK = 0,
-    KW_NONE = -1,          /* nothing there */
-    KW_EBADENTRY = -2,     /* an entry that cannot be followed; the details are in kw_bad */
-    KW_ENOROWS = -3,       /* arena of table pages full */
-    KW_ENOFRAMES = -4,     /* no frame left */
-    KW_ENOITEMS = -5,
-    KW_ENONODES = -6,
-    KW_ENOVMAS = -7,
-    KW_EBUSYENTRY = -8,    /* map: something is mapped there already */
+    KW_NONE = -1,             /* nothing there: an answer, not an error */
+    /* Errors that no errno stands for: below all of those (4095 is the highest). */
+    KW_EBADENTRY = -5001,     /* an entry that can't be followed; the details are in kw_bad */
+    KW_ENOROWS = -5002,       /* arena of table pages full */
+    KW_ENOFRAMES = -5003,     /* no frame left */
+    KW_ENOITEMS = -5004,
+    KW_ENONODES = -5005,
+    KW_ENOVMAS = -5006,
+    KW_ENOMMS = -5007,
+    KW_EBUSYENTRY = -5008,    /* something is mapped there already, or somebody holds a reference */
+    KW_EFULL = -5009,         /* the output has no room for more */
+    KW_EINTR = -5010,         /* a signal came: what is done is done, the rest is not */
 };
+enum { KW_RING = 65536 }; /* records in the ring of events */
 /* Page-table entry bits. */
 #define PTE_P 0x1ull
 #define PTE_RW 0x2ull
@@ -105,13 +160,14 @@ typedef struct {
     int32_t backing;     /* 0: anonymous private; else number of the object mapped */
     int32_t anon_vma;    /* 0: never had an anonymous page */
     int32_t page_shift;  /* 12, or 21/30 for hugetlb */
-    int64_t reserved;    /* serial number * 2 + 1 if its anon_vma chain came through a fork */
+    int64_t serial;      /* number of this vma among all ever made */
+    int64_t forked;      /* 1: its anon_vma chain came through a fork, its pages may be shared with a parent */
 } kw_vma;
 
 /* An address space with its mm slot. Record 0 is the head of the circular slot list. */
 typedef struct {
     int64_t root;        /* row of the top table */
-    int32_t vma_first;   /* lowest vma, 0: none */
+    int32_t vma_first;   /* lowest vma, 0: none; next of the list (ctl.mms_free, ctl.mms_exited) it is on once it is gone */
     uint32_t flags;      /* MM_* bits */
     int32_t slot_next, slot_prev;
     int32_t rmap_list;   /* first (lowest) rmap_item, 0: none */
@@ -121,8 +177,11 @@ typedef struct {
     int64_t nr_zero;     /* zero pages placed by KSM */
     int64_t nr_tables;   /* table pages, the top one included */
     uint64_t epoch;      /* raised by whatever changes a mapping or a content of this mm */
-    int64_t reserved;    /* preferred NUMA node;  MM_BACKING: vmas that map it */
-    int64_t length;      /* MM_BACKING: pages it has, faults beyond fail;  else: the vma found last, a hint */
+    int64_t serial;      /* number of this address space among all ever made */
+    int32_t nid;         /* preferred NUMA node */
+    int32_t vma_hint;    /* the vma found last */
+    int64_t users;       /* MM_BACKING: vmas that map it, and its maker while it has not let go */
+    int64_t nr_pages;    /* MM_BACKING: pages it has, faults beyond fail */
 } kw_mm;
 
 /* The part of an rmap_item that every pass streams through: 32 bytes. Record 0 is "none". */
@@ -149,13 +208,14 @@ typedef struct {
 /* A stable node: a KSM page, or the head of a chain. Record 0 is "none". */
 typedef struct {
     uint64_t key;
-    uint64_t prune_time; /* chain head: milliseconds, when it was pruned last; else the frame, kept when pfn goes stale */
-    int64_t pfn;         /* -1: stale (its page is gone), or a chain head */
+    uint64_t prune_time; /* chain head: milliseconds, when it was pruned last */
+    int32_t pfn;         /* -1: stale (its page is gone), or a chain head */
+    int32_t last_pfn;    /* the same, kept when pfn goes stale */
     int32_t left, right, parent; /* stable tree; next free record in `left`; next and previous while NODE_MIGRATE */
-    uint8_t color;       /* these four are a kw_rb */
+    uint8_t colour;      /* these four are a kw_rb */
     uint8_t flags;       /* NODE_* bits */
     uint8_t nid;         /* NUMA tree it is in */
-    uint8_t reserved;
+    uint8_t unused;
     int32_t items;       /* first rmap_item of its list (newest), 0: none */
     int32_t count;       /* rmap_items on the list */
     int32_t dups;        /* chain head: first dup */
@@ -174,8 +234,9 @@ typedef struct {
     int64_t rows_used, rows_free, rows_live, rows_cap;
     int64_t vmas_used, vmas_free, vmas_cap;
     int64_t mms_used, mms_free, mms_cap;
+    int64_t mms_exited;    /* first of those that exited and wait until ksmd has cleaned their slots, 0: none */
     int64_t items_used, items_free, items_live, items_cap;
-    int64_t nodes_used, nodes_free, nodes_live, nodes_cap;
+    int64_t stable_used, stable_free, stable_live, stable_cap;  /* stable nodes */
     int64_t nr_frames, nr_nodes, nr_blocks;
     int64_t frames_used;   /* frames allocated */
     int64_t anon_vmas;     /* anon_vma families handed out */
@@ -185,6 +246,7 @@ typedef struct {
     int64_t levels;
     int64_t thp;           /* huge pages for anonymous memory: THP_* */
     int64_t vma_serial;    /* vmas ever made */
+    int64_t mm_serial;     /* address spaces ever made */
     int64_t lru[64];       /* pfns in the batch */
 } kw_ctl;
 
@@ -214,7 +276,7 @@ typedef struct {
     int32_t vma;           /* hint: vma the address was last in */
     int32_t strategy;      /* 0 range, 1 per-address */
     int32_t real_lookups;  /* per-address: perform the lookups that meet a hole instead of counting them */
-    int32_t reserved;
+    int32_t unused;
     uint64_t cache_base;   /* 2 MiB region whose pte table the last search used, 1: none. Good within one batch only */
     int64_t cache_row;     /* that table */
     uint64_t cache_end;    /* end of the part of the region that lies in the vma */
@@ -242,14 +304,6 @@ typedef struct {
     int32_t level;
     int32_t kind;          /* BAD_* */
 } kw_bad;
-enum {
-    BAD_FRAME = 1,   /* points to a table frame that is not there */
-    BAD_LOOP,        /* points to a table that is being walked already */
-    BAD_LEAF,        /* PS bit at a level that has no leaves */
-    BAD_PFN,         /* leaf beyond the end of memory */
-    BAD_NONPRESENT,  /* neither none nor present above the pmd level */
-    BAD_BUDGET,      /* more tables than any honest image has: tables shared beyond reason */
-};
 
 /* One set of page tables as the walkers see it: a Host's arena, or a read-only image of someone else's memory. */
 typedef struct {
@@ -274,11 +328,9 @@ typedef struct {
     uint64_t flags;        /* the raw entry without its frame bits */
     uint8_t level;         /* 1 pte, 2 pmd, 3 pud */
     uint8_t perms;         /* effective over all levels: PERM_* */
-    uint16_t reserved;
+    uint16_t unused;
     uint32_t nr;           /* entries in the run, 1 where runs were not asked for */
 } kw_mapping;
-enum { PERM_R = 1, PERM_W = 2, PERM_X = 4, PERM_U = 8 };
-
 /* One event of the ksm:* trace points. */
 typedef struct {
     int32_t kind;          /* EV_* */
@@ -292,32 +344,35 @@ typedef struct {
  * made once and stay good for the Host's life. */
 typedef struct kw_world kw_world;
 struct kw_world {
-    uint64_t *rows;        /* [rows_cap][512]; row number = frame number of the table page */
-    kw_ctl *ctl;
-    kw_vma *vmas;
-    kw_mm *mms;
-    kw_item *items;
-    kw_link *links;
-    kw_node *nodes;
-    kw_ksm *ksm;
-    kw_cursor *cursor;
-    kw_work *work;
-    int32_t *trees;        /* [2][nr_nodes]: root of the stable (0) and unstable (1) tree of a NUMA node */
+    /* Arrays: `[length][columns]` in numbers or fields of kw_ctl; ~: huge pages are worth while for it. The records ever
+     * used are kept: up to the field of the same name that ends in _used where the length ends in _cap. */
+    kw_ctl *ctl;           /* [1] */
+    uint64_t *rows;        /* [rows_cap][512] table pages; row number = frame number of the table page */
+    kw_vma *vmas;          /* [vmas_cap] */
+    kw_mm *mms;            /* [mms_cap] */
+    kw_item *items;        /* [items_cap]~ */
+    kw_link *links;        /* [items_cap]~ */
+    kw_node *nodes;        /* [stable_cap]~ */
+    kw_ksm *ksm;           /* [1] */
+    kw_cursor *cursor;     /* [1] */
+    kw_work *work;         /* [1] */
+    int32_t *trees;        /* [2*nr_nodes] root of the stable (0) and unstable (1) tree of a NUMA node */
     /* frames, indexed by pfn */
-    uint16_t *f_flags;     /* FRAME_* bits */
-    uint8_t *f_nid;
-    uint32_t *f_head;      /* pfn of the folio's head */
-    int32_t *f_mapcount;
-    int32_t *f_refs;       /* at the folio's head: references, mappings included */
-    uint64_t *f_key;       /* content */
-    int32_t *f_node;       /* stable node of a KSM page, 0: none */
+    uint16_t *f_flags;     /* [nr_frames]~ FRAME_* bits */
+    uint8_t *f_nid;        /* [nr_frames]~ */
+    uint32_t *f_head;      /* [nr_frames]~ pfn of the folio's head */
+    int32_t *f_mapcount;   /* [nr_frames]~ */
+    int32_t *f_refs;       /* [nr_frames]~ at the folio's head: references, mappings included */
+    uint64_t *f_key;       /* [nr_frames]~ content */
+    int32_t *f_node;       /* [nr_frames]~ stable node of a KSM page, 0: none */
     /* the frame allocator: blocks of 512 frames */
-    uint64_t *b_free;      /* [nr_blocks][8]: bit set = free */
-    uint16_t *b_count;     /* free frames in the block */
-    int32_t *b_next, *b_prev;
-    int32_t *b_heads;      /* [2][nr_nodes]: first partly free (0) and first wholly free (1) block */
-    kw_event *events;      /* ring */
-    int64_t *event_pos;    /* [0] written, [1] capacity */
+    uint64_t *b_free;      /* [nr_blocks][8] bit set = free */
+    uint16_t *b_count;     /* [nr_blocks] free frames in the block */
+    int32_t *b_next;       /* [nr_blocks] */
+    int32_t *b_prev;       /* [nr_blocks] */
+    int32_t *b_heads;      /* [2*nr_nodes] first partly free (0) and first wholly free (1) block, -1: none */
+    kw_event *events;      /* [KW_RING] ring */
+    int64_t *event_pos;    /* [1] events ever written */
     /* The door through which the merge engine takes an item out of its tree before the cursor frees or skips it;
      * NULL while there is no merge engine. */
     void (*leave_tree)(kw_world *w, int32_t item);

@@ -61,7 +61,7 @@ static inline void kw_emit_one(kw_mapping *out, uint64_t e, uint64_t addr, uint8
     out->flags = e & ~PTE_PFN_MASK;
     out->level = 1;
     out->perms = perms & above;
-    out->reserved = 0;
+    out->unused = 0;
     out->nr = 1;
 }
 

@@ -12,8 +12,28 @@ import mmap
 
 import numpy as np
 
+from . import Array
+
+_SMALL = 1 << 16  # bytes: below this an array is better off among others than on pages of its own
 _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
 _HUGE_FROM = 32 << 20  # bytes: below this, huge pages would cost a small Host more memory than they save time
+
+
+def shape_of(array: Array, ctl: np.ndarray) -> tuple[int, ...]:
+    """The shape of one of a Host's arrays, worked out with the fields of its `ctl` record.
+
+    Parameters
+    ----------
+    array : layout.Array
+    ctl : ndarray of layout.CTL, shape (1,)
+    """
+    sizes = []
+    for part in array.shape:
+        size = 1
+        for factor in part.split("*"):
+            size *= int(factor) if factor.isdigit() else int(ctl[factor][0])
+        sizes.append(size)
+    return tuple(sizes)
 
 
 def reserve(capacity: int, dtype, *, shape: tuple[int, ...] = (), huge: bool = False) -> np.ndarray:
@@ -44,6 +64,8 @@ def reserve(capacity: int, dtype, *, shape: tuple[int, ...] = (), huge: bool = F
         raise ValueError(f"capacity {capacity}: must be at least 1")
     row = math.prod(shape) * dtype.itemsize
     size = capacity * row
+    if size <= _SMALL:
+        return np.zeros((capacity, *shape), dtype)
     try:
         buf = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
     except (OSError, ValueError, OverflowError) as err:

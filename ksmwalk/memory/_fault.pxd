@@ -1,22 +1,18 @@
-# The contract of faults, for those who `cimport ksmwalk._fault`. Same rules as _mm.pxd.
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+# The contract of faults, for those who `cimport ksmwalk.memory._fault`. Same rules as _frames.pxd.
+from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from ksmwalk.layout._layout cimport *
 
 
-# ------------------------------------------------------------------ faults
-
-cdef int write_fault(kw_world *w, int32_t mm, uint64_t addr, uint64_t key) noexcept nogil
-    # A store that leaves the page at addr with content `key`, the fault it takes included. KW_OK; KW_EFAULT: no vma or
-    # no right to; KW_ENOFRAMES, KW_ENOROWS.
-cdef int64_t read_fault(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil
-    # The frame a load at addr sees, the fault it takes included (zero page, huge zero page); or a code as above.
-
 cdef enum:
-    KW_EFAULT = -14
     FAULT_FORCE = 1    # as a debugger does: past the vma's permissions, the pte stays without
     FAULT_KEEP = 2     # the content stays: only the fault of a store is wanted (populate, mlock)
 
+cdef int write_fault(kw_world *w, int32_t mm, uint64_t addr, uint64_t key) noexcept nogil
+    # A store that leaves the page at addr with content `key`, the fault it takes included. KW_OK; -EFAULT: no vma or
+    # no right to; KW_ENOFRAMES, KW_ENOROWS.
+cdef int64_t read_fault(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil
+    # The frame a load at addr sees, the fault it takes included (zero page, huge zero page); or a code as above.
 cdef int fault_write(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t key, int mode) noexcept nogil
 cdef int64_t fault_read(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, int mode) noexcept nogil
     # write_fault and read_fault with the vma at hand; mode: FAULT_* bits.
@@ -26,15 +22,6 @@ cdef int64_t write_range(kw_world *w, int32_t mm, uint64_t addr, int64_t n, cons
     # there.
 cdef int64_t read_range(kw_world *w, int32_t mm, uint64_t addr, int64_t n, uint64_t *keys, int mode,
                         int *code) noexcept nogil
+
 cdef int64_t look_range(kw_world *w, int32_t mm, uint64_t addr, int64_t n, uint64_t *keys, int64_t *pfns) noexcept nogil
     # The same without a fault: key 0 and frame -1 where nothing is mapped. Either pointer may be NULL.
-
-
-# ------------------------------------------------------------------ for the operations on ranges and vmas
-
-cdef uint64_t prot_bits(uint64_t flags) noexcept nogil
-cdef void anon_vma_prepare(kw_world *w, kw_vma *v) noexcept nogil
-cdef bint thp_fits(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr) noexcept nogil
-cdef bint page_ours(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn) noexcept nogil
-    # Is this anonymous page (its whole folio, if it is part of one) mapped by nobody but this mm, so that a store may
-    # go into it?

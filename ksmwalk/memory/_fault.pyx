@@ -2,47 +2,21 @@
 
 The contract of every function stands in `_fault.pxd`.
 """
-from ksmwalk._core cimport *
-from ksmwalk.memory._frames cimport *
+from libc.errno cimport EFAULT
+from libc.stdint cimport int32_t, int64_t, uint64_t
 
-
-# ------------------------------------------------------------------ faults
-
-cdef uint64_t prot_bits(uint64_t flags) noexcept nogil:
-    """What a pte of such a vma has besides frame, dirty and (private) write permission."""
-    cdef uint64_t bits
-    if not flags & (VM_READ | VM_WRITE | VM_EXEC):
-        return PTE_PROTNONE | PTE_A
-    bits = PTE_P | PTE_US | PTE_A
-    if not flags & VM_EXEC:
-        bits |= PTE_NX
-    if (flags & (VM_SHARED | VM_WRITE)) == (VM_SHARED | VM_WRITE):
-        bits |= PTE_RW
-    return bits
-
-
-cdef inline bint anon_vma_near(kw_vma *a, kw_vma *b) noexcept nogil:
-    """Could a and b, b right after a, become one vma by mprotect? Then they had better share their anon_vma."""
-    return (a.end == b.start and a.backing == b.backing and b.pgoff == a.pgoff + ((a.end - a.start) >> 12)
-            and ((a.flags ^ b.flags) & ~<uint64_t>(VM_READ | VM_WRITE | VM_EXEC)) == 0)
-
-
-cdef void anon_vma_prepare(kw_world *w, kw_vma *v) noexcept nogil:
-    cdef kw_vma *n
-    if v.anon_vma:
-        return
-    if v.next:
-        n = &w.vmas[v.next]
-        if n.anon_vma and not n.reserved & 1 and anon_vma_near(v, n):
-            v.anon_vma = n.anon_vma
-            return
-    if v.prev:
-        n = &w.vmas[v.prev]
-        if n.anon_vma and not n.reserved & 1 and anon_vma_near(n, v):
-            v.anon_vma = n.anon_vma
-            return
-    w.ctl.anon_vmas += 1
-    v.anon_vma = <int32_t>w.ctl.anon_vmas
+from ksmwalk._core cimport (
+    entry_leaf, entry_none, entry_pfn, leaf_find, level_size, make_entry, make_leaf, pmd_make, pmd_present,
+    pte_find, pte_make, pte_present,
+)
+from ksmwalk.memory._frames cimport (
+    folio_get, folio_mappings, frame_alloc, frame_map, frame_new, frame_unmap, huge_alloc, huge_map,
+    huge_unmap, hugetlb_alloc, lru_add, normal_pfn,
+)
+from ksmwalk.memory._leaves cimport ksm_zero_gone, pmd_split, prot_bits, pte_ksm_zero, touched
+from ksmwalk.memory._areas cimport anon_vma_prepare, vma_find, vma_find_from
+from ksmwalk.memory._folio cimport make_huge_zero, map_huge, page_ours
+from ksmwalk.layout._layout cimport *
 
 
 cdef bint thp_fits(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr) noexcept nogil:
@@ -61,8 +35,8 @@ cdef int64_t backing_page(kw_world *w, int32_t backing, uint64_t pgoff, bint hug
     """The frame of a file or shared object at this offset, made (empty) where missing."""
     cdef uint64_t *p
     cdef int64_t pfn
-    if pgoff >= <uint64_t>w.mms[backing].length:
-        return KW_EFAULT
+    if pgoff >= <uint64_t>w.mms[backing].nr_pages:
+        return -EFAULT
     if huge:
         p = pmd_make(w, backing, pgoff << 12)
     else:
@@ -82,26 +56,6 @@ cdef int64_t backing_page(kw_world *w, int32_t backing, uint64_t pgoff, bint hug
     return pfn
 
 
-cdef bint page_ours(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn) noexcept nogil:
-    """Is this anonymous page (the folio it is part of) mapped by nobody but this mm, so that a store may go into it?"""
-    cdef int64_t head = w.f_head[pfn], all, ours = 0
-    cdef uint64_t a
-    cdef uint64_t *p
-    cdef int i, level
-    if (w.f_flags[pfn] & (FRAME_ANON | FRAME_KSM)) != FRAME_ANON:
-        return False
-    if not w.f_flags[head] & FRAME_HEAD:
-        return w.f_mapcount[pfn] == 1
-    all = folio_mappings(w, head)
-    a = addr - (<uint64_t>(pfn - head) << 12)
-    for i in range(512):
-        p = leaf_find(w, w.mms[mm].root, a, &level)
-        if p != NULL and level == 1 and normal_pfn(w, p[0], 1) == head + i:
-            ours += 1
-        a += KW_PAGE_SIZE
-    return ours == all
-
-
 cdef inline void store(kw_world *w, int32_t mm, int64_t pfn, uint64_t key, int mode) noexcept nogil:
     if not mode & FAULT_KEEP:
         w.f_key[pfn] = key
@@ -115,13 +69,13 @@ cdef int write_huge(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t 
     cdef int64_t pfn = normal_pfn(w, e, 2), huge
     cdef int64_t sub = <int64_t>((addr & (KW_PMD_SIZE - 1)) >> 12)
     if not pmd_present(e):
-        return KW_EFAULT
+        return -EFAULT
     if e & PTE_UFFD_WP:
-        return KW_EFAULT
+        return -EFAULT
     if pfn < 0:
         if entry_pfn(e, 2) != <uint64_t>w.ctl.huge_zero:
-            return KW_EFAULT
-        huge = huge_alloc(w, <int>w.mms[mm].reserved)
+            return -EFAULT
+        huge = huge_alloc(w, w.mms[mm].nid)
         if huge < 0:
             return pmd_split(w, mm, addr, pmd)
         map_huge(w, mm, v, pmd, huge)
@@ -137,16 +91,6 @@ cdef int write_huge(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t 
     return 1
 
 
-cdef void map_huge(kw_world *w, int32_t mm, kw_vma *v, uint64_t *pmd, int64_t pfn) noexcept nogil:
-    cdef uint64_t flags = prot_bits(v.flags) | PTE_PS | PTE_D
-    if v.flags & VM_WRITE:
-        flags |= PTE_RW
-    pmd[0] = make_leaf(<uint64_t>pfn, flags, 2)
-    huge_map(w, pfn)
-    lru_add(w, pfn)
-    touched(w, mm)
-
-
 cdef int write_hugetlb(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t key, int mode) noexcept nogil:
     cdef uint64_t *pmd = pmd_make(w, mm, addr)
     cdef uint64_t base = addr & ~(KW_PMD_SIZE - 1), flags
@@ -157,7 +101,7 @@ cdef int write_hugetlb(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64
     if not entry_none(pmd[0]):
         old = normal_pfn(w, pmd[0], 2)
         if old < 0:
-            return KW_EFAULT
+            return -EFAULT
         if pmd[0] & PTE_RW or v.flags & VM_SHARED or folio_mappings(w, old) == w.f_refs[old] == 512:
             pmd[0] |= PTE_RW | PTE_A | PTE_D
             store(w, mm, old + sub, key, mode)
@@ -172,7 +116,7 @@ cdef int write_hugetlb(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64
         touched(w, mm)
         return KW_OK
     anon_vma_prepare(w, v)
-    pfn = hugetlb_alloc(w, <int>w.mms[mm].reserved)
+    pfn = hugetlb_alloc(w, w.mms[mm].nid)
     if pfn < 0:
         return KW_ENOFRAMES
     flags = prot_bits(v.flags) | PTE_PS | PTE_D | (PTE_RW if v.flags & VM_WRITE else 0)
@@ -189,7 +133,7 @@ cdef int write_hugetlb(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64
 
 cdef int new_anon(kw_world *w, int32_t mm, kw_vma *v, uint64_t *pte, uint64_t key) noexcept nogil:
     """A new anonymous page with this content at an empty or replaced pte."""
-    cdef int64_t pfn = frame_alloc(w, <int>w.mms[mm].reserved, key, FRAME_ANON)
+    cdef int64_t pfn = frame_alloc(w, w.mms[mm].nid, key, FRAME_ANON)
     cdef uint64_t flags
     if pfn < 0:
         return KW_ENOFRAMES
@@ -216,7 +160,7 @@ cdef int write_pte(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *
             return KW_OK
     if not pte_present(e):
         if not entry_none(e):
-            return KW_EFAULT   # a guard marker, say
+            return -EFAULT   # a guard marker, say
         if v.backing:
             pfn = backing_page(w, v.backing, v.pgoff + ((addr - v.start) >> 12), False)
             if pfn < 0:
@@ -234,10 +178,10 @@ cdef int write_pte(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *
         anon_vma_prepare(w, v)
         return new_anon(w, mm, v, pte, key)
     if e & PTE_UFFD_WP:
-        return KW_EFAULT       # a userfaultfd handler would have to answer
+        return -EFAULT       # a userfaultfd handler would have to answer
     if e & PTE_SPECIAL:
         if entry_pfn(e, 1) != 0:
-            return KW_EFAULT
+            return -EFAULT
         anon_vma_prepare(w, v)
         rc = new_anon(w, mm, v, pte, 0 if mode & FAULT_KEEP else key)
         if rc == KW_OK and pte_ksm_zero(e):
@@ -245,7 +189,7 @@ cdef int write_pte(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *
         return rc
     pfn = normal_pfn(w, e, 1)
     if pfn < 0:
-        return KW_EFAULT
+        return -EFAULT
     if v.flags & VM_SHARED or page_ours(w, mm, addr, pfn):
         pte[0] = e | PTE_A | PTE_D | (PTE_RW if v.flags & VM_WRITE else 0)
         store(w, mm, pfn, key, mode)
@@ -263,9 +207,9 @@ cdef int fault_write(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t
     cdef int64_t huge
     cdef int rc
     if v.flags & (VM_PFNMAP | VM_IO) or not v.flags & VM_WRITE and not mode & FAULT_FORCE:
-        return KW_EFAULT
+        return -EFAULT
     if mode & FAULT_FORCE and not v.flags & VM_WRITE and (v.flags & VM_SHARED or not v.flags & VM_MAYWRITE):
-        return KW_EFAULT
+        return -EFAULT
     if v.flags & VM_HUGETLB:
         return write_hugetlb(w, mm, v, addr, key, mode)
     pmd = pmd_make(w, mm, addr)
@@ -274,7 +218,7 @@ cdef int fault_write(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t
     if entry_none(pmd[0]):
         if thp_fits(w, mm, v, addr):
             anon_vma_prepare(w, v)
-            huge = huge_alloc(w, <int>w.mms[mm].reserved)
+            huge = huge_alloc(w, w.mms[mm].nid)
             if huge >= 0:
                 map_huge(w, mm, v, pmd, huge)
                 store(w, mm, huge + ((addr & (KW_PMD_SIZE - 1)) >> 12), key, mode)
@@ -292,7 +236,7 @@ cdef int fault_write(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t
 cdef int write_fault(kw_world *w, int32_t mm, uint64_t addr, uint64_t key) noexcept nogil:
     cdef int32_t v = vma_find(w, mm, addr)
     if v == 0:
-        return KW_EFAULT
+        return -EFAULT
     return fault_write(w, mm, &w.vmas[v], addr, key, 0)
 
 
@@ -303,9 +247,9 @@ cdef int64_t fault_read(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, int m
     cdef int64_t pfn, sub = <int64_t>((addr & (KW_PMD_SIZE - 1)) >> 12)
     cdef bint huge = v.flags & VM_HUGETLB != 0
     if not v.flags & (VM_READ | VM_WRITE | VM_EXEC) and not mode & FAULT_FORCE:
-        return KW_EFAULT
+        return -EFAULT
     if v.flags & (VM_PFNMAP | VM_IO):
-        return KW_EFAULT
+        return -EFAULT
     pmd = pmd_make(w, mm, addr)
     if pmd == NULL:
         return KW_ENOROWS
@@ -336,7 +280,7 @@ cdef int64_t fault_read(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, int m
     elif entry_leaf(pmd[0], 2):
         pfn = <int64_t>entry_pfn(pmd[0], 2) + sub
         if not pmd_present(pmd[0]) or pfn >= w.ctl.nr_frames:
-            return KW_EFAULT
+            return -EFAULT
         pmd[0] |= PTE_A
         return pfn
     pte = pte_make(w, mm, addr)
@@ -346,11 +290,11 @@ cdef int64_t fault_read(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, int m
     if pte_present(e):
         pfn = <int64_t>entry_pfn(e, 1)
         if pfn >= w.ctl.nr_frames:
-            return KW_EFAULT
+            return -EFAULT
         pte[0] = e | PTE_A
         return pfn
     if not entry_none(e):
-        return KW_EFAULT
+        return -EFAULT
     touched(w, mm)
     if v.backing == 0:
         pte[0] = make_entry(0, prot_bits(v.flags) | PTE_SPECIAL)
@@ -379,7 +323,7 @@ cdef void map_around(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t
     cdef int64_t pfn
     while a < end:
         pgoff = v.pgoff + ((a - v.start) >> 12)
-        if p[0] == 0 and pgoff < <uint64_t>w.mms[v.backing].length:
+        if p[0] == 0 and pgoff < <uint64_t>w.mms[v.backing].nr_pages:
             have = pte_find(w, w.mms[v.backing].root, pgoff << 12)
             if have != NULL and have[0]:
                 pfn = <int64_t>entry_pfn(have[0], 1)
@@ -389,17 +333,10 @@ cdef void map_around(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t
         a += KW_PAGE_SIZE
 
 
-cdef void make_huge_zero(kw_world *w, int64_t pfn) noexcept nogil:
-    cdef int i
-    for i in range(512):
-        w.f_flags[pfn + i] = (w.f_flags[pfn + i] & ~FRAME_ANON) | FRAME_ZERO
-    w.ctl.huge_zero = pfn
-
-
 cdef int64_t read_fault(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil:
     cdef int32_t v = vma_find(w, mm, addr)
     if v == 0:
-        return KW_EFAULT
+        return -EFAULT
     return fault_read(w, mm, &w.vmas[v], addr, 0)
 
 
@@ -413,14 +350,14 @@ cdef int64_t write_range(kw_world *w, int32_t mm, uint64_t addr, int64_t n, cons
     cdef uint64_t *pte
     cdef kw_vma *v
     cdef int32_t at
-    cdef int nid = <int>w.mms[mm].reserved
+    cdef int nid = w.mms[mm].nid
     code[0] = KW_OK
     at = vma_find_from(w, mm, addr)
     while addr < end:
         while at and w.vmas[at].end <= addr:
             at = w.vmas[at].next
         if at == 0 or w.vmas[at].start > addr:
-            code[0] = KW_EFAULT
+            code[0] = -EFAULT
             return done
         v = &w.vmas[at]
         stop = min(end, min(v.end, (addr & ~(KW_PMD_SIZE - 1)) + KW_PMD_SIZE))
@@ -471,7 +408,7 @@ cdef int64_t read_range(kw_world *w, int32_t mm, uint64_t addr, int64_t n, uint6
         while at and w.vmas[at].end <= addr:
             at = w.vmas[at].next
         if at == 0 or w.vmas[at].start > addr:
-            code[0] = KW_EFAULT
+            code[0] = -EFAULT
             return i
         pfn = fault_read(w, mm, &w.vmas[at], addr, mode)
         if pfn < 0:

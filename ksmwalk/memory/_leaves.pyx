@@ -1,39 +1,74 @@
-"""Operations on the leaves of a range, compiled: zap, copy for fork, move, protect, collapse.
+"""Leaves of page tables, compiled: cleared, split, copied by fork, moved, protected, marked.
 
-The contract of every function stands in `_range.pxd`.
+The contract of every function stands in `_leaves.pxd`.
 """
-from ksmwalk._core cimport *
-from ksmwalk.memory._fault cimport *
-from ksmwalk.memory._frames cimport *
+from libc.stdint cimport int32_t, int64_t, uint64_t
+
+from ksmwalk._core cimport (
+    child_row, entry_decode, entry_leaf, entry_none, entry_pfn, entry_present, level_index, level_size,
+    make_entry, make_leaf, pmd_find, pmd_make, pte_find, pte_make, pte_present, row_alloc, row_free,
+    split_leaf,
+)
+from ksmwalk.memory._frames cimport frame_map, frame_unmap, huge_map, huge_unmap, normal_pfn
+from ksmwalk.layout._layout cimport *
 
 
-cdef inline bint whole(uint64_t addr, uint64_t next) noexcept nogil:
-    return next - addr == KW_PMD_SIZE
+cdef void zap_pte(kw_world *w, int32_t mm, uint64_t *entry) noexcept nogil:
+    cdef uint64_t e = entry[0]
+    cdef int64_t pfn
+    entry[0] = 0
+    if not pte_present(e):
+        return
+    if e & PTE_SPECIAL:
+        if pte_ksm_zero(e):
+            ksm_zero_gone(w, mm)
+        return
+    pfn = normal_pfn(w, e, 1)
+    if pfn >= 0:
+        frame_unmap(w, pfn)
 
 
-cdef inline int64_t table_row(kw_world *w, uint64_t e) noexcept nogil:
-    """Row of the table an entry points to, KW_NONE if it points to none."""
-    cdef int64_t row = <int64_t>((e & PTE_PFN_MASK) >> 12)
-    if not e & PTE_P or e & PTE_PS or row <= 0 or row >= w.ctl.rows_used:
-        return KW_NONE
-    return row
+cdef void zap_leaf(kw_world *w, int32_t mm, uint64_t addr, uint64_t *entry, int level) noexcept nogil:
+    cdef uint64_t e = entry[0]
+    cdef int64_t pfn
+    if e == 0:
+        return
+    touched(w, mm)
+    if level == 1:
+        zap_pte(w, mm, entry)
+        return
+    entry[0] = 0
+    if not entry_present(e, level):
+        return
+    pfn = normal_pfn(w, e, level)
+    if pfn >= 0:
+        huge_unmap(w, pfn)
+
+
+cdef int pmd_split(kw_world *w, int32_t mm, uint64_t addr, uint64_t *pmd) noexcept nogil:
+    cdef uint64_t e = pmd[0], flags
+    cdef int64_t row
+    cdef int i
+    if not entry_leaf(e, 2) or entry_none(e):
+        return KW_OK
+    touched(w, mm)
+    if normal_pfn(w, e, 2) >= 0 or entry_pfn(e, 2) != <uint64_t>w.ctl.huge_zero:
+        return split_leaf(w, mm, pmd, 2)
+    row = row_alloc(w)
+    if row < 0:
+        return KW_ENOROWS
+    flags = (entry_decode(e) & ~(PTE_PFN_MASK | PTE_PS | PTE_RW | PTE_D)) | PTE_SPECIAL
+    for i in range(512):
+        w.rows[row * 512 + i] = make_entry(0, flags)
+    pmd[0] = make_entry(<uint64_t>row, PTE_P | PTE_RW | PTE_US | PTE_A | PTE_D)
+    w.mms[mm].nr_tables += 1
+    return KW_OK
 
 
 # ------------------------------------------------------------------ one walk for all operations
 # Each operation is a small record of what to do with ptes and with leaf pmds; the walk splits pmds that stick out.
 
-ctypedef int (*leaf_op)(kw_world *w, Op *op, uint64_t addr, uint64_t *entry) noexcept nogil
-
-cdef struct Op:
-    leaf_op pte
-    leaf_op pmd
-    int32_t mm
-    kw_vma *v
-    uint64_t prot
-    bint on
-
-
-cdef int walk_leaves(kw_world *w, Op *op, int64_t row, int level, uint64_t addr, uint64_t end) noexcept nogil:
+cdef int walk_leaves(kw_world *w, LeafOp *op, int64_t row, int level, uint64_t addr, uint64_t end) noexcept nogil:
     cdef uint64_t size = level_size(level), next, e
     cdef uint64_t *p = w.rows + row * 512 + level_index(addr, level)
     cdef int64_t child
@@ -48,7 +83,7 @@ cdef int walk_leaves(kw_world *w, Op *op, int64_t row, int level, uint64_t addr,
                     return rc
             else:
                 if entry_leaf(e, level):
-                    if level == 2 and whole(addr, next):
+                    if level == 2 and whole_pmd(addr, next):
                         rc = op.pmd(w, op, addr, p)
                         if rc < 0:
                             return rc
@@ -56,7 +91,7 @@ cdef int walk_leaves(kw_world *w, Op *op, int64_t row, int level, uint64_t addr,
                         rc = pmd_split(w, op.mm, addr, p) if level == 2 else split_leaf(w, op.mm, p, level)
                         if rc < 0:
                             return rc
-                child = table_row(w, p[0])
+                child = child_row(w, p[0])
                 if child >= 0:
                     rc = walk_leaves(w, op, child, level - 1, addr, next)
                     if rc:
@@ -66,34 +101,34 @@ cdef int walk_leaves(kw_world *w, Op *op, int64_t row, int level, uint64_t addr,
     return KW_OK
 
 
-cdef inline int run(kw_world *w, Op *op, uint64_t start, uint64_t end) noexcept nogil:
+cdef int over_leaves(kw_world *w, LeafOp *op, uint64_t start, uint64_t end) noexcept nogil:
     if start >= end:
         return KW_OK
     touched(w, op.mm)
     return walk_leaves(w, op, w.mms[op.mm].root, <int>w.ctl.levels, start, end)
 
 
-# ------------------------------------------------------------------ zap
+# ------------------------------------------------------------------ clearing
 
-cdef int op_zap_pte(kw_world *w, Op *op, uint64_t addr, uint64_t *entry) noexcept nogil:
+cdef int op_zap_pte(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
     zap_pte(w, op.mm, entry)
     return 0
 
 
-cdef int op_zap_pmd(kw_world *w, Op *op, uint64_t addr, uint64_t *entry) noexcept nogil:
+cdef int op_zap_pmd(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
     zap_leaf(w, op.mm, addr, entry, 2)
     return 0
 
 
 cdef int zap_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil:
-    cdef Op op
+    cdef LeafOp op
     op.pte = op_zap_pte
     op.pmd = op_zap_pmd
     op.mm = mm
-    return run(w, &op, start, end)
+    return over_leaves(w, &op, start, end)
 
 
-cdef int op_discard_pte(kw_world *w, Op *op, uint64_t addr, uint64_t *entry) noexcept nogil:
+cdef int op_discard_pte(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
     if pte_present(entry[0]):
         zap_pte(w, op.mm, entry)
     return 0
@@ -114,11 +149,11 @@ cdef void free_pte_tables(kw_world *w, int32_t mm, int64_t row, int level, uint6
     cdef int64_t child
     while addr < end:
         next = min((addr & ~(size - 1)) + size, end)
-        child = table_row(w, p[0])
+        child = child_row(w, p[0])
         if child >= 0:
             if level > 2:
                 free_pte_tables(w, mm, child, level - 1, addr, next)
-            elif whole(addr, next) and row_empty(w, child):
+            elif whole_pmd(addr, next) and row_empty(w, child):
                 p[0] = 0
                 row_free(w, child)
                 w.mms[mm].nr_tables -= 1
@@ -127,12 +162,12 @@ cdef void free_pte_tables(kw_world *w, int32_t mm, int64_t row, int level, uint6
 
 
 cdef int discard_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil:
-    cdef Op op
+    cdef LeafOp op
     cdef int rc
     op.pte = op_discard_pte
     op.pmd = op_zap_pmd
     op.mm = mm
-    rc = run(w, &op, start, end)
+    rc = over_leaves(w, &op, start, end)
     if rc == KW_OK and start < end:
         free_pte_tables(w, mm, w.mms[mm].root, <int>w.ctl.levels, start, end)
     return rc
@@ -145,7 +180,7 @@ cdef void free_below(kw_world *w, int32_t mm, int64_t row, int level, uint64_t a
     cdef int64_t child
     while addr < end:
         base = addr & ~(size - 1)
-        child = table_row(w, p[0])
+        child = child_row(w, p[0])
         if child >= 0:
             if level > 2:
                 free_below(w, mm, child, level - 1, addr, min(base + size, end), floor, ceiling)
@@ -202,7 +237,7 @@ cdef int copy_level(kw_world *w, int32_t src, int32_t dst, int64_t row, int leve
     while addr < end:
         next = min((addr & ~(size - 1)) + size, end)
         e = p[0]
-        child = table_row(w, e)
+        child = child_row(w, e)
         if child >= 0:
             if level == 2:
                 rc = copy_ptes(w, src, dst, w.rows + child * 512 + level_index(addr, 1), addr, next, cow)
@@ -253,7 +288,7 @@ cdef int move_range(kw_world *w, int32_t mm, uint64_t old, uint64_t new, uint64_
             continue
         if not entry_none(pmd[0]):
             if entry_leaf(pmd[0], 2):
-                if whole(old, next) and new & (KW_PMD_SIZE - 1) == 0:
+                if whole_pmd(old, next) and new & (KW_PMD_SIZE - 1) == 0:
                     dst = pmd_make(w, mm, new)
                     if dst == NULL:
                         return KW_ENOROWS
@@ -264,7 +299,7 @@ cdef int move_range(kw_world *w, int32_t mm, uint64_t old, uint64_t new, uint64_
                         old = next
                         continue
                     if not entry_leaf(dst[0], 2) and table_empty(w, dst[0]):
-                        row_free(w, table_row(w, dst[0]))
+                        row_free(w, child_row(w, dst[0]))
                         w.mms[mm].nr_tables -= 1
                         dst[0] = pmd[0]
                         pmd[0] = 0
@@ -292,7 +327,7 @@ cdef int move_range(kw_world *w, int32_t mm, uint64_t old, uint64_t new, uint64_
 
 
 cdef bint table_empty(kw_world *w, uint64_t e) noexcept nogil:
-    cdef int64_t row = table_row(w, e)
+    cdef int64_t row = child_row(w, e)
     cdef int i
     if row < 0:
         return False
@@ -302,9 +337,9 @@ cdef bint table_empty(kw_world *w, uint64_t e) noexcept nogil:
     return True
 
 
-# ------------------------------------------------------------------ mprotect
+# ------------------------------------------------------------------ mprotect, userfaultfd, guards
 
-cdef inline uint64_t new_prot(kw_world *w, Op *op, uint64_t e, int level) noexcept nogil:
+cdef inline uint64_t new_prot(kw_world *w, LeafOp *op, uint64_t e, int level) noexcept nogil:
     """The entry with the vma's permissions: write-enabled at once where a store would find nothing to copy."""
     cdef uint64_t d = entry_decode(e), flags
     cdef uint64_t keep = PTE_A | PTE_D | PTE_SPECIAL | PTE_UFFD_WP | PTE_SOFT_DIRTY | PTE_PWT | PTE_PCD | PTE_PS
@@ -319,30 +354,28 @@ cdef inline uint64_t new_prot(kw_world *w, Op *op, uint64_t e, int level) noexce
     return make_leaf(entry_pfn(e, level), flags, level)
 
 
-cdef int op_protect_pte(kw_world *w, Op *op, uint64_t addr, uint64_t *entry) noexcept nogil:
+cdef int op_protect_pte(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
     if pte_present(entry[0]):
         entry[0] = new_prot(w, op, entry[0], 1)
     return 0
 
 
-cdef int op_protect_pmd(kw_world *w, Op *op, uint64_t addr, uint64_t *entry) noexcept nogil:
+cdef int op_protect_pmd(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
     entry[0] = new_prot(w, op, entry[0], 2)
     return 0
 
 
 cdef int protect_range(kw_world *w, int32_t mm, kw_vma *v, uint64_t start, uint64_t end) noexcept nogil:
-    cdef Op op
+    cdef LeafOp op
     op.pte = op_protect_pte
     op.pmd = op_protect_pmd
     op.mm = mm
     op.v = v
     op.prot = prot_bits(v.flags)
-    return run(w, &op, start, end)
+    return over_leaves(w, &op, start, end)
 
 
-# ------------------------------------------------------------------ userfaultfd, MADV_FREE, guards
-
-cdef int op_wp(kw_world *w, Op *op, uint64_t addr, uint64_t *entry) noexcept nogil:
+cdef int op_wp(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
     if not pte_present(entry[0]):
         return 0
     if op.on:
@@ -353,115 +386,33 @@ cdef int op_wp(kw_world *w, Op *op, uint64_t addr, uint64_t *entry) noexcept nog
 
 
 cdef int wp_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bint on) noexcept nogil:
-    cdef Op op
+    cdef LeafOp op
     op.pte = op_wp
     op.pmd = op_wp
     op.mm = mm
     op.on = on
-    return run(w, &op, start, end)
+    return over_leaves(w, &op, start, end)
 
 
-cdef int op_clean(kw_world *w, Op *op, uint64_t addr, uint64_t *entry) noexcept nogil:
-    if normal_pfn(w, entry[0], 1) >= 0 and pte_present(entry[0]):
-        entry[0] &= ~(PTE_A | PTE_D)
-    return 0
-
-
-cdef int op_clean_pmd(kw_world *w, Op *op, uint64_t addr, uint64_t *entry) noexcept nogil:
-    if normal_pfn(w, entry[0], 2) >= 0:
-        entry[0] &= ~(PTE_A | PTE_D)
-    return 0
-
-
-cdef int split_sticking_out(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil:
-    """MADV_FREE of a part of a huge page of this mm alone splits the page itself, where it can."""
-    cdef uint64_t *pmd
-    cdef int64_t pfn
-    if addr & (KW_PMD_SIZE - 1) == 0:
-        return KW_OK
-    pmd = pmd_find(w, w.mms[mm].root, addr)
-    if pmd == NULL or not entry_leaf(pmd[0], 2) or entry_none(pmd[0]):
-        return KW_OK
-    pfn = normal_pfn(w, pmd[0], 2)
-    if pfn < 0 or folio_mappings(w, pfn) != 512:
-        return KW_OK
-    if split_folio_at(w, pfn, addr & ~(KW_PMD_SIZE - 1)) == KW_ENOROWS:
-        return KW_ENOROWS
-    return KW_OK
-
-
-cdef bint maps_whole(kw_world *w, const uint64_t *row) noexcept nogil:
-    """Does this pte table map one huge page from its first to its last part?"""
-    cdef int64_t head = normal_pfn(w, row[0], 1) if pte_present(row[0]) else KW_NONE
-    cdef int i
-    if head < 0 or w.f_head[head] != head:
-        return False
-    for i in range(512):
-        if not pte_present(row[i]) or normal_pfn(w, row[i], 1) != head + i:
-            return False
-    return True
-
-
-cdef int split_in_parts(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil:
-    """MADV_FREE splits huge pages of this mm alone that small ptes map, too, unless it takes a whole table at once."""
-    cdef uint64_t addr = start, next
-    cdef uint64_t *pte
-    cdef int64_t pfn, passed = KW_NONE
-    cdef int rc
-    while addr < end:
-        next = min((addr & ~(KW_PMD_SIZE - 1)) + KW_PMD_SIZE, end)
-        pte = pte_find(w, w.mms[mm].root, addr)
-        if pte == NULL or (whole(addr, next) and maps_whole(w, pte)):
-            addr = next
-            continue
-        while addr < next:
-            pfn = normal_pfn(w, pte[0], 1) if pte_present(pte[0]) else KW_NONE
-            if pfn >= 0 and w.f_flags[w.f_head[pfn]] & FRAME_HEAD and w.f_head[pfn] != passed:
-                if page_ours(w, mm, addr, pfn):
-                    rc = split_folio_at(w, pfn, addr)
-                    if rc == KW_ENOROWS:
-                        return rc
-                passed = w.f_head[pfn]
-            pte += 1
-            addr += KW_PAGE_SIZE
-    return KW_OK
-
-
-cdef int clean_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil:
-    cdef Op op
-    cdef int rc = split_sticking_out(w, mm, start)
-    if rc == KW_OK:
-        rc = split_sticking_out(w, mm, end)
-    if rc == KW_OK:
-        rc = split_in_parts(w, mm, start, end)
-    if rc < 0:
-        return rc
-    op.pte = op_clean
-    op.pmd = op_clean_pmd
-    op.mm = mm
-    op.on = False
-    return run(w, &op, start, end)
-
-
-cdef int op_unguard(kw_world *w, Op *op, uint64_t addr, uint64_t *entry) noexcept nogil:
+cdef int op_unguard(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
     if entry[0] == guard_marker():
         entry[0] = 0
     return 0
 
 
-cdef int op_nothing(kw_world *w, Op *op, uint64_t addr, uint64_t *entry) noexcept nogil:
+cdef int op_nothing(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
     return 0
 
 
 cdef int guard_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bint install) noexcept nogil:
-    cdef Op op
+    cdef LeafOp op
     cdef uint64_t *pte
     cdef int rc
     op.pte = op_unguard
     op.pmd = op_nothing
     op.mm = mm
     if not install:
-        return run(w, &op, start, end)
+        return over_leaves(w, &op, start, end)
     rc = zap_range(w, mm, start, end)
     while rc == KW_OK and start < end:
         pte = pte_make(w, mm, start)
@@ -474,58 +425,3 @@ cdef int guard_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bint
             if start >= end or start & (KW_PMD_SIZE - 1) == 0:
                 break
     return rc
-
-
-# ------------------------------------------------------------------ MADV_COLLAPSE
-
-cdef int collapse(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr) noexcept nogil:
-    cdef uint64_t *pmd = pmd_find(w, w.mms[mm].root, addr)
-    cdef uint64_t *row
-    cdef uint64_t e, flags
-    cdef int64_t pfn, huge, table
-    cdef int i, j
-    if v.backing or v.anon_vma == 0 or v.flags & VM_NOHUGEPAGE or w.mms[mm].flags & MM_THP_DISABLED:
-        return -EINVAL
-    if pmd == NULL or entry_none(pmd[0]):
-        return -EINVAL
-    if entry_leaf(pmd[0], 2):
-        return KW_OK
-    table = table_row(w, pmd[0])
-    if table < 0:
-        return -EINVAL
-    row = w.rows + table * 512
-    lru_drain(w)
-    for i in range(512):
-        e = row[i]
-        if entry_none(e) or pte_present(e) and e & PTE_SPECIAL and entry_pfn(e, 1) == 0:
-            continue
-        pfn = normal_pfn(w, e, 1) if pte_present(e) else KW_NONE
-        if pfn < 0 or e & PTE_UFFD_WP or not w.f_flags[pfn] & FRAME_ANON:
-            return -EINVAL
-        if folio_extra_refs(w, pfn) or w.f_flags[pfn] & FRAME_LOCKED:
-            return -EAGAIN
-        # Every page must come off the LRU list, and one that is here twice can do so only once.
-        if w.f_mapcount[pfn] > 1:
-            for j in range(i):
-                if pte_present(row[j]) and normal_pfn(w, row[j], 1) == pfn:
-                    return -EAGAIN
-    huge = huge_alloc(w, <int>w.mms[mm].reserved)
-    if huge < 0:
-        return -ENOMEM
-    for i in range(512):
-        e = row[i]
-        if pte_present(e):
-            pfn = normal_pfn(w, e, 1)
-            if pfn >= 0:
-                w.f_key[huge + i] = w.f_key[pfn]
-            zap_pte(w, mm, &row[i])
-    row_free(w, table)
-    w.mms[mm].nr_tables -= 1
-    flags = prot_bits(v.flags) | PTE_PS | PTE_D
-    if v.flags & VM_WRITE:
-        flags |= PTE_RW
-    pmd[0] = make_leaf(<uint64_t>huge, flags, 2)
-    huge_map(w, huge)
-    lru_add(w, huge)
-    touched(w, mm)
-    return KW_OK

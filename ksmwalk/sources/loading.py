@@ -7,16 +7,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..errors import ArenaFullError
-from ..host import _load
-from ..host.host import Host
-from ..layout import Frame, MmFlag, Vm
-from . import fill, reading
+from ..errors import ArenaFullError, check
+from ..host import Host, _load
+from ..layout import PAGE_SHIFT, Frame, LoadedPage, Vm
+from . import reading
 from .reading import PAGES_PER_BLOCK, ProcessCapture, capture
 
-_PAGE_SHIFT = 12
-# Bits of a page besides those of its frame (`_load.pyx`).
-_PAGE_WRITABLE, _PAGE_LEAF, _PAGE_FOLIO, _PAGE_FRESH = 0x1000, 0x2000, 0x4000, 0x8000
 # Frames that a Host has above those of the process, so that an experiment can go on from there.
 _ROOM = 1 << 16
 # Present pages from which on a Host with huge pages under its arrays pays.
@@ -126,14 +122,14 @@ def load(what: ProcessCapture, *, host: Host | None = None, mark: str = "as-is")
     mm = host.new_mm()
     try:
         slices = np.array(what.vma_slices(), np.int64).reshape(-1, 2)
-        vm_flags, backing = _add_vmas(arrays, mm.number, what, mark, slices)
+        vm_flags, backing = _add_vmas(host, mm.number, what, mark, slices)
         fresh = _map(host, mm.number, what, pfn, leaf, vm_flags, slices)
         _fill_backing(host, what, pfn, fresh, backing, slices)
     except ArenaFullError:
         mm.exit()
         raise
     if (vm_flags & np.uint64(Vm.MERGEABLE)).any():
-        fill.enter_ksm(arrays, mm.number)
+        _load.register(host.world, mm.number)
     if what.ksm is not None and what.ksm.any():
         notes.append(f"{int(what.ksm.sum())} pages are KSM's already; in the model nothing is merged yet.")
     seconds = dict(what.seconds, build=time.perf_counter() - start)
@@ -169,7 +165,7 @@ def _frame_numbers(what: ProcessCapture, leaf: np.ndarray, arrays: dict[str, np.
     else:
         pfn = np.empty(what.nr_pages, np.int64)
         own = leaf & ~zero
-        first = fill.first_free_block(arrays) * PAGES_PER_BLOCK
+        first = _first_free_block(arrays) * PAGES_PER_BLOCK
         # Leaves first, as they have to be aligned.
         nr_leaf = int(own.sum())
         pfn[own] = first + np.arange(nr_leaf)
@@ -178,16 +174,21 @@ def _frame_numbers(what: ProcessCapture, leaf: np.ndarray, arrays: dict[str, np.
             there = int(arrays["ctl"]["huge_zero"][0])
             block = there if there >= 0 else first
             first += 0 if there >= 0 else PAGES_PER_BLOCK
-            pfn[leaf & zero] = block + (what.addr[leaf & zero].astype(np.int64) >> _PAGE_SHIFT) % PAGES_PER_BLOCK
+            pfn[leaf & zero] = block + (what.addr[leaf & zero].astype(np.int64) >> PAGE_SHIFT) % PAGES_PER_BLOCK
         small = ~(leaf | zero)
         pfn[small] = first + np.arange(int(small.sum()))
     pfn[zero & ~leaf] = 0
     return pfn
 
 
-def _add_vmas(arrays, number: int, what: ProcessCapture, mark: str, slices) -> tuple[np.ndarray, np.ndarray]:
+def _first_free_block(arrays) -> int:
+    """The block of 512 frames from which on every one is wholly free."""
+    partly = np.flatnonzero(arrays["b_count"] < PAGES_PER_BLOCK)
+    return int(partly[-1]) + 1 if len(partly) else 0
+
+
+def _add_vmas(host: Host, number: int, what: ProcessCapture, mark: str, slices) -> tuple[np.ndarray, np.ndarray]:
     """Make the vmas: (vm_flags, backing) of each."""
-    n = len(what.vmas)
     flags = np.array([vma.vm_flags for vma in what.vmas], np.uint64)
     marked = np.array([vma.mergeable if mark == "as-is" else vma.not_compatible is None for vma in what.vmas], bool)
     flags &= ~np.uint64(Vm.MERGEABLE)
@@ -196,33 +197,35 @@ def _add_vmas(arrays, number: int, what: ProcessCapture, mark: str, slices) -> t
     seen = np.append(0, np.cumsum(what.anon))
     anon = seen[slices[:, 1]] > seen[slices[:, 0]]
     anon |= np.array([not vma.never_written for vma in what.vmas], bool)
-    objects: dict[tuple[str, int], int] = {}
-    backing = np.zeros(n, np.int32)
-    for index, vma in enumerate(what.vmas):
-        if vma.inode and "pf" not in vma.flags and "ht" not in vma.flags:
-            key = (vma.device, vma.inode)
-            if key not in objects:
-                objects[key] = fill.add_mm(arrays, MmFlag.BACKING)
-            backing[index] = objects[key]
-            # How long the object really is can't be seen from outside; at least to where it is mapped.
-            end = vma.offset + vma.size >> _PAGE_SHIFT
-            arrays["mms"]["length"][objects[key]] = max(int(arrays["mms"]["length"][objects[key]]), end)
-    np.add.at(arrays["mms"]["reserved"], backing[backing > 0], 1)
+    backing, made = _add_objects(host, what)
     start = np.array([vma.start for vma in what.vmas], np.uint64)
     offset = np.array([vma.offset for vma in what.vmas], np.uint64)
-    families = int(arrays["ctl"]["anon_vmas"][0])
-    columns = {
-        "start": start,
-        "end": np.array([vma.end for vma in what.vmas], np.uint64),
-        "flags": flags,
-        "pgoff": np.where(backing > 0, offset, start) >> np.uint64(_PAGE_SHIFT),
-        "backing": backing,
-        "anon_vma": np.where(anon, families + np.cumsum(anon), 0),
-        "page_shift": np.where(flags & np.uint64(Vm.HUGETLB) != 0, 21, _PAGE_SHIFT),
-    }
-    arrays["ctl"]["anon_vmas"] += int(anon.sum())
-    fill.add_vmas(arrays, number, columns)
+    code = _load.add_vmas(
+        host.world,
+        number,
+        start,
+        np.array([vma.end for vma in what.vmas], np.uint64),
+        flags,
+        np.where(backing > 0, offset, start) >> np.uint64(PAGE_SHIFT),
+        backing,
+        anon.view(np.uint8),
+    )
+    for one in made:  # they live on with the areas that map them
+        host.drop_object(one)
+    check(code, f"the {len(what.vmas)} areas of process {what.pid}")
     return flags, backing
+
+
+def _add_objects(host: Host, what: ProcessCapture) -> tuple[np.ndarray, list[int]]:
+    """The file or shared object that each vma maps, int32[vmas], 0 where there is none; and all of them, to be dropped."""
+    # How long an object really is can't be seen from outside; at least to where it is mapped.
+    length: dict[tuple[str, int], int] = {}
+    keys = [None if not vma.inode or {"pf", "ht"} & set(vma.flags) else (vma.device, vma.inode) for vma in what.vmas]
+    for key, vma in zip(keys, what.vmas, strict=True):
+        if key is not None:
+            length[key] = max(length.get(key, 0), vma.offset + vma.size)
+    numbers = {key: host.new_object(nbytes) for key, nbytes in length.items()}
+    return np.array([numbers.get(key, 0) for key in keys], np.int32), list(numbers.values())
 
 
 def _kinds(what: ProcessCapture, leaf: np.ndarray, vm_flags: np.ndarray, slices: np.ndarray) -> np.ndarray:
@@ -230,20 +233,20 @@ def _kinds(what: ProcessCapture, leaf: np.ndarray, vm_flags: np.ndarray, slices:
     zero, anon = what.zero, what.anon
     kinds = np.where(anon, np.uint16(Frame.ANON), np.uint16(Frame.FILE))
     kinds[zero] = int(Frame.ZERO)
-    kinds[leaf] |= np.uint16(_PAGE_LEAF | _PAGE_FOLIO)
-    kinds[_folio_pages(what)] |= np.uint16(_PAGE_FOLIO)
+    kinds[leaf] |= np.uint16(LoadedPage.LEAF | LoadedPage.FOLIO)
+    kinds[_folio_pages(what)] |= np.uint16(LoadedPage.FOLIO)
     # Without frames nobody can tell whether a page is shared; a private anonymous one most likely is not.
     writable = anon if what.exclusive is None else anon & what.exclusive
     if what.ksm is not None:
         writable &= ~what.ksm
-    kinds[writable] |= np.uint16(_PAGE_WRITABLE)
+    kinds[writable] |= np.uint16(LoadedPage.WRITABLE)
     for vma in np.flatnonzero(vm_flags & np.uint64(Vm.SHARED | Vm.HUGETLB) != 0):
         part = kinds[slices[vma, 0] : slices[vma, 1]]
         if vm_flags[vma] & np.uint64(Vm.HUGETLB):
             part &= ~np.uint16(Frame.ANON | Frame.FILE)
             part |= np.uint16(Frame.HUGETLB)
         if vm_flags[vma] & np.uint64(Vm.SHARED):
-            part |= np.uint16(_PAGE_WRITABLE)
+            part |= np.uint16(LoadedPage.WRITABLE)
     return kinds
 
 
@@ -272,21 +275,14 @@ def _folio_pages(what: ProcessCapture) -> np.ndarray:
 
 def _map(host: Host, number: int, what: ProcessCapture, pfn, leaf, vm_flags, slices) -> np.ndarray:
     """Write the page tables, take the frames and count their mappings; which pages have frames nobody had before."""
-    arrays = host.world.arrays
     kinds = _kinds(what, leaf, vm_flags, slices)
-    # There are few kinds of entries: one for each vma and each of three states of a page.
-    states = [fill.page_flags(vm_flags, *state) for state in ((False, False), (True, False), (False, True))]
-    flags = np.ascontiguousarray(np.stack(states, axis=1))
-    try:
-        done = _load.load_pages(host.world, number, what.addr, pfn, kinds, slices, flags)
-    finally:
-        fill.relink_blocks(arrays)
+    done = _load.load_pages(host.world, number, what.addr, pfn, kinds, slices, vm_flags)
     if done < slices[-1, 1]:
         raise ArenaFullError(f"no table page left at {int(what.addr[done]):#x}: make the Host with more frames")
     huge_zero = leaf & what.zero
     if huge_zero.any():
-        arrays["ctl"]["huge_zero"] = int(pfn[huge_zero][0]) & ~(PAGES_PER_BLOCK - 1)
-    return kinds & np.uint16(_PAGE_FRESH) != 0
+        host.world.arrays["ctl"]["huge_zero"] = int(pfn[huge_zero][0]) & ~(PAGES_PER_BLOCK - 1)
+    return kinds & np.uint16(LoadedPage.FRESH) != 0
 
 
 def _fill_backing(host: Host, what: ProcessCapture, pfn, fresh, backing, slices) -> None:

@@ -1,5 +1,8 @@
 # Binding of one set of page tables, for the modules that walk them.
-from ksmwalk._core cimport *
+from libc.stdint cimport int64_t, uint64_t
+
+from ksmwalk._core cimport World
+from ksmwalk.layout._layout cimport *
 
 
 cdef class Tables:
@@ -10,3 +13,7 @@ cdef class Tables:
 
 cdef void note_bad(kw_tables *t, uint64_t addr, int level, uint64_t raw, int kind) noexcept nogil
 cdef int64_t row_of_frame(const kw_tables *t, uint64_t frame) noexcept nogil
+
+cdef inline bint honest_range(int64_t levels, uint64_t start, uint64_t end) noexcept nogil:
+    # Does a walk's range lie within what so many levels can map?
+    return start <= end and end <= (<uint64_t>1) << (12 + 9 * levels)

@@ -19,8 +19,11 @@
 #
 # A callback returns 0 to go on; any other value ends the walk and is its result. It may change the entry, set
 # walk.action before it returns, and must not free the tables that are being walked.
-from ksmwalk._core cimport *
+from libc.stdint cimport int32_t, int64_t, uint64_t
+
 from ksmwalk.tables._read cimport Tables
+from ksmwalk.layout._layout cimport *
+
 
 cdef enum:
     ACTION_SUBTREE = 0     # descend

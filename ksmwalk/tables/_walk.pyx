@@ -3,12 +3,19 @@
 One walker (`descend`) over C function pointers. The Python face gives it callbacks that call Python; a C caller gives
 its own. The contract stands in `_walk.pxd` and, for Python, in `pagewalk.py`.
 """
+from libc.errno cimport EINVAL
+from libc.stdint cimport int32_t, int64_t, uint64_t
+
+from ksmwalk._core cimport (
+    entry_leaf, entry_none, entry_pfn, entry_present, level_index, level_size, pmd_find, split_leaf,
+)
+from ksmwalk.tables._read cimport Tables, note_bad, row_of_frame
+from ksmwalk.layout._layout cimport *
+
+
 from libc.string cimport memset
 
-from ksmwalk._core cimport *
-from ksmwalk.tables._read cimport Tables, note_bad, row_of_frame
 
-cdef int EINVAL = 22
 # What a Python callback answers to the C walker after its result or exception was put aside.
 cdef int STOP = 1
 

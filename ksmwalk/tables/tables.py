@@ -11,7 +11,7 @@ from ..entries import Pte
 from ..errors import ArenaFullError, BadEntryError, check
 from ..layout import Code
 from ..layout.arena import reserve
-from . import _read
+from . import _map, _read
 
 USER_RW = Pte.P | Pte.RW | Pte.US | Pte.A | Pte.D | Pte.NX
 _BAD_KEPT = 1024  # bad entries kept with their details; all are counted
@@ -62,7 +62,7 @@ class PageTables:
         ctl["rows_used"] = 1
         ctl["rows_cap"] = capacity + 1
         world = _core.World({"rows": rows, "ctl": ctl, "mms": np.zeros(2, layout.MM)})
-        check(_read.new_root(world, 1))
+        check(_map.new_root(world, 1))
         self._bind(world, 1, levels, on_bad)
 
     def _bind(self, world, mm: int, levels: int, on_bad: str, work=None) -> None:
@@ -342,7 +342,7 @@ class PageTables:
             flags |= Pte.PS
         if len(p):
             entries.pack(p, flags, level)  # complains about what does not fit
-        code, at = _read.map_pages(world, self._mm, addr, np.ascontiguousarray(p, dtype=np.uint64), flags, level)
+        code, at = _map.map_pages(world, self._mm, addr, np.ascontiguousarray(p, dtype=np.uint64), flags, level)
         check(code, f"address {at:#x}")
 
     def unmap(self, start: int, end: int) -> int:
@@ -360,7 +360,7 @@ class PageTables:
             raise ValueError(f"range {start:#x}-{end:#x}: must be page aligned and within 0-{self.end:#x}")
         if start == end:
             return 0
-        code, cleared = _read.clear_range(world, self._mm, start, end)
+        code, cleared = _map.clear_range(world, self._mm, start, end)
         check(code, f"{start:#x}-{end:#x}")
         return cleared
 
@@ -379,7 +379,7 @@ class PageTables:
 
         Models: __split_huge_pmd(), as the walk does before it descends. Differs: nothing known.
         """
-        code = _read.split_at(self._writable(), self._mm, addr)
+        code = _map.split_at(self._writable(), self._mm, addr)
         if code == Code.NONE:
             raise ValueError(f"address {addr:#x}: no large leaf to split")
         return check(code)

@@ -1,17 +1,21 @@
-"""The C structs of `_layout.h` and the dtypes of `layout.py` are one layout, and their named bits one set."""
+"""The structs and constants as the C compiler has them are the dtypes and enums that were written for Python."""
 
 import numpy as np
 import pytest
 
-from ksmwalk import _core, layout
+from ksmwalk import Host, _core, layout
 
 DTYPES = ("vma", "mm", "item", "link", "node", "ctl", "ksm", "cursor", "work", "bad", "mapping", "event")
 #: constants of the header that stand in an enum class of layout.py: prefix -> class
 CLASSES = {
     "FRAME_": layout.Frame, "VM_": layout.Vm, "MM_": layout.MmFlag, "ITEM_": layout.ItemFlag, "NODE_": layout.NodeFlag,
     "STRATEGY_": layout.Strategy, "EV_": layout.Event, "BAD_": layout.Bad, "PERM_": layout.Perm, "KW_E": layout.Code,
+    "LOADED_": layout.LoadedPage, "THP_": layout.Thp,
 }
-SIZES = {"KW_PAGE_SIZE": layout.PAGE_SIZE, "KW_PMD_SIZE": layout.PMD_SIZE, "KW_PUD_SIZE": layout.PUD_SIZE}
+SIZES = {
+    "KW_RING": len(Host(64).ksm.events._ring),
+    "KW_PAGE_SIZE": layout.PAGE_SIZE, "KW_PMD_SIZE": layout.PMD_SIZE, "KW_PUD_SIZE": layout.PUD_SIZE,
+}
 
 
 def c_structs():
@@ -60,12 +64,3 @@ def test_bits_of_an_entry():
     assert constants, "the core tells no PTE bits"
     for name, bit in Pte.__members__.items():
         assert constants[name] == int(bit), name
-
-
-def test_the_table_of_fields_is_up_to_date():
-    import make_layout_table as maker
-
-    where = maker.HERE
-    if not where.is_dir():
-        pytest.skip("no source tree")
-    assert (where / "_layout_table.h").read_text() == maker.table((where / "_layout.h").read_text())

@@ -9,6 +9,7 @@ from hostcheck import check
 
 from ksmwalk import ArenaFullError, Frame, Host, Vm, entries
 from ksmwalk.host import _doors as _host
+from ksmwalk.layout import Code
 
 PAGE, PMD = 4096, 1 << 21
 AT = 0x40000000
@@ -159,7 +160,7 @@ def test_a_pinned_folio_is_not_split():
     mm = area(host, 512, "hugepage")
     mm.write(AT, 5)
     pfn = host.pin(mm, AT + 9 * PAGE)
-    assert _host.split(host.world, pfn, None) == -8
+    assert _host.split(host.world, pfn, None) == Code.BUSYENTRY
     assert entry(mm, AT).level == 2
     host.unpin(pfn)
     assert _host.split(host.world, pfn, None) == 0

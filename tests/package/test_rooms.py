@@ -82,7 +82,6 @@ def test_imports_point_down_the_floors_only():
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.xfail(reason="the engine is not split yet", strict=True)
 def test_no_starred_cimport_but_the_layout():
     wrong = [
         f"{path.relative_to(SOURCE)}:{number}: {line}"

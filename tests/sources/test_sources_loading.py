@@ -14,7 +14,7 @@ from ksmwalk import ArenaFullError, Host
 from ksmwalk.host import _load
 from ksmwalk.layout import Frame, MmFlag, Vm
 from ksmwalk.proc import pagemap
-from ksmwalk.sources import VmaRecord, capture, fill, load, process
+from ksmwalk.sources import VmaRecord, capture, load, process
 from ksmwalk.sources.reading import KPF_ANON, KPF_COMPOUND_HEAD, KPF_COMPOUND_TAIL, KPF_MMAP, KPF_THP, ProcessCapture
 
 P, M = 4096, 2 << 20
@@ -281,7 +281,7 @@ def arrays_for_loading():
         "pfns": pfns,
         "pages": pages,
         "slices": np.array([[0, 515]], np.int64),
-        "flags": np.array([[0x25, 0x67, 0x225]], np.uint64),
+        "vm_flags": np.array([Vm.READ | Vm.WRITE], np.uint64),
     }
 
 
@@ -290,7 +290,6 @@ def test_the_compiled_loop_takes_a_leaf():
     mm = host.new_mm()
     mm.mmap(4 * M, addr=1 << 40)
     assert _load.load_pages(host.world, mm.number, **arrays_for_loading()) == 515
-    fill.relink_blocks(host.world.arrays)
     hostcheck.check(host)
     assert mm.tables.mappings()["level"].tolist() == [2, 1, 1, 1]
 
@@ -319,7 +318,6 @@ def test_the_compiled_loop_refuses_nonsense(name, index, value):
     arrays[name][index] = value
     with pytest.raises((ValueError, IndexError), match=r"frame|leaf|slice"):
         _load.load_pages(host.world, mm.number, **arrays)
-    fill.relink_blocks(host.world.arrays)
     hostcheck.check(host)
 
 

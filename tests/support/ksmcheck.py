@@ -15,7 +15,7 @@ def check_ksm(host) -> None:
     a = host.world.arrays
     ksm, ctl = a["ksm"][0], a["ctl"][0]
     items = a["items"][: int(ctl["items_used"])]
-    nodes = a["nodes"][: int(ctl["nodes_used"])]
+    nodes = a["nodes"][: int(ctl["stable_used"])]
     live = np.flatnonzero(items["flags"] & ItemFlag.USED)
     assert len(live) == ctl["items_live"]
     _check_lists(a, items, set(live.tolist()))
@@ -95,7 +95,7 @@ def _check_stable(a, nodes, pages, nr_nodes: int) -> None:
     for nid in range(nr_nodes):
         order = _walk(
             lambda i: int(nodes[i]["left"]), lambda i: int(nodes[i]["right"]), lambda i: int(nodes[i]["parent"]),
-            lambda i: int(nodes[i]["color"]) & 1, int(a["trees"][nid]),
+            lambda i: int(nodes[i]["colour"]) & 1, int(a["trees"][nid]),
         )
         keys = [int(nodes[i]["key"]) for i in order]
         assert keys == sorted(set(keys)), "contents in the stable tree are in order, each once"

@@ -1,0 +1,122 @@
+"""Unmerging: KSM pages and zero pages placed by KSM broken into private copies, one by one or over ranges.
+
+The contract of every function stands in `_unmerge.pxd`.
+"""
+from libc.stdint cimport int32_t, int64_t, uint64_t
+
+from ksmwalk._core cimport (
+    entry_decode, entry_leaf, entry_none, entry_pfn, entry_present, level_index, level_size, make_entry,
+    pte_find, pte_present,
+)
+from ksmwalk.memory._frames cimport frame_alloc, frame_map, frame_unmap, lru_add, normal_pfn
+from ksmwalk.memory._leaves cimport ksm_zero_gone, pte_ksm_zero, touched
+from ksmwalk.memory._areas cimport vma_mergeable
+from ksmwalk.layout._layout cimport *
+
+
+cdef int break_pte(kw_world *w, int32_t mm, uint64_t *pte) noexcept nogil:
+    cdef uint64_t e = pte[0], flags
+    cdef int64_t pfn = KW_NONE, new
+    if not pte_present(e):
+        return 0
+    if not pte_ksm_zero(e):
+        pfn = normal_pfn(w, e, 1)
+        if pfn < 0 or not w.f_flags[pfn] & FRAME_KSM:
+            return 0
+    new = frame_alloc(w, w.mms[mm].nid, 0 if pfn < 0 else w.f_key[pfn], FRAME_ANON)
+    if new < 0:
+        return KW_ENOFRAMES
+    flags = (entry_decode(e) & ~(PTE_PFN_MASK | PTE_RW | PTE_D | PTE_SPECIAL)) | PTE_A
+    pte[0] = make_entry(<uint64_t>new, flags)
+    frame_map(w, new)
+    lru_add(w, new)
+    if pfn < 0:
+        ksm_zero_gone(w, mm)
+    else:
+        frame_unmap(w, pfn)
+    touched(w, mm)
+    return 1
+
+
+cdef int break_ksm(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil:
+    cdef uint64_t *pte = pte_find(w, w.mms[mm].root, addr)
+    if pte == NULL:
+        return 0
+    return break_pte(w, mm, pte)
+
+
+cdef int64_t unmerge_level(kw_world *w, int32_t mm, int64_t row, int level, uint64_t addr, uint64_t end,
+                           bint count) noexcept nogil:
+    """Break the KSM pages below one table; how many, or KW_ENOFRAMES."""
+    cdef uint64_t size = level_size(level), next, e
+    cdef uint64_t *p = w.rows + row * 512 + level_index(addr, level)
+    cdef int64_t n = 0, got
+    while addr < end:
+        next = min((addr & ~(size - 1)) + size, end)
+        e = p[0]
+        if level == 1:
+            if count:
+                w.work.ptes += 1
+            # Only what can be a KSM page is looked at further: present, and not write-enabled.
+            if pte_present(e) and not e & PTE_RW:
+                got = break_pte(w, mm, p)
+                if got < 0:
+                    return got
+                n += got
+        else:
+            if count:
+                w.work.entries[level] += 1
+            if entry_none(e):
+                if count:
+                    w.work.holes += 1
+            else:
+                if count and level == 2:
+                    w.work.resched += 1
+                if not entry_leaf(e, level) and entry_present(e, level):
+                    got = unmerge_level(w, mm, <int64_t>entry_pfn(e, level), level - 1, addr, next, count)
+                    if got < 0:
+                        return got
+                    n += got
+        addr = next
+        p += 1
+    return n
+
+
+cdef int unmerge_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end, int strategy) noexcept nogil:
+    cdef int64_t n = 0, pages = <int64_t>((end - start) >> 12)
+    cdef int rc
+    cdef uint64_t addr = start
+    if start >= end:
+        return KW_OK
+    if strategy == STRATEGY_PER_ADDRESS and w.cursor.real_lookups:
+        while addr < end:
+            rc = break_ksm(w, mm, addr)
+            if rc < 0:
+                return rc
+            n += rc
+            addr += KW_PAGE_SIZE
+    else:
+        n = unmerge_level(w, mm, w.mms[mm].root, <int>w.ctl.levels, start, end, strategy == STRATEGY_RANGE)
+        if n < 0:
+            return <int>n
+    w.work.found += n
+    if strategy == STRATEGY_RANGE:
+        w.work.searches += 1
+    else:
+        # One lookup an address, and one more after each page broken to see that it is.
+        w.work.lookups += pages + n
+        w.work.lookup_misses += pages
+        w.work.resched += pages + n
+    return KW_OK
+
+
+cdef int unmerge_mm(kw_world *w, int32_t mm, int strategy) noexcept nogil:
+    cdef int32_t v = w.mms[mm].vma_first
+    cdef int rc
+    while v:
+        if vma_mergeable(&w.vmas[v]) and w.vmas[v].anon_vma:
+            rc = unmerge_range(w, mm, w.vmas[v].start, w.vmas[v].end, strategy)
+            if rc < 0:
+                return rc
+        v = w.vmas[v].next
+    return KW_OK

@@ -1,0 +1,61 @@
+# The contract of areas, for those who `cimport ksmwalk.memory._areas`. Same rules as _frames.pxd. Calls that may be
+# refused as a system call is answer -errno.
+from libc.stdint cimport int32_t, int64_t, uint64_t
+
+from ksmwalk.layout._layout cimport *
+
+
+cdef enum:
+    MAX_MAP_COUNT = 65530    # sysctl vm.max_map_count
+    VM_SPECIAL = VM_IO | VM_DONTEXPAND | VM_PFNMAP | VM_MIXEDMAP
+    VM_ACCESS = VM_READ | VM_WRITE | VM_EXEC
+
+# ------------------------------------------------------------------ address spaces and objects
+
+cdef int32_t mm_alloc(kw_world *w) noexcept nogil
+    # A record of an address space with an empty top table; KW_NONE: no record, KW_ENOROWS: no table.
+cdef void mm_free(kw_world *w, int32_t mm) noexcept nogil
+cdef void drop_tables(kw_world *w, int32_t mm) noexcept nogil
+    # All tables of an mm whose leaves are gone, the top one included.
+cdef void backing_put(kw_world *w, int32_t backing) noexcept nogil
+    # One user (vma, or the one who made it) less; the object goes with its last.
+
+cdef inline int64_t rows_left(kw_world *w) noexcept nogil:
+    return w.ctl.rows_cap - 1 - w.ctl.rows_live
+
+# ------------------------------------------------------------------ the look-up
+
+cdef int32_t vma_find(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil
+    # The vma that contains addr, 0: none.
+cdef int32_t vma_find_from(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil
+    # The lowest vma that ends above addr (the kernel's find_vma), 0: none.
+cdef int32_t last_vma(kw_world *w, int32_t mm) noexcept nogil
+    # The highest vma, 0: none.
+
+cdef inline bint vma_compatible(uint64_t flags) noexcept nogil:
+    # May it be marked as mergeable at all?
+    return (flags & (VM_SHARED | VM_PFNMAP | VM_IO | VM_DONTEXPAND | VM_HUGETLB | VM_MIXEDMAP | VM_DROPPABLE
+                     | VM_DAX | VM_MAYSHARE)) == 0
+
+cdef inline bint vma_mergeable(const kw_vma *v) noexcept nogil:
+    # Marked, and nothing about it forbids it.
+    return (v.flags & VM_MERGEABLE) != 0 and vma_compatible(v.flags)
+
+# ------------------------------------------------------------------ records of vmas
+
+cdef int32_t vma_alloc(kw_world *w, int32_t mm) noexcept nogil
+cdef void vma_link(kw_world *w, int32_t v, int32_t prev) noexcept nogil
+    # Put v behind prev, 0: first.
+cdef void vma_free(kw_world *w, int32_t v) noexcept nogil
+cdef int vmas_left(kw_world *w, int n) noexcept nogil
+    # Are n records to be had? The free list is only looked along as far as needed.
+cdef int32_t vma_split(kw_world *w, int32_t v, uint64_t addr) noexcept nogil
+    # Cut v at addr: the upper part is a new record, whose index is returned. No huge leaf lies across the cut.
+cdef bint vma_join(kw_world *w, int32_t a, int32_t b) noexcept nogil
+    # Make one of two neighbours if they are alike in all but place: b goes into a.
+cdef int32_t join_around(kw_world *w, int32_t v) noexcept nogil
+    # Join v with its neighbours where they allow it; the record that holds its range now.
+cdef int32_t set_flags(kw_world *w, int32_t v, uint64_t start, uint64_t end, uint64_t flags) noexcept nogil
+    # Give [start, end) of v other flags: cut at its ends, joined with what is alike. The record that holds it.
+cdef void anon_vma_prepare(kw_world *w, kw_vma *v) noexcept nogil
+    # The vma gets anonymous pages: its own anon_vma, or that of a neighbour it could be joined with.

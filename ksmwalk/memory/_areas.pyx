@@ -1,0 +1,286 @@
+"""Areas of a Host, compiled: records of address spaces and of their vmas, the lists and the look-up, objects mapped.
+
+The contract of every function stands in `_areas.pxd`.
+"""
+from libc.errno cimport ENOMEM
+from libc.stdint cimport int32_t, int64_t, uint64_t
+
+from ksmwalk._core cimport entry_leaf, entry_pfn, level_size, pmd_find, row_alloc, row_free
+from ksmwalk.memory._frames cimport folio_put
+from ksmwalk.memory._leaves cimport free_tables, pmd_split, touched
+from ksmwalk.layout._layout cimport *
+
+
+from libc.string cimport memset
+
+
+# ------------------------------------------------------------------ address spaces
+
+cdef int32_t mm_alloc(kw_world *w) noexcept nogil:
+    cdef kw_ctl *c = w.ctl
+    cdef int32_t mm = <int32_t>c.mms_exited, next, prev = 0
+    cdef kw_mm *m
+    # Those that have exited wait on a list of their own until ksmd has cleaned their slots.
+    while mm:
+        next = w.mms[mm].vma_first
+        if w.mms[mm].flags & MM_HAS_SLOT:
+            prev = mm
+        else:
+            if prev:
+                w.mms[prev].vma_first = next
+            else:
+                c.mms_exited = next
+            mm_free(w, mm)
+        mm = next
+    if rows_left(w) < 1:
+        return KW_ENOROWS
+    if c.mms_free:
+        mm = <int32_t>c.mms_free
+        c.mms_free = w.mms[mm].vma_first
+    else:
+        if c.mms_used >= c.mms_cap:
+            return KW_ENOMMS
+        mm = <int32_t>c.mms_used
+        c.mms_used += 1
+    m = &w.mms[mm]
+    # The epoch goes on where the last user of the record left it: nobody may take the one for the other.
+    m.epoch += 1
+    m.flags = MM_USED
+    m.vma_first = m.slot_next = m.slot_prev = m.rmap_list = m.nr_vmas = 0
+    m.nr_rmap_items = m.nr_merging = m.nr_zero = m.users = m.nr_pages = 0
+    m.nid = m.vma_hint = 0
+    c.mm_serial += 1
+    m.serial = c.mm_serial
+    m.root = row_alloc(w)
+    m.nr_tables = 1
+    return mm
+
+
+cdef void mm_free(kw_world *w, int32_t mm) noexcept nogil:
+    w.mms[mm].flags = 0
+    w.mms[mm].vma_first = <int32_t>w.ctl.mms_free
+    w.ctl.mms_free = mm
+
+
+cdef void drop_tables(kw_world *w, int32_t mm) noexcept nogil:
+    """All tables of an mm whose leaves are gone, the top one included."""
+    free_tables(w, mm, 0, level_size(<int>w.ctl.levels) * 512, 0, ~<uint64_t>0)
+    row_free(w, w.mms[mm].root)
+    w.mms[mm].root = 0
+    w.mms[mm].nr_tables = 0
+
+
+# ------------------------------------------------------------------ objects
+
+cdef void backing_put(kw_world *w, int32_t backing) noexcept nogil:
+    """One vma less maps the object; an unnamed one goes with its last."""
+    if backing == 0:
+        return
+    w.mms[backing].users -= 1
+    if w.mms[backing].users == 0:
+        backing_clear(w, backing, w.mms[backing].root, <int>w.ctl.levels)
+        drop_tables(w, backing)
+        mm_free(w, backing)
+
+
+cdef void backing_clear(kw_world *w, int32_t backing, int64_t row, int level) noexcept nogil:
+    cdef uint64_t e
+    cdef int i
+    for i in range(512):
+        e = w.rows[row * 512 + i]
+        if e == 0:
+            continue
+        if level == 1 or entry_leaf(e, level):
+            w.rows[row * 512 + i] = 0
+            folio_put(w, <int64_t>entry_pfn(e, level))
+        else:
+            backing_clear(w, backing, <int64_t>entry_pfn(e, level), level - 1)
+
+
+# ------------------------------------------------------------------ the look-up
+
+cdef int32_t vma_find_from(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil:
+    # From the one found last, where that is not beyond addr: accesses come in clusters.
+    cdef int32_t v = w.mms[mm].vma_hint
+    if v <= 0 or v >= w.ctl.vmas_used or w.vmas[v].mm != mm or w.vmas[v].start > addr:
+        v = w.mms[mm].vma_first
+    while v and w.vmas[v].end <= addr:
+        w.mms[mm].vma_hint = v
+        v = w.vmas[v].next
+    if v:
+        w.mms[mm].vma_hint = v
+    return v
+
+
+cdef int32_t vma_find(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil:
+    cdef int32_t v = vma_find_from(w, mm, addr)
+    return v if v and w.vmas[v].start <= addr else 0
+
+
+cdef int32_t last_vma(kw_world *w, int32_t mm) noexcept nogil:
+    cdef int32_t v = w.mms[mm].vma_hint
+    if v <= 0 or v >= w.ctl.vmas_used or w.vmas[v].mm != mm:
+        v = w.mms[mm].vma_first
+    while v and w.vmas[v].next:
+        v = w.vmas[v].next
+    return v
+
+
+# ------------------------------------------------------------------ records of vmas
+
+cdef int32_t vma_alloc(kw_world *w, int32_t mm) noexcept nogil:
+    cdef kw_ctl *c = w.ctl
+    cdef int32_t v
+    if c.vmas_free:
+        v = <int32_t>c.vmas_free
+        c.vmas_free = w.vmas[v].next
+    else:
+        if c.vmas_used >= c.vmas_cap:
+            return KW_ENOVMAS
+        v = <int32_t>c.vmas_used
+        c.vmas_used += 1
+    memset(&w.vmas[v], 0, sizeof(kw_vma))
+    c.vma_serial += 1
+    w.vmas[v].serial = c.vma_serial
+    w.vmas[v].mm = mm
+    w.vmas[v].page_shift = 12
+    w.mms[mm].nr_vmas += 1
+    return v
+
+
+cdef void vma_link(kw_world *w, int32_t v, int32_t prev) noexcept nogil:
+    """Put v behind prev, 0: first."""
+    cdef int32_t mm = w.vmas[v].mm
+    cdef int32_t next = w.vmas[prev].next if prev else w.mms[mm].vma_first
+    w.vmas[v].prev = prev
+    w.vmas[v].next = next
+    if prev:
+        w.vmas[prev].next = v
+    else:
+        w.mms[mm].vma_first = v
+    if next:
+        w.vmas[next].prev = v
+
+
+cdef void vma_free(kw_world *w, int32_t v) noexcept nogil:
+    cdef int32_t mm = w.vmas[v].mm, prev = w.vmas[v].prev, next = w.vmas[v].next, backing = w.vmas[v].backing
+    kw_check(0 < v < w.ctl.vmas_used and mm > 0)
+    if prev:
+        w.vmas[prev].next = next
+    else:
+        w.mms[mm].vma_first = next
+    if next:
+        w.vmas[next].prev = prev
+    w.mms[mm].nr_vmas -= 1
+    w.mms[mm].epoch += 1
+    if w.cursor.vma == v:
+        w.cursor.vma = 0
+    memset(&w.vmas[v], 0, sizeof(kw_vma))
+    w.vmas[v].next = <int32_t>w.ctl.vmas_free
+    w.ctl.vmas_free = v
+    backing_put(w, backing)
+
+
+cdef int vmas_left(kw_world *w, int n) noexcept nogil:
+    """Are n records to be had? The free list is only looked along as far as needed."""
+    cdef int64_t v = w.ctl.vmas_free
+    n -= <int>min(n, w.ctl.vmas_cap - w.ctl.vmas_used)
+    while n > 0 and v:
+        n -= 1
+        v = w.vmas[v].next
+    return n <= 0
+
+
+cdef int32_t vma_split(kw_world *w, int32_t v, uint64_t addr) noexcept nogil:
+    """Cut v at addr: the upper part is a new record, whose index is returned. No huge leaf lies across the cut."""
+    cdef uint64_t *pmd = pmd_find(w, w.mms[w.vmas[v].mm].root, addr) if addr & (KW_PMD_SIZE - 1) else NULL
+    cdef int32_t new
+    cdef int64_t serial
+    if pmd != NULL and pmd_split(w, w.vmas[v].mm, addr, pmd) < 0:
+        return KW_ENOROWS
+    new = vma_alloc(w, w.vmas[v].mm)
+    if new < 0:
+        return new
+    serial = w.vmas[new].serial
+    w.vmas[new] = w.vmas[v]
+    w.vmas[new].serial = serial
+    w.vmas[new].start = addr
+    w.vmas[new].pgoff += (addr - w.vmas[v].start) >> 12
+    w.vmas[v].end = addr
+    if w.vmas[v].backing:
+        w.mms[w.vmas[v].backing].users += 1
+    vma_link(w, new, v)
+    return new
+
+
+cdef bint vma_join(kw_world *w, int32_t a, int32_t b) noexcept nogil:
+    """Make one of two neighbours if they are alike in all but place: b goes into a."""
+    cdef kw_vma *p = &w.vmas[a]
+    cdef kw_vma *q = &w.vmas[b]
+    if a == 0 or b == 0 or p.end != q.start or (p.flags ^ q.flags) & ~<uint64_t>VM_MAYBE_GUARD or p.flags & VM_SPECIAL:
+        return False
+    if p.backing != q.backing or q.pgoff != p.pgoff + ((p.end - p.start) >> 12):
+        return False
+    if p.anon_vma != q.anon_vma:
+        # One without anonymous pages may join one that has some, unless those may still be shared with a parent.
+        if p.anon_vma and q.anon_vma or (p if p.anon_vma else q).forked:
+            return False
+        if q.anon_vma:
+            p.anon_vma = q.anon_vma
+    p.end = q.end
+    p.flags |= q.flags & VM_MAYBE_GUARD
+    vma_free(w, b)
+    return True
+
+
+cdef int32_t join_around(kw_world *w, int32_t v) noexcept nogil:
+    """Join v with its neighbours where they allow it; the record that holds its range now."""
+    cdef int32_t prev = w.vmas[v].prev
+    if vma_join(w, prev, v):
+        v = prev
+    vma_join(w, v, w.vmas[v].next)
+    return v
+
+
+cdef int32_t set_flags(kw_world *w, int32_t v, uint64_t start, uint64_t end, uint64_t flags) noexcept nogil:
+    """Give [start, end) of v other flags: cut at its ends, joined with what is alike. The record that holds it."""
+    cdef int need = (start > w.vmas[v].start) + (end < w.vmas[v].end)
+    if w.vmas[v].flags == flags:
+        return v
+    if w.mms[w.vmas[v].mm].nr_vmas + need > MAX_MAP_COUNT:
+        return -ENOMEM
+    if not vmas_left(w, need):
+        return KW_ENOVMAS
+    if rows_left(w) < need:
+        return KW_ENOROWS
+    if start > w.vmas[v].start:
+        v = vma_split(w, v, start)
+    if end < w.vmas[v].end:
+        vma_split(w, v, end)
+    w.vmas[v].flags = flags
+    touched(w, w.vmas[v].mm)    # pages may have become, or ceased to be, mergeable
+    return join_around(w, v)
+
+
+cdef inline bint anon_vma_near(kw_vma *a, kw_vma *b) noexcept nogil:
+    """Could a and b, b right after a, become one vma by mprotect? Then they had better share their anon_vma."""
+    return (a.end == b.start and a.backing == b.backing and b.pgoff == a.pgoff + ((a.end - a.start) >> 12)
+            and ((a.flags ^ b.flags) & ~<uint64_t>(VM_READ | VM_WRITE | VM_EXEC)) == 0)
+
+
+cdef void anon_vma_prepare(kw_world *w, kw_vma *v) noexcept nogil:
+    cdef kw_vma *n
+    if v.anon_vma:
+        return
+    if v.next:
+        n = &w.vmas[v.next]
+        if n.anon_vma and not n.forked and anon_vma_near(v, n):
+            v.anon_vma = n.anon_vma
+            return
+    if v.prev:
+        n = &w.vmas[v.prev]
+        if n.anon_vma and not n.forked and anon_vma_near(n, v):
+            v.anon_vma = n.anon_vma
+            return
+    w.ctl.anon_vmas += 1
+    v.anon_vma = <int32_t>w.ctl.anon_vmas

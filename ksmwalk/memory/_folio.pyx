@@ -1,0 +1,326 @@
+"""Folios of a Host, compiled: huge pages split, freed lazily in parts, collapsed; the huge zero page.
+
+The contract of every function stands in `_folio.pxd`.
+"""
+from libc.errno cimport EAGAIN, EINVAL, ENOMEM
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+
+from ksmwalk._core cimport (
+    child_row, entry_decode, entry_leaf, entry_none, entry_pfn, leaf_find, level_shift, make_entry, make_leaf,
+    pmd_find, pte_find, pte_present, row_free,
+)
+from ksmwalk.memory._frames cimport (
+    folio_extra_refs, folio_mappings, frame_free, huge_alloc, huge_map, lru_add, lru_drain, normal_pfn,
+)
+from ksmwalk.memory._leaves cimport LeafOp, over_leaves, pmd_split, prot_bits, touched, whole_pmd, zap_pte
+from ksmwalk.memory._areas cimport vma_find
+from ksmwalk.layout._layout cimport *
+
+
+# ------------------------------------------------------------------ splitting
+
+cdef void zero_if_empty(kw_world *w, int32_t mm, uint64_t addr, uint64_t *pte, int64_t pfn) noexcept nogil:
+    """Map the zero page instead of an empty subpage of a folio being split."""
+    cdef uint64_t flags
+    cdef int32_t v
+    if w.f_key[pfn] != 0:
+        return
+    v = vma_find(w, mm, addr)
+    if v and w.vmas[v].flags & VM_LOCKED:
+        return
+    flags = entry_decode(pte[0]) & ~(PTE_PFN_MASK | PTE_RW | PTE_D)
+    pte[0] = make_entry(0, flags | PTE_SPECIAL)
+    w.f_mapcount[pfn] -= 1
+    w.f_refs[w.f_head[pfn]] -= 1
+    touched(w, mm)
+
+
+cdef int64_t folio_at(kw_world *w, int32_t mm, uint64_t addr, uint64_t end, int64_t head, bint replace) noexcept nogil:
+    """Mappings of a folio in [addr, end) of one pmd: its leaf is split, or (replace) empty pages leave its ptes."""
+    cdef uint64_t *pmd = pmd_find(w, w.mms[mm].root, addr)
+    cdef uint64_t *pte
+    cdef int64_t n = 0, pfn
+    cdef int rc
+    if pmd == NULL or entry_none(pmd[0]):
+        return 0
+    if entry_leaf(pmd[0], 2):
+        if normal_pfn(w, pmd[0], 2) != head:
+            return 0
+        rc = pmd_split(w, mm, addr, pmd)
+        if rc < 0:
+            return rc
+    pte = pte_find(w, w.mms[mm].root, addr)
+    while pte != NULL and addr < end:
+        if pte_present(pte[0]):
+            pfn = normal_pfn(w, pte[0], 1)
+            if pfn >= 0 and <int64_t>w.f_head[pfn] == head:
+                n += 1
+                if replace:
+                    zero_if_empty(w, mm, addr, pte, pfn)
+        addr += KW_PAGE_SIZE
+        pte += 1
+    return n
+
+
+cdef int64_t folio_everywhere(kw_world *w, int32_t mm, int64_t row, int level, uint64_t base, int64_t head,
+                              bint replace) noexcept nogil:
+    """folio_at over all tables of an mm from this row on."""
+    cdef int64_t n = 0, got, child
+    cdef uint64_t e, addr
+    cdef int i
+    for i in range(512):
+        e = w.rows[row * 512 + i]
+        if entry_none(e):
+            continue
+        addr = base + (<uint64_t>i << level_shift(level))
+        if level == 2:
+            got = folio_at(w, mm, addr, addr + KW_PMD_SIZE, head, replace)
+        elif entry_leaf(e, level):
+            continue
+        else:
+            child = <int64_t>entry_pfn(e, level)
+            got = folio_everywhere(w, mm, child, level - 1, addr, head, replace)
+        if got < 0:
+            return got
+        n += got
+    return n
+
+
+cdef int64_t folio_visit(kw_world *w, int64_t head, uint64_t addr, bint replace, int64_t expected) noexcept nogil:
+    """Visit all mappings of a folio whose first page would be at addr (1: unknown); how many, or a code."""
+    cdef int32_t mm
+    cdef int64_t n = 0, got, used = w.ctl.mms_used
+    cdef uint64_t border = (addr + KW_PMD_SIZE - 1) & ~(KW_PMD_SIZE - 1), end = addr + KW_PMD_SIZE
+    if addr & (KW_PAGE_SIZE - 1) == 0:
+        for mm in range(1, <int32_t>used):
+            if w.mms[mm].root == 0 or w.mms[mm].flags & MM_BACKING:
+                continue
+            if border > addr:
+                got = folio_at(w, mm, addr, border, head, replace)
+                if got < 0:
+                    return got
+                n += got
+            if end > border:
+                got = folio_at(w, mm, border, end, head, replace)
+                if got < 0:
+                    return got
+                n += got
+            if n == expected:
+                return n
+        if replace:
+            # Some have gone already: the rest is found below, so count from here.
+            expected -= n
+    n = 0
+    for mm in range(1, <int32_t>used):
+        if w.mms[mm].root == 0 or w.mms[mm].flags & MM_BACKING:
+            continue
+        got = folio_everywhere(w, mm, w.mms[mm].root, <int>w.ctl.levels, 0, head, replace)
+        if got < 0:
+            return got
+        n += got
+    return n
+
+
+cdef int split_folio_at(kw_world *w, int64_t pfn, uint64_t addr) noexcept nogil:
+    cdef int64_t head = w.f_head[pfn], expected, got, p
+    cdef int i
+    if w.f_flags[head] & (FRAME_HEAD | FRAME_HUGETLB) != FRAME_HEAD:
+        return KW_OK
+    expected = folio_mappings(w, head)
+    if w.f_refs[head] != expected:
+        return KW_EBUSYENTRY
+    if addr != 1:
+        addr -= <uint64_t>(pfn - head) << 12
+    got = folio_visit(w, head, addr, False, expected)
+    if got < 0:
+        return <int>got
+    folio_visit(w, head, addr, True, expected)
+    for i in range(512):
+        p = head + i
+        w.f_head[p] = <uint32_t>p
+        w.f_flags[p] = (w.f_flags[p] & ~(FRAME_HEAD | FRAME_TAIL)) | FRAME_ANON | FRAME_USED
+        w.f_refs[p] = w.f_mapcount[p]
+    for i in range(512):
+        if w.f_refs[head + i] == 0:
+            frame_free(w, head + i)
+    return KW_OK
+
+
+cdef int split_folio(kw_world *w, int64_t pfn) noexcept nogil:
+    return split_folio_at(w, pfn, 1)
+
+
+cdef bint page_ours(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn) noexcept nogil:
+    """Is this anonymous page (the folio it is part of) mapped by nobody but this mm, so that a store may go into it?"""
+    cdef int64_t head = w.f_head[pfn], all, ours = 0
+    cdef uint64_t a
+    cdef uint64_t *p
+    cdef int i, level
+    if (w.f_flags[pfn] & (FRAME_ANON | FRAME_KSM)) != FRAME_ANON:
+        return False
+    if not w.f_flags[head] & FRAME_HEAD:
+        return w.f_mapcount[pfn] == 1
+    all = folio_mappings(w, head)
+    a = addr - (<uint64_t>(pfn - head) << 12)
+    for i in range(512):
+        p = leaf_find(w, w.mms[mm].root, a, &level)
+        if p != NULL and level == 1 and normal_pfn(w, p[0], 1) == head + i:
+            ours += 1
+        a += KW_PAGE_SIZE
+    return ours == all
+
+
+# ------------------------------------------------------------------ MADV_FREE
+
+cdef int op_clean(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
+    if normal_pfn(w, entry[0], 1) >= 0 and pte_present(entry[0]):
+        entry[0] &= ~(PTE_A | PTE_D)
+    return 0
+
+
+cdef int op_clean_pmd(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
+    if normal_pfn(w, entry[0], 2) >= 0:
+        entry[0] &= ~(PTE_A | PTE_D)
+    return 0
+
+
+cdef int split_sticking_out(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil:
+    """MADV_FREE of a part of a huge page of this mm alone splits the page itself, where it can."""
+    cdef uint64_t *pmd
+    cdef int64_t pfn
+    if addr & (KW_PMD_SIZE - 1) == 0:
+        return KW_OK
+    pmd = pmd_find(w, w.mms[mm].root, addr)
+    if pmd == NULL or not entry_leaf(pmd[0], 2) or entry_none(pmd[0]):
+        return KW_OK
+    pfn = normal_pfn(w, pmd[0], 2)
+    if pfn < 0 or folio_mappings(w, pfn) != 512:
+        return KW_OK
+    if split_folio_at(w, pfn, addr & ~(KW_PMD_SIZE - 1)) == KW_ENOROWS:
+        return KW_ENOROWS
+    return KW_OK
+
+
+cdef bint maps_whole_pmd(kw_world *w, const uint64_t *row) noexcept nogil:
+    """Does this pte table map one huge page from its first to its last part?"""
+    cdef int64_t head = normal_pfn(w, row[0], 1) if pte_present(row[0]) else KW_NONE
+    cdef int i
+    if head < 0 or w.f_head[head] != head:
+        return False
+    for i in range(512):
+        if not pte_present(row[i]) or normal_pfn(w, row[i], 1) != head + i:
+            return False
+    return True
+
+
+cdef int split_in_parts(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil:
+    """MADV_FREE splits huge pages of this mm alone that small ptes map, too, unless it takes a whole table at once."""
+    cdef uint64_t addr = start, next
+    cdef uint64_t *pte
+    cdef int64_t pfn, passed = KW_NONE
+    cdef int rc
+    while addr < end:
+        next = min((addr & ~(KW_PMD_SIZE - 1)) + KW_PMD_SIZE, end)
+        pte = pte_find(w, w.mms[mm].root, addr)
+        if pte == NULL or (whole_pmd(addr, next) and maps_whole_pmd(w, pte)):
+            addr = next
+            continue
+        while addr < next:
+            pfn = normal_pfn(w, pte[0], 1) if pte_present(pte[0]) else KW_NONE
+            if pfn >= 0 and w.f_flags[w.f_head[pfn]] & FRAME_HEAD and w.f_head[pfn] != passed:
+                if page_ours(w, mm, addr, pfn):
+                    rc = split_folio_at(w, pfn, addr)
+                    if rc == KW_ENOROWS:
+                        return rc
+                passed = w.f_head[pfn]
+            pte += 1
+            addr += KW_PAGE_SIZE
+    return KW_OK
+
+
+cdef int clean_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil:
+    cdef LeafOp op
+    cdef int rc = split_sticking_out(w, mm, start)
+    if rc == KW_OK:
+        rc = split_sticking_out(w, mm, end)
+    if rc == KW_OK:
+        rc = split_in_parts(w, mm, start, end)
+    if rc < 0:
+        return rc
+    op.pte = op_clean
+    op.pmd = op_clean_pmd
+    op.mm = mm
+    op.on = False
+    return over_leaves(w, &op, start, end)
+
+
+# ------------------------------------------------------------------ MADV_COLLAPSE
+
+cdef int collapse(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr) noexcept nogil:
+    cdef uint64_t *pmd = pmd_find(w, w.mms[mm].root, addr)
+    cdef uint64_t *row
+    cdef uint64_t e, flags
+    cdef int64_t pfn, huge, table
+    cdef int i, j
+    if v.backing or v.anon_vma == 0 or v.flags & VM_NOHUGEPAGE or w.mms[mm].flags & MM_THP_DISABLED:
+        return -EINVAL
+    if pmd == NULL or entry_none(pmd[0]):
+        return -EINVAL
+    if entry_leaf(pmd[0], 2):
+        return KW_OK
+    table = child_row(w, pmd[0])
+    if table < 0:
+        return -EINVAL
+    row = w.rows + table * 512
+    lru_drain(w)
+    for i in range(512):
+        e = row[i]
+        if entry_none(e) or pte_present(e) and e & PTE_SPECIAL and entry_pfn(e, 1) == 0:
+            continue
+        pfn = normal_pfn(w, e, 1) if pte_present(e) else KW_NONE
+        if pfn < 0 or e & PTE_UFFD_WP or not w.f_flags[pfn] & FRAME_ANON:
+            return -EINVAL
+        if folio_extra_refs(w, pfn) or w.f_flags[pfn] & FRAME_LOCKED:
+            return -EAGAIN
+        # Every page must come off the LRU list, and one that is here twice can do so only once.
+        if w.f_mapcount[pfn] > 1:
+            for j in range(i):
+                if pte_present(row[j]) and normal_pfn(w, row[j], 1) == pfn:
+                    return -EAGAIN
+    huge = huge_alloc(w, w.mms[mm].nid)
+    if huge < 0:
+        return -ENOMEM
+    for i in range(512):
+        e = row[i]
+        if pte_present(e):
+            pfn = normal_pfn(w, e, 1)
+            if pfn >= 0:
+                w.f_key[huge + i] = w.f_key[pfn]
+            zap_pte(w, mm, &row[i])
+    row_free(w, table)
+    w.mms[mm].nr_tables -= 1
+    flags = prot_bits(v.flags) | PTE_PS | PTE_D
+    if v.flags & VM_WRITE:
+        flags |= PTE_RW
+    pmd[0] = make_leaf(<uint64_t>huge, flags, 2)
+    huge_map(w, huge)
+    lru_add(w, huge)
+    touched(w, mm)
+    return KW_OK
+
+
+cdef void map_huge(kw_world *w, int32_t mm, kw_vma *v, uint64_t *pmd, int64_t pfn) noexcept nogil:
+    cdef uint64_t flags = prot_bits(v.flags) | PTE_PS | PTE_D
+    if v.flags & VM_WRITE:
+        flags |= PTE_RW
+    pmd[0] = make_leaf(<uint64_t>pfn, flags, 2)
+    huge_map(w, pfn)
+    lru_add(w, pfn)
+    touched(w, mm)
+
+
+cdef void make_huge_zero(kw_world *w, int64_t pfn) noexcept nogil:
+    cdef int i
+    for i in range(512):
+        w.f_flags[pfn + i] = (w.f_flags[pfn + i] & ~FRAME_ANON) | FRAME_ZERO
+    w.ctl.huge_zero = pfn
