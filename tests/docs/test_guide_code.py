@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import guidecode
@@ -163,6 +164,21 @@ def test_the_verification_page_says_what_is_not_modelled():
     verified, _, missing = text.partition("## Not modelled")
     for what in ("swap", "reclaim", "khugepaged"):
         assert what not in verified and what in missing
+
+
+def test_the_readme_names_every_dependency_and_fits_a_screen_or_two():
+    text = (guidecode.ROOT / "README.md").read_text(encoding="utf-8")
+    project = tomllib.loads((guidecode.ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    wanted = {"extra `" + extra + "`": names for extra, names in project["project"]["optional-dependencies"].items()}
+    wanted |= {"always": project["project"]["dependencies"], "build": project["build-system"]["requires"]}
+    rows = [row.split("|") for row in text.splitlines() if row.count("|") == 4]
+    for where, names in wanted.items():
+        said = ",".join(row[1] for row in rows if row[2].strip() == where).replace(" ", "").split(",")
+        for name in names:
+            bare = re.match(r"[\w-]+", name)[0]
+            # what builds the package is in an extra again where a test builds something
+            assert bare in said or bare in ("setuptools", "Cython"), f"{bare} ({where}) is not in the README's table"
+    assert len(text.splitlines()) <= 90
 
 
 # ---------------------------------------------------------------- Cython
