@@ -16,6 +16,7 @@ import guidecode
 import pytest
 
 import ksmwalk
+from ksmwalk import sources
 from ksmwalk.commands import verification_page
 from ksmwalk.commands.cli import build_parser
 from ksmwalk.kernel import knobs, worker
@@ -142,8 +143,9 @@ def test_every_public_name_is_in_the_reference():
     text = "\n".join(
         page.read_text(encoding="utf-8") for page in (guidecode.DOCS / "api").iterdir() if page.suffix in (".md", ".rst")
     )
-    there = set(re.findall(r"auto(?:class|function|exception|module):: ksmwalk\.(\w+)\n", text))
+    there = set(re.findall(r"auto(?:class|function|exception|module):: ksmwalk\.([\w.]+)\n", text))
     assert not set(ksmwalk.__all__) - there
+    assert not {f"sources.{name}" for name in sources.__all__} - there
 
 
 def test_the_counterparts_name_functions_that_there_are():
@@ -164,6 +166,14 @@ def test_the_verification_page_says_what_is_not_modelled():
     verified, _, missing = text.partition("## Not modelled")
     for what in ("swap", "reclaim", "khugepaged"):
         assert what not in verified and what in missing
+
+
+def test_the_links_of_the_readme_are_absolute_and_lead_to_files_that_there_are():
+    text = (guidecode.ROOT / "README.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    here = "https://github.com/ksmwalk/ksmwalk/blob/main/"
+    assert links and all(link.startswith("https://") for link in links)
+    assert not [link for link in links if link.startswith(here) and not (guidecode.ROOT / link[len(here) :]).exists()]
 
 
 def test_the_readme_names_every_dependency_and_fits_a_screen_or_two():
