@@ -7,7 +7,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, Phase, settings
 
 # `import hostcheck`, `from reference import walk`, `import fuzz_images`
-sys.path[:0] = [str(Path(__file__).parent / folder) for folder in ("", "support", "tools", "docs")]
+sys.path[:0] = [str(Path(__file__).parent / folder) for folder in ("", "support", "tools")]
 # Programs that the tests start find the ksmwalk that these tests found, not a source tree they happen to stand in.
 os.environ["PYTHONSAFEPATH"] = "1"
 
