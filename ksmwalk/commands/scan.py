@@ -102,7 +102,7 @@ def scan_process(image: ProcessImage, areas: bool = True) -> dict[str, Any]:
 def _areas(image: ProcessImage) -> list[dict[str, Any]]:
     """Every area; those with pages are scanned one at a time, the others' marks taken away for that long."""
     what, host = image.capture, image.host
-    records, numbers = host.vmas, np.array([vma.index for vma in image.mm.vmas])
+    records, numbers = host.world.arrays["vmas"], np.array([vma.index for vma in image.mm.vmas])
     flags = records["flags"][numbers]
     mergeable = flags & np.uint64(Vm.MERGEABLE) != 0
     slices = np.array(what.vma_slices()).reshape(-1, 2)

@@ -85,7 +85,7 @@ def _free(mm: Mm, start: int, length: int) -> bool:
     if start + length > mm.task_size:
         return False
     v = _doors.find_vma(mm._world, mm.index, start)
-    return v == 0 or int(mm.host.vmas["start"][v]) >= start + length
+    return v == 0 or int(mm._world.arrays["vmas"]["start"][v]) >= start + length
 
 
 def _move(mm: Mm, addr: int, old_len: int, new_addr: int, new_len: int, what: str) -> int:

@@ -8,8 +8,9 @@ from libc.string cimport memset
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uint8_t
 
 from ksmwalk._core cimport (
-    World, child_row, eligible, entry_leaf, entry_none, find_page, forget_table, level_index,
+    World, alone, child_row, eligible, enter, entry_leaf, entry_none, leave, level_index,
 )
+from ksmwalk.ksm._find cimport find_page, forget_table
 from ksmwalk.layout._layout cimport *
 
 
@@ -357,7 +358,11 @@ cdef class RmapItem:
     cdef uint64_t _addr
 
     cdef kw_item *at(self) except NULL:
-        cdef kw_item *p = &self.world.w.items[self.index]
+        cdef kw_item *p
+        if self.world is None:
+            raise ReferenceError("an RmapItem that no cursor made")
+        alone(self.world)
+        p = &self.world.w.items[self.index]
         if not p.flags & ITEM_USED or p.mm != self._mm or p.addr != self._addr:
             raise ReferenceError(f"rmap_item of mm {self._mm} at {self._addr:#x} has been freed")
         return p
@@ -370,7 +375,9 @@ cdef class RmapItem:
     @property
     def mm(self):
         """The address space (its number where no Host is attached)."""
-        host = self.world.owner() if self.world.owner is not None else None
+        if self.world is None:
+            raise ReferenceError("an RmapItem that no cursor made")
+        host = self.world.live()
         return self._mm if host is None else host.mm_by_number(self._mm)
 
     @property
@@ -429,6 +436,7 @@ cdef RmapItem item_door(World world, int32_t item):
 
 def py_rmap_item(World world not None, int64_t item):
     """The door to a used item."""
+    alone(world)
     if not 0 < item < world.w.ctl.items_used or not world.w.items[item].flags & ITEM_USED:
         raise IndexError(f"rmap_item {item}: not in use")
     return item_door(world, <int32_t>item)
@@ -461,6 +469,9 @@ cdef class Cursor:
         """
         cdef int64_t pfn = 0
         cdef int32_t item
+        if self.world is None:
+            raise ReferenceError("a cursor without a Host: host.ksm.scan is one")
+        alone(self.world)
         scan_begin(&self.world.w)
         item = scan_next(&self.world.w, &pfn)
         if item > 0:
@@ -473,21 +484,24 @@ cdef class Cursor:
 def py_scan_batch(World world not None, int64_t n):
     """(pages handed out, 0 or a negative KW_* code) of one batch of at most n."""
     cdef int64_t failed = 0, done
+    enter(world)
     with nogil:
         done = scan_batch(&world.w, n, &failed)
+    leave(world)
     return done, failed
 
 
 def py_entry_at(World world not None, int32_t mm, uint64_t addr):
     """(level, raw entry) of the lowest entry of addr that can be reached; for error messages."""
+    alone(world)
     cdef int level = <int>world.w.ctl.levels
     cdef int64_t row = world.w.mms[mm].root
-    cdef uint64_t e
+    cdef uint64_t *p
     while True:
-        e = world.w.rows[row * 512 + level_index(addr, level)]
-        if level == 1 or entry_none(e) or entry_leaf(e, level):
-            return level, e
-        row = child_row(&world.w, e)
+        p = world.w.rows + row * 512 + level_index(addr, level)
+        if level == 1 or entry_none(p[0]) or entry_leaf(p[0], level):
+            return level, p[0]
+        row = child_row(&world.w, p)
         if row < 0:
-            return level, e
+            return level, p[0]
         level -= 1

@@ -12,7 +12,7 @@ knowing before reading on:
 from libc.errno cimport EFAULT
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uint8_t
 
-from ksmwalk._core cimport World, entry_pfn, leaf_find, make_entry, pte_find, pte_present
+from ksmwalk._core cimport World, alone, enter, entry_pfn, leaf_find, leave, make_entry, pte_find, pte_present
 from ksmwalk.memory._frames cimport folio_extra_refs, frame_map, frame_unmap, lru_drain
 from ksmwalk.memory._areas cimport vma_find
 from ksmwalk.memory._folio cimport split_folio_at
@@ -483,6 +483,7 @@ cdef void bind(kw_world *w) noexcept nogil:
 
 def py_bind(World world not None):
     """Give the cursor of this world its doors into the engine."""
+    alone(world)
     bind(&world.w)
 
 
@@ -490,22 +491,28 @@ def py_scan(World world not None, int64_t n):
     """(visits, 0 or a negative KW_* code) of one batch of at most n visits."""
     cdef int failed = 0
     cdef int64_t done
+    enter(world)
     with nogil:
         done = scan_and_merge(&world.w, n, &failed)
+    leave(world)
     return done, failed
 
 
 def py_unmerge_all(World world not None):
     """run = 2: 0 or a negative KW_* code."""
     cdef int err
+    enter(world)
     with nogil:
         err = unmerge_all(&world.w)
+    leave(world)
     return err
 
 
 def py_drop_stable_nodes(World world not None):
     """Whether no stable node is left after the stale ones were removed."""
     cdef int err
+    enter(world)
     with nogil:
         err = drop_stable_nodes(&world.w)
+    leave(world)
     return err == KW_OK

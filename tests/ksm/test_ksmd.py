@@ -64,7 +64,8 @@ WRITES = {
 @pytest.mark.parametrize("knob", WRITES)
 def test_a_knob_takes_what_the_kernel_takes(knob):
     for text, answer in WRITES[knob].items():
-        ksm = Host(1024).ksm
+        host = Host(1024)
+        ksm = host.ksm
         before = getattr(ksm, knob)
         if isinstance(answer, int) and answer < 0:
             with pytest.raises(OSError, match=knob) as caught:

@@ -485,7 +485,7 @@ def test_entries_written_by_hand_are_never_trusted():
     rng = np.random.default_rng(5)
     mm = area(host, 2048)
     mm.write(AT, np.arange(700, dtype=np.uint64))
-    rows = host.tables.rows
+    rows = host._arrays["rows"]
     at = mm.tables.root
     for shift in (39, 30):
         at = int(rows[at, AT >> shift & 511]) >> 12 & 0xFFFFFFFF
