@@ -93,8 +93,9 @@ def _traced(instance: Path) -> list[float]:
 
 def _cpu_seconds() -> float:
     """CPU time of ksmd so far."""
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError):
-            if Path("/proc", pid, "comm").read_text(errors="replace") == "ksmd\n":
-                return int(Path("/proc", pid, "schedstat").read_text().split()[0]) / 1e9
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if Path(entry.path, "comm").read_text() == "ksmd\n":
+                    return int(Path(entry.path, "schedstat").read_text().split()[0]) / 1e9
     return 0.0

@@ -124,7 +124,7 @@ def mergeable_processes() -> list[tuple[int, str]]:
             # a process may be gone by the time it is read
             with contextlib.suppress(OSError):
                 if _mergeable(Path(entry.path)):
-                    found.append((int(entry.name), Path(entry.path, "comm").read_text(errors="replace").strip()))
+                    found.append((int(entry.name), Path(entry.path, "comm").read_text().strip()))
     return sorted(found)
 
 
@@ -135,8 +135,7 @@ def _mergeable(process: Path) -> bool:
         return "ksm_mergeable: yes" in text
     if "ksm_merge_any: yes" in text:
         return True
-    lines = (process / "smaps").read_text(errors="replace").splitlines()
-    return any(line.startswith("VmFlags:") and " mg" in line for line in lines)
+    return any(line.startswith("VmFlags:") and " mg" in line for line in (process / "smaps").read_text().splitlines())
 
 
 @contextlib.contextmanager

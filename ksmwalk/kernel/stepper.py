@@ -431,7 +431,7 @@ class _Run:
 
 def _comm(pid: str) -> str:
     with contextlib.suppress(OSError):
-        return Path("/proc", pid, "comm").read_text(errors="replace").strip()
+        return Path("/proc", pid, "comm").read_text().strip()
     return ""
 
 
