@@ -16,7 +16,7 @@ _SEVERAL = re.compile(r"(\w+(?:, \w+)+)( : .*)?")
 #: between names described together: no comma and no white space to napoleon and docutils, both on the page
 _GLUE = "\u201a\u200b"
 #: made by a Host or by the walk, never by a user
-_NOT_CALLED = {"Mm", "Vma", "Frames", "TableArena", "Ksm", "Events", "KsmScan"}
+_NOT_CALLED = {"Mm", "Vma", "Frames", "TableArena", "Ksm", "Events", "KsmScan", "RmapItem", "Entry", "MmWalk"}
 
 
 def _together(lines: list[str]) -> list[str]:
@@ -61,6 +61,8 @@ def after(app, what, name, obj, options, lines):
 
 def signature(app, what, name, obj, options, arguments, returns):
     """No call signature for what nobody calls."""
+    if arguments is None:
+        return None
     if what == "class" and (name.rpartition(".")[2] in _NOT_CALLED or issubclass(obj, enum.Enum)):
         return "", None
     if arguments:
