@@ -577,9 +577,9 @@ def test_a_file_of_small_pages_gives_no_huge_one(store):
     """Where a table stands in the file's tree, its row number is no frame."""
     host = Host(4096)
     mm = host.new_mm()
-    file = host.new_object(4 * M)
-    mm.write(mm.mmap(2 * M, shared=True, backing=file), [1, 2, 3])
-    huge = mm.mmap(2 * M, kind="hugetlb", shared=True, backing=file)
+    file = host.new_object(2 * PMD)
+    mm.write(mm.mmap(PMD, shared=True, backing=file), [1, 2, 3])
+    huge = mm.mmap(PMD, kind="hugetlb", shared=True, backing=file)
     with pytest.raises(OSError, match="Bad address"):
         mm.write(huge, 5) if store else mm.read(huge, 1)
     check(host)
