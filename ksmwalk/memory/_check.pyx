@@ -145,7 +145,7 @@ cdef int one_vma(Check *c, int32_t mm, int32_t v, int32_t before) noexcept nogil
         return refuse(c, b"vmas", b"start", v, <int64_t>p.start, b"not aligned, or not above the area before")
     if p.end & (align - 1) or p.end <= p.start or p.end > top:
         return refuse(c, b"vmas", b"end", v, <int64_t>p.end, b"not aligned, not above the start, or too high")
-    if p.flags & ~VM_BITS:
+    if p.flags & ~VM_BITS or p.flags & VM_SHARED and p.flags & VM_MERGEABLE:
         return refuse(c, b"vmas", b"flags", v, <int64_t>p.flags, b"flags that no area has")
     if p.pgoff >> 52:
         return refuse(c, b"vmas", b"pgoff", v, <int64_t>p.pgoff, b"too far in")
@@ -265,6 +265,8 @@ cdef int leaf(Check *c, int32_t mm, int64_t row, int i, int level, uint64_t addr
     for k in range(pfn, pfn + n):
         if not w.f_flags[k] & FRAME_USED:
             return at_entry(c, row, i, b"maps a frame that is free")
+        if w.f_flags[k] & FRAME_KSM and (backing or e & PTE_RW or w.vmas[c.area].flags & VM_SHARED):
+            return at_entry(c, row, i, b"a KSM page, which is never shared memory's, nor to be written to")
         if not backing and not w.f_flags[k] & FRAME_ZERO:
             c.mapped[k] += 1
     return 0
