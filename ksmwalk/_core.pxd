@@ -122,39 +122,79 @@ cdef inline void leave(World world) noexcept:
 
 # ------------------------------------------------------------------ table pages of a Host
 
-cdef int64_t row_alloc(kw_world *w) noexcept nogil
-    # A zeroed row, or KW_ENOROWS. Freed rows are used again, the last freed first.
+cdef int64_t row_alloc(kw_world *w, int32_t owner) noexcept nogil
+    # A zeroed row for the table that r_owner will say, or KW_ENOROWS. Freed rows are used again, the last freed first.
 cdef void row_free(kw_world *w, int64_t row) noexcept nogil
+    # Nothing where the row is free already.
+
+cdef inline int32_t row_owner(int32_t mm, int level) noexcept nogil:
+    return mm * 8 + level
+
+cdef inline int64_t rows_left(kw_world *w) noexcept nogil:
+    return w.ctl.rows_cap - 1 - w.ctl.rows_live
+
+cdef inline int64_t row_of(kw_world *w, const uint64_t *entry) noexcept nogil:
+    # The row that an entry stands in.
+    return (entry - w.rows) >> 9
+
+cdef inline int64_t child_row(kw_world *w, const uint64_t *entry) noexcept nogil:
+    # Row of the table an entry points to; KW_NONE if it points to none, whatever its bits say: table entries are never
+    # trusted. A table belongs to one mm and one level, so none can be reached by a loop, from another mm or once freed.
+    cdef uint64_t e = entry[0]
+    cdef int64_t row = <int64_t>((e & PTE_PFN_MASK) >> 12)
+    if (e & (PTE_P | PTE_PS)) != PTE_P or row <= 0 or row >= w.ctl.rows_used:
+        return KW_NONE
+    if w.r_owner[row] != w.r_owner[row_of(w, entry)] - 1:
+        return KW_NONE
+    return row
+
+cdef inline uint64_t table_entry(int64_t row) noexcept nogil:
+    # An entry that points to a table.
+    return (<uint64_t>row << 12) | PTE_P | PTE_RW | PTE_US | PTE_A | PTE_D
+
+cdef int64_t below(kw_world *w, const uint64_t *entry, int level, uint64_t addr) noexcept nogil
+    # Row of the table below an entry that is not none and no leaf; KW_NONE: nothing present; KW_EBADENTRY, noted in
+    # w.bad: it can't be followed.
+cdef int bad_entry(kw_world *w, uint64_t addr, int level, uint64_t e, int kind) noexcept nogil
+    # Notes an entry that can't be followed in w.bad: KW_EBADENTRY.
+cdef int no_entry(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil
+    # Why entry_make, pmd_make or pte_make gave NULL: KW_ENOROWS or KW_EBADENTRY.
+cdef int tables_sound(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil
+    # Can every table that [start, end) reaches be followed? KW_OK or KW_EBADENTRY. Asked before what could not be
+    # taken back.
+cdef void table_free(kw_world *w, int32_t mm, uint64_t *entry, int64_t row) noexcept nogil
+    # The table below an entry goes: the entry is none.
+cdef bint table_empty(kw_world *w, int64_t row) noexcept nogil
+cdef uint64_t *entry_find(kw_world *w, int64_t root, uint64_t addr, int level) noexcept nogil
+    # The entry of addr at a level, NULL if a table above it is missing or a leaf stands there.
 cdef uint64_t *entry_make(kw_world *w, int32_t mm, uint64_t addr, int level) noexcept nogil
-    # The entry of addr at any level, tables above it made where missing. NULL as for pte_make.
-cdef uint64_t *pmd_find(kw_world *w, int64_t root, uint64_t addr) noexcept nogil
-    # The pmd entry of addr, NULL if a table above it is missing.
-cdef uint64_t *pmd_make(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil
-    # The pmd entry of addr, tables above it made where missing; NULL: no rows left. Raises the mm's nr_tables.
-cdef uint64_t *pte_find(kw_world *w, int64_t root, uint64_t addr) noexcept nogil
-    # The pte of addr, NULL if there is no pte table (none or leaf above).
-cdef uint64_t *pte_make(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil
-    # The pte of addr, its table made where missing. NULL: no rows left, or a leaf pmd stands there (split it first).
+    # The entry of addr at a level, with the tables above it made where missing (the mm's nr_tables rises). NULL: see
+    # no_entry; or a leaf stands in the way (split it first). Tables made on the way stay, empty.
+
+cdef inline uint64_t *pmd_find(kw_world *w, int64_t root, uint64_t addr) noexcept nogil:
+    return entry_find(w, root, addr, 2)
+
+cdef inline uint64_t *pte_find(kw_world *w, int64_t root, uint64_t addr) noexcept nogil:
+    return entry_find(w, root, addr, 1)
+
+cdef inline uint64_t *pmd_make(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil:
+    return entry_make(w, mm, addr, 2)
+
+cdef inline uint64_t *pte_make(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil:
+    return entry_make(w, mm, addr, 1)
+
 cdef uint64_t *leaf_find(kw_world *w, int64_t root, uint64_t addr, int *level) noexcept nogil
     # The present leaf that maps addr (kernel's view) and its level; NULL if there is none.
 cdef int split_leaf(kw_world *w, int32_t mm, uint64_t *entry, int level) noexcept nogil
     # A leaf pmd or pud becomes a table of 512 leaves: same frames, same flags. The folio stays whole.
     # KW_ENOROWS: unchanged.
 
-cdef inline int64_t child_row(kw_world *w, uint64_t e) noexcept nogil:
-    # Row of the table an entry points to; KW_NONE if it points to none, whatever its bits say.
-    cdef int64_t row = <int64_t>((e & PTE_PFN_MASK) >> 12)
-    if (e & (PTE_P | PTE_PS)) != PTE_P or row <= 0 or row >= w.ctl.rows_used:
-        return KW_NONE
-    return row
 
+# ------------------------------------------------------------------ signals
 
-# ------------------------------------------------------------------ the finder
+cdef int interrupted() noexcept nogil
+    # Has a signal come whose handler wants the run to end? Loops that may be long ask now and then; they answer KW_EINTR.
 
-cdef inline void forget_table(kw_world *w) noexcept nogil:
-    w.cursor.cache_base = 1  # no address of a region starts there
-    w.cursor.cache_end = 0
-
-cdef int64_t find_page(kw_world *w, int32_t mm, uint64_t *addr, uint64_t end) noexcept nogil
-    # The mergeable-page search: the first page of [*addr, end) that KSM would look at. Its pfn, with *addr its address;
-    # KW_NONE; KW_EBADENTRY with *addr the entry's; KW_ENOROWS (a leaf pud could not be split). Counts into w.work.
+cdef inline bint interrupted_at(uint64_t addr) noexcept nogil:
+    # The same for a loop over the pmds of a range: asked once a gigabyte.
+    return (addr >> 21) & 511 == 511 and interrupted()

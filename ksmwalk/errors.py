@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
+
+from . import _core
 from .layout import Bad, Code
 
 
@@ -61,7 +64,7 @@ _FULL = {
 _MAX_ERRNO = 4095
 
 
-def check(code: int, where: str = "") -> int:
+def check(code: int, where: str = "", bad: np.ndarray | None = None) -> int:
     """Pass a count or an index through; raise what a negative answer of a compiled function stands for.
 
     Parameters
@@ -70,6 +73,8 @@ def check(code: int, where: str = "") -> int:
         What the function answered.
     where : str
         The call and its place, for the message.
+    bad : ndarray of layout.BAD, shape (1,), optional
+        Where the compiled side noted an entry that can't be followed.
 
     Raises
     ------
@@ -88,7 +93,9 @@ def check(code: int, where: str = "") -> int:
     if code == Code.BUSYENTRY:
         raise ValueError(f"something is mapped already{at}: unmap it first")
     if code == Code.BADENTRY:
+        if bad is not None:
+            raise BadEntryError(*(int(bad[name][0]) for name in ("addr", "level", "raw", "kind")))
         raise ValueError(f"an entry that can't be followed{at}")
     if code == Code.INTR:
-        raise KeyboardInterrupt(f"stopped{at}")
+        raise _core.take_pending() or KeyboardInterrupt(f"stopped{at}")
     raise KsmwalkError(f"code {code}{at}")

@@ -18,5 +18,5 @@ cdef int vma_expand(kw_world *w, int32_t v, uint64_t length) noexcept nogil
 cdef int32_t sys_fork(kw_world *w, int32_t parent) noexcept nogil
 cdef int32_t sys_exec(kw_world *w, int32_t mm) noexcept nogil
     # The number of the fresh mm; the old one has exited.
-cdef void sys_exit(kw_world *w, int32_t mm) noexcept nogil
+cdef int sys_exit(kw_world *w, int32_t mm) noexcept nogil
 cdef int sys_prctl_merge(kw_world *w, int32_t mm, bint on) noexcept nogil

@@ -5,10 +5,11 @@ The contract of every function stands in `_calls.pxd`; what Python calls is in `
 from libc.errno cimport EFAULT, EINVAL, ENOMEM
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
+from ksmwalk._core cimport level_size, rows_left, tables_sound
 from ksmwalk.memory._leaves cimport copy_range, free_tables, move_range, protect_range, touched, zap_range
 from ksmwalk.memory._areas cimport (
-    MAX_MAP_COUNT, VM_ACCESS, drop_tables, join_around, last_vma, mm_alloc, mm_free, rows_left, set_flags,
-    vma_alloc, vma_compatible, vma_find, vma_find_from, vma_free, vma_join, vma_link, vma_split, vmas_left,
+    MAX_MAP_COUNT, VM_ACCESS, drop_tables, join_around, last_vma, mm_alloc, mm_free, set_flags, vma_alloc,
+    vma_compatible, vma_find, vma_find_from, vma_free, vma_join, vma_link, vma_split, vmas_left,
 )
 from ksmwalk.memory._fault cimport FAULT_KEEP, write_range
 from ksmwalk.ksm._cursor cimport slot_exit, slot_insert
@@ -50,10 +51,13 @@ cdef int32_t sys_mmap(kw_world *w, int32_t mm, uint64_t start, uint64_t length, 
 
 cdef int sys_munmap(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil:
     cdef int32_t v = vma_find_from(w, mm, start), next, prev
-    cdef int need
+    cdef int need, rc
     cdef uint64_t floor, ceiling
     if v == 0 or w.vmas[v].start >= end:
         return 0
+    rc = tables_sound(w, mm, start, end)
+    if rc < 0:
+        return rc
     need = w.vmas[v].start < start
     if need and w.vmas[v].end > end and w.mms[mm].nr_vmas >= MAX_MAP_COUNT:
         return -ENOMEM
@@ -239,7 +243,15 @@ cdef int32_t sys_fork(kw_world *w, int32_t parent) noexcept nogil:
     return child
 
 
-cdef void sys_exit(kw_world *w, int32_t mm) noexcept nogil:
+cdef int mm_sound(kw_world *w, int32_t mm) noexcept nogil:
+    """Can all of its tables be followed? Asked before they go."""
+    return tables_sound(w, mm, 0, level_size(<int>w.ctl.levels) * 512)
+
+
+cdef int sys_exit(kw_world *w, int32_t mm) noexcept nogil:
+    cdef int rc = mm_sound(w, mm)
+    if rc < 0:
+        return rc
     slot_exit(w, mm)
     mm_clear(w, mm)
     w.mms[mm].epoch += 1
@@ -248,10 +260,15 @@ cdef void sys_exit(kw_world *w, int32_t mm) noexcept nogil:
         w.ctl.mms_exited = mm
     else:
         mm_free(w, mm)
+    return KW_OK
 
 
 cdef int32_t sys_exec(kw_world *w, int32_t mm) noexcept nogil:
-    cdef int32_t new = mm_alloc(w)
+    cdef int rc = mm_sound(w, mm)
+    cdef int32_t new
+    if rc < 0:
+        return rc
+    new = mm_alloc(w)
     if new < 0:
         return new
     w.mms[new].nid = w.mms[mm].nid

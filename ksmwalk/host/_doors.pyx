@@ -5,7 +5,7 @@ Everything answers with integers: 0, an index or a count, -errno, or a KW_* code
 from libc.errno cimport EFAULT
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint64_t
 
-from ksmwalk._core cimport World, alone, enter, leave, make_entry, pte_make
+from ksmwalk._core cimport World, alone, enter, leave, make_entry, no_entry, pte_make
 from ksmwalk.memory._frames cimport folio_extra_refs, folio_get, folio_put, frame_alloc, lru_drain
 from ksmwalk.memory._leaves cimport prot_bits
 from ksmwalk.memory._areas cimport backing_put, mm_alloc, vma_find, vma_find_from
@@ -42,10 +42,12 @@ def mm_exec(World world not None, int32_t mm):
 
 
 def mm_exit(World world not None, int32_t mm):
+    cdef int rc
     enter(world)
     with nogil:
-        sys_exit(&world.w, mm)
+        rc = sys_exit(&world.w, mm)
     leave(world)
+    return rc
 
 
 def mmap(World world not None, int32_t mm, uint64_t start, uint64_t length, uint64_t flags, int32_t backing,
@@ -252,7 +254,7 @@ def map_raw(World world not None, int32_t mm, uint64_t addr, int64_t n, uint64_t
         if pte == NULL or addr & (KW_PMD_SIZE - 1) == 0:
             pte = pte_make(&world.w, mm, addr)
             if pte == NULL:
-                return KW_ENOROWS
+                return no_entry(&world.w, mm, addr)
         pte[0] = make_entry(pfn + <uint64_t>i, flags)
         pte += 1
         addr += KW_PAGE_SIZE

@@ -517,7 +517,7 @@ class Mm:
         Models: __mmput() of Linux 6.18. Differs: nothing known.
         """
         with self._world:
-            _doors.mm_exit(self._world, self._at())
+            check(_doors.mm_exit(self._world, self._at()), "exit")
             self._life.end()
 
     def prctl_merge(self, on: bool) -> None:

@@ -8,8 +8,9 @@ from libc.string cimport memset
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uint8_t
 
 from ksmwalk._core cimport (
-    World, alone, child_row, eligible, enter, entry_leaf, entry_none, find_page, forget_table, leave, level_index,
+    World, alone, child_row, eligible, enter, entry_leaf, entry_none, leave, level_index,
 )
+from ksmwalk.ksm._find cimport find_page, forget_table
 from ksmwalk.layout._layout cimport *
 
 
@@ -495,12 +496,12 @@ def py_entry_at(World world not None, int32_t mm, uint64_t addr):
     alone(world)
     cdef int level = <int>world.w.ctl.levels
     cdef int64_t row = world.w.mms[mm].root
-    cdef uint64_t e
+    cdef uint64_t *p
     while True:
-        e = world.w.rows[row * 512 + level_index(addr, level)]
-        if level == 1 or entry_none(e) or entry_leaf(e, level):
-            return level, e
-        row = child_row(&world.w, e)
+        p = world.w.rows + row * 512 + level_index(addr, level)
+        if level == 1 or entry_none(p[0]) or entry_leaf(p[0], level):
+            return level, p[0]
+        row = child_row(&world.w, p)
         if row < 0:
-            return level, e
+            return level, p[0]
         level -= 1

@@ -12,7 +12,7 @@ knowing before reading on:
 from libc.errno cimport EFAULT
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uint8_t
 
-from ksmwalk._core cimport World, alone, enter, entry_pfn, leave, leaf_find, make_entry, pte_find, pte_present
+from ksmwalk._core cimport World, alone, enter, entry_pfn, leaf_find, leave, make_entry, pte_find, pte_present
 from ksmwalk.memory._frames cimport folio_extra_refs, frame_map, frame_unmap, lru_drain
 from ksmwalk.memory._areas cimport vma_find
 from ksmwalk.memory._folio cimport split_folio_at

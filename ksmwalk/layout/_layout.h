@@ -116,7 +116,7 @@ enum {
     KW_OK = 0,
     KW_NONE = -1,             /* nothing there: an answer, not an error */
     /* Errors that no errno stands for: below all of those (4095 is the highest). */
-    KW_EBADENTRY = -5001,     /* an entry that can't be followed; the details are in kw_bad */
+    KW_EBADENTRY = -5001,     /* an entry that can't be followed: kw_world.bad */
     KW_ENOROWS = -5002,       /* arena of table pages full */
     KW_ENOFRAMES = -5003,     /* no frame left */
     KW_ENOITEMS = -5004,
@@ -348,6 +348,7 @@ struct kw_world {
      * used are kept: up to the field of the same name that ends in _used where the length ends in _cap. */
     kw_ctl *ctl;           /* [1] */
     uint64_t *rows;        /* [rows_cap][512] table pages; row number = frame number of the table page */
+    int32_t *r_owner;      /* [rows_cap] whose table page it is: number of the mm * 8 + level; 0: free */
     kw_vma *vmas;          /* [vmas_cap] */
     kw_mm *mms;            /* [mms_cap] */
     kw_item *items;        /* [items_cap]~ */
@@ -356,6 +357,7 @@ struct kw_world {
     kw_ksm *ksm;           /* [1] */
     kw_cursor *cursor;     /* [1] */
     kw_work *work;         /* [1] */
+    kw_bad *bad;           /* [1] the entry that ended the last call with KW_EBADENTRY */
     int32_t *trees;        /* [2*nr_nodes] root of the stable (0) and unstable (1) tree of a NUMA node */
     /* frames, indexed by pfn */
     uint16_t *f_flags;     /* [nr_frames]~ FRAME_* bits */

@@ -1,6 +1,6 @@
 # The contract of areas, for those who `cimport ksmwalk.memory._areas`. Same rules as _frames.pxd. Calls that may be
 # refused as a system call is answer -errno.
-from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.stdint cimport int32_t, uint64_t
 
 from ksmwalk.layout._layout cimport *
 
@@ -13,15 +13,12 @@ cdef enum:
 # ------------------------------------------------------------------ address spaces and objects
 
 cdef int32_t mm_alloc(kw_world *w) noexcept nogil
-    # A record of an address space with an empty top table; KW_NONE: no record, KW_ENOROWS: no table.
+    # A record of an address space with an empty top table; KW_ENOMMS: no record, KW_ENOROWS: no table.
 cdef void mm_free(kw_world *w, int32_t mm) noexcept nogil
 cdef void drop_tables(kw_world *w, int32_t mm) noexcept nogil
     # All tables of an mm whose leaves are gone, the top one included.
 cdef void backing_put(kw_world *w, int32_t backing) noexcept nogil
     # One user (vma, or the one who made it) less; the object goes with its last.
-
-cdef inline int64_t rows_left(kw_world *w) noexcept nogil:
-    return w.ctl.rows_cap - 1 - w.ctl.rows_live
 
 # ------------------------------------------------------------------ the look-up
 

@@ -5,8 +5,10 @@ The contract of every function stands in `_areas.pxd`.
 from libc.errno cimport ENOMEM
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
-from ksmwalk._core cimport entry_leaf, entry_pfn, level_size, pmd_find, row_alloc, row_free
-from ksmwalk.memory._frames cimport folio_put
+from ksmwalk._core cimport (
+    child_row, entry_leaf, level_size, pmd_find, row_alloc, row_free, row_owner, rows_left,
+)
+from ksmwalk.memory._frames cimport folio_put, normal_pfn
 from ksmwalk.memory._leaves cimport free_tables, pmd_split, touched
 from ksmwalk.layout._layout cimport *
 
@@ -51,7 +53,7 @@ cdef int32_t mm_alloc(kw_world *w) noexcept nogil:
     m.nid = m.vma_hint = 0
     c.mm_serial += 1
     m.serial = c.mm_serial
-    m.root = row_alloc(w)
+    m.root = row_alloc(w, row_owner(mm, <int>c.levels))
     m.nr_tables = 1
     return mm
 
@@ -84,17 +86,21 @@ cdef void backing_put(kw_world *w, int32_t backing) noexcept nogil:
 
 
 cdef void backing_clear(kw_world *w, int32_t backing, int64_t row, int level) noexcept nogil:
-    cdef uint64_t e
+    cdef uint64_t *p = w.rows + row * 512
+    cdef int64_t child, pfn
     cdef int i
     for i in range(512):
-        e = w.rows[row * 512 + i]
-        if e == 0:
+        if p[i] == 0:
             continue
-        if level == 1 or entry_leaf(e, level):
-            w.rows[row * 512 + i] = 0
-            folio_put(w, <int64_t>entry_pfn(e, level))
-        else:
-            backing_clear(w, backing, <int64_t>entry_pfn(e, level), level - 1)
+        if entry_leaf(p[i], level):
+            pfn = normal_pfn(w, p[i], level)
+            p[i] = 0
+            if pfn >= 0:
+                folio_put(w, pfn)
+            continue
+        child = child_row(w, p + i)
+        if child >= 0:
+            backing_clear(w, backing, child, level - 1)
 
 
 # ------------------------------------------------------------------ the look-up

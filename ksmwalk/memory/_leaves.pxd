@@ -36,6 +36,10 @@ cdef inline uint64_t prot_bits(uint64_t flags) noexcept nogil:
         bits |= PTE_RW
     return bits
 
+cdef inline uint64_t huge_flags(uint64_t flags) noexcept nogil:
+    # What a leaf pmd of a private page of such a vma has besides the frame: dirty, and writable if the vma is.
+    return prot_bits(flags) | PTE_PS | PTE_D | (PTE_RW if flags & VM_WRITE else 0)
+
 cdef void zap_pte(kw_world *w, int32_t mm, uint64_t *entry) noexcept nogil
 cdef void zap_leaf(kw_world *w, int32_t mm, uint64_t addr, uint64_t *entry, int level) noexcept nogil
     # Clear one present or non-present leaf (level 1 or 2), whatever it is: its mapping goes, a KSM-placed zero page

@@ -2,8 +2,9 @@
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from ksmwalk._core cimport (
-    World, alone, enter, entry_leaf, entry_make, entry_none, leaf_find, leave, level_index, level_size, make_leaf,
-    row_alloc, row_free, split_leaf,
+    World, alone, bad_entry, below, enter, entry_leaf, entry_make, entry_none, entry_present, leaf_find,
+    leave, level_index, level_shift, level_size, make_leaf, no_entry, row_alloc, row_owner, split_leaf,
+    table_empty, table_free,
 )
 from ksmwalk.tables._read cimport honest_range
 from ksmwalk.layout._layout cimport *
@@ -13,12 +14,15 @@ cdef int map_into(kw_world *w, int32_t mm, uint64_t *addr, const uint64_t *pfns,
                   int level) noexcept nogil:
     """All leaves or none; *addr: the one that stood in the way, or the end."""
     cdef int64_t i = 0
+    cdef int above = 0
     cdef uint64_t size = level_size(level), first = addr[0]
     cdef uint64_t *p
     while i < n:
         p = entry_make(w, mm, addr[0], level)
         if p == NULL:
-            return KW_ENOROWS if w.ctl.rows_used >= w.ctl.rows_cap and not w.ctl.rows_free else KW_EBUSYENTRY
+            if leaf_find(w, w.mms[mm].root, addr[0], &above) != NULL:
+                return KW_EBUSYENTRY
+            return no_entry(w, mm, addr[0])
         while True:
             if not entry_none(p[0]):
                 return KW_EBUSYENTRY
@@ -63,8 +67,7 @@ cdef int64_t clear_level(kw_world *w, int32_t mm, int64_t row, int level, uint64
     cdef uint64_t *p = w.rows + row * 512
     cdef uint64_t size = level_size(level), next
     cdef int i = level_index(a, level)
-    cdef int64_t below, code
-    cdef int j
+    cdef int64_t child, code
     while a < end:
         next = (a & ~(size - 1)) + size
         if next > end or next == 0:
@@ -79,19 +82,14 @@ cdef int64_t clear_level(kw_world *w, int32_t mm, int64_t row, int level, uint64
                 p[i] = 0
                 cleared[0] += 1
             else:
-                below = <int64_t>((p[i] & PTE_PFN_MASK) >> 12)
-                if not (p[i] & PTE_P) or below <= 0 or below >= w.ctl.rows_used:
-                    return KW_EBADENTRY
-                code = clear_level(w, mm, below, level - 1, a, next, cleared)
+                child = below(w, &p[i], level, a)
+                if child < 0:
+                    return child
+                code = clear_level(w, mm, child, level - 1, a, next, cleared)
                 if code != KW_OK:
                     return code
-                for j in range(512):
-                    if w.rows[below * 512 + j]:
-                        break
-                else:
-                    row_free(w, below)
-                    w.mms[mm].nr_tables -= 1
-                    p[i] = 0
+                if table_empty(w, child):
+                    table_free(w, mm, &p[i], child)
         a = next
         i += 1
     return KW_OK
@@ -113,11 +111,42 @@ def clear_range(World world not None, int32_t mm, uint64_t start, uint64_t end):
 def new_root(World world not None, int32_t mm):
     """Give an mm record a top table; its row, or KW_ENOROWS."""
     alone(world)
-    cdef int64_t row = row_alloc(&world.w)
+    cdef int64_t row = row_alloc(&world.w, row_owner(mm, <int>world.w.ctl.levels))
     if row >= 0:
         world.w.mms[mm].root = row
         world.w.mms[mm].nr_tables = 1
     return row
+
+
+cdef int64_t claim_below(kw_world *w, int64_t row, int32_t owner, uint64_t addr) noexcept nogil:
+    cdef uint64_t *p = w.rows + row * 512
+    cdef int level = owner & 7, i
+    cdef int64_t n = 1, child, got
+    w.r_owner[row] = owner
+    if level == 1:
+        return n
+    for i in range(512):
+        if entry_none(p[i]) or entry_leaf(p[i], level) or (level <= 3 and not entry_present(p[i], level)):
+            continue
+        child = <int64_t>((p[i] & PTE_PFN_MASK) >> 12)
+        if not p[i] & PTE_P or child <= 0 or child >= w.ctl.rows_used or w.r_owner[child] != 0:
+            return bad_entry(w, addr, level, p[i], BAD_FRAME)
+        got = claim_below(w, child, owner - 1, addr + (<uint64_t>i << level_shift(level)))
+        if got < 0:
+            return got
+        n += got
+    return n
+
+
+def claim_tables(World world not None, int32_t mm):
+    """Write down in r_owner whose the tables below an mm's root are; how many.
+
+    KW_EBADENTRY, noted in the `bad` array: an entry leads out of the rows, or to a table that has an owner already.
+    """
+    cdef int64_t root = world.w.mms[mm].root
+    if root <= 0 or root >= world.w.ctl.rows_used or world.w.r_owner[root] != 0:
+        return bad_entry(&world.w, 0, <int>world.w.ctl.levels + 1, root, BAD_FRAME)
+    return claim_below(&world.w, root, row_owner(mm, <int>world.w.ctl.levels), 0)
 
 
 def split_at(World world not None, int32_t mm, uint64_t addr):

@@ -1,7 +1,7 @@
 # Binding of one set of page tables, for the modules that walk them.
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
-from ksmwalk._core cimport Life, World
+from ksmwalk._core cimport Life, World, enter, leave
 from ksmwalk.layout._layout cimport *
 
 

@@ -10,7 +10,8 @@ from libc.string cimport memset
 from libc.stdint cimport int64_t, uint64_t, uint8_t
 
 from ksmwalk._core cimport (
-    alone, busy, enter, entry_none, entry_pfn, entry_present, leave, level_index, level_shift, level_size,
+    alone, below, busy, enter, entry_none, entry_pfn, entry_present, leave, level_index, level_shift,
+    level_size,
 )
 from ksmwalk.layout._layout cimport *
 

@@ -5,11 +5,11 @@ its own. The contract stands in `_walk.pxd` and, for Python, in `pagewalk.py`.
 """
 from libc.errno cimport EINVAL
 from libc.stdint cimport int32_t, int64_t, uint64_t
-
 from libc.string cimport memset
 
 from ksmwalk._core cimport (
-    child_row, entry_leaf, entry_none, entry_pfn, entry_present, level_index, level_size, pmd_find, split_leaf,
+    child_row, entry_find, entry_leaf, entry_none, entry_pfn, entry_present, level_index, level_size,
+    split_leaf,
 )
 from ksmwalk.tables._read cimport Tables, note_bad, row_of_frame
 from ksmwalk.layout._layout cimport *
@@ -151,7 +151,7 @@ cdef int walk_hugetlb(walk_state *s, uint64_t a, uint64_t end) noexcept nogil:
         return 0
     while a < end:
         next = min((a & ~(size - 1)) + size, end)
-        p = pmd_find(s.world, s.tables.root, a) if level == 2 else pud_find(s.world, s.tables.root, a)
+        p = entry_find(s.world, s.tables.root, a, level)
         if p == NULL:
             code = hole(s, a, next, -1)
         else:
@@ -161,20 +161,6 @@ cdef int walk_hugetlb(walk_state *s, uint64_t a, uint64_t end) noexcept nogil:
             return code
         a = next
     return 0
-
-
-cdef uint64_t *pud_find(kw_world *w, int64_t root, uint64_t addr) noexcept nogil:
-    cdef int lv = <int>w.ctl.levels
-    cdef int64_t row = root
-    cdef uint64_t *p
-    while True:
-        p = w.rows + row * 512 + level_index(addr, lv)
-        if lv == 3:
-            return p
-        row = <int64_t>((p[0] & PTE_PFN_MASK) >> 12)
-        if not (p[0] & PTE_P) or row <= 0 or row >= w.ctl.rows_used:
-            return NULL
-        lv -= 1
 
 
 cdef int inside_vma(walk_state *s, uint64_t start, uint64_t end) noexcept nogil:
@@ -286,7 +272,7 @@ cdef bint stands(walk_state *s, Tables tables, uint64_t addr) noexcept:
     """Whether the tables on the way down to addr are those the walk came through."""
     cdef int lv = <int>s.tables.levels, lowest = 1
     cdef int64_t row = s.tables.root
-    cdef uint64_t e
+    cdef uint64_t *p
     if tables.life is not None and tables.life.gone:
         return False
     while lowest <= lv and s.rows[lowest] < 0:
@@ -294,8 +280,8 @@ cdef bint stands(walk_state *s, Tables tables, uint64_t addr) noexcept:
     while lv >= lowest:
         if s.rows[lv] != row:
             return False
-        e = s.world.rows[row * 512 + level_index(addr, lv)]
-        row = KW_NONE if entry_leaf(e, lv) else child_row(s.world, e)
+        p = s.world.rows + row * 512 + level_index(addr, lv)
+        row = KW_NONE if lv == 1 else child_row(s.world, p)
         lv -= 1
     return True
 
@@ -341,9 +327,7 @@ cdef class Entry:
             return False
         if self.s.rows[self.s.tables.levels] >= 0:
             return True
-        if self.level == 2:
-            return self.p == pmd_find(w, self.s.tables.root, self.addr)
-        return self.p == pud_find(w, self.s.tables.root, self.addr)
+        return self.p == entry_find(w, self.s.tables.root, self.addr, self.level)
 
     cdef void changed(self) noexcept:
         if self.tables.mm:

@@ -41,6 +41,12 @@ def _levels(levels: int) -> int:
     return as_int(levels, "levels", 4, 5)
 
 
+def _world_of(rows: np.ndarray, ctl: np.ndarray, mms: np.ndarray) -> _core.World:
+    """The binding of page tables that stand alone: mm 1 of a world without areas and frames."""
+    owner = reserve(len(rows), np.int32)
+    return _core.World({"rows": rows, "r_owner": owner, "ctl": ctl, "mms": mms, "bad": np.zeros(1, layout.BAD)})
+
+
 class PageTables:
     """One set of page tables.
 
@@ -75,7 +81,7 @@ class PageTables:
         ctl["levels"] = levels
         ctl["rows_used"] = 1
         ctl["rows_cap"] = capacity + 1
-        world = _core.World({"rows": rows, "ctl": ctl, "mms": np.zeros(2, layout.MM)})
+        world = _world_of(rows, ctl, np.zeros(2, layout.MM))
         check(_map.new_root(world, 1))
         self._bind(world, 1, levels, on_bad)
 
@@ -494,7 +500,10 @@ class PageTables:
         ctl["levels"] = _levels(levels)
         mms = np.zeros(2, layout.MM)
         mms["root"][1], mms["nr_tables"][1] = root, nr_tables
-        self._bind(_core.World({"rows": arena, "ctl": ctl, "mms": mms}), 1, levels, on_bad)
+        world = _world_of(arena, ctl, mms)
+        if _map.claim_tables(world, 1) != nr_tables:
+            raise ValueError(f"rows: the tables below row {root} are not {nr_tables}, each reached once")
+        self._bind(world, 1, levels, on_bad)
 
     def __repr__(self) -> str:
         kind = "image" if self.readonly else "arena"

@@ -6,11 +6,11 @@ from fuzz_images import random_entries
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ksmwalk import Host, PageTables, _core, layout
-from ksmwalk.ksm import _cursor as _scan
-from ksmwalk.tables import _read as _tables
+from ksmwalk import Host, PageTables, layout
+from ksmwalk.ksm import _find
+from ksmwalk.tables import _read
 
-SWITCHES = [m.choose_wide for m in (_core, _tables, _scan) if hasattr(m, "choose_wide")]
+SWITCHES = [m.choose_wide for m in (_find, _read)]
 PAGE = 4096
 
 
