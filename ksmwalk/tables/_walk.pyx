@@ -14,6 +14,7 @@ from ksmwalk._core cimport (
 from ksmwalk.tables._read cimport Tables, note_bad, row_of_frame
 from ksmwalk.layout._layout cimport *
 
+
 from ksmwalk.gate import as_int, shown
 
 

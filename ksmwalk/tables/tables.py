@@ -394,7 +394,7 @@ class PageTables:
         if len(p):
             entries.pack(p, flags, level)  # complains about what does not fit
         code, at = _map.map_pages(world, self._mm, addr, p, flags, level)
-        check(code, f"address {at:#x}")
+        check(code, f"address {at:#x}", world.arrays["bad"])
 
     def unmap(self, start: int, end: int) -> int:
         """Clear every entry of a range, splitting large leaves that stick out; empty tables are freed.
@@ -413,7 +413,7 @@ class PageTables:
         if start == end:
             return 0
         code, cleared = _map.clear_range(world, self._mm, start, end)
-        check(code, f"{start:#x}-{end:#x}")
+        check(code, f"{start:#x}-{end:#x}", world.arrays["bad"])
         return cleared
 
     def split(self, addr: int) -> int:
@@ -432,10 +432,11 @@ class PageTables:
         Models: __split_huge_pmd(), as the walk does before it descends. Differs: nothing known.
         """
         addr = as_int(addr, "addr", 0, self.end - 1)
-        code = _map.split_at(self._writable(), self._mm, addr)
+        world = self._writable()
+        code = _map.split_at(world, self._mm, addr)
         if code == Code.NONE:
             raise ValueError(f"address {addr:#x}: no large leaf to split")
-        return check(code)
+        return check(code, f"address {addr:#x}", world.arrays["bad"])
 
     # ---------------------------------------------------------- keeping
 
