@@ -4,6 +4,7 @@ The contract of every function stands in `_areas.pxd`.
 """
 from libc.errno cimport ENOMEM
 from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.string cimport memset
 
 from ksmwalk._core cimport (
     child_row, entry_leaf, level_size, pmd_find, row_alloc, row_free, row_owner, rows_left,
@@ -15,9 +16,6 @@ from ksmwalk.layout._layout cimport *
 
 cdef uint64_t LOWEST = 0x10000            # vm.mmap_min_addr
 cdef uint64_t HIGHEST = 0x7ffff7fff000    # where mmap begins, below a stack
-
-
-from libc.string cimport memset
 
 
 # ------------------------------------------------------------------ address spaces
@@ -50,7 +48,7 @@ cdef int32_t mm_alloc(kw_world *w) noexcept nogil:
         c.mms_used += 1
     m = &w.mms[mm]
     # The epoch goes on where the last user of the record left it: nobody may take the one for the other.
-    m.epoch += 1
+    touched(w, mm)
     m.flags = MM_USED
     m.vma_first = m.slot_next = m.slot_prev = m.rmap_list = m.nr_vmas = 0
     m.nr_rmap_items = m.nr_merging = m.nr_zero = m.users = m.nr_pages = 0
@@ -206,7 +204,7 @@ cdef void vma_free(kw_world *w, int32_t v) noexcept nogil:
     if next:
         w.vmas[next].prev = prev
     w.mms[mm].nr_vmas -= 1
-    w.mms[mm].epoch += 1
+    touched(w, mm)
     if w.cursor.vma == v:
         w.cursor.vma = 0
     memset(&w.vmas[v], 0, sizeof(kw_vma))

@@ -15,7 +15,7 @@ from ksmwalk import entries
 from ksmwalk.host import TableArena
 
 ALL = hostile.trials()
-CLASSES = {"Host": ksmwalk.Host, "Mm": ksmwalk.Mm, "Vma": ksmwalk.Vma, "PageTables": ksmwalk.PageTables}
+CLASSES = {name: getattr(ksmwalk, name) for name in ("Host", "Mm", "Vma", "PageTables", "Frames", "Ksm", "KsmScan")}
 #: files and what is in them: tests/host/test_host_keep.py and its neighbours
 FILES = {"Host.save", "Host.load", "PageTables.save", "PageTables.load"}
 SMALL = 500
@@ -26,7 +26,7 @@ def test_every_public_call_with_arguments_is_among_them():
     for target, parameter, _ in ALL:
         tried[target.split(" ")[0]].add(parameter)
     missing = []
-    public = {f"entries.{n}": f for n, f in vars(entries).items() if inspect.isfunction(f) and not n.startswith("_")}
+    public = {f"entries.{n}": f for n, f in vars(entries).items() if inspect.isfunction(f) and f.__module__ == entries.__name__ and not n.startswith("_")}
     public |= {name: getattr(ksmwalk, name) for name in ksmwalk.__all__ if name.startswith("walk_")}
     for name, cls in CLASSES.items():
         public |= {f"{name}.{n}": f for n, f in inspect.getmembers(cls, callable) if not n.startswith("_")}

@@ -288,22 +288,44 @@ def targets(scene):
     ksm, number = host.ksm, integer(0, 2**63 - 1)
     out |= {
         "Ksm.do_scan": (ksm.do_scan, {"n": 5}, {"n": either(none, number)}),
-        "Ksm.write": (ksm.write, {"name": "pages_to_scan", "value": 5}, {"name": text("run"), "value": either(U64, text("1"))}),
+        "Ksm.write": (ksm.write, {"name": "pages_to_scan", "value": 5}, {"name": text("run"), "value": either(U64, flag, text("1"))}),
         "Ksm.now_ms": (set_(ksm, "now_ms"), {"value": 5}, {"value": number}),
         "Ksm.cpu_ms": (set_(ksm, "cpu_ms"), {"value": 5}, {"value": number}),
         "KsmScan.scan": (ksm.scan.scan, {"n": 5}, {"n": number}),
         "KsmScan.strategy": (set_(ksm.scan, "strategy"), {"value": "range"}, {"value": nothing}),
         "KsmScan.real_lookups": (set_(ksm.scan, "real_lookups"), {"value": True}, {"value": flag}),
         "Events.on": (set_(ksm.events, "on"), {"value": True}, {"value": flag}),
+        "Ksm.run_until": (ksm.run_until, {"until": lambda k: True, "limit": 3, "each": "full scan"},
+                          {"until": either(none, callable), "limit": integer(1, 2**63 - 1), "each": nothing}),
+        "Frames.set_key": (host.frames.set_key, {"pfns": [scene.pinned], "keys": [5]},
+                           {"pfns": either(integer(1, 1023), row(1, 1023)), "keys": either(U64, row(0, 2**64 - 1, 1))}),
+        "Mm.write_at": (mm.write_at, {"addrs": [AT, AT + PAGE], "keys": [1, 2]},
+                        {"addrs": row(AT, AT, 2), "keys": either(U64, row(0, 2**64 - 1, 2))}),
+        "Mm.write_at everywhere": (mm.write_at, {"addrs": [AT, AT + PAGE], "keys": 1}, {"addrs": row(AT, AT)}),
+        "Mm.read_at": (mm.read_at, {"addrs": [AT, AT + PAGE]}, {"addrs": row(AT, AT)}),
         "Frames.describe": (host.frames.describe, {"pfn": 1}, {"pfn": integer(0, 1023)}),
     }  # fmt: skip
-    for name in ("none", "present", "hardware_present", "leaf", "special", "prot_none", "swap_like", "pfn", "flags", "unpack", "describe"):
+    for name in (
+        "none",
+        "present",
+        "hardware_present",
+        "leaf",
+        "special",
+        "prot_none",
+        "swap_like",
+        "pfn",
+        "flags",
+        "unpack",
+        "describe",
+    ):
         function = getattr(entries, name)
         base, may = {"e": 0x67}, {"e": either(U64, row(0, 2**64 - 1), lambda v: isinstance(v, np.ndarray) and v.dtype == np.uint64)}
         if "level" in function.__code__.co_varnames[: function.__code__.co_argcount]:
             base["level"], may["level"] = 1, integer(1, 5)
         out[f"entries.{name}"] = (function, base, may)
-    bits = either(U64, row(0, 2**64 - 1), lambda v: isinstance(v, np.ndarray) and v.dtype.kind in "iu" and v.ndim and (v >= 0).all())
+    bits = either(
+        U64, row(0, 2**64 - 1), lambda v: isinstance(v, np.ndarray) and v.dtype.kind in "iu" and v.ndim and (v >= 0).all()
+    )
     out["entries.pack"] = (entries.pack, {"pfn": 1, "flags": 7, "level": 1}, {"pfn": bits, "flags": bits, "level": integer(1, 5)})
     return out
 
@@ -334,6 +356,9 @@ def problem(target, parameter, value):
             wrong = next((f"not ours: {type(error).__name__}: {error}" for words in FOREIGN if words in str(error)), None)
         if not str(error) and not isinstance(error, MemoryError):
             wrong = "no message"
+    except AttributeError as error:
+        # A tunable that there is not, by its name: it is an attribute too.
+        wrong = None if (target, parameter) == ("Ksm.write", "name") else f"AttributeError: {error}"
     except BaseException as error:
         wrong = f"{type(error).__name__}: {error}"
     else:
