@@ -87,7 +87,8 @@ def test_what_no_program_can_pass_is_no_oserror():
     for call in (
         lambda: mm.munmap(-PAGE, PAGE), lambda: mm.munmap(start, 2**64), lambda: mm.mremap(start, 2**64, PAGE),
         lambda: mm.mprotect(start, -1, "r"), lambda: mm.write(start, -1), lambda: mm.write(start, [-1]),
-        lambda: mm.mmap(PAGE, flags=1 << 60), lambda: mm.mmap(2 << 20, flags=0x400000), lambda: mm.mmap(PAGE, kind="pfnmap", pfn=1 << 40),
+        lambda: mm.mmap(PAGE, flags=1 << 60), lambda: mm.mmap(2 << 20, flags=0x400000),
+        lambda: mm.mmap(PAGE, kind="pfnmap", pfn=1 << 40),
     ):  # fmt: skip
         with pytest.raises(ValueError, match="must be|may be given"):
             call()

@@ -64,7 +64,8 @@ def test_the_element_out_of_bounds_is_named(value, words):
     ("value", "words"),
     [
         (np.zeros(3), r"pfns of dtype float64 and shape \(3,\): must be one row of integers"),
-        (np.zeros((2, 2), int), r"shape \(2, 2\)"), (np.zeros(2, bool), "dtype bool"), ([[1], [2, 3]], "pfns"), ("abc", "dtype <U3"),
+        (np.zeros((2, 2), int), r"shape \(2, 2\)"), (np.zeros(2, bool), "dtype bool"), ([[1], [2, 3]], "pfns"),
+        ("abc", "dtype <U3"),
         ([1.5], r"pfns\[0\] 1.5: must be an integer"), (5, r"shape \(\)"), (None, "dtype object"), ([1, None], r"pfns\[1\] None"),
     ],
 )  # fmt: skip

@@ -26,7 +26,8 @@ def test_every_public_call_with_arguments_is_among_them():
     for target, parameter, _ in ALL:
         tried[target.split(" ")[0]].add(parameter)
     missing = []
-    public = {f"entries.{n}": f for n, f in vars(entries).items() if inspect.isfunction(f) and f.__module__ == entries.__name__ and not n.startswith("_")}
+    functions = inspect.getmembers(entries, lambda f: inspect.isfunction(f) and f.__module__ == entries.__name__)
+    public = {f"entries.{n}": f for n, f in functions if not n.startswith("_")}
     public |= {name: getattr(ksmwalk, name) for name in ksmwalk.__all__ if name.startswith("walk_")}
     for name, cls in CLASSES.items():
         public |= {f"{name}.{n}": f for n, f in inspect.getmembers(cls, callable) if not n.startswith("_")}
