@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import _core
 from ..errors import Strict, misspelt
-from ..gate import as_flag, as_int
+from ..gate import as_flag, as_int, shown
 from ..layout import EVENT, PAGE_SIZE
 from . import _engine, sysfs
 from .scan import MOST, KsmScan
@@ -171,12 +171,14 @@ class Ksm(Strict, sysfs.Files):
         OSError
             The write is refused, with the kernel's errno: EINVAL, ERANGE, or EBUSY (16) while something is merged.
         TypeError
-            The value is neither an integer (bool is taken) nor a text.
+            The name is none; the value is neither an integer (bool is taken) nor a text.
         AttributeError
             There is no tunable of this name.
 
         Models: the store functions of /sys/kernel/mm/ksm of Linux 6.18. Differs: nothing known.
         """
+        if not isinstance(name, str):
+            raise TypeError(f"name {shown(name)}: must be the name of a tunable")
         if name in sysfs.COUNTERS:
             raise AttributeError(f"{name} is a counter: KSM counts it, it can only be read")
         if name not in sysfs.KNOBS:
@@ -357,9 +359,11 @@ class Ksm(Strict, sysfs.Files):
 
         Models: nothing of Linux, it only calls what does. Differs: nothing known.
         """
+        if until is not None and not callable(until):
+            raise TypeError(f"until {shown(until)}: must be callable")
         limit = as_int(limit, "limit", 1, MOST)
-        if each not in ("full scan", "batch"):
-            raise ValueError(f'each {each!r}: must be "full scan" or "batch"')
+        if not isinstance(each, str) or each not in ("full scan", "batch"):
+            raise ValueError(f'each {shown(each)}: must be "full scan" or "batch"')
         rows: list[tuple[int, ...]] = []
         merged, since = self._merged(), self.full_scans
         while len(rows) < limit and self.registered:
