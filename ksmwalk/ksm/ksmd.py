@@ -277,11 +277,12 @@ class Ksm(Strict, sysfs.Files):
         Models: ksm_do_scan() of Linux 6.18. Differs: nothing known.
         """
         n = self.pages_to_scan if n is None else as_int(n, "n", 0, MOST)
-        cursor = self._cursor
+        world = self._world
+        cursor = world.arrays["cursor"]
         if n and not cursor["slot"][0] and self.registered:
             self._ksm["advisor"][0, [_SCAN_START, _CPU_START]] = self.now_ms, self.cpu_ms
         before = cursor["seqnr"][0]
-        done, code = _engine.py_scan(self._world, n)
+        done, code = _engine.py_scan(world, n)
         if cursor["seqnr"][0] != before and self._ksm["advisor_mode"][0]:
             self._advise()
         if code:
