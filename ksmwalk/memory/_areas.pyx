@@ -13,6 +13,10 @@ from ksmwalk.memory._leaves cimport free_tables, pmd_split, touched
 from ksmwalk.layout._layout cimport *
 
 
+cdef uint64_t LOWEST = 0x10000            # vm.mmap_min_addr
+cdef uint64_t HIGHEST = 0x7ffff7fff000    # where mmap begins, below a stack
+
+
 from libc.string cimport memset
 
 
@@ -121,6 +125,30 @@ cdef int32_t vma_find_from(kw_world *w, int32_t mm, uint64_t addr) noexcept nogi
 cdef int32_t vma_find(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil:
     cdef int32_t v = vma_find_from(w, mm, addr)
     return v if v and w.vmas[v].start <= addr else 0
+
+
+cdef uint64_t gap_end(kw_world *w, int32_t mm, uint64_t length, uint64_t high) noexcept nogil:
+    """End of the highest gap of at least `length` bytes below `high`, 0: none."""
+    cdef uint64_t best = 0, at = LOWEST, end
+    cdef int32_t v = w.mms[mm].vma_first
+    while True:
+        end = min(w.vmas[v].start, high) if v else high
+        if end > at and end - at >= length:
+            best = end
+        if v == 0:
+            return best
+        at = max(at, w.vmas[v].end)
+        v = w.vmas[v].next
+
+
+cdef uint64_t find_place(kw_world *w, int32_t mm, uint64_t length, uint64_t align) noexcept nogil:
+    cdef uint64_t high = min(user_end(w), HIGHEST), end
+    if align > KW_PAGE_SIZE:
+        end = gap_end(w, mm, length + align, high)
+        if end:
+            return (end - length) & ~(align - 1)
+    end = gap_end(w, mm, length, high)
+    return end - length if end else 0
 
 
 cdef int32_t last_vma(kw_world *w, int32_t mm) noexcept nogil:
