@@ -4,7 +4,10 @@ The contract of every function stands in `_core.pxd`.
 """
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.exc cimport PyErr_CheckSignals
+from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.string cimport memset
+
+from ksmwalk.layout._layout cimport *
 
 
 cdef extern from "_wide.h" nogil:
@@ -22,7 +25,6 @@ cdef extern from * nogil:
     const char *kw_compiler() noexcept
 
 include "layout/_arrays.pxi"
-
 
 
 # ------------------------------------------------------------------ the binding

@@ -63,6 +63,7 @@ def page(results: Results, command: str) -> str:
         f"| not repeatable by the kernel itself | {results.count('not repeatable')} |",
         f"| not modelled | {results.count('not modelled')} |",
         f"| about what this kernel does not have | {results.count('left out')} |",
+        f"| could not be run | {results.count('not run')} |",
         f"| records compared | {results.records:,} |",
         f"| single values compared | {results.values:,} |",
         f"| time | {results.seconds:.1f} s, of which kernel {results.kernel_seconds:.1f} s, model "

@@ -10,8 +10,8 @@ from ksmwalk.memory._frames cimport folio_extra_refs, folio_get, folio_put, fram
 from ksmwalk.memory._leaves cimport prot_bits, touched
 from ksmwalk.memory._areas cimport backing_put, find_place, mm_alloc, vma_find, vma_find_from
 from ksmwalk.memory._folio cimport split_folio_at
-from ksmwalk.memory._scattered cimport read_scattered, write_scattered
 from ksmwalk.memory._fault cimport fault_write, look_range, read_range, write_range
+from ksmwalk.memory._scattered cimport read_scattered, write_scattered
 from ksmwalk.ksm._unmerge cimport break_ksm, unmerge_range
 from ksmwalk.host._calls cimport (
     sys_exec, sys_exit, sys_fork, sys_mmap, sys_mprotect, sys_mremap, sys_munmap, sys_prctl_merge,

@@ -16,6 +16,7 @@ from ..errors import check
 from ..gate import MAX_U64, as_array, as_flag, as_int, as_row, shown
 from ..ksm.rmap import RmapItem, rmap_items
 from ..layout import PAGE_SIZE, PMD_SIZE, MmFlag, Vm
+from ..layout.madvise import ADVICE, Madvise
 from ..tables.tables import PageTables
 from . import _doors
 from .vma import Vma
@@ -23,14 +24,8 @@ from .vma import Vma
 if TYPE_CHECKING:
     from .host import Host
 
-#: advice names of madvise(2) with their numbers
-ADVICE = {
-    "normal": 0, "random": 1, "sequential": 2, "willneed": 3, "dontneed": 4, "free": 8, "dontfork": 10, "dofork": 11,
-    "mergeable": 12, "unmergeable": 13, "hugepage": 14, "nohugepage": 15, "dontdump": 16, "dodump": 17,
-    "wipeonfork": 18, "keeponfork": 19, "cold": 20, "pageout": 21, "populate_read": 22, "populate_write": 23,
-    "dontneed_locked": 24, "collapse": 25, "guard_install": 102, "guard_remove": 103,
-}  # fmt: skip
-_ADVICE_NUMBERS = frozenset(ADVICE.values())
+#: advice that Mm takes: nothing can be removed of private memory, and shared memory has no holes here
+_ADVICE_NUMBERS = frozenset(ADVICE.values()) - {Madvise.REMOVE}
 
 # Plain integers: arithmetic on enum members takes a microsecond.
 _MAY = int(Vm.MAYREAD | Vm.MAYWRITE | Vm.MAYEXEC)

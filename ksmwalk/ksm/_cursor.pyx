@@ -3,9 +3,8 @@
 The contract of every function stands in `_cursor.pxd`.
 """
 cimport cython
-from libc.string cimport memset
-
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uint8_t
+from libc.string cimport memset
 
 from ksmwalk._core cimport (
     World, alone, child_row, eligible, enter, entry_leaf, entry_none, leave, level_index,

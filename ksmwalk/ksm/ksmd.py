@@ -11,7 +11,7 @@ import numpy as np
 from .. import _core
 from ..errors import Strict, misspelt
 from ..gate import as_flag, as_int
-from ..layout import EVENT
+from ..layout import EVENT, PAGE_SIZE
 from . import _engine, sysfs
 from .scan import MOST, KsmScan
 
@@ -244,7 +244,7 @@ class Ksm(Strict, sysfs.Files):
         sharing = out["pages_sharing"]
         out["full_scans"] = int(self._cursor["seqnr"][0])
         out["pages_volatile"] = max(0, items - out["pages_shared"] - sharing - out["pages_unshared"])
-        out["general_profit"] = (sharing + out["ksm_zero_pages"]) * sysfs.PAGE_SIZE - items * sysfs.RMAP_ITEM_SIZE
+        out["general_profit"] = (sharing + out["ksm_zero_pages"]) * PAGE_SIZE - items * sysfs.RMAP_ITEM_SIZE
         return out
 
     # ---------------------------------------------------------- the daemon

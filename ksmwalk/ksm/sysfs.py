@@ -17,7 +17,6 @@ T = TypeVar("T")
 
 #: bytes the kernel spends on one rmap_item, for the profit
 RMAP_ITEM_SIZE = 64
-PAGE_SIZE = 4096
 
 ADVISORS = ("none", "scan-time")
 #: pages_to_scan when the advisor is switched off; switched on it starts at advisor_min_pages_to_scan

@@ -4,6 +4,7 @@ The contract of every function stands in `_areas.pxd`.
 """
 from libc.errno cimport ENOMEM
 from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.string cimport memset
 
 from ksmwalk._core cimport (
     child_row, entry_leaf, level_size, pmd_find, row_alloc, row_free, row_owner, rows_left,
@@ -15,9 +16,6 @@ from ksmwalk.layout._layout cimport *
 
 cdef uint64_t LOWEST = 0x10000            # vm.mmap_min_addr
 cdef uint64_t HIGHEST = 0x7ffff7fff000    # where mmap begins, below a stack
-
-
-from libc.string cimport memset
 
 
 # ------------------------------------------------------------------ address spaces

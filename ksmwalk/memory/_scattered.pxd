@@ -5,6 +5,7 @@ from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from ksmwalk.layout._layout cimport *
 
+
 cdef int64_t write_scattered(kw_world *w, int32_t mm, const uint64_t *addrs, int64_t n, const uint64_t *keys,
                              int64_t stride, int *code) noexcept nogil
     # Store keys[0], keys[stride], ... into the pages at addrs[0], addrs[1], ... in this order; addresses are page

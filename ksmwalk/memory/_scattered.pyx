@@ -13,6 +13,7 @@ from ksmwalk.memory._areas cimport vma_find
 from ksmwalk.memory._fault cimport fault_read, fault_write
 from ksmwalk.layout._layout cimport *
 
+
 cdef extern from "_wide.h" nogil:
     void kw_prefetch(const void *p) noexcept
 

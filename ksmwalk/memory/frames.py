@@ -42,7 +42,7 @@ class Frames(Strict):
     pages are not counted.
     """
 
-    __slots__ = (*FRAME_FIELDS, "_world")
+    __slots__ = (*FRAME_FIELDS, "_world", "__weakref__")
 
     flags: NDArray[np.uint16]
     nid: NDArray[np.uint8]

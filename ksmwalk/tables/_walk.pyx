@@ -8,8 +8,8 @@ from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.string cimport memset
 
 from ksmwalk._core cimport (
-    child_row, entry_find, entry_leaf, entry_none, entry_pfn, entry_present, level_index, level_size, mm_changed,
-    split_leaf,
+    child_row, entry_find, entry_leaf, entry_none, entry_pfn, entry_present, level_index, level_size,
+    mm_changed, split_leaf,
 )
 from ksmwalk.tables._read cimport Tables, note_bad, row_of_frame
 from ksmwalk.layout._layout cimport *
