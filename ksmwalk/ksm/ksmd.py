@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import _core
 from ..errors import Strict, misspelt
-from ..gate import as_flag, as_int
+from ..gate import as_flag, as_int, shown
 from ..layout import EVENT, PAGE_SIZE
 from . import _engine, sysfs
 from .scan import MOST, KsmScan
@@ -42,7 +42,7 @@ class Events(Strict):
     Differs: ksm_advisor is left out; frames and mms are numbers of this Host.
     """
 
-    __slots__ = ("_bound", "_taken", "_lost")
+    __slots__ = ("_bound", "_taken", "_lost", "__weakref__")
 
     def __init__(self, world: _core.World):
         self._bound = world
@@ -343,7 +343,7 @@ class Ksm(Strict, sysfs.Files):
         BadEntryError, ArenaFullError
             As `do_scan`.
         ValueError, TypeError
-            `limit` is no positive integer; there is no such `each`.
+            `limit` is no positive integer; `until` can't be called; there is no such `each`.
 
         Examples
         --------
@@ -359,7 +359,9 @@ class Ksm(Strict, sysfs.Files):
         Models: nothing of Linux, it only calls what does. Differs: nothing known.
         """
         limit = as_int(limit, "limit", 1, MOST)
-        if each not in ("full scan", "batch"):
+        if until is not None and not callable(until):
+            raise TypeError(f"until {shown(until)}: must be a function of this Ksm, or None")
+        if not isinstance(each, str) or each not in ("full scan", "batch"):
             raise ValueError(f'each {each!r}: must be "full scan" or "batch"')
         rows: list[tuple[int, ...]] = []
         merged, since = self._merged(), self.full_scans

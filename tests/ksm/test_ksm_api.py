@@ -1,9 +1,9 @@
 """The names and values that KSM's Python face takes, and what it says of those it does not."""
 
 import copy
-import gc
 import inspect
 import pickle
+import weakref
 
 import numpy as np
 import pytest
@@ -161,8 +161,8 @@ def test_every_door_says_that_its_host_is_gone():
     ksm, scan, events = host.ksm, host.ksm.scan, host.ksm.events
     item, _ = scan.scan_get_next_rmap_item()
     world = host.world
+    assert all(weakref.ref(door)() is door for door in (ksm, scan, events, host.frames))
     del mm, host
-    gc.collect()
     assert world.owner() is None, "no door keeps the Host"
     calls = [
         lambda: ksm.run, lambda: setattr(ksm, "run", 1), lambda: ksm.pages_shared, ksm.counters, ksm.do_scan,
@@ -263,3 +263,7 @@ def test_run_until_a_condition_batch_by_batch():
             host.ksm.run_until(limit=bad)
     with pytest.raises(ValueError, match="each 'scan'"):
         host.ksm.run_until(each="scan")
+    before = host.ksm.counters()
+    with pytest.raises(TypeError, match="until 5"):
+        host.ksm.run_until(5)
+    assert host.ksm.counters() == before

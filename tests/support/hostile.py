@@ -241,6 +241,9 @@ def targets(scene):
         "Mm.populate": (mm.populate, {"addr": AT, "length": 16 * PAGE, "keys": None, "nid": None},
                         {"addr": integer(AT, AT), "length": integer(0, 16 * PAGE), "keys": either(none, row(0, 2**64 - 1, 16)),
                          "nid": either(nid, none)}),
+        "Mm.write_at": (mm.write_at, {"addrs": [AT, AT + PAGE], "keys": 5},
+                        {"addrs": row(AT, AT), "keys": either(U64, row(0, 2**64 - 1, 2))}),
+        "Mm.read_at": (mm.read_at, {"addrs": [AT, AT + PAGE]}, {"addrs": row(AT, AT)}),
         "Mm.read": (mm.read, {"addr": AT, "n": 2}, {"addr": integer(AT, AT), "n": either(none, integer(0, 16))}),
         "Mm.read_keys": (mm.read_keys, {"addr": AT, "n": 2}, {"addr": integer(0, 1 << 57), "n": pages}),
         "Mm.read_pfns": (mm.read_pfns, {"addr": AT, "n": 2}, {"addr": integer(0, 1 << 57), "n": pages}),
@@ -288,6 +291,9 @@ def targets(scene):
     ksm, number = host.ksm, integer(0, 2**63 - 1)
     out |= {
         "Ksm.do_scan": (ksm.do_scan, {"n": 5}, {"n": either(none, number)}),
+        "Ksm.run_until": (ksm.run_until, {"until": None, "limit": 3, "each": "full scan"},
+                          {"until": functions, "limit": number, "each": nothing}),
+        "Ksm.pages_to_scan": (set_(ksm, "pages_to_scan"), {"value": 5}, {"value": either(integer(0, 2**32 - 1), flag, text("1"))}),
         "Ksm.write": (ksm.write, {"name": "pages_to_scan", "value": 5}, {"name": text("run"), "value": either(U64, text("1"))}),
         "Ksm.now_ms": (set_(ksm, "now_ms"), {"value": 5}, {"value": number}),
         "Ksm.cpu_ms": (set_(ksm, "cpu_ms"), {"value": 5}, {"value": number}),
@@ -295,6 +301,8 @@ def targets(scene):
         "KsmScan.strategy": (set_(ksm.scan, "strategy"), {"value": "range"}, {"value": nothing}),
         "KsmScan.real_lookups": (set_(ksm.scan, "real_lookups"), {"value": True}, {"value": flag}),
         "Events.on": (set_(ksm.events, "on"), {"value": True}, {"value": flag}),
+        "Frames.set_key": (host.frames.set_key, {"pfns": [int(mm.read_pfns(AT, 1)[0])], "keys": 5},
+                           {"pfns": either(integer(1, 1023), row(1, 1023)), "keys": either(U64, row(0, 2**64 - 1, 1))}),
         "Frames.describe": (host.frames.describe, {"pfn": 1}, {"pfn": integer(0, 1023)}),
     }  # fmt: skip
     for name in (
