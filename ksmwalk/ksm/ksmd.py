@@ -171,16 +171,18 @@ class Ksm(Strict, sysfs.Files):
         OSError
             The write is refused, with the kernel's errno: EINVAL, ERANGE, or EBUSY (16) while something is merged.
         TypeError
-            The value is neither an integer (bool is taken) nor a text.
+            The name is no text; the value is neither an integer (for a switch: or bool) nor a text.
         AttributeError
             There is no tunable of this name.
 
         Models: the store functions of /sys/kernel/mm/ksm of Linux 6.18. Differs: nothing known.
         """
+        if not isinstance(name, str):
+            raise TypeError(f"name {shown(name)}: must be the name of a tunable")
         if name in sysfs.COUNTERS:
             raise AttributeError(f"{name} is a counter: KSM counts it, it can only be read")
         if name not in sysfs.KNOBS:
-            raise misspelt(sysfs.Files, name)
+            raise misspelt(Ksm, name, sysfs.KNOBS)
         knob = sysfs.KNOBS[name]
         number = knob.read(value)
         if name == "run":
@@ -362,7 +364,7 @@ class Ksm(Strict, sysfs.Files):
         if until is not None and not callable(until):
             raise TypeError(f"until {shown(until)}: must be a function of this Ksm, or None")
         if not isinstance(each, str) or each not in ("full scan", "batch"):
-            raise ValueError(f'each {each!r}: must be "full scan" or "batch"')
+            raise ValueError(f'each {shown(each)}: must be "full scan" or "batch"')
         rows: list[tuple[int, ...]] = []
         merged, since = self._merged(), self.full_scans
         while len(rows) < limit and self.registered:

@@ -293,7 +293,7 @@ def targets(scene):
         "Ksm.do_scan": (ksm.do_scan, {"n": 5}, {"n": either(none, number)}),
         "Ksm.run_until": (ksm.run_until, {"until": None, "limit": 3, "each": "full scan"},
                           {"until": functions, "limit": number, "each": nothing}),
-        "Ksm.pages_to_scan": (set_(ksm, "pages_to_scan"), {"value": 5}, {"value": either(integer(0, 2**32 - 1), flag, text("1"))}),
+        "Ksm.pages_to_scan": (set_(ksm, "pages_to_scan"), {"value": 5}, {"value": either(integer(0, 2**32 - 1), text("1"))}),
         "Ksm.write": (ksm.write, {"name": "pages_to_scan", "value": 5}, {"name": text("run"), "value": either(U64, text("1"))}),
         "Ksm.now_ms": (set_(ksm, "now_ms"), {"value": 5}, {"value": number}),
         "Ksm.cpu_ms": (set_(ksm, "cpu_ms"), {"value": 5}, {"value": number}),
@@ -330,7 +330,7 @@ def targets(scene):
     return out
 
 
-ALLOWED = (OSError, ValueError, TypeError, LookupError, ReferenceError, KsmwalkError, MemoryError)
+ALLOWED = (AttributeError, OSError, ValueError, TypeError, LookupError, ReferenceError, KsmwalkError, MemoryError)
 #: what numpy, Cython and Python say for themselves
 FOREIGN = (
     "an integer is required", "can't convert", "cannot be interpreted", "too large to convert", "Buffer dtype", "Cannot convert",
