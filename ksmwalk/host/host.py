@@ -165,14 +165,17 @@ class Host:
 
     @property
     def nr_frames(self) -> int:
+        """Frames of 4 KiB."""
         return self._ctl("nr_frames")
 
     @property
     def nr_nodes(self) -> int:
+        """NUMA nodes."""
         return self._ctl("nr_nodes")
 
     @property
     def levels(self) -> int:
+        """Levels of page tables, 4 or 5."""
         return self._ctl("levels")
 
     @property
