@@ -42,7 +42,7 @@ class Events(Strict):
     Differs: ksm_advisor is left out; frames and mms are numbers of this Host.
     """
 
-    __slots__ = ("_bound", "_taken", "_lost")
+    __slots__ = ("_bound", "_taken", "_lost", "__weakref__")
 
     def __init__(self, world: _core.World):
         self._bound = world
@@ -171,7 +171,7 @@ class Ksm(Strict, sysfs.Files):
         OSError
             The write is refused, with the kernel's errno: EINVAL, ERANGE, or EBUSY (16) while something is merged.
         TypeError
-            The name is none; the value is neither an integer (bool is taken) nor a text.
+            The name is no text; the value is neither an integer (for a switch: or bool) nor a text.
         AttributeError
             There is no tunable of this name.
 
@@ -182,7 +182,7 @@ class Ksm(Strict, sysfs.Files):
         if name in sysfs.COUNTERS:
             raise AttributeError(f"{name} is a counter: KSM counts it, it can only be read")
         if name not in sysfs.KNOBS:
-            raise misspelt(sysfs.Files, name)
+            raise misspelt(Ksm, name, sysfs.KNOBS)
         knob = sysfs.KNOBS[name]
         number = knob.read(value)
         if name == "run":
@@ -279,11 +279,12 @@ class Ksm(Strict, sysfs.Files):
         Models: ksm_do_scan() of Linux 6.18. Differs: nothing known.
         """
         n = self.pages_to_scan if n is None else as_int(n, "n", 0, MOST)
-        cursor = self._cursor
+        world = self._world
+        cursor = world.arrays["cursor"]
         if n and not cursor["slot"][0] and self.registered:
             self._ksm["advisor"][0, [_SCAN_START, _CPU_START]] = self.now_ms, self.cpu_ms
         before = cursor["seqnr"][0]
-        done, code = _engine.py_scan(self._world, n)
+        done, code = _engine.py_scan(world, n)
         if cursor["seqnr"][0] != before and self._ksm["advisor_mode"][0]:
             self._advise()
         if code:
@@ -344,7 +345,7 @@ class Ksm(Strict, sysfs.Files):
         BadEntryError, ArenaFullError
             As `do_scan`.
         ValueError, TypeError
-            `limit` is no positive integer; there is no such `each`.
+            `limit` is no positive integer; `until` can't be called; there is no such `each`.
 
         Examples
         --------

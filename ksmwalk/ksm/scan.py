@@ -41,7 +41,7 @@ class KsmScan(Strict, _cursor.Cursor):
     Differs: nothing known.
     """
 
-    __slots__ = ()
+    __slots__ = ("__weakref__",)
 
     # ---------------------------------------------------------- the cursor's record
 

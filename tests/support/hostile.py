@@ -527,6 +527,11 @@ def targets(scene):
             {"name": "pages_to_scan", "value": 5},
             {"name": text("run"), "value": either(U64, flag, text("1"))},
         ),
+        "Ksm.pages_to_scan": (
+            set_(ksm, "pages_to_scan"),
+            {"value": 5},
+            {"value": either(integer(0, 2**32 - 1), text("1"))},
+        ),
         "Ksm.now_ms": (set_(ksm, "now_ms"), {"value": 5}, {"value": number}),
         "Ksm.cpu_ms": (set_(ksm, "cpu_ms"), {"value": 5}, {"value": number}),
         "KsmScan.scan": (ksm.scan.scan, {"n": 5}, {"n": number}),
@@ -577,7 +582,7 @@ def targets(scene):
     return out
 
 
-ALLOWED = (OSError, ValueError, TypeError, LookupError, ReferenceError, KsmwalkError, MemoryError)
+ALLOWED = (AttributeError, OSError, ValueError, TypeError, LookupError, ReferenceError, KsmwalkError, MemoryError)
 #: what numpy, Cython and Python say for themselves
 FOREIGN = (
     "an integer is required",
