@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 from measure import SMOKE, Row, at_most, faster_than, memory_available, note, row
@@ -20,11 +19,11 @@ from measure import SMOKE, Row, at_most, faster_than, memory_available, note, ro
 from ksmwalk import Host
 from ksmwalk.kernel import knobs
 from ksmwalk.kernel.fullscan import timed_scans
+from ksmwalk.proc.child import Child, ChildError
 
 PAGES = 1 << 12 if SMOKE else 1 << 19
 ROUNDS = 1 if SMOKE else 3
 HOST_PAGES = 1 << 14 if SMOKE else 1 << 24
-CHILD = Path(__file__).with_name("ksmd_child.py")
 
 
 def unique_ids() -> np.ndarray:
@@ -105,17 +104,17 @@ def real_story(ids: np.ndarray, scans: int) -> list[float]:
 
 @contextlib.contextmanager
 def child(ids: np.ndarray) -> Iterator[None]:
-    process = subprocess.Popen([sys.executable, str(CHILD)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    """A process with a mergeable page for each id; in a page's first 8 bytes big-endian, as memcmp orders them."""
     try:
-        process.stdin.write(np.uint64(len(ids)).tobytes() + ids.tobytes())
-        process.stdin.flush()
-        if process.stdout.readline().strip() != b"ready":
-            raise knobs.KernelUnavailable("the process to scan could not be made")
-        yield
-    finally:
-        process.stdin.close()
-        process.stdout.close()
-        process.wait()
+        with Child() as process:
+            size = len(ids) * 4096
+            area = process.do(f"new({size})")
+            process.do(f"libc.madvise({area}, {size}, NOHUGEPAGE)")
+            process.do(f"put({area}, range(0, {size}, P), numbers({len(ids)}))", ids.astype(np.uint64).byteswap().tobytes())
+            process.do(f"call('madvise', {area}, {size}, MERGEABLE)")
+            yield
+    except ChildError as error:
+        raise knobs.KernelUnavailable(f"the process to scan could not be made: {error}") from None
 
 
 BIG = """

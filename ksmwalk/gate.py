@@ -11,7 +11,7 @@ import reprlib
 
 import numpy as np
 
-__all__ = ["MAX_U64", "as_array", "as_flag", "as_int", "shown"]
+__all__ = ["MAX_U64", "as_array", "as_flag", "as_int", "as_row", "shown"]
 
 MAX_U64 = (1 << 64) - 1
 _REPR = reprlib.Repr()
@@ -145,3 +145,17 @@ def _check_bounds(a: np.ndarray, name: str, low: int, high: int) -> None:
         at = tuple(int(i) for i in np.unravel_index(int(wrong.argmax()), a.shape))
         where = f"[{', '.join(map(str, at))}]" if at else ""
         raise ValueError(f"{name}{where} {shown(int(a[at]))}: must be from {shown(low)} to {shown(high)}")
+
+
+def as_row(
+    value: object, name: str, dtype: object = np.uint64, low: int | None = None, high: int | None = None
+) -> tuple[np.ndarray, bool]:
+    """Pass one integer, or one row of integers, through as an array, and say whether it was one integer.
+
+    Parameters, errors: as `as_array`.
+    """
+    if hasattr(value, "__len__") and getattr(value, "ndim", 1) != 0:
+        return as_array(value, name, dtype, low, high), False
+    info = np.iinfo(np.dtype(dtype))
+    number = as_int(value, name, info.min if low is None else low, info.max if high is None else high)
+    return np.array([number], dtype), True

@@ -46,7 +46,7 @@ cdef int32_t sys_mmap(kw_world *w, int32_t mm, uint64_t start, uint64_t length, 
     if backing:
         w.mms[backing].users += 1
     vma_link(w, v, prev)
-    w.mms[mm].epoch += 1
+    touched(w, mm)
     return join_around(w, v)
 
 
@@ -174,7 +174,7 @@ cdef int vma_expand(kw_world *w, int32_t v, uint64_t length) noexcept nogil:
     """Grow v at its end, where nothing is mapped."""
     cdef uint64_t start = w.vmas[v].end
     w.vmas[v].end += length
-    w.mms[w.vmas[v].mm].epoch += 1
+    touched(w, w.vmas[v].mm)
     if w.vmas[v].next:
         vma_join(w, v, w.vmas[v].next)
     if w.vmas[v].flags & VM_LOCKED:
@@ -359,7 +359,7 @@ cdef int sys_exit(kw_world *w, int32_t mm) noexcept nogil:
         return rc
     slot_exit(w, mm)
     mm_clear(w, mm)
-    w.mms[mm].epoch += 1
+    touched(w, mm)
     if w.mms[mm].flags & MM_HAS_SLOT:
         w.mms[mm].vma_first = <int32_t>w.ctl.mms_exited
         w.ctl.mms_exited = mm

@@ -7,10 +7,11 @@ from libc.stdint cimport int32_t, int64_t, uint16_t, uint64_t
 
 from ksmwalk._core cimport World, alone, enter, leave, make_entry, no_entry, pte_make
 from ksmwalk.memory._frames cimport folio_extra_refs, folio_get, folio_put, frame_alloc, lru_drain
-from ksmwalk.memory._leaves cimport prot_bits
+from ksmwalk.memory._leaves cimport prot_bits, touched
 from ksmwalk.memory._areas cimport backing_put, find_place, mm_alloc, vma_find, vma_find_from
 from ksmwalk.memory._folio cimport split_folio_at
 from ksmwalk.memory._fault cimport fault_write, look_range, read_range, write_range
+from ksmwalk.memory._scattered cimport read_scattered, write_scattered
 from ksmwalk.ksm._unmerge cimport break_ksm, unmerge_range
 from ksmwalk.host._calls cimport (
     sys_exec, sys_exit, sys_fork, sys_mmap, sys_mprotect, sys_mremap, sys_munmap, sys_prctl_merge,
@@ -191,6 +192,34 @@ def read(World world not None, int32_t mm, uint64_t addr, int64_t n, uint64_t[::
     return done, code
 
 
+def write_at(World world not None, int32_t mm, const uint64_t[::1] addrs, const uint64_t[::1] keys):
+    """(pages done, code) of storing keys (one for each address, or one for all) at page-aligned addresses."""
+    cdef int code = 0
+    cdef int64_t done = 0, n = addrs.shape[0], stride = keys.shape[0] != 1
+    if stride and keys.shape[0] < n:
+        raise ValueError(f"{keys.shape[0]} keys for {n} addresses")
+    if n:
+        enter(world)
+        with nogil:
+            done = write_scattered(&world.w, mm, &addrs[0], n, &keys[0], stride, &code)
+        leave(world)
+    return done, code
+
+
+def read_at(World world not None, int32_t mm, const uint64_t[::1] addrs, uint64_t[::1] keys):
+    """(pages done, code) of loading from addresses; contents into keys."""
+    cdef int code = 0
+    cdef int64_t done = 0, n = addrs.shape[0]
+    if keys.shape[0] < n:
+        raise ValueError(f"{keys.shape[0]} keys for {n} addresses")
+    if n:
+        enter(world)
+        with nogil:
+            done = read_scattered(&world.w, mm, &addrs[0], n, &keys[0], &code)
+        leave(world)
+    return done, code
+
+
 def look(World world not None, int32_t mm, uint64_t addr, int64_t n, uint64_t[::1] keys, int64_t[::1] pfns):
     """Contents and frames of n pages without a fault; either array may be None."""
     cdef uint64_t *k = NULL
@@ -247,7 +276,7 @@ def map_raw(World world not None, int32_t mm, uint64_t addr, int64_t n, uint64_t
         pte[0] = make_entry(pfn + <uint64_t>i, flags)
         pte += 1
         addr += KW_PAGE_SIZE
-    world.w.mms[mm].epoch += 1
+    touched(&world.w, mm)
     return 0
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .. import _core
 from ..errors import check
-from ..gate import MAX_U64, as_array, as_flag, as_int, shown
+from ..gate import MAX_U64, as_array, as_flag, as_int, as_row, shown
 from ..ksm.rmap import RmapItem, rmap_items
 from ..layout import PAGE_SIZE, PMD_SIZE, MmFlag, Vm
 from ..layout.madvise import ADVICE, Madvise
@@ -44,6 +46,7 @@ KINDS = {
     "dax": Vm.DAX,
 }
 _FORCE, _KEEP = 1, 2  # FAULT_* of memory/_fault.pxd
+_AT_ONCE = 1 << 17  # scattered addresses in one compiled call: between two, Ctrl-C is heard
 EFAULT = -errno.EFAULT
 #: frames that an entry can name
 _MOST_PFN = (1 << 40) - 1
@@ -679,6 +682,74 @@ class Mm:
         if code < 0:
             self._check(code, f"read at {addr + done * PAGE_SIZE:#x} ({done} of {count} pages done)")
         return int(out[0]) if n is None else out
+
+    def write_at(self, addrs: ArrayLike, keys: ArrayLike) -> None:
+        """Store contents into pages anywhere, in the order given, at array speed, with all faults that takes.
+
+        Parameters
+        ----------
+        addrs : array of int, shape (n,)
+            Bytes, page aligned; an address may come again.
+        keys : int, or array of uint64 of shape (n,)
+            Content of all of the pages, or of each.
+
+        Raises
+        ------
+        OSError, ArenaFullError
+            As `write`, with the index and the address at which it stopped; the pages before it are written.
+        ValueError, TypeError
+            An address that is not page aligned, with its index; no integers; another number of keys. Nothing is
+            written.
+
+        Models: stores and their faults in Linux 6.18. Differs: a store replaces the whole content of a page.
+        """
+        at = as_array(addrs, "addrs")
+        odd = np.flatnonzero(at % np.uint64(PAGE_SIZE))
+        if len(odd):
+            raise ValueError(f"addrs[{odd[0]}] {int(at[odd[0]]):#x}: must be page aligned")
+        new, one = as_row(keys, "keys")
+        if not one and len(new) != len(at):
+            raise ValueError(f"{len(new)} keys for {len(at)} addresses")
+        self._at_once("write_at", at, lambda part: _doors.write_at(
+            self._world, self._at(), at[part], new if one else new[part]
+        ))  # fmt: skip
+
+    def read_at(self, addrs: ArrayLike) -> np.ndarray:
+        """Load from pages anywhere, in the order given, at array speed, with the faults that takes.
+
+        Parameters
+        ----------
+        addrs : array of int, shape (n,)
+            Bytes; each stands for the page it lies in.
+
+        Returns
+        -------
+        ndarray of uint64, shape (n,)
+            Contents.
+
+        Raises
+        ------
+        OSError, ArenaFullError
+            As `read`, with the index and the address at which it stopped.
+        ValueError, TypeError
+            No integers, or negative ones, with the index.
+
+        Models: loads and their faults in Linux 6.18. Differs: nothing known.
+        """
+        at = as_array(addrs, "addrs")
+        out = np.empty(len(at), np.uint64)
+        self._at_once("read_at", at, lambda part: _doors.read_at(self._world, self._at(), at[part], out[part]))
+        return out
+
+    def _at_once(self, what: str, addrs: np.ndarray, call: Callable[[slice], tuple[int, int]]) -> None:
+        """Part after part of many addresses, and where it stopped."""
+        self._at()
+        with self._world:
+            for i in range(0, len(addrs), _AT_ONCE):
+                done, code = call(slice(i, i + _AT_ONCE))
+                if code < 0:
+                    at = i + done
+                    self._check(code, f"{what} at addrs[{at}] {int(addrs[at]):#x} ({at} of {len(addrs)} pages done)")
 
     def _run(self, addr: int, n: int) -> tuple[int, int]:
         """A run of pages within what page tables can map."""

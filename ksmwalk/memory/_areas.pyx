@@ -4,6 +4,7 @@ The contract of every function stands in `_areas.pxd`.
 """
 from libc.errno cimport ENOMEM
 from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.string cimport memset
 
 from ksmwalk._core cimport (
     child_row, entry_leaf, level_size, pmd_find, row_alloc, row_free, row_owner, rows_left,
@@ -12,12 +13,11 @@ from ksmwalk.memory._frames cimport folio_put, normal_pfn
 from ksmwalk.memory._leaves cimport free_tables, pmd_split, touched
 from ksmwalk.layout._layout cimport *
 
+from ksmwalk.layout._poison cimport kw_poison, kw_unpoison
+
 
 cdef uint64_t LOWEST = 0x10000            # vm.mmap_min_addr
 cdef uint64_t HIGHEST = 0x7ffff7fff000    # where mmap begins, below a stack
-
-
-from libc.string cimport memset
 
 
 # ------------------------------------------------------------------ address spaces
@@ -50,7 +50,7 @@ cdef int32_t mm_alloc(kw_world *w) noexcept nogil:
         c.mms_used += 1
     m = &w.mms[mm]
     # The epoch goes on where the last user of the record left it: nobody may take the one for the other.
-    m.epoch += 1
+    touched(w, mm)
     m.flags = MM_USED
     m.vma_first = m.slot_next = m.slot_prev = m.rmap_list = m.nr_vmas = 0
     m.nr_rmap_items = m.nr_merging = m.nr_zero = m.users = m.nr_pages = 0
@@ -173,6 +173,7 @@ cdef int32_t vma_alloc(kw_world *w, int32_t mm) noexcept nogil:
             return KW_ENOVMAS
         v = <int32_t>c.vmas_used
         c.vmas_used += 1
+    kw_unpoison(&w.vmas[v], sizeof(kw_vma))
     memset(&w.vmas[v], 0, sizeof(kw_vma))
     c.vma_serial += 1
     w.vmas[v].serial = c.vma_serial
@@ -206,12 +207,14 @@ cdef void vma_free(kw_world *w, int32_t v) noexcept nogil:
     if next:
         w.vmas[next].prev = prev
     w.mms[mm].nr_vmas -= 1
-    w.mms[mm].epoch += 1
+    touched(w, mm)
     if w.cursor.vma == v:
         w.cursor.vma = 0
     memset(&w.vmas[v], 0, sizeof(kw_vma))
     w.vmas[v].next = <int32_t>w.ctl.vmas_free
     w.ctl.vmas_free = v
+    kw_poison(&w.vmas[v], 32)  # not the links, nor `mm`, which tells that a hint is stale
+    kw_poison(<char *>&w.vmas[v] + 48, sizeof(kw_vma) - 48)
     backing_put(w, backing)
 
 

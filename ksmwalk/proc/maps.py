@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ..host.vma import LETTERS, why_not
 from ..layout import PAGE_SIZE, Vm
+from .processes import printable
 
 # The bit of each pair of VmFlags letters that the model knows.
 VM_BITS = {letters: bit for bit, letters in LETTERS}
@@ -94,7 +95,7 @@ class VmaRecord:
         return self.anonymous == 0 and self.swap == 0
 
     def __str__(self) -> str:
-        return f"{self.start:x}-{self.end:x} {self.perms} {self.name}".rstrip()
+        return f"{self.start:x}-{self.end:x} {self.perms} {printable(self.name)}".rstrip()
 
 
 def _record(header: re.Match, fields: dict[bytes, int], flags: tuple[str, ...]) -> VmaRecord:

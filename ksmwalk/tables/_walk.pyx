@@ -5,10 +5,11 @@ its own. The contract stands in `_walk.pxd` and, for Python, in `pagewalk.py`.
 """
 from libc.errno cimport EINVAL
 from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.string cimport memset
 
 from ksmwalk._core cimport (
     child_row, entry_find, entry_leaf, entry_none, entry_pfn, entry_present, level_index, level_size,
-    split_leaf,
+    mm_changed, split_leaf,
 )
 from ksmwalk.tables._read cimport Tables, note_bad, row_of_frame
 from ksmwalk.layout._layout cimport *
@@ -331,7 +332,7 @@ cdef class Entry:
 
     cdef void changed(self) noexcept:
         if self.tables.mm:
-            self.s.world.mms[self.tables.mm].epoch += 1
+            mm_changed(self.s.world, self.tables.mm, 1)
 
     cdef int close(self) except -1:
         # Whoever kept the view can go on reading, but writes to a table later are no business of this walk.

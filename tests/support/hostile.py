@@ -297,13 +297,27 @@ def targets(scene):
         "Events.on": (set_(ksm.events, "on"), {"value": True}, {"value": flag}),
         "Frames.describe": (host.frames.describe, {"pfn": 1}, {"pfn": integer(0, 1023)}),
     }  # fmt: skip
-    for name in ("none", "present", "hardware_present", "leaf", "special", "prot_none", "swap_like", "pfn", "flags", "unpack", "describe"):
+    for name in (
+        "none",
+        "present",
+        "hardware_present",
+        "leaf",
+        "special",
+        "prot_none",
+        "swap_like",
+        "pfn",
+        "flags",
+        "unpack",
+        "describe",
+    ):
         function = getattr(entries, name)
         base, may = {"e": 0x67}, {"e": either(U64, row(0, 2**64 - 1), lambda v: isinstance(v, np.ndarray) and v.dtype == np.uint64)}
         if "level" in function.__code__.co_varnames[: function.__code__.co_argcount]:
             base["level"], may["level"] = 1, integer(1, 5)
         out[f"entries.{name}"] = (function, base, may)
-    bits = either(U64, row(0, 2**64 - 1), lambda v: isinstance(v, np.ndarray) and v.dtype.kind in "iu" and v.ndim and (v >= 0).all())
+    bits = either(
+        U64, row(0, 2**64 - 1), lambda v: isinstance(v, np.ndarray) and v.dtype.kind in "iu" and v.ndim and (v >= 0).all()
+    )
     out["entries.pack"] = (entries.pack, {"pfn": 1, "flags": 7, "level": 1}, {"pfn": bits, "flags": bits, "level": integer(1, 5)})
     return out
 
