@@ -14,7 +14,7 @@ from . import signals, state
 from .state import KernelUnavailable, lock, to_stderr
 
 __all__ = [
-    "AROUND", "DEFAULTS", "KSM", "KernelUnavailable", "lock", "mergeable_processes", "read", "reset", "restore",
+    "AROUND", "DEFAULTS", "KSM", "KernelUnavailable", "ksmd", "lock", "mergeable_processes", "read", "reset", "restore",
     "saved", "taken", "to_stderr", "unusable", "why_not", "write", "write_file",
 ]  # fmt: skip
 
@@ -115,6 +115,22 @@ def why_not() -> str | None:
     if shared := int(read("pages_shared")):
         return f"KSM is in use: pages_shared is {shared}"
     return _foreign()
+
+
+def ksmd() -> int | None:
+    """Return the pid of the kernel's thread, None where there is none to be seen.
+
+    Returns
+    -------
+    int or None
+    """
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        # a name is any bytes; a process may be gone by the time it is read; another may be called so too
+        with contextlib.suppress(OSError):
+            process = Path("/proc", name)
+            if (process / "comm").read_bytes() == b"ksmd\n" and not (process / "cmdline").read_bytes():
+                return int(name)
+    return None
 
 
 def _foreign() -> str | None:
