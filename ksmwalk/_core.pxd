@@ -189,6 +189,10 @@ cdef int split_leaf(kw_world *w, int32_t mm, uint64_t *entry, int level) noexcep
     # A leaf pmd or pud becomes a table of 512 leaves: same frames, same flags. The folio stays whole.
     # KW_ENOROWS: unchanged.
 
+cdef inline void mm_changed(kw_world *w, int32_t mm, uint64_t times) noexcept nogil:
+    # Whatever changes a mapping or a content of an mm says so here.
+    w.mms[mm].epoch += times
+    w.ctl.changes += <int64_t>times
 
 # ------------------------------------------------------------------ signals
 

@@ -11,7 +11,7 @@ import reprlib
 
 import numpy as np
 
-__all__ = ["MAX_U64", "as_array", "as_flag", "as_int", "shown"]
+__all__ = ["MAX_U64", "as_array", "as_flag", "as_int", "as_row", "shown"]
 
 MAX_U64 = (1 << 64) - 1
 _REPR = reprlib.Repr()
@@ -79,9 +79,15 @@ def as_flag(value: object, name: str) -> bool:
 
 
 def as_array(
-    value: object, name: str, dtype: object = np.uint64, low: int | None = None, high: int | None = None
+    value: object,
+    name: str,
+    dtype: object = np.uint64,
+    low: int | None = None,
+    high: int | None = None,
+    *,
+    ndim: int | None = 1,
 ) -> np.ndarray:
-    """Pass one row of integers through: contiguous, of the dtype wanted, a copy only where it must be.
+    """Pass an array of integers through: contiguous, of the dtype wanted, a copy only where it must be.
 
     Parameters
     ----------
@@ -93,45 +99,63 @@ def as_array(
         Integer dtype wanted.
     low, high : int, optional
         Bounds of the elements, both included. Default: those of `dtype`.
+    ndim : int, optional
+        Dimensions it must have; None: any.
 
     Raises
     ------
     TypeError
-        Not one-dimensional, or not of integers; dtype and shape are named.
+        Of other dimensions, or not of integers; dtype and shape are named.
     ValueError
         An element beyond the bounds; its index is named.
     """
     wanted = np.dtype(dtype)
-    a = _row(value, name)
+    a = _integers(value, name, ndim)
     info, have = np.iinfo(wanted), np.iinfo(a.dtype)
     low = info.min if low is None else low
     high = info.max if high is None else high
     if a.size and (have.min < low or have.max > high):
         _check_bounds(a, name, low, high)
-    return np.ascontiguousarray(a, dtype=wanted)
+    return np.require(a, wanted, "C")
 
 
-def _row(value: object, name: str) -> np.ndarray:
+def _integers(value: object, name: str, ndim: int | None) -> np.ndarray:
+    kind = "an array of integers" if ndim is None else "one row of integers" if ndim == 1 else f"integers in {ndim} dimensions"
     try:
         a = np.asarray(value)
     except Exception:
         # Ragged, nested too deep, or something that calls itself an array and is none.
-        raise TypeError(f"{name} {shown(value)}: must be one row of integers") from None
+        raise TypeError(f"{name} {shown(value)}: must be {kind}") from None
     if a.dtype.kind not in "iu" and isinstance(value, (list, tuple)) and a.ndim == 1:
         # An empty list, or numbers that numpy finds no integer dtype for: all of them, or the one that is wrong.
         a = np.array([as_int(x, f"{name}[{i}]") for i, x in enumerate(value)], np.uint64)
-    if a.ndim != 1 or a.dtype.kind not in "iu":
-        raise TypeError(f"{name} of dtype {a.dtype} and shape {a.shape}: must be one row of integers")
+    if (ndim is not None and a.ndim != ndim) or a.dtype.kind not in "iu":
+        raise TypeError(f"{name} of dtype {a.dtype} and shape {a.shape}: must be {kind}")
     return a
 
 
 def _check_bounds(a: np.ndarray, name: str, low: int, high: int) -> None:
     have = np.iinfo(a.dtype)
-    wrong = np.zeros(len(a), bool)
+    wrong = np.zeros(a.shape, bool)
     if have.min < low:
         wrong |= a < low
     if have.max > high:
         wrong |= a > high
     if wrong.any():
-        i = int(wrong.argmax())
-        raise ValueError(f"{name}[{i}] {shown(int(a[i]))}: must be from {shown(low)} to {shown(high)}")
+        at = tuple(int(i) for i in np.unravel_index(int(wrong.argmax()), a.shape))
+        where = f"[{', '.join(map(str, at))}]" if at else ""
+        raise ValueError(f"{name}{where} {shown(int(a[at]))}: must be from {shown(low)} to {shown(high)}")
+
+
+def as_row(
+    value: object, name: str, dtype: object = np.uint64, low: int | None = None, high: int | None = None
+) -> tuple[np.ndarray, bool]:
+    """Pass one integer, or one row of integers, through as an array, and say whether it was one integer.
+
+    Parameters, errors: as `as_array`.
+    """
+    if hasattr(value, "__len__") and getattr(value, "ndim", 1) != 0:
+        return as_array(value, name, dtype, low, high), False
+    info = np.iinfo(np.dtype(dtype))
+    number = as_int(value, name, info.min if low is None else low, info.max if high is None else high)
+    return np.array([number], dtype), True

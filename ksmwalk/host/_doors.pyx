@@ -7,13 +7,14 @@ from libc.stdint cimport int32_t, int64_t, uint16_t, uint64_t
 
 from ksmwalk._core cimport World, alone, enter, leave, make_entry, no_entry, pte_make
 from ksmwalk.memory._frames cimport folio_extra_refs, folio_get, folio_put, frame_alloc, lru_drain
-from ksmwalk.memory._leaves cimport prot_bits
-from ksmwalk.memory._areas cimport backing_put, mm_alloc, vma_find, vma_find_from
+from ksmwalk.memory._leaves cimport prot_bits, touched
+from ksmwalk.memory._areas cimport backing_put, find_place, mm_alloc, vma_find, vma_find_from
 from ksmwalk.memory._folio cimport split_folio_at
 from ksmwalk.memory._fault cimport fault_write, look_range, read_range, write_range
+from ksmwalk.memory._scattered cimport read_scattered, write_scattered
 from ksmwalk.ksm._unmerge cimport break_ksm, unmerge_range
 from ksmwalk.host._calls cimport (
-    move_vma, sys_exec, sys_exit, sys_fork, sys_mmap, sys_mprotect, sys_munmap, sys_prctl_merge, vma_expand,
+    sys_exec, sys_exit, sys_fork, sys_mmap, sys_mprotect, sys_mremap, sys_munmap, sys_prctl_merge,
 )
 from ksmwalk.host._advice cimport sys_madvise, sys_mlock, sys_populate, sys_uffd_wp
 from ksmwalk.layout._layout cimport *
@@ -102,18 +103,17 @@ def uffd_wp(World world not None, int32_t mm, uint64_t start, uint64_t end, bint
     return sys_uffd_wp(&world.w, mm, start, end, on)
 
 
-def move(World world not None, int32_t mm, uint64_t old, uint64_t old_len, uint64_t new, uint64_t new_len):
-    cdef int rc
+def mremap(World world not None, int32_t mm, uint64_t addr, uint64_t old_len, uint64_t new_len, bint maymove,
+           object new_addr):
+    """The address the memory has now; new_addr None: wherever there is room."""
+    cdef int64_t at
+    cdef bint fixed = new_addr is not None
+    cdef uint64_t to = new_addr if fixed else 0
     enter(world)
     with nogil:
-        rc = move_vma(&world.w, mm, old, old_len, new, new_len)
+        at = sys_mremap(&world.w, mm, addr, old_len, new_len, maymove, fixed, to)
     leave(world)
-    return rc
-
-
-def expand(World world not None, int32_t vma, uint64_t length):
-    alone(world)
-    return vma_expand(&world.w, vma, length)
+    return at
 
 
 def prctl_merge(World world not None, int32_t mm, bint on):
@@ -142,20 +142,10 @@ def vma_numbers(World world not None, int32_t mm):
     return out
 
 
-def find_gap(World world not None, int32_t mm, uint64_t length, uint64_t low, uint64_t high):
-    """End of the highest gap of at least `length` bytes inside [low, high), 0: none."""
+def place(World world not None, int32_t mm, uint64_t length, uint64_t align):
+    """Start of the highest free place for `length` bytes, 0: none."""
     alone(world)
-    cdef kw_world *w = &world.w
-    cdef uint64_t best = 0, at = low, end
-    cdef int32_t v = w.mms[mm].vma_first
-    while True:
-        end = min(w.vmas[v].start, high) if v else high
-        if end > at and end - at >= length:
-            best = end
-        if v == 0:
-            return best
-        at = max(at, w.vmas[v].end)
-        v = w.vmas[v].next
+    return find_place(&world.w, mm, length, align)
 
 
 # ------------------------------------------------------------------ contents
@@ -199,6 +189,34 @@ def read(World world not None, int32_t mm, uint64_t addr, int64_t n, uint64_t[::
     with nogil:
         done = read_range(&world.w, mm, addr, n, p, mode, &code)
     leave(world)
+    return done, code
+
+
+def write_at(World world not None, int32_t mm, const uint64_t[::1] addrs, const uint64_t[::1] keys):
+    """(pages done, code) of storing keys (one for each address, or one for all) at page-aligned addresses."""
+    cdef int code = 0
+    cdef int64_t done = 0, n = addrs.shape[0], stride = keys.shape[0] != 1
+    if stride and keys.shape[0] < n:
+        raise ValueError(f"{keys.shape[0]} keys for {n} addresses")
+    if n:
+        enter(world)
+        with nogil:
+            done = write_scattered(&world.w, mm, &addrs[0], n, &keys[0], stride, &code)
+        leave(world)
+    return done, code
+
+
+def read_at(World world not None, int32_t mm, const uint64_t[::1] addrs, uint64_t[::1] keys):
+    """(pages done, code) of loading from addresses; contents into keys."""
+    cdef int code = 0
+    cdef int64_t done = 0, n = addrs.shape[0]
+    if keys.shape[0] < n:
+        raise ValueError(f"{keys.shape[0]} keys for {n} addresses")
+    if n:
+        enter(world)
+        with nogil:
+            done = read_scattered(&world.w, mm, &addrs[0], n, &keys[0], &code)
+        leave(world)
     return done, code
 
 
@@ -258,7 +276,7 @@ def map_raw(World world not None, int32_t mm, uint64_t addr, int64_t n, uint64_t
         pte[0] = make_entry(pfn + <uint64_t>i, flags)
         pte += 1
         addr += KW_PAGE_SIZE
-    world.w.mms[mm].epoch += 1
+    touched(&world.w, mm)
     return 0
 
 

@@ -116,7 +116,7 @@ class Host:
         self.world.owner = weakref.ref(self)
         # What was made from it and outlives it says so. (A reference from here to its doors would be a cycle.)
         weakref.finalize(self, self.world.close).atexit = False
-        self.frames = Frames(a)
+        self.frames = Frames(self.world)
         self._mms: weakref.WeakValueDictionary[int, Mm] = weakref.WeakValueDictionary()
         self._lives: dict[int, _core.Life] = {}
         self._pins: dict[int, int] = {}
@@ -165,14 +165,17 @@ class Host:
 
     @property
     def nr_frames(self) -> int:
+        """Frames of 4 KiB."""
         return self._ctl("nr_frames")
 
     @property
     def nr_nodes(self) -> int:
+        """NUMA nodes."""
         return self._ctl("nr_nodes")
 
     @property
     def levels(self) -> int:
+        """Levels of page tables, 4 or 5."""
         return self._ctl("levels")
 
     @property

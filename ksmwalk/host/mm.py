@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .. import _core
 from ..errors import check
-from ..gate import MAX_U64, as_array, as_flag, as_int, shown
+from ..gate import MAX_U64, as_array, as_flag, as_int, as_row, shown
 from ..ksm.rmap import RmapItem, rmap_items
 from ..layout import PAGE_SIZE, PMD_SIZE, MmFlag, Vm
+from ..layout.madvise import ADVICE, Madvise
 from ..tables.tables import PageTables
 from . import _doors
 from .vma import Vma
@@ -21,14 +24,8 @@ from .vma import Vma
 if TYPE_CHECKING:
     from .host import Host
 
-#: advice names of madvise(2) with their numbers
-ADVICE = {
-    "normal": 0, "random": 1, "sequential": 2, "willneed": 3, "dontneed": 4, "free": 8, "dontfork": 10, "dofork": 11,
-    "mergeable": 12, "unmergeable": 13, "hugepage": 14, "nohugepage": 15, "dontdump": 16, "dodump": 17,
-    "wipeonfork": 18, "keeponfork": 19, "cold": 20, "pageout": 21, "populate_read": 22, "populate_write": 23,
-    "dontneed_locked": 24, "collapse": 25, "guard_install": 102, "guard_remove": 103,
-}  # fmt: skip
-_ADVICE_NUMBERS = frozenset(ADVICE.values())
+#: advice that Mm takes: nothing can be removed of private memory, and shared memory has no holes here
+_ADVICE_NUMBERS = frozenset(ADVICE.values()) - {Madvise.REMOVE}
 
 # Plain integers: arithmetic on enum members takes a microsecond.
 _MAY = int(Vm.MAYREAD | Vm.MAYWRITE | Vm.MAYEXEC)
@@ -49,7 +46,7 @@ KINDS = {
     "dax": Vm.DAX,
 }
 _FORCE, _KEEP = 1, 2  # FAULT_* of memory/_fault.pxd
-_LOWEST = 0x10000  # vm.mmap_min_addr
+_AT_ONCE = 1 << 17  # scattered addresses in one compiled call: between two, Ctrl-C is heard
 EFAULT = -errno.EFAULT
 #: frames that an entry can name
 _MOST_PFN = (1 << 40) - 1
@@ -192,6 +189,9 @@ class Mm:
         """
         return Vma(self, number)
 
+    def _area(self, number: int) -> Vma:
+        return Vma._door(self, number)
+
     def find_vma(self, addr: int) -> Vma | None:
         """Find the area that contains `addr` (bytes), or None.
 
@@ -272,15 +272,8 @@ class Mm:
             raise _refuse(errno.EINVAL, f"{what} {addr:#x}, length {length:#x}")
         return start, end
 
-    def _gap(self, length: int, align: int) -> int:
-        """Start of the highest free place, as the kernel picks one; 0: none."""
-        high = min(self.task_size, 0x7FFFF7FFF000)
-        if align > PAGE_SIZE:
-            end = _doors.find_gap(self._world, self.index, length + align, _LOWEST, high)
-            if end:
-                return (end - length) & -align
-        end = _doors.find_gap(self._world, self.index, length, _LOWEST, high)
-        return end - length if end else 0
+    def _check(self, code: int, what: str) -> int:
+        return check(code, what, self._world.arrays["bad"])
 
     def mmap(
         self,
@@ -367,13 +360,13 @@ class Mm:
         """Find the place, or clear it, and map there."""
         if addr is None:
             align = PMD_SIZE if length % PMD_SIZE == 0 and (kind in ("anon", "droppable") and not shared) else size
-            start = self._gap(length, align)
+            start = _doors.place(self._world, self.index, length, align)
         else:
             start = addr
         if not start and addr is None or start + length > self.task_size or offset + length > 1 << 47:
             raise _refuse(errno.ENOMEM, f"no place for {length:#x} bytes at {start:#x}")
         if addr is not None:
-            check(_doors.munmap(self._world, self.index, start, start + length), f"mmap at {start:#x}")
+            self._check(_doors.munmap(self._world, self.index, start, start + length), f"mmap at {start:#x}")
         return self._map(start, length, vm, kind, shared, backing, offset, pfn)
 
     def _map(self, start, length, vm, kind, shared, backing, offset, pfn) -> int:
@@ -384,12 +377,15 @@ class Mm:
         pgoff = offset // PAGE_SIZE if backing else start // PAGE_SIZE
         what = f"mmap of {length:#x} bytes at {start:#x}"
         try:
-            check(_doors.mmap(self._world, self.index, start, length, vm, backing or 0, pgoff, shift), what)
+            self._check(_doors.mmap(self._world, self.index, start, length, vm, backing or 0, pgoff, shift), what)
         finally:
             if mine:
                 _doors.backing_done(self._world, backing)
         if kind == "pfnmap" and pfn:
-            check(_doors.map_raw(self._world, self.index, start, length // PAGE_SIZE, pfn, vm), what)
+            code = _doors.map_raw(self._world, self.index, start, length // PAGE_SIZE, pfn, vm)
+            if code < 0:
+                _doors.munmap(self._world, self.index, start, start + length)
+                self._check(code, what)
         if vm & _LOCKED:
             self.mlock(start, length)
         return start
@@ -400,7 +396,7 @@ class Mm:
         Models: munmap(2) of Linux 6.18. Differs: nothing known.
         """
         start, end = self._user_range(addr, length, "munmap")
-        check(_doors.munmap(self._world, self.index, start, end), f"munmap {start:#x}-{end:#x}")
+        self._check(_doors.munmap(self._world, self.index, start, end), f"munmap {start:#x}-{end:#x}")
 
     def mprotect(self, addr: int, length: int, prot: str) -> None:
         """Change permissions; at a hole it stops with ENOMEM, what lies before it is done.
@@ -410,7 +406,7 @@ class Mm:
         access = _prot(prot)
         start, end = self._range(addr, length, "mprotect", errno.ENOMEM)
         code = _doors.mprotect(self._world, self.index, start, end, access)
-        check(code, f"mprotect {start:#x}-{end:#x} {prot}")
+        self._check(code, f"mprotect {start:#x}-{end:#x} {prot}")
 
     def madvise(self, addr: int, length: int, advice: str | int) -> None:
         """Give advice on [addr, addr + length).
@@ -441,7 +437,7 @@ class Mm:
         if number not in _ADVICE_NUMBERS:
             raise _refuse(errno.EINVAL, f"advice {advice!r}")
         code = _doors.madvise(self._world, self.index, start, end, number)
-        check(code, f"madvise {advice} {start:#x}-{end:#x}")
+        self._check(code, f"madvise {advice} {start:#x}-{end:#x}")
 
     def mremap(self, addr: int, old: int, new: int, new_addr: int | None = None, *, maymove: bool = True) -> int:
         """Grow, shrink or move memory.
@@ -465,17 +461,13 @@ class Mm:
 
         Models: mremap(2) of Linux 6.18. Differs: no MREMAP_DONTUNMAP.
         """
-        from ._mremap import mremap
-
-        self._at()
+        at = self._at()
         # Lengths are rounded in 64 bits: the last 4095 wrap to nothing.
         addr, old, new = as_int(addr, "addr"), _up(as_int(old, "old")) & MAX_U64, _up(as_int(new, "new")) & MAX_U64
         new_addr = None if new_addr is None else as_int(new_addr, "new_addr")
-        maymove = as_flag(maymove, "maymove")
-        with self._world:
-            if addr + old > self.task_size and 0 < new < old and addr % PAGE_SIZE == 0 and self.find_vma(addr):
-                raise _refuse(errno.EINVAL, f"mremap of {addr:#x}: {old:#x} bytes reach beyond user memory")
-            return mremap(self, addr, old, new, new_addr, maymove)
+        code = _doors.mremap(self._world, at, addr, old, new, as_flag(maymove, "maymove"), new_addr)
+        where = "" if new_addr is None else f", to {new_addr:#x}"
+        return self._check(code, f"mremap of {addr:#x}, {old:#x} to {new:#x} bytes{where}")
 
     # ---------------------------------------------------------- life
 
@@ -486,7 +478,7 @@ class Mm:
         Differs: the child always gets anon_vmas of its own; pinned pages are shared as well.
         """
         with self._world:
-            return self.host._adopt(check(_doors.mm_fork(self._world, self._at()), "fork"))
+            return self.host._adopt(self._check(_doors.mm_fork(self._world, self._at()), "fork"))
 
     def exec(self) -> Mm:
         """Replace this address space by an empty one; merge_any stays.
@@ -499,7 +491,7 @@ class Mm:
         Models: exec_mmap() of Linux 6.18. Differs: the new address space is empty; map what the program would.
         """
         with self._world:
-            new = check(_doors.mm_exec(self._world, self._at()), "exec")
+            new = self._check(_doors.mm_exec(self._world, self._at()), "exec")
             self.host._moved(self, new)
             self.index = new
             self._tables = None
@@ -511,7 +503,7 @@ class Mm:
         Models: __mmput() of Linux 6.18. Differs: nothing known.
         """
         with self._world:
-            check(_doors.mm_exit(self._world, self._at()), "exit")
+            self._check(_doors.mm_exit(self._world, self._at()), "exit")
             self._life.end()
 
     def prctl_merge(self, on: bool) -> None:
@@ -519,7 +511,7 @@ class Mm:
 
         Models: prctl(PR_SET_MEMORY_MERGE) of Linux 6.18. Differs: nothing known.
         """
-        check(_doors.prctl_merge(self._world, self._at(), as_flag(on, "on")), f"prctl_merge {on}")
+        self._check(_doors.prctl_merge(self._world, self._at(), as_flag(on, "on")), f"prctl_merge {on}")
 
     def thp_disable(self, on: bool) -> None:
         """PR_SET_THP_DISABLE: no huge pages for this address space.
@@ -538,7 +530,7 @@ class Mm:
         Models: mlock(2) of Linux 6.18. Differs: no limit on locked memory.
         """
         start, end = self._locked_range(addr, length, "mlock")
-        check(_doors.mlock(self._world, self.index, start, end, True), f"mlock {start:#x}-{end:#x}")
+        self._check(_doors.mlock(self._world, self.index, start, end, True), f"mlock {start:#x}-{end:#x}")
 
     def munlock(self, addr: int, length: int) -> None:
         """Unlock memory.
@@ -546,7 +538,7 @@ class Mm:
         Models: munlock(2) of Linux 6.18. Differs: nothing known.
         """
         start, end = self._locked_range(addr, length, "munlock")
-        check(_doors.mlock(self._world, self.index, start, end, False), f"munlock {start:#x}-{end:#x}")
+        self._check(_doors.mlock(self._world, self.index, start, end, False), f"munlock {start:#x}-{end:#x}")
 
     def uffd_wp(self, addr: int, length: int, on: bool = True) -> None:
         """Register the range with a userfaultfd and write-protect its present pages (off: let stores through again).
@@ -556,7 +548,7 @@ class Mm:
         """
         on = as_flag(on, "on")
         start, end = self._user_range(addr, length, "uffd_wp")
-        check(_doors.uffd_wp(self._world, self.index, start, end, on), f"uffd_wp {start:#x}-{end:#x}")
+        self._check(_doors.uffd_wp(self._world, self.index, start, end, on), f"uffd_wp {start:#x}-{end:#x}")
 
     # ---------------------------------------------------------- contents
 
@@ -616,14 +608,14 @@ class Mm:
         else:
             code = _doors.write_one(self._world, self.index, addr, as_int(keys, "keys"), 0)
         if code < 0:
-            check(code, f"write at {addr:#x}")
+            self._check(code, f"write at {addr:#x}")
 
     def _store(self, addr: int, n: int, keys, mode: int) -> None:
         if addr + n * PAGE_SIZE > MAX_U64:
             raise _refuse(errno.EFAULT, f"{n} pages from {addr:#x} on: beyond all memory")
         done, code = _doors.write(self._world, self._at(), addr, n, keys, mode)
         if code < 0:
-            check(code, f"write at {addr + done * PAGE_SIZE:#x} ({done} of {n} pages done)")
+            self._check(code, f"write at {addr + done * PAGE_SIZE:#x} ({done} of {n} pages done)")
 
     def poke(self, addr: int, keys) -> None:
         """Store as a debugger does through /proc/PID/mem: past the permissions of private areas.
@@ -688,13 +680,83 @@ class Mm:
         out = np.empty(count, np.uint64)
         done, code = _doors.read(self._world, at, addr, count, out, 0)
         if code < 0:
-            check(code, f"read at {addr + done * PAGE_SIZE:#x} ({done} of {count} pages done)")
+            self._check(code, f"read at {addr + done * PAGE_SIZE:#x} ({done} of {count} pages done)")
         return int(out[0]) if n is None else out
+
+    def write_at(self, addrs: ArrayLike, keys: ArrayLike) -> None:
+        """Store contents into pages anywhere, in the order given, at array speed, with all faults that takes.
+
+        Parameters
+        ----------
+        addrs : array of int, shape (n,)
+            Bytes, page aligned; an address may come again.
+        keys : int, or array of uint64 of shape (n,)
+            Content of all of the pages, or of each.
+
+        Raises
+        ------
+        OSError, ArenaFullError
+            As `write`, with the index and the address at which it stopped; the pages before it are written.
+        ValueError, TypeError
+            An address that is not page aligned, with its index; no integers; another number of keys. Nothing is
+            written.
+
+        Models: stores and their faults in Linux 6.18. Differs: a store replaces the whole content of a page.
+        """
+        at = as_array(addrs, "addrs")
+        odd = np.flatnonzero(at % np.uint64(PAGE_SIZE))
+        if len(odd):
+            raise ValueError(f"addrs[{odd[0]}] {int(at[odd[0]]):#x}: must be page aligned")
+        new, one = as_row(keys, "keys")
+        if not one and len(new) != len(at):
+            raise ValueError(f"{len(new)} keys for {len(at)} addresses")
+        self._at_once("write_at", at, lambda part: _doors.write_at(
+            self._world, self._at(), at[part], new if one else new[part]
+        ))  # fmt: skip
+
+    def read_at(self, addrs: ArrayLike) -> np.ndarray:
+        """Load from pages anywhere, in the order given, at array speed, with the faults that takes.
+
+        Parameters
+        ----------
+        addrs : array of int, shape (n,)
+            Bytes; each stands for the page it lies in.
+
+        Returns
+        -------
+        ndarray of uint64, shape (n,)
+            Contents.
+
+        Raises
+        ------
+        OSError, ArenaFullError
+            As `read`, with the index and the address at which it stopped.
+        ValueError, TypeError
+            No integers, or negative ones, with the index.
+
+        Models: loads and their faults in Linux 6.18. Differs: nothing known.
+        """
+        at = as_array(addrs, "addrs")
+        out = np.empty(len(at), np.uint64)
+        self._at_once("read_at", at, lambda part: _doors.read_at(self._world, self._at(), at[part], out[part]))
+        return out
+
+    def _at_once(self, what: str, addrs: np.ndarray, call: Callable[[slice], tuple[int, int]]) -> None:
+        """Part after part of many addresses, and where it stopped."""
+        self._at()
+        with self._world:
+            for i in range(0, len(addrs), _AT_ONCE):
+                done, code = call(slice(i, i + _AT_ONCE))
+                if code < 0:
+                    at = i + done
+                    self._check(code, f"{what} at addrs[{at}] {int(addrs[at]):#x} ({at} of {len(addrs)} pages done)")
 
     def _run(self, addr: int, n: int) -> tuple[int, int]:
         """A run of pages within what page tables can map."""
         addr = self._pages(addr)
-        return addr, as_int(n, "n", 0, max(0, ((1 << 57) - addr) // PAGE_SIZE))
+        if type(n) is not int or n < 0 or addr + n * PAGE_SIZE > 1 << 57:
+            n = as_int(n, "n", 0, max(0, ((1 << 57) - addr) // PAGE_SIZE))
+        return addr, n
 
     def read_keys(self, addr: int, n: int) -> np.ndarray:
         """Look at the contents of `n` pages without touching them: uint64, 0 where nothing is present.

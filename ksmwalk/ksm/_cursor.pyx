@@ -3,15 +3,16 @@
 The contract of every function stands in `_cursor.pxd`.
 """
 cimport cython
-from libc.string cimport memset
-
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uint8_t
+from libc.string cimport memset
 
 from ksmwalk._core cimport (
     World, alone, child_row, eligible, enter, entry_leaf, entry_none, leave, level_index,
 )
 from ksmwalk.ksm._find cimport find_page, forget_table
 from ksmwalk.layout._layout cimport *
+
+from ksmwalk.layout._poison cimport kw_poison, kw_unpoison
 
 
 cdef extern from "_wide.h" nogil:
@@ -34,6 +35,8 @@ cdef int32_t item_alloc(kw_world *w) noexcept nogil:
             return KW_ENOITEMS
         i = c.items_used
         c.items_used += 1
+    kw_unpoison(&w.items[i], sizeof(kw_item))
+    kw_unpoison(&w.links[i], sizeof(kw_link))
     c.items_live += 1
     return <int32_t>i
 
@@ -45,6 +48,8 @@ cdef void item_free(kw_world *w, int32_t item) noexcept nogil:
     w.items[item].next = <int32_t>w.ctl.items_free
     w.ctl.items_free = item
     w.ctl.items_live -= 1
+    kw_poison(&w.items[item], 16)  # not `next`, nor what an RmapItem looks at
+    kw_poison(&w.links[item], sizeof(kw_link))
 
 
 cdef inline void item_drop(kw_world *w, int32_t item) noexcept nogil:
@@ -343,6 +348,8 @@ cdef int64_t scan_batch(kw_world *w, int64_t n, int64_t *failed) noexcept nogil:
 @cython.no_gc
 @cython.freelist(64)
 @cython.final
+@cython.auto_pickle(False)
+@cython.embedsignature(False)
 cdef class RmapItem:
     """Door to one rmap_item: a record of the Host's `items` array.
 
@@ -357,10 +364,20 @@ cdef class RmapItem:
     cdef int32_t _mm
     cdef uint64_t _addr
 
-    cdef kw_item *at(self) except NULL:
-        cdef kw_item *p
+    def __init__(self, *_, **__):
+        raise TypeError("an RmapItem is made by the cursor: host.ksm.scan, mm.rmap_items")
+
+    def __reduce__(self):
+        raise TypeError("an RmapItem is a door into a Host: keep its mm and address, or pickle the Host")
+
+    cdef int made(self) except -1:
         if self.world is None:
             raise ReferenceError("an RmapItem that no cursor made")
+        return 0
+
+    cdef kw_item *at(self) except NULL:
+        cdef kw_item *p
+        self.made()
         alone(self.world)
         p = &self.world.w.items[self.index]
         if not p.flags & ITEM_USED or p.mm != self._mm or p.addr != self._addr:
@@ -370,13 +387,13 @@ cdef class RmapItem:
     @property
     def address(self):
         """Virtual address, bytes."""
+        self.made()
         return self._addr
 
     @property
     def mm(self):
         """The address space (its number where no Host is attached)."""
-        if self.world is None:
-            raise ReferenceError("an RmapItem that no cursor made")
+        self.made()
         host = self.world.live()
         return self._mm if host is None else host.mm_by_number(self._mm)
 
@@ -422,6 +439,8 @@ cdef class RmapItem:
         return hash((self.index, self._addr))
 
     def __repr__(self):
+        if self.world is None:
+            return "<RmapItem that no cursor made>"
         return f"<RmapItem mm {self._mm} address {self._addr:#x}>"
 
 
@@ -442,13 +461,26 @@ def py_rmap_item(World world not None, int64_t item):
     return item_door(world, <int32_t>item)
 
 
+@cython.auto_pickle(False)
 cdef class Cursor:
     """What of `KsmScan` is called once a page: the rest of it is Python."""
 
     cdef World world
 
-    def __init__(self, World world not None):
+    def __cinit__(self, World world not None):
+        cdef kw_world *w = &world.w
+        if w.cursor == NULL or w.ksm == NULL or w.ctl == NULL or w.mms == NULL or w.items == NULL or w.rows == NULL:
+            raise TypeError("this World has not got the arrays of a Host: host.ksm.scan is a cursor")
         self.world = world
+
+    def __reduce__(self):
+        raise TypeError("a cursor is a door into a Host: pickle the Host")
+
+    @property
+    def _world(self):
+        """The binding, if the Host is still there."""
+        self.world.live()
+        return self.world
 
     def scan_get_next_rmap_item(self):
         """Hand out the next page of the scan, without merging it.
@@ -469,8 +501,6 @@ cdef class Cursor:
         """
         cdef int64_t pfn = 0
         cdef int32_t item
-        if self.world is None:
-            raise ReferenceError("a cursor without a Host: host.ksm.scan is one")
         alone(self.world)
         scan_begin(&self.world.w)
         item = scan_next(&self.world.w, &pfn)

@@ -3,8 +3,8 @@ from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from ksmwalk._core cimport (
     World, alone, bad_entry, below, enter, entry_leaf, entry_make, entry_none, entry_present, leaf_find,
-    leave, level_index, level_shift, level_size, make_leaf, no_entry, row_alloc, row_owner, split_leaf,
-    table_empty, table_free,
+    leave, level_index, level_shift, level_size, make_leaf, mm_changed, no_entry, row_alloc, row_owner,
+    split_leaf, table_empty, table_free,
 )
 from ksmwalk.tables._read cimport honest_range
 from ksmwalk.layout._layout cimport *
@@ -42,7 +42,7 @@ cdef int map_into(kw_world *w, int32_t mm, uint64_t *addr, const uint64_t *pfns,
             p += 1
             if i == n or level_index(addr[0], level) == 0:
                 break
-    w.mms[mm].epoch += 1
+    mm_changed(w, mm, 1)
     return KW_OK
 
 
@@ -103,7 +103,7 @@ def clear_range(World world not None, int32_t mm, uint64_t start, uint64_t end):
     enter(world)
     with nogil:
         code = clear_level(&world.w, mm, world.w.mms[mm].root, <int>world.w.ctl.levels, start, end, &cleared)
-        world.w.mms[mm].epoch += 1
+        mm_changed(&world.w, mm, 1)
     leave(world)
     return code, cleared
 
@@ -158,5 +158,5 @@ def split_at(World world not None, int32_t mm, uint64_t addr):
         return KW_NONE
     if split_leaf(&world.w, mm, p, level) != KW_OK:
         return KW_ENOROWS
-    world.w.mms[mm].epoch += 1
+    mm_changed(&world.w, mm, 1)
     return level

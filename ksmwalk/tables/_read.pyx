@@ -5,9 +5,8 @@ checked before it is followed, and what can't be followed is noted and walked ar
 """
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.pythread cimport PyThread_get_thread_ident
-from libc.string cimport memset
-
 from libc.stdint cimport int64_t, uint64_t, uint8_t
+from libc.string cimport memset
 
 from ksmwalk._core cimport (
     alone, below, busy, enter, entry_none, entry_pfn, entry_present, leave, level_index, level_shift,

@@ -1,11 +1,21 @@
 # The general walk for those who `cimport` it: function pointers instead of Python callbacks, the same walk underneath.
 #
+#     from libc.stdint cimport uint64_t
+#     from ksmwalk.tables._read cimport Tables
+#     from ksmwalk.tables._walk cimport walk_ops, walk_state, walk_tables
+#
+#     cdef struct my_struct:
+#         uint64_t pmds
+#
 #     cdef int my_pmd(uint64_t *entry, uint64_t addr, uint64_t next, walk_state *walk) noexcept nogil:
-#         (<my_struct *>walk.user).seen += 1
+#         (<my_struct *>walk.user).pmds += 1
 #         return 0
 #
-#     cdef walk_ops ops = walk_ops(...)      # unused members NULL
-#     result = walk_tables(tables, mm, start, end, &ops, <void *>&mine)
+#     def count_pmds(Tables tables not None, uint64_t start, uint64_t end):
+#         cdef walk_ops ops = walk_ops(NULL, NULL, NULL, my_pmd, NULL, NULL, NULL, NULL, NULL, NULL)
+#         cdef my_struct mine = my_struct(0)
+#         cdef int result = walk_tables(tables, start, end, &ops, <void *>&mine)
+#         return result, mine.pmds
 #
 # A callback returns 0 to go on; any other value ends the walk and is its result. It may change the entry, set
 # walk.action before it returns, and must not free the tables that are being walked. The GIL is held throughout, and no

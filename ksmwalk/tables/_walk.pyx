@@ -5,19 +5,17 @@ its own. The contract stands in `_walk.pxd` and, for Python, in `pagewalk.py`.
 """
 from libc.errno cimport EINVAL
 from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.string cimport memset
 
 from ksmwalk._core cimport (
     child_row, entry_find, entry_leaf, entry_none, entry_pfn, entry_present, level_index, level_size,
-    split_leaf,
+    mm_changed, split_leaf,
 )
 from ksmwalk.tables._read cimport Tables, note_bad, row_of_frame
 from ksmwalk.layout._layout cimport *
 
 
-from libc.string cimport memset
-
-
-from ksmwalk.gate import as_int
+from ksmwalk.gate import as_int, shown
 
 
 # What a Python callback answers to the C walker after its result or exception was put aside.
@@ -334,12 +332,12 @@ cdef class Entry:
 
     cdef void changed(self) noexcept:
         if self.tables.mm:
-            self.s.world.mms[self.tables.mm].epoch += 1
+            mm_changed(self.s.world, self.tables.mm, 1)
 
     cdef int close(self) except -1:
         # Whoever kept the view can go on reading, but writes to a table later are no business of this walk.
         if self.view is not None:
-            self.view.flags.writeable = False
+            self.view.setflags(False)
             self.view = None
             self.changed()
         return 0
@@ -446,10 +444,9 @@ cdef class MmWalk:
             return None
         if self.given_vma is not None:
             return self.given_vma
-        try:
-            return self.mm.vma_by_number(self.s.vma)
-        except LookupError:
-            raise ReferenceError(f"vma {self.s.vma} is gone: a callback unmapped it") from None
+        if self.s.world.vmas[self.s.vma].mm != self.s.mm:
+            raise ReferenceError(f"vma {self.s.vma} is gone: a callback unmapped it")
+        return self.mm._area(self.s.vma)
 
     @property
     def action(self):
@@ -476,7 +473,7 @@ cdef int settle(MmWalk walk, object result) except? -7:
     if result is None:
         return 0
     if not isinstance(result, int):
-        raise TypeError(f"a callback returned {result!r}: must be an int or None")
+        raise TypeError(f"a callback returned {shown(result)}: must be an int or None")
     if not result:
         return 0
     walk.result = result

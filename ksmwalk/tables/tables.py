@@ -90,12 +90,10 @@ class PageTables:
         self._set(world, mm, rows, int(world.arrays["mms"]["root"][mm]), levels, None, None, 0, on_bad, work, life)
 
     def _set(self, world, mm, rows, root, levels, frames, order, max_pfn, on_bad, work=None, life=None) -> None:
-        if not isinstance(on_bad, str) or on_bad not in ("raise", "report"):
-            raise ValueError(f"on_bad {shown(on_bad)}: must be 'raise' or 'report'")
         self._world, self._mm, self._rows, self._root = world, mm, rows, root
         self._host = None
-        self._frames, self._order, self.max_pfn = frames, order, max_pfn
-        self.levels = levels
+        self._frames, self._order, self._max_pfn = frames, order, max_pfn
+        self._levels = levels
         self.on_bad = on_bad
         self._bad = np.zeros(_BAD_KEPT, layout.BAD)
         self._work = np.zeros(1, layout.WORK) if work is None else work
@@ -172,6 +170,27 @@ class PageTables:
         view = self._rows[:used]
         view.flags.writeable = False
         return view
+
+    @property
+    def levels(self) -> int:
+        """4 or 5."""
+        return self._levels
+
+    @property
+    def max_pfn(self) -> int:
+        """First frame beyond the end of memory, 0: any frame may be mapped."""
+        return self._max_pfn
+
+    @property
+    def on_bad(self) -> str:
+        """What is done with an entry that can't be followed: "raise" or "report"; may be set."""
+        return self._on_bad
+
+    @on_bad.setter
+    def on_bad(self, value: str) -> None:
+        if not isinstance(value, str) or value not in ("raise", "report"):
+            raise ValueError(f"on_bad {shown(value)}: must be 'raise' or 'report'")
+        self._on_bad = value
 
     @property
     def root(self) -> int:
@@ -375,7 +394,7 @@ class PageTables:
         if len(p):
             entries.pack(p, flags, level)  # complains about what does not fit
         code, at = _map.map_pages(world, self._mm, addr, p, flags, level)
-        check(code, f"address {at:#x}")
+        check(code, f"address {at:#x}", world.arrays["bad"])
 
     def unmap(self, start: int, end: int) -> int:
         """Clear every entry of a range, splitting large leaves that stick out; empty tables are freed.
@@ -394,7 +413,7 @@ class PageTables:
         if start == end:
             return 0
         code, cleared = _map.clear_range(world, self._mm, start, end)
-        check(code, f"{start:#x}-{end:#x}")
+        check(code, f"{start:#x}-{end:#x}", world.arrays["bad"])
         return cleared
 
     def split(self, addr: int) -> int:
@@ -413,10 +432,11 @@ class PageTables:
         Models: __split_huge_pmd(), as the walk does before it descends. Differs: nothing known.
         """
         addr = as_int(addr, "addr", 0, self.end - 1)
-        code = _map.split_at(self._writable(), self._mm, addr)
+        world = self._writable()
+        code = _map.split_at(world, self._mm, addr)
         if code == Code.NONE:
             raise ValueError(f"address {addr:#x}: no large leaf to split")
-        return check(code)
+        return check(code, f"address {addr:#x}", world.arrays["bad"])
 
     # ---------------------------------------------------------- keeping
 

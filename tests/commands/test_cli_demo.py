@@ -59,7 +59,7 @@ def test_demo_refuses_nonsense(capsys):
         with pytest.raises(SystemExit, match="2"):
             cli.main(["demo", f"--span={bad}"])
         assert bad in capsys.readouterr().err
-    assert cli.main(["demo", "--span", "64K", "--pages", "17"]) == 1
+    assert cli.main(["demo", "--span", "64K", "--pages", "17"]) == 2
     assert "--pages 17: must be from 1 to 16" in capsys.readouterr().err
 
 
@@ -79,7 +79,7 @@ def test_bad_size():
 @pytest.mark.skipif(os.geteuid() == 0, reason="for those who are not root")
 def test_kernel_needs_root():
     result = ksmwalk("demo", "--kernel")
-    assert result.returncode == 1 and "root" in result.stderr and "Traceback" not in result.stderr
+    assert result.returncode == 2 and "root" in result.stderr and "Traceback" not in result.stderr
 
 
 @pytest.mark.root

@@ -414,9 +414,9 @@ def test_errors_are_one_line_each(capsys):
     with Living() as child:
         pid = child.pid
     result = ksmwalk("map", pid)
-    assert (result.returncode, result.stdout) == (1, "")
+    assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == f"ksmwalk map: process {pid} does not exist\n"
-    assert cli.main(["map", str(os.getpid()), "--rows", "0"]) == 1
+    assert cli.main(["map", str(os.getpid()), "--rows", "0"]) == 2
     assert "--rows 0" in capsys.readouterr().err
     for args, code in ((["map"], 2), ([], 2), (["--version"], 0)):
         with pytest.raises(SystemExit) as end:

@@ -82,7 +82,7 @@ def test_the_finder(seed, first, nr):
         mm.write(start, 1)
         mm.madvise(start + first * PAGE, nr * PAGE, "mergeable")
         host._arrays["vmas"]["anon_vma"] = 1
-        host.frames.flags[1:1000] = np.where(np.arange(1, 1000) % 3, layout.Frame.ANON, layout.Frame.FILE)
+        host._arrays["f_flags"][1:1000] = np.where(np.arange(1, 1000) % 3, layout.Frame.ANON, layout.Frame.FILE)
         at = int(np.flatnonzero((host.tables.rows & np.uint64(1 << 63)).any(axis=1))[0])
         host._arrays["rows"][at] = row
         out = []
