@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..proc import processes
 from . import knobs, signals, trace
 from .session import LONG
 
@@ -171,9 +172,5 @@ def _traced(instance: Path) -> list[float]:
 
 def _cpu_seconds() -> float:
     """CPU time of ksmd so far."""
-    for entry in os.scandir("/proc"):
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                if Path(entry.path, "comm").read_bytes() == b"ksmd\n":
-                    return int(Path(entry.path, "schedstat").read_text().split()[0]) / 1e9
-    return 0.0
+    pid = processes.kernel_thread("ksmd")
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9 if pid else 0.0
