@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..proc import processes
 from . import knobs, signals, trace
 from .session import LONG
 
@@ -175,6 +176,5 @@ def _traced(instance: Path) -> list[float]:
 
 def _cpu_seconds() -> float:
     """CPU time of ksmd so far."""
-    with contextlib.suppress(OSError):
-        return int(Path("/proc", str(knobs.ksmd()), "schedstat").read_text().split()[0]) / 1e9
-    return 0.0
+    pid = processes.kernel_thread("ksmd")
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9 if pid else 0.0

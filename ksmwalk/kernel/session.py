@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..layout import PAGE_SIZE as PAGE
+from ..proc import processes
 from ..scenarios import records
 from ..scenarios.format import Scenario
 from ..scenarios.ops import KNOB, row
@@ -40,7 +41,7 @@ class Session:
     def __init__(self, events: trace.Events | None):
         self._events = events
         self._kinds = pages.FrameKinds()
-        pid = knobs.ksmd()
+        pid = processes.kernel_thread("ksmd")
         if pid is None:
             raise KernelUnavailable("no ksmd among the processes")
         self._ksmd = [os.open(f"/proc/{pid}/{name}", os.O_RDONLY) for name in ("stat", "syscall")]
