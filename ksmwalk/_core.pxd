@@ -5,6 +5,7 @@
 # one of the negative KW_* codes of _layout.h; a pointer is NULL where there is nothing. None of them checks the
 # caller's pointers: lengths and bounds are checked by the Python door in front. Table entries are never trusted: every
 # row number read from a table is checked before it is followed.
+from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint64_t
 
 from ksmwalk.layout._layout cimport *
@@ -86,6 +87,37 @@ cdef class World:
     cdef kw_world w
     cdef readonly dict arrays      # keeps what the pointers point into alive
     cdef public object owner       # weak reference to the Host, for doors that name its objects; None: no Host
+    cdef readonly bint gone        # the Host was dropped: its doors are of no use any more
+    cdef unsigned long thread      # the thread at work on the arrays, while depth > 0
+    cdef int depth                 # calls of that thread that are under way, one inside the other (callbacks)
+
+cdef class Life:
+    # Whether an address space is still there: one object that all doors to it share.
+    cdef readonly str what         # for messages
+    cdef readonly bint gone
+
+cdef int refuse(World world) except -1
+    # Raises: ReferenceError where the Host is gone, else RuntimeError naming the thread that is at work.
+
+cdef str busy(unsigned long thread)
+    # What a second thread is told.
+
+# One thread at a time works on a World. A function that Python sees and that lets go of the GIL, or calls Python, holds
+# the mark from enter to leave; one that keeps the GIL throughout asks once whether it is alone. Both need the GIL, so
+# that looking at the mark and taking it are one step. A callback that calls its own Host enters again.
+cdef inline int alone(World world) except -1:
+    if world.gone or (world.depth and world.thread != <unsigned long>PyThread_get_thread_ident()):
+        refuse(world)
+    return 0
+
+cdef inline int enter(World world) except -1:
+    alone(world)
+    world.thread = <unsigned long>PyThread_get_thread_ident()
+    world.depth += 1
+    return 0
+
+cdef inline void leave(World world) noexcept:
+    world.depth -= 1
 
 
 # ------------------------------------------------------------------ table pages of a Host
@@ -157,6 +189,10 @@ cdef int split_leaf(kw_world *w, int32_t mm, uint64_t *entry, int level) noexcep
     # A leaf pmd or pud becomes a table of 512 leaves: same frames, same flags. The folio stays whole.
     # KW_ENOROWS: unchanged.
 
+cdef inline void mm_changed(kw_world *w, int32_t mm, uint64_t times) noexcept nogil:
+    # Whatever changes a mapping or a content of an mm says so here.
+    w.mms[mm].epoch += times
+    w.ctl.changes += <int64_t>times
 
 # ------------------------------------------------------------------ signals
 

@@ -4,7 +4,10 @@ The contract of every function stands in `_core.pxd`.
 """
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.exc cimport PyErr_CheckSignals
+from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.string cimport memset
+
+from ksmwalk.layout._layout cimport *
 
 from ksmwalk.layout._poison cimport kw_poison, kw_unpoison
 
@@ -24,7 +27,6 @@ cdef extern from * nogil:
     const char *kw_compiler() noexcept
 
 include "layout/_arrays.pxi"
-
 
 
 # ------------------------------------------------------------------ the binding
@@ -66,8 +68,68 @@ cdef class World:
             at[name] = <size_t>address_of(array, name, RECORD_SIZES[name], True)
         bind_arrays(&self.w, at)
 
+    def close(self):
+        """Say that the Host is gone: whatever is called with this World from now on raises ReferenceError."""
+        self.gone = True
+
+    def live(self):
+        """The Host, or None where none was ever attached.
+
+        Raises
+        ------
+        ReferenceError
+            The Host was dropped.
+        """
+        if self.gone:
+            refuse(self)
+        if self.owner is None:
+            return None
+        host = self.owner()
+        if host is None:
+            self.gone = True
+            refuse(self)
+        return host
+
+    def __enter__(self):
+        # For what takes several compiled calls and must not be interleaved with another thread's.
+        enter(self)
+        return self
+
+    def __exit__(self, *unused):
+        leave(self)
+
     def __reduce__(self):
         raise TypeError("a World is pointers: pickle the Host that owns the arrays")
+
+
+cdef class Life:
+    """Whether something that several doors stand for is still there; once gone it stays gone."""
+
+    def __cinit__(self, str what):
+        self.what = what
+
+    def end(self):
+        """It is gone from now on."""
+        self.gone = True
+
+    def check(self):
+        """Raise ReferenceError if it is gone."""
+        if self.gone:
+            raise ReferenceError(f"{self.what} is gone")
+
+
+cdef int refuse(World world) except -1:
+    if world.gone or not world.depth:
+        raise ReferenceError("the Host is gone: keep it as long as its doors are in use")
+    raise RuntimeError(busy(world.thread))
+
+
+cdef str busy(unsigned long thread):
+    """What a second thread is told."""
+    import threading
+
+    name = next((repr(t.name) for t in threading.enumerate() if t.ident == thread), str(thread))
+    return f"in use by thread {name}: one thread at a time per Host (or PageTables)"
 
 
 # ------------------------------------------------------------------ table pages
@@ -81,7 +143,8 @@ cdef int64_t row_alloc(kw_world *w, int32_t owner) noexcept nogil:
         p = w.rows + row * 512
         kw_unpoison(p, 4096)
         c.rows_free = <int64_t>p[0]
-        p[0] = 0
+        # It was zeroed when it was freed; a view of it that somebody kept may have been written to since.
+        memset(p, 0, 4096)
     else:
         c.rows_free = 0
         if c.rows_used >= c.rows_cap:
@@ -105,6 +168,7 @@ cdef void row_free(kw_world *w, int64_t row) noexcept nogil:
     w.ctl.rows_free = row
     kw_poison(p + 1, 4096 - 8)
     w.ctl.rows_live -= 1
+    w.rows_freed += 1
 
 
 cdef void table_free(kw_world *w, int32_t mm, uint64_t *entry, int64_t row) noexcept nogil:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -47,6 +49,32 @@ _WHY = {
     Bad.NONPRESENT: "neither none nor present, where only tables may stand",
     Bad.BUDGET: "more tables to visit than any honest image has (tables shared beyond reason)",
 }
+
+
+def misspelt(owner: type, name: str) -> AttributeError:
+    """The error for an attribute that the objects of a class have not got, with the names that are close."""
+    names = [known for known in dir(owner) if not known.startswith("_")]
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    offer = f": did you mean {' or '.join(close)}?" if close else f"; it has {', '.join(names)}"
+    return AttributeError(f"{owner.__name__} has no attribute {name!r}{offer}")
+
+
+class Strict:
+    """Base of objects with the attributes that their class names and no others: a misspelt name is an error."""
+
+    __slots__ = ()
+
+    if not TYPE_CHECKING:  # a checker that saw these would let every name pass
+
+        def __setattr__(self, name, value):
+            if not hasattr(type(self), name):
+                raise misspelt(type(self), name)
+            super().__setattr__(name, value)
+
+        def __getattr__(self, name):
+            if name.startswith("_"):
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            raise misspelt(type(self), name)
 
 
 class ArenaFullError(KsmwalkError, MemoryError):

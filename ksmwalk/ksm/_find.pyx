@@ -11,6 +11,7 @@ from ksmwalk._core cimport (
 )
 from ksmwalk.layout._layout cimport *
 
+
 cdef extern from "_wide.h" nogil:
     int kw_first(const uint64_t *row, int lo, int hi, uint64_t mask) noexcept
     int kw_choose(int wide) noexcept

@@ -3,14 +3,13 @@
 The contract of every function stands in `_stable.pxd`.
 """
 from libc.stdint cimport int32_t, int64_t, uint64_t, uint8_t
+from libc.string cimport memset
 
 from ksmwalk.ksm._trees cimport rb_erase, rb_insert, rb_replace
 from ksmwalk.ksm._cursor cimport event
 from ksmwalk.layout._layout cimport *
+
 from ksmwalk.layout._poison cimport kw_poison, kw_unpoison
-
-
-from libc.string cimport memset
 
 
 cdef enum:

@@ -246,6 +246,7 @@ typedef struct {
     int64_t levels;
     int64_t thp;           /* huge pages for anonymous memory: THP_* */
     int64_t vma_serial;    /* vmas ever made */
+    int64_t changes;       /* raised with every epoch: what looked before can tell in one read that something changed */
     int64_t mm_serial;     /* address spaces ever made */
     int64_t lru[64];       /* pfns in the batch */
 } kw_ctl;
@@ -261,9 +262,9 @@ typedef struct {
     int64_t migrate;       /* first stable node waiting to change its NUMA tree, 0: none */
     int64_t events_on;
     int64_t long_wait;     /* ksmd found nothing to do and sleeps until somebody registers */
-    int64_t generation;    /* raised when an mm's epoch was found to have moved between batches */
+    int64_t generation;    /* raised when others were found to have changed an mm since the engine looked last */
     int64_t tree_generation; /* generation when the unstable trees were emptied last */
-    int64_t epoch_sum;     /* sum of the epochs at the end of the last batch */
+    int64_t changes_seen;  /* ctl.changes when the engine looked last, its own changes included */
     int64_t advisor[8];    /* the advisor's own state */
 } kw_ksm;
 
@@ -380,5 +381,8 @@ struct kw_world {
     void (*leave_tree)(kw_world *w, int32_t item);
     /* What the merge engine does when a new full scan starts (drain LRU batches, drop nodes to migrate); or NULL. */
     void (*start_scan)(kw_world *w);
+    /* Table pages freed since the arrays were bound: whoever keeps a pointer into a table across a call that may free
+     * some looks whether it moved. */
+    int64_t rows_freed;
 };
 #endif

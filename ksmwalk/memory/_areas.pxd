@@ -26,6 +26,12 @@ cdef int32_t vma_find(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil
     # The vma that contains addr, 0: none.
 cdef int32_t vma_find_from(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil
     # The lowest vma that ends above addr (the kernel's find_vma), 0: none.
+cdef inline uint64_t user_end(kw_world *w) noexcept nogil:
+    # First address beyond user memory.
+    return ((<uint64_t>1) << (47 if w.ctl.levels == 4 else 56)) - KW_PAGE_SIZE
+
+cdef uint64_t find_place(kw_world *w, int32_t mm, uint64_t length, uint64_t align) noexcept nogil
+    # Start of the highest free place, as the kernel picks one for mmap; 0: none.
 cdef int32_t last_vma(kw_world *w, int32_t mm) noexcept nogil
     # The highest vma, 0: none.
 

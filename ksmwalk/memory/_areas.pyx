@@ -4,6 +4,7 @@ The contract of every function stands in `_areas.pxd`.
 """
 from libc.errno cimport ENOMEM
 from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.string cimport memset
 
 from ksmwalk._core cimport (
     child_row, entry_leaf, level_size, pmd_find, row_alloc, row_free, row_owner, rows_left,
@@ -11,10 +12,12 @@ from ksmwalk._core cimport (
 from ksmwalk.memory._frames cimport folio_put, normal_pfn
 from ksmwalk.memory._leaves cimport free_tables, pmd_split, touched
 from ksmwalk.layout._layout cimport *
+
 from ksmwalk.layout._poison cimport kw_poison, kw_unpoison
 
 
-from libc.string cimport memset
+cdef uint64_t LOWEST = 0x10000            # vm.mmap_min_addr
+cdef uint64_t HIGHEST = 0x7ffff7fff000    # where mmap begins, below a stack
 
 
 # ------------------------------------------------------------------ address spaces
@@ -47,7 +50,7 @@ cdef int32_t mm_alloc(kw_world *w) noexcept nogil:
         c.mms_used += 1
     m = &w.mms[mm]
     # The epoch goes on where the last user of the record left it: nobody may take the one for the other.
-    m.epoch += 1
+    touched(w, mm)
     m.flags = MM_USED
     m.vma_first = m.slot_next = m.slot_prev = m.rmap_list = m.nr_vmas = 0
     m.nr_rmap_items = m.nr_merging = m.nr_zero = m.users = m.nr_pages = 0
@@ -124,6 +127,30 @@ cdef int32_t vma_find(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil:
     return v if v and w.vmas[v].start <= addr else 0
 
 
+cdef uint64_t gap_end(kw_world *w, int32_t mm, uint64_t length, uint64_t high) noexcept nogil:
+    """End of the highest gap of at least `length` bytes below `high`, 0: none."""
+    cdef uint64_t best = 0, at = LOWEST, end
+    cdef int32_t v = w.mms[mm].vma_first
+    while True:
+        end = min(w.vmas[v].start, high) if v else high
+        if end > at and end - at >= length:
+            best = end
+        if v == 0:
+            return best
+        at = max(at, w.vmas[v].end)
+        v = w.vmas[v].next
+
+
+cdef uint64_t find_place(kw_world *w, int32_t mm, uint64_t length, uint64_t align) noexcept nogil:
+    cdef uint64_t high = min(user_end(w), HIGHEST), end
+    if align > KW_PAGE_SIZE:
+        end = gap_end(w, mm, length + align, high)
+        if end:
+            return (end - length) & ~(align - 1)
+    end = gap_end(w, mm, length, high)
+    return end - length if end else 0
+
+
 cdef int32_t last_vma(kw_world *w, int32_t mm) noexcept nogil:
     cdef int32_t v = w.mms[mm].vma_hint
     if v <= 0 or v >= w.ctl.vmas_used or w.vmas[v].mm != mm:
@@ -180,7 +207,7 @@ cdef void vma_free(kw_world *w, int32_t v) noexcept nogil:
     if next:
         w.vmas[next].prev = prev
     w.mms[mm].nr_vmas -= 1
-    w.mms[mm].epoch += 1
+    touched(w, mm)
     if w.cursor.vma == v:
         w.cursor.vma = 0
     memset(&w.vmas[v], 0, sizeof(kw_vma))

@@ -7,7 +7,7 @@ from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from ksmwalk._core cimport (
     entry_leaf, entry_none, entry_pfn, interrupted, interrupted_at, leaf_find, level_size, make_entry,
-    make_leaf, no_entry, pmd_make, pmd_present, pte_find, pte_make, pte_present,
+    make_leaf, mm_changed, no_entry, pmd_make, pmd_present, pte_find, pte_make, pte_present,
 )
 from ksmwalk.memory._frames cimport (
     folio_get, folio_mappings, frame_alloc, frame_map, frame_new, frame_unmap, huge_alloc, huge_map,
@@ -376,7 +376,7 @@ cdef int64_t write_range(kw_world *w, int32_t mm, uint64_t addr, int64_t n, cons
                     return done
                 anon_vma_prepare(w, v)
                 flags = prot_bits(v.flags) | PTE_D | PTE_RW
-                w.mms[mm].epoch += <uint64_t>((stop - addr) >> 12)
+                mm_changed(w, mm, (stop - addr) >> 12)
                 while addr < stop:
                     if pte[0] == 0 and w.ctl.lru_batch == 0:
                         pfn = frame_new(w, nid, keys[done * stride] if keys != NULL else 0)

@@ -4,6 +4,7 @@
 # mapping raises the epoch of its mm.
 from libc.stdint cimport int32_t, uint64_t
 
+from ksmwalk._core cimport mm_changed
 from ksmwalk.layout._layout cimport *
 
 
@@ -15,7 +16,7 @@ cdef inline bint pte_ksm_zero(uint64_t e) noexcept nogil:
         ((e if (e & PTE_P) else (e ^ PTE_PFN_MASK)) & PTE_PFN_MASK) == 0)
 
 cdef inline void touched(kw_world *w, int32_t mm) noexcept nogil:
-    w.mms[mm].epoch += 1
+    mm_changed(w, mm, 1)
 
 cdef inline void ksm_zero_gone(kw_world *w, int32_t mm) noexcept nogil:
     w.ksm.zero_pages -= 1

@@ -91,7 +91,7 @@ cdef int walk_leaves(kw_world *w, LeafOp *op, int64_t row, int level, uint64_t a
                         rc = pmd_split(w, op.mm, addr, p) if level == 2 else split_leaf(w, op.mm, p, level)
                         if rc < 0:
                             return rc
-                if not entry_none(p[0]):
+                if not entry_none(p[0]) and not entry_leaf(p[0], level):
                     child = below(w, p, level, addr)
                     if child == KW_EBADENTRY:
                         return KW_EBADENTRY

@@ -2,11 +2,48 @@
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from ksmwalk._core cimport (
-    World, bad_entry, below, entry_leaf, entry_make, entry_none, entry_present, leaf_find, level_index,
-    level_shift, level_size, make_leaf, no_entry, row_alloc, row_owner, split_leaf, table_empty, table_free,
+    World, alone, bad_entry, below, enter, entry_leaf, entry_make, entry_none, entry_present, leaf_find,
+    leave, level_index, level_shift, level_size, make_leaf, mm_changed, no_entry, row_alloc, row_owner,
+    split_leaf, table_empty, table_free,
 )
 from ksmwalk.tables._read cimport honest_range
 from ksmwalk.layout._layout cimport *
+
+
+cdef int map_into(kw_world *w, int32_t mm, uint64_t *addr, const uint64_t *pfns, int64_t n, uint64_t flags,
+                  int level) noexcept nogil:
+    """All leaves or none; *addr: the one that stood in the way, or the end."""
+    cdef int64_t i = 0
+    cdef int above = 0
+    cdef uint64_t size = level_size(level), first = addr[0]
+    cdef uint64_t *p
+    while i < n:
+        p = entry_make(w, mm, addr[0], level)
+        if p == NULL:
+            if leaf_find(w, w.mms[mm].root, addr[0], &above) != NULL:
+                return KW_EBUSYENTRY
+            return no_entry(w, mm, addr[0])
+        while True:
+            if not entry_none(p[0]):
+                return KW_EBUSYENTRY
+            i += 1
+            addr[0] += size
+            p += 1
+            if i == n or level_index(addr[0], level) == 0:
+                break
+    addr[0] = first
+    i = 0
+    while i < n:
+        p = entry_make(w, mm, addr[0], level)
+        while True:
+            p[0] = make_leaf(pfns[i], flags, level)
+            i += 1
+            addr[0] += size
+            p += 1
+            if i == n or level_index(addr[0], level) == 0:
+                break
+    mm_changed(w, mm, 1)
+    return KW_OK
 
 
 def map_pages(World world not None, int32_t mm, uint64_t addr, const uint64_t[::1] pfns, uint64_t flags, int level):
@@ -14,43 +51,14 @@ def map_pages(World world not None, int32_t mm, uint64_t addr, const uint64_t[::
 
     Nothing is written if any of the places is taken. Tables made on the way to a full arena stay, empty.
     """
-    cdef int64_t n = pfns.shape[0], i
-    cdef uint64_t size = level_size(level), a
-    cdef uint64_t *p
-    cdef int code, above = 0
+    cdef int code = KW_OK
+    if not pfns.shape[0]:
+        return 0, addr
+    enter(world)
     with nogil:
-        a = addr
-        i = 0
-        while i < n:
-            p = entry_make(&world.w, mm, a, level)
-            if p == NULL:
-                code = KW_EBUSYENTRY
-                if leaf_find(&world.w, world.w.mms[mm].root, a, &above) == NULL:
-                    code = no_entry(&world.w, mm, a)
-                with gil:
-                    return code, a
-            while True:
-                if not entry_none(p[0]):
-                    with gil:
-                        return KW_EBUSYENTRY, a
-                i += 1
-                a += size
-                p += 1
-                if i == n or level_index(a, level) == 0:
-                    break
-        a = addr
-        i = 0
-        while i < n:
-            p = entry_make(&world.w, mm, a, level)
-            while True:
-                p[0] = make_leaf(pfns[i], flags, level)
-                i += 1
-                a += size
-                p += 1
-                if i == n or level_index(a, level) == 0:
-                    break
-        world.w.mms[mm].epoch += 1
-    return 0, a
+        code = map_into(&world.w, mm, &addr, &pfns[0], pfns.shape[0], flags, level)
+    leave(world)
+    return code, addr
 
 
 cdef int64_t clear_level(kw_world *w, int32_t mm, int64_t row, int level, uint64_t a, uint64_t end,
@@ -92,14 +100,17 @@ def clear_range(World world not None, int32_t mm, uint64_t start, uint64_t end):
     cdef int64_t cleared = 0, code
     if not honest_range(world.w.ctl.levels, start, end) or (start | end) & 4095:
         raise ValueError(f"range {start:#x}-{end:#x}: not page aligned, or beyond {world.w.ctl.levels} levels")
+    enter(world)
     with nogil:
         code = clear_level(&world.w, mm, world.w.mms[mm].root, <int>world.w.ctl.levels, start, end, &cleared)
-        world.w.mms[mm].epoch += 1
+        mm_changed(&world.w, mm, 1)
+    leave(world)
     return code, cleared
 
 
 def new_root(World world not None, int32_t mm):
     """Give an mm record a top table; its row, or KW_ENOROWS."""
+    alone(world)
     cdef int64_t row = row_alloc(&world.w, row_owner(mm, <int>world.w.ctl.levels))
     if row >= 0:
         world.w.mms[mm].root = row
@@ -140,11 +151,12 @@ def claim_tables(World world not None, int32_t mm):
 
 def split_at(World world not None, int32_t mm, uint64_t addr):
     """Split the large leaf that maps addr into 512 of the next size: its former level, or KW_NONE, KW_ENOROWS."""
+    alone(world)
     cdef int level = 0
     cdef uint64_t *p = leaf_find(&world.w, world.w.mms[mm].root, addr, &level)
     if p == NULL or level == 1:
         return KW_NONE
     if split_leaf(&world.w, mm, p, level) != KW_OK:
         return KW_ENOROWS
-    world.w.mms[mm].epoch += 1
+    mm_changed(&world.w, mm, 1)
     return level
