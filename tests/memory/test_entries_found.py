@@ -43,3 +43,18 @@ def test_the_scan_calls_an_entry_bad_that_points_to_the_first_table_page_never_u
     host.tables.rows[row, index] = entry & ~PFN | used << 12
     with pytest.raises(BadEntryError, match="level 2"):
         KsmScan(host.world).scan_get_next_rmap_item()
+
+
+def test_a_broken_ksm_page_is_write_enabled_by_the_first_store_only(host):
+    mm = host.mm_list[0]
+    mm.write(BASE + PAGE, 7)
+    host.ksm.run = 1
+    for _ in range(3):
+        host.ksm.do_scan(10)
+    assert host.ksm.pages_sharing == 1
+    mm.madvise(BASE, 2 * PAGE, "unmergeable")
+    row, index = pmd_of(host)
+    table = host.tables.rows[(int(host.tables.rows[row, index]) & PFN) >> 12]
+    assert not int(table[0]) & 2 and not int(table[1]) & 2
+    mm.write(BASE, 8)
+    assert int(table[0]) & 2 and not int(table[1]) & 2
