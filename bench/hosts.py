@@ -44,7 +44,7 @@ def dense_host(pages: int = DENSE, shuffled: bool = False, smart_scan: bool = Fa
     mm.madvise(start, pages * PAGE, "mergeable")
     host.ksm.smart_scan = int(smart_scan)
     if shuffled:
-        rows = host.tables.rows
+        rows = host._arrays["rows"][: len(host.tables.rows)]
         row, index = np.nonzero(rows & NX)  # of an anonymous mapping only the leaves are NX
         entries = rows[row, index]
         order = np.random.default_rng(1).permutation(len(entries))

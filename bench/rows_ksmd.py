@@ -7,26 +7,23 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 from measure import SMOKE, Row, at_most, faster_than, memory_available, note, row
 
 from ksmwalk import Host
-from ksmwalk.kernel import knobs, trace
+from ksmwalk.kernel import knobs
+from ksmwalk.kernel.fullscan import timed_scans
+from ksmwalk.proc.child import Child, ChildError
 
 PAGES = 1 << 12 if SMOKE else 1 << 19
 ROUNDS = 1 if SMOKE else 3
 HOST_PAGES = 1 << 14 if SMOKE else 1 << 24
-CHILD = Path(__file__).with_name("ksmd_child.py")
-STAMP = re.compile(r" (\d+\.\d+): (ksm_(?:start|stop)_scan):")
 
 
 def unique_ids() -> np.ndarray:
@@ -86,67 +83,38 @@ def real_times() -> dict[str, list[float]] | None:
         note("ksmd: no root, or too little memory: the real ksmd is left out")
         return None
     try:
-        with knobs.taken(wait=60), trace.tracefs() as place:
-            if place is None:
-                note("ksmd: no tracefs: the real ksmd is left out")
-                return None
-            return {name: real_story(place, ids(), scans) for name, (ids, scans, _) in STORIES.items()}
+        with knobs.taken(wait=60):
+            return {name: real_story(ids(), scans) for name, (ids, scans, _) in STORIES.items()}
     except knobs.KernelUnavailable as why:
         note(f"ksmd: {why}: the real ksmd is left out")
         return None
 
 
-def real_story(tracefs: Path, ids: np.ndarray, scans: int) -> list[float]:
+def real_story(ids: np.ndarray, scans: int) -> list[float]:
     knobs.reset()
-    with tracing(tracefs) as instance, child(ids):
-        knobs.write("pages_to_scan", 4 * PAGES)
-        knobs.write("sleep_millisecs", 3_600_000)
-        before = int(knobs.read("full_scans"))
-        for i in range(scans):
-            if i == 0:
-                knobs.write("run", 1)
-            else:
-                # a different value wakes ksmd for one batch
-                knobs.write("sleep_millisecs", 3_600_000 + i % 2 + 1)
-            deadline = time.monotonic() + 120
-            while int(knobs.read("full_scans")) < before + i + 1:
-                if time.monotonic() > deadline:
-                    raise knobs.KernelUnavailable("ksmd did not finish a scan in two minutes")
-                time.sleep(0.01)
-        stamps = [(m[2], float(m[1])) for m in STAMP.finditer((instance / "trace").read_text())]
+    with child(ids):
+        timed = timed_scans(scans, 4 * PAGES, 120.0 * scans)
         knobs.reset()
-    starts = [t for kind, t in stamps if kind == "ksm_start_scan"]
-    stops = [t for kind, t in stamps if kind == "ksm_stop_scan"]
-    return [stop - start for start, stop in zip(starts, stops, strict=False)][:scans]
-
-
-@contextlib.contextmanager
-def tracing(tracefs: Path) -> Iterator[Path]:
-    """A tracing instance of our own that notes only where scans start and stop."""
-    instance = Path(tempfile.mkdtemp(prefix="ksmwalk-bench-", dir=tracefs / "instances"))
-    try:
-        for event in ("ksm_start_scan", "ksm_stop_scan"):
-            (instance / "events" / "ksm" / event / "enable").write_text("1")
-        yield instance
-    finally:
-        for event in ("ksm_start_scan", "ksm_stop_scan"):
-            (instance / "events" / "ksm" / event / "enable").write_text("0")
-        instance.rmdir()
+    if not timed.finished:
+        raise knobs.KernelUnavailable("ksmd did not finish a scan in two minutes")
+    if timed.measured_by != "trace events":
+        raise knobs.KernelUnavailable("no trace events to time its scans by")
+    return timed.seconds
 
 
 @contextlib.contextmanager
 def child(ids: np.ndarray) -> Iterator[None]:
-    process = subprocess.Popen([sys.executable, str(CHILD)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    """A process with a mergeable page for each id; in a page's first 8 bytes big-endian, as memcmp orders them."""
     try:
-        process.stdin.write(np.uint64(len(ids)).tobytes() + ids.tobytes())
-        process.stdin.flush()
-        if process.stdout.readline().strip() != b"ready":
-            raise knobs.KernelUnavailable("the process to scan could not be made")
-        yield
-    finally:
-        process.stdin.close()
-        process.stdout.close()
-        process.wait()
+        with Child() as process:
+            size = len(ids) * 4096
+            area = process.do(f"new({size})")
+            process.do(f"libc.madvise({area}, {size}, NOHUGEPAGE)")
+            process.do(f"put({area}, range(0, {size}, P), numbers({len(ids)}))", ids.astype(np.uint64).byteswap().tobytes())
+            process.do(f"call('madvise', {area}, {size}, MERGEABLE)")
+            yield
+    except ChildError as error:
+        raise knobs.KernelUnavailable(f"the process to scan could not be made: {error}") from None
 
 
 BIG = """

@@ -66,7 +66,7 @@ def full_tables() -> Iterator[Row]:
     for at in range(start, start + span, len(pfns) << 12):
         n = min(len(pfns), start + span - at >> 12)
         tables.map_range(at, pfns[:n], 0x8000000000000067)
-    arena = host.tables.rows
+    arena = host._arrays["rows"][: len(host.tables.rows)]
     arena[arena & hosts.NX != 0] = SWAP
     flat = arena.reshape(-1)
     if hosts.full_scan(host) != 0 or host.ksm.scan.work["pte"] < nr_tables * 512:

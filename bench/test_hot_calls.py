@@ -116,6 +116,21 @@ def test_populate(benchmark, pages):
     assert benchmark.pedantic(populate, setup=setup, rounds=2 if SMOKE else 5) == pages - 1
 
 
+@pytest.mark.parametrize("pages", SIZES)
+@pytest.mark.parametrize("what", ["stores", "loads"])
+def test_scattered(benchmark, pages, what):
+    host = hosts.Host(pages + 4096)
+    mm = host.new_mm()
+    start = mm.mmap(pages * 4096)
+    mm.populate(start, pages * 4096)
+    addrs = start + np.random.default_rng(1).integers(0, pages, pages) * 4096
+    if what == "stores":
+        benchmark(mm.write_at, addrs, np.arange(pages, dtype=np.uint64))
+        assert mm.read(int(addrs[-1])) == pages - 1
+    else:
+        assert len(benchmark(mm.read_at, addrs)) == pages
+
+
 @pytest.mark.parametrize("pages", SIZES[:2])
 def test_merge(benchmark, pages):
     """Two scans of pairs of equal pages, from nothing to all merged."""

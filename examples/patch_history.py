@@ -197,9 +197,9 @@ def huge_pages(mm) -> int:
 
 def expected() -> list[tuple[int, int]]:
     """(address, frame) of every page that ksmd scans, by the compiled cursor."""
-    scan = make_host().ksm.scan
+    host = make_host()
     out = []
-    while (page := scan.scan_get_next_rmap_item()) is not None:
+    while (page := host.ksm.scan.scan_get_next_rmap_item()) is not None:
         out.append((page[0].address, page[1]))
     return out
 

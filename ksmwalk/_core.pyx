@@ -1,15 +1,19 @@
-"""The compiled core: the binding to a Host's arrays, table pages, and the finder of mergeable pages.
+"""The compiled core: the binding to a Host's arrays, and table pages.
 
 The contract of every function stands in `_core.pxd`.
 """
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.exc cimport PyErr_CheckSignals
+from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.string cimport memset
+
+from ksmwalk.layout._layout cimport *
+
+from ksmwalk.layout._poison cimport kw_poison, kw_unpoison
 
 
 cdef extern from "_wide.h" nogil:
-    int kw_first(const uint64_t *row, int lo, int hi, uint64_t mask) noexcept
     int kw_choose(int wide) noexcept
-    void kw_prefetch_row(const uint64_t *row) noexcept
 
 cdef extern from * nogil:
     """
@@ -23,9 +27,6 @@ cdef extern from * nogil:
     const char *kw_compiler() noexcept
 
 include "layout/_arrays.pxi"
-
-cdef bint WIDE = kw_choose(1)
-cdef uint64_t PRESENT = PTE_P | PTE_PROTNONE
 
 
 # ------------------------------------------------------------------ the binding
@@ -67,26 +68,90 @@ cdef class World:
             at[name] = <size_t>address_of(array, name, RECORD_SIZES[name], True)
         bind_arrays(&self.w, at)
 
+    def close(self):
+        """Say that the Host is gone: whatever is called with this World from now on raises ReferenceError."""
+        self.gone = True
+
+    def live(self):
+        """The Host, or None where none was ever attached.
+
+        Raises
+        ------
+        ReferenceError
+            The Host was dropped.
+        """
+        if self.gone:
+            refuse(self)
+        if self.owner is None:
+            return None
+        host = self.owner()
+        if host is None:
+            self.gone = True
+            refuse(self)
+        return host
+
+    def __enter__(self):
+        # For what takes several compiled calls and must not be interleaved with another thread's.
+        enter(self)
+        return self
+
+    def __exit__(self, *unused):
+        leave(self)
+
     def __reduce__(self):
         raise TypeError("a World is pointers: pickle the Host that owns the arrays")
 
 
+cdef class Life:
+    """Whether something that several doors stand for is still there; once gone it stays gone."""
+
+    def __cinit__(self, str what):
+        self.what = what
+
+    def end(self):
+        """It is gone from now on."""
+        self.gone = True
+
+    def check(self):
+        """Raise ReferenceError if it is gone."""
+        if self.gone:
+            raise ReferenceError(f"{self.what} is gone")
+
+
+cdef int refuse(World world) except -1:
+    if world.gone or not world.depth:
+        raise ReferenceError("the Host is gone: keep it as long as its doors are in use")
+    raise RuntimeError(busy(world.thread))
+
+
+cdef str busy(unsigned long thread):
+    """What a second thread is told."""
+    import threading
+
+    name = next((repr(t.name) for t in threading.enumerate() if t.ident == thread), str(thread))
+    return f"in use by thread {name}: one thread at a time per Host (or PageTables)"
+
+
 # ------------------------------------------------------------------ table pages
 
-cdef int64_t row_alloc(kw_world *w) noexcept nogil:
+cdef int64_t row_alloc(kw_world *w, int32_t owner) noexcept nogil:
     cdef kw_ctl *c = w.ctl
-    cdef int64_t row
+    cdef int64_t row = c.rows_free
     cdef uint64_t *p
-    if c.rows_free:
-        row = c.rows_free
+    # The link in a free row may have been written over by hand: what is no free row ends the list.
+    if 0 < row < c.rows_used and w.r_owner[row] == 0:
         p = w.rows + row * 512
+        kw_unpoison(p, 4096)
         c.rows_free = <int64_t>p[0]
-        p[0] = 0
+        # It was zeroed when it was freed; a view of it that somebody kept may have been written to since.
+        memset(p, 0, 4096)
     else:
+        c.rows_free = 0
         if c.rows_used >= c.rows_cap:
             return KW_ENOROWS
         row = c.rows_used
         c.rows_used += 1
+    w.r_owner[row] = owner
     c.rows_live += 1
     return row
 
@@ -94,15 +159,50 @@ cdef int64_t row_alloc(kw_world *w) noexcept nogil:
 cdef void row_free(kw_world *w, int64_t row) noexcept nogil:
     cdef uint64_t *p = w.rows + row * 512
     kw_check(row > 0 and row < w.ctl.rows_used)
+    if w.r_owner[row] == 0:
+        return
     memset(p, 0, 4096)
     # The free list is threaded through the first word of the free rows.
     p[0] = <uint64_t>w.ctl.rows_free
+    w.r_owner[row] = 0
     w.ctl.rows_free = row
+    kw_poison(p + 1, 4096 - 8)
     w.ctl.rows_live -= 1
+    w.rows_freed += 1
+
+
+cdef void table_free(kw_world *w, int32_t mm, uint64_t *entry, int64_t row) noexcept nogil:
+    entry[0] = 0
+    row_free(w, row)
+    w.mms[mm].nr_tables -= 1
+
+
+cdef bint table_empty(kw_world *w, int64_t row) noexcept nogil:
+    cdef int i
+    for i in range(512):
+        if w.rows[row * 512 + i]:
+            return False
+    return True
+
+
+cdef int bad_entry(kw_world *w, uint64_t addr, int level, uint64_t e, int kind) noexcept nogil:
+    w.bad.addr = addr
+    w.bad.level = level
+    w.bad.raw = e
+    w.bad.kind = kind
+    return KW_EBADENTRY
+
+
+cdef int64_t below(kw_world *w, const uint64_t *entry, int level, uint64_t addr) noexcept nogil:
+    cdef int64_t row = child_row(w, entry)
+    if row >= 0:
+        return row
+    if level <= 3 and not entry_present(entry[0], level):
+        return KW_NONE      # swapped out, or a marker
+    return bad_entry(w, addr, level, entry[0], BAD_LEAF if level > 3 and entry[0] & PTE_PS else BAD_FRAME)
 
 
 cdef uint64_t *entry_find(kw_world *w, int64_t root, uint64_t addr, int level) noexcept nogil:
-    """The entry of addr at a level, NULL if a table above it is missing or a leaf stands there."""
     cdef int lv = <int>w.ctl.levels
     cdef int64_t row = root
     cdef uint64_t *p
@@ -110,54 +210,46 @@ cdef uint64_t *entry_find(kw_world *w, int64_t root, uint64_t addr, int level) n
         p = w.rows + row * 512 + level_index(addr, lv)
         if lv == level:
             return p
-        if entry_leaf(p[0], lv):
-            return NULL
-        row = child_row(w, p[0])
+        row = child_row(w, p)
         if row < 0:
             return NULL
         lv -= 1
 
 
-cdef uint64_t *pmd_find(kw_world *w, int64_t root, uint64_t addr) noexcept nogil:
-    return entry_find(w, root, addr, 2)
-
-
-cdef uint64_t *pte_find(kw_world *w, int64_t root, uint64_t addr) noexcept nogil:
-    return entry_find(w, root, addr, 1)
-
-
 cdef uint64_t *entry_make(kw_world *w, int32_t mm, uint64_t addr, int level) noexcept nogil:
-    """The entry of addr at a level, with the tables above it made where missing.
-
-    NULL: no rows left (tables made on the way stay, empty), or something that is not a table stands in the way.
-    """
     cdef int lv = <int>w.ctl.levels
-    cdef int64_t row = w.mms[mm].root, child
+    cdef int64_t row = w.mms[mm].root
     cdef uint64_t *p
     while True:
         p = w.rows + row * 512 + level_index(addr, lv)
         if lv == level:
             return p
+        lv -= 1
         if entry_none(p[0]):
-            child = row_alloc(w)
-            if child < 0:
+            row = row_alloc(w, row_owner(mm, lv))
+            if row < 0:
                 return NULL
             w.mms[mm].nr_tables += 1
-            p[0] = make_entry(<uint64_t>child, PTE_P | PTE_RW | PTE_US | PTE_A | PTE_D)
-        elif entry_leaf(p[0], lv):
-            return NULL
-        row = child_row(w, p[0])
+            p[0] = table_entry(row)
+        else:
+            row = child_row(w, p)
+            if row < 0:
+                return NULL
+
+
+cdef int no_entry(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil:
+    cdef int lv = <int>w.ctl.levels
+    cdef int64_t row = w.mms[mm].root
+    cdef uint64_t *p
+    while lv > 1:
+        p = w.rows + row * 512 + level_index(addr, lv)
+        if entry_none(p[0]):
+            break
+        row = child_row(w, p)
         if row < 0:
-            return NULL
+            return bad_entry(w, addr, lv, p[0], BAD_FRAME)
         lv -= 1
-
-
-cdef uint64_t *pmd_make(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil:
-    return entry_make(w, mm, addr, 2)
-
-
-cdef uint64_t *pte_make(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil:
-    return entry_make(w, mm, addr, 1)
+    return KW_ENOROWS
 
 
 cdef uint64_t *leaf_find(kw_world *w, int64_t root, uint64_t addr, int *level) noexcept nogil:
@@ -171,10 +263,35 @@ cdef uint64_t *leaf_find(kw_world *w, int64_t root, uint64_t addr, int *level) n
         if entry_leaf(p[0], lv):
             level[0] = lv
             return p
-        row = child_row(w, p[0])
+        row = child_row(w, p)
         if row < 0:
             return NULL
         lv -= 1
+
+
+cdef int sound_below(kw_world *w, int64_t row, int level, uint64_t addr, uint64_t end) noexcept nogil:
+    cdef uint64_t size = level_size(level)
+    cdef uint64_t *p = w.rows + row * 512 + level_index(addr, level)
+    cdef int64_t child
+    cdef int rc
+    while addr < end:
+        if not entry_none(p[0]) and not entry_leaf(p[0], level):
+            child = below(w, p, level, addr)
+            if child == KW_EBADENTRY:
+                return KW_EBADENTRY
+            if child >= 0 and level > 2:
+                rc = sound_below(w, child, level - 1, addr, min((addr & ~(size - 1)) + size, end))
+                if rc < 0:
+                    return rc
+        addr = (addr & ~(size - 1)) + size
+        p += 1
+    return KW_OK
+
+
+cdef int tables_sound(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil:
+    if start >= end:
+        return KW_OK
+    return sound_below(w, w.mms[mm].root, <int>w.ctl.levels, start, end)
 
 
 cdef uint64_t split_flags(uint64_t e, int level) noexcept nogil:
@@ -188,7 +305,7 @@ cdef uint64_t split_flags(uint64_t e, int level) noexcept nogil:
 
 
 cdef int split_leaf(kw_world *w, int32_t mm, uint64_t *entry, int level) noexcept nogil:
-    cdef int64_t row = row_alloc(w)
+    cdef int64_t row = row_alloc(w, w.r_owner[row_of(w, entry)] - 1)
     cdef uint64_t e = entry[0], flags, pfn, step
     cdef uint64_t *p
     cdef int i
@@ -203,282 +320,39 @@ cdef int split_leaf(kw_world *w, int32_t mm, uint64_t *entry, int level) noexcep
     for i in range(512):
         p[i] = make_leaf(pfn, flags, level - 1)
         pfn += step
-    entry[0] = make_entry(<uint64_t>row, PTE_P | PTE_RW | PTE_US | PTE_A | PTE_D)
-    if w.mms != NULL:
-        w.mms[mm].nr_tables += 1
+    entry[0] = table_entry(row)
+    w.mms[mm].nr_tables += 1
     return KW_OK
 
 
-# ------------------------------------------------------------------ the finder
+# ------------------------------------------------------------------ signals
 
-cdef inline void count_pass(kw_work *work, int levels, int level, int64_t n, bint per_address) noexcept nogil:
-    """n addresses (per-address) or n entries (range) passed at a level without a page being found there."""
-    cdef int lv
-    if per_address:
-        work.lookups += n
-        work.lookup_misses += n
-        work.resched += n
-        for lv in range(level, levels + 1):
-            if lv > 1:
-                work.entries[lv] += n
-        if level <= 1:
-            work.ptes += n
-    elif level > 1:
-        work.entries[level] += n
-    else:
-        work.ptes += n
+cdef object PENDING = None   # the exception that a signal's handler raised, until the door raises it
 
 
-cdef int64_t find_in_ptes(kw_world *w, uint64_t *row, uint64_t *addr, uint64_t end, bint per_address) noexcept nogil:
-    """The search within one pte table, [*addr, end) inside it."""
-    cdef int first = level_index(addr[0], 1)
-    cdef int stop = first + <int>((end - addr[0]) >> 12)
-    cdef int i = first
-    cdef uint64_t base = addr[0] - (<uint64_t>first << 12), e, pfn
-    cdef int64_t nr_frames = w.ctl.nr_frames
-    while i < stop:
-        e = row[i]
-        if not (e & PRESENT):
-            i = kw_first(row, i, stop, PRESENT)
-            continue
-        if not (e & PTE_SPECIAL):
-            pfn = (entry_decode(e) & PTE_PFN_MASK) >> 12
-            if <int64_t>pfn >= nr_frames:
-                addr[0] = base + (<uint64_t>i << 12)
-                return KW_EBADENTRY
-            if eligible(w.f_flags[pfn]):
-                addr[0] = base + (<uint64_t>i << 12)
-                if per_address:
-                    count_pass(w.work, <int>w.ctl.levels, 1, i - first, True)
-                else:
-                    w.work.ptes += i - first + 1
-                return <int64_t>pfn
-        i += 1
-    count_pass(w.work, <int>w.ctl.levels, 1, stop - first, per_address)
-    addr[0] = base + (<uint64_t>stop << 12)
-    return KW_NONE
+cdef int interrupted() noexcept nogil:
+    global PENDING
+    with gil:
+        try:
+            PyErr_CheckSignals()
+        except BaseException as error:
+            PENDING = error
+            return True
+    return False
 
 
-cdef inline void count_hit(kw_work *work, int levels, int level, bint per_address) noexcept nogil:
-    cdef int lv
-    if per_address:
-        work.lookups += 1
-        work.resched += 1
-        for lv in range(level, levels + 1):
-            if lv > 1:
-                work.entries[lv] += 1
-        if level == 1:
-            work.ptes += 1
-
-
-cdef inline int64_t steps_so_far(kw_work *work, bint per_address) noexcept nogil:
-    if per_address:
-        return work.lookups
-    return work.entries[2] + work.entries[3] + work.entries[4] + work.entries[5] + work.ptes
-
-
-cdef int64_t find_page(kw_world *w, int32_t mm, uint64_t *addr, uint64_t end) noexcept nogil:
-    cdef bint per = w.cursor.strategy == STRATEGY_PER_ADDRESS
-    cdef kw_work *work = w.work
-    cdef int64_t before, pfn
-    cdef uint64_t a = addr[0]
-    if a >= end:
-        return KW_NONE
-    before = steps_so_far(work, per)
-    pfn = find_from(w, mm, addr, end)
-    before = steps_so_far(work, per) - before
-    if before > work.longest:
-        work.longest = before
-    return pfn
-
-
-cdef int64_t find_from(kw_world *w, int32_t mm, uint64_t *addr, uint64_t end) noexcept nogil:
-    cdef kw_work *work = w.work
-    cdef kw_cursor *cur = w.cursor
-    cdef int levels = <int>w.ctl.levels, level, i, stop
-    cdef bint per = cur.strategy == STRATEGY_PER_ADDRESS
-    cdef int64_t rows[6]
-    cdef int64_t pfn, found
-    cdef uint64_t a = addr[0], e = 0, next, size, sub
-    cdef uint64_t *row
-    if per and cur.real_lookups:
-        return find_really(w, mm, addr, end)
-    # The table of the last search again, instead of a fresh descent.
-    if (a & ~(KW_PMD_SIZE - 1)) == cur.cache_base:
-        next = min(cur.cache_base + KW_PMD_SIZE, end)
-        pfn = find_in_ptes(w, w.rows + cur.cache_row * 512, &a, next, per)
-        if not per:
-            work.cached += 1
-        if pfn != KW_NONE:
-            if pfn >= 0:
-                count_hit(work, levels, 1, per)
-            addr[0] = a
-            return pfn
-        forget_table(w)
-    elif not per:
-        work.searches += 1
-    level = levels
-    rows[level] = w.mms[mm].root
-    while a < end:
-        size = level_size(level)
-        row = w.rows + rows[level] * 512
-        i = level_index(a, level)
-        # Entries of this table that the range reaches.
-        if ((a ^ (end - 1)) >> level_shift(level + 1)) == 0:
-            stop = level_index(end - 1, level) + 1
-        else:
-            stop = 512
-        while i < stop:
-            e = row[i]
-            if entry_none(e):
-                # A hole: on to the end of the entry, nothing below it is touched.
-                next = min((a & ~(size - 1)) + size, end)
-                count_pass(work, levels, level, <int64_t>((next - a) >> 12) if per else 1, per)
-                work.holes += 1
-                a = next
-                i += 1
-                continue
-            break
-        if i == stop:
-            if level == levels or a >= end:
-                break
-            # The table is done: go on in the one above.
-            level += 1
-            while level < levels and level_index(a, level) == 0:
-                level += 1
-            continue
-        next = min((a & ~(size - 1)) + size, end)
-        if not per:
-            work.entries[level] += 1
-        if level == 2:
-            if not per:
-                work.resched += 1
-                work.callbacks += 1
-            if not pmd_present(e):
-                if per:
-                    count_pass(work, levels, 2, <int64_t>((next - a) >> 12), True)
-                a = next
-            elif entry_leaf(e, 2):
-                pfn = <int64_t>entry_pfn(e, 2)
-                if not (e & PTE_SPECIAL):
-                    if pfn + 512 > w.ctl.nr_frames:
-                        addr[0] = a
-                        return KW_EBADENTRY
-                    if eligible(w.f_flags[pfn]):
-                        sub = (a & (KW_PMD_SIZE - 1)) >> 12
-                        count_hit(work, levels, 2, per)
-                        addr[0] = a
-                        return pfn + <int64_t>sub
-                if per:
-                    count_pass(work, levels, 2, <int64_t>((next - a) >> 12), True)
-                a = next
-            else:
-                pfn = child_row(w, e)
-                if pfn < 0:
-                    addr[0] = a
-                    return KW_EBADENTRY
-                # While this table is searched the next one is on its way.
-                if i + 1 < stop and not entry_leaf(row[i + 1], 2):
-                    found = child_row(w, row[i + 1])
-                    if found >= 0:
-                        kw_prefetch_row(w.rows + found * 512)
-                cur.cache_base = a & ~(KW_PMD_SIZE - 1)
-                cur.cache_row = pfn
-                cur.cache_end = next
-                pfn = find_in_ptes(w, w.rows + pfn * 512, &a, next, per)
-                if pfn != KW_NONE:
-                    if pfn >= 0:
-                        count_hit(work, levels, 1, per)
-                    addr[0] = a
-                    return pfn
-                forget_table(w)
-                a = next
-        elif entry_leaf(e, level):
-            # Within a vma a leaf is split before the walk goes below it.
-            if split_leaf(w, mm, &row[i], level) != KW_OK:
-                addr[0] = a
-                return KW_ENOROWS
-            if not per:
-                work.entries[level] -= 1
-            continue
-        elif level == 3 and not pte_present(e):
-            if per:
-                count_pass(work, levels, 3, <int64_t>((next - a) >> 12), True)
-            a = next
-        else:
-            pfn = child_row(w, e)
-            if pfn < 0:
-                addr[0] = a
-                return KW_EBADENTRY
-            level -= 1
-            rows[level] = pfn
-            continue
-        # Left an entry of this table: up if it was the last.
-        while level < levels and level_index(a, level) == 0:
-            level += 1
-    addr[0] = end
-    return KW_NONE
-
-
-cdef int64_t find_really(kw_world *w, int32_t mm, uint64_t *addr, uint64_t end) noexcept nogil:
-    """The scan before the patch, performed: one full descent for every address."""
-    cdef kw_work *work = w.work
-    cdef int levels = <int>w.ctl.levels, level
-    cdef int64_t row, pfn
-    cdef uint64_t a = addr[0], e
-    cdef int64_t root = w.mms[mm].root
-    while a < end:
-        work.lookups += 1
-        work.resched += 1
-        row = root
-        level = levels
-        pfn = KW_NONE
-        while True:
-            e = w.rows[row * 512 + level_index(a, level)]
-            if level > 1:
-                work.entries[level] += 1
-            else:
-                work.ptes += 1
-            if entry_none(e) or not entry_present(e, level):
-                break
-            if entry_leaf(e, level):
-                if not (e & PTE_SPECIAL):
-                    pfn = <int64_t>(entry_pfn(e, level) + ((a & (level_size(level) - 1)) >> 12))
-                    if pfn >= w.ctl.nr_frames:
-                        addr[0] = a
-                        return KW_EBADENTRY
-                    if not eligible(w.f_flags[pfn]):
-                        pfn = KW_NONE
-                break
-            row = child_row(w, e)
-            if row < 0:
-                addr[0] = a
-                return KW_EBADENTRY
-            level -= 1
-        if pfn >= 0:
-            addr[0] = a
-            return pfn
-        work.lookup_misses += 1
-        a += KW_PAGE_SIZE
-    addr[0] = end
-    return KW_NONE
+def take_pending():
+    """What the handler of the signal that ended a run raised; None: nothing."""
+    global PENDING
+    pending, PENDING = PENDING, None
+    return pending
 
 
 # ------------------------------------------------------------------ what Python sees
 
-def choose_wide(bint wide):
-    """Use the wide (AVX2) inner loops where the processor has them, or the plain ones; whether wide ones are in use.
-
-    For tests and benchmarks; the choice made on import is the fast one. Each compiled module has its own switch.
-    """
-    global WIDE
-    WIDE = kw_choose(wide)
-    return WIDE
-
-
 def build_facts():
     """(profile, compiler version, wide loops in use) of the compiled core."""
-    return kw_profile().decode(), kw_compiler().decode(), WIDE
+    return kw_profile().decode(), kw_compiler().decode(), bool(kw_choose(1))
 
 
 cdef extern from "_layout_table.h" nogil:

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .gate import as_array, as_int
+
 PTE, PMD, PUD, P4D, PGD = 1, 2, 3, 4, 5
 
 
@@ -93,21 +95,27 @@ _AD = int(Pte.A | Pte.D)
 def _entries(e):
     """(uint64 array, whether the caller gave a scalar)."""
     if isinstance(e, (int, np.integer)):
-        value = int(e)
-        if not 0 <= value < 1 << 64:
-            raise ValueError(f"entry {value:#x}: not an unsigned 64-bit value")
-        return np.uint64(value), True
-    a = np.asarray(e)
-    if a.dtype != np.uint64:
-        raise TypeError(f"entries of dtype {a.dtype}: must be uint64")
-    return a, a.ndim == 0
+        return np.uint64(as_int(e, "entry")), True
+    if not isinstance(e, np.ndarray):
+        if hasattr(e, "__index__") or not isinstance(e, (list, tuple)):
+            return np.uint64(as_int(e, "entry")), True
+        return as_array(e, "entries", ndim=None), False
+    if e.dtype != np.uint64:
+        raise TypeError(f"entries of dtype {e.dtype}: must be uint64")
+    return e, e.ndim == 0
+
+
+def _bits(value, name: str, high: int):
+    """(uint64 scalar or array, whether the caller gave a scalar)."""
+    if isinstance(value, (list, tuple)) or isinstance(value, np.ndarray) and value.ndim:
+        return as_array(value, name, np.uint64, 0, high, ndim=None), False
+    return np.uint64(as_int(value, name, 0, high)), True
 
 
 def _level(level: int) -> Level:
-    try:
-        return LEVELS[level]
-    except (KeyError, TypeError):
-        raise ValueError(f"level {level!r}: must be 1 (pte) to 5 (pgd)") from None
+    if type(level) is not int or level not in LEVELS:
+        level = as_int(level, "level", PTE, PGD)
+    return LEVELS[level]
 
 
 def _answer(value, scalar, kind):
@@ -256,12 +264,11 @@ def pack(pfn, flags, level: int = PTE):
     Models: pfn_pte, pfn_pmd, pfn_pud of Linux 6.18, x86-64. Differs: nothing known.
     """
     lv = _level(level)
-    scalar = np.ndim(pfn) == 0 and np.ndim(flags) == 0
-    p = np.asarray(pfn)
-    if p.size and (p.dtype.kind not in "iu" or (p.dtype.kind == "i" and (p < 0).any()) or (p >= 1 << 40).any()):
-        raise ValueError(f"frame numbers {p!r}: must be integers from 0 to 2**40 - 1")
-    f = np.asarray(flags, dtype=np.uint64) if not isinstance(flags, int) else np.uint64(flags)
-    p = p.astype(np.uint64)
+    p, one = _bits(pfn, "pfn", (1 << 40) - 1)
+    f, alike = _bits(flags, "flags", (1 << 64) - 1)
+    scalar = one and alike
+    if not scalar and not one and not alike and p.shape != f.shape:
+        raise ValueError(f"pfn of shape {p.shape} and flags of shape {f.shape}: must be alike")
     large = (f & np.uint64(Pte.PS)) != 0
     allowed = np.uint64(~PFN_MASK & (1 << 64) - 1)
     if lv.number in (PMD, PUD):
@@ -300,7 +307,7 @@ def describe(e: int, level: int = PTE) -> str:
 
     Models: nothing of Linux. Differs: has no counterpart there.
     """
-    value = int(e)
+    value = as_int(e, "entry")
     if none(value):
         return "none"
     f = flags(value, level)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from . import _core
 from .layout import Bad, Code
 
 
@@ -46,6 +51,32 @@ _WHY = {
 }
 
 
+def misspelt(owner: type, name: str) -> AttributeError:
+    """The error for an attribute that the objects of a class have not got, with the names that are close."""
+    names = [known for known in dir(owner) if not known.startswith("_")]
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    offer = f": did you mean {' or '.join(close)}?" if close else f"; it has {', '.join(names)}"
+    return AttributeError(f"{owner.__name__} has no attribute {name!r}{offer}")
+
+
+class Strict:
+    """Base of objects with the attributes that their class names and no others: a misspelt name is an error."""
+
+    __slots__ = ()
+
+    if not TYPE_CHECKING:  # a checker that saw these would let every name pass
+
+        def __setattr__(self, name, value):
+            if not hasattr(type(self), name):
+                raise misspelt(type(self), name)
+            super().__setattr__(name, value)
+
+        def __getattr__(self, name):
+            if name.startswith("_"):
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            raise misspelt(type(self), name)
+
+
 class ArenaFullError(KsmwalkError, MemoryError):
     """An arena of a Host is full; the message names it and its capacity."""
 
@@ -61,7 +92,7 @@ _FULL = {
 _MAX_ERRNO = 4095
 
 
-def check(code: int, where: str = "") -> int:
+def check(code: int, where: str = "", bad: np.ndarray | None = None) -> int:
     """Pass a count or an index through; raise what a negative answer of a compiled function stands for.
 
     Parameters
@@ -70,6 +101,8 @@ def check(code: int, where: str = "") -> int:
         What the function answered.
     where : str
         The call and its place, for the message.
+    bad : ndarray of layout.BAD, shape (1,), optional
+        Where the compiled side noted an entry that can't be followed.
 
     Raises
     ------
@@ -88,7 +121,9 @@ def check(code: int, where: str = "") -> int:
     if code == Code.BUSYENTRY:
         raise ValueError(f"something is mapped already{at}: unmap it first")
     if code == Code.BADENTRY:
+        if bad is not None:
+            raise BadEntryError(*(int(bad[name][0]) for name in ("addr", "level", "raw", "kind")))
         raise ValueError(f"an entry that can't be followed{at}")
     if code == Code.INTR:
-        raise KeyboardInterrupt(f"stopped{at}")
+        raise _core.take_pending() or KeyboardInterrupt(f"stopped{at}")
     raise KsmwalkError(f"code {code}{at}")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
+import io
 import sys
 from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import KsmwalkError
+from . import codes
 
 # Where each command, or group of commands, is at home; `add_parser` or `add_parsers` of the module puts it in.
 COMMANDS = (
@@ -24,7 +25,9 @@ COMMANDS = (
 def build_parser() -> argparse.ArgumentParser:
     """The parser with all commands."""
     parser = argparse.ArgumentParser(
-        prog="ksmwalk", description="Walk page tables and model Linux's samepage merging (KSM) exactly."
+        prog="ksmwalk",
+        description="Walk page tables and model Linux's samepage merging (KSM) exactly.",
+        epilog=codes.EPILOG,
     )
     parser.add_argument("--version", action="version", version=f"ksmwalk {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -46,26 +49,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit code: 0, 1 for what went wrong, 2 for a wrong call, 130 for an interrupt.
+        Exit code: see :mod:`ksmwalk.commands.codes`.
     """
+    if argv is None and not codes.open_standard_files():
+        codes.complain("ksmwalk", "standard output is closed")
+        return codes.UNUSABLE
+    for stream in (sys.stdout, sys.stderr):
+        # names of files and processes need not be text
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     args = build_parser().parse_args(argv)
+    who = f"ksmwalk {args.command}"
     try:
         code = args.run(args)
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        # The reader has seen enough; keep the interpreter from complaining about it at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        codes.forget_output()
+        return codes.BROKEN_PIPE
     except KeyboardInterrupt:
-        print("ksmwalk: interrupted", file=sys.stderr)
-        return 130
-    except (KsmwalkError, OSError, ValueError) as error:
-        print(f"ksmwalk {args.command}: {_words(error)}", file=sys.stderr)
-        return 1
+        codes.complain("ksmwalk", "interrupted")
+        return codes.INTERRUPTED
+    except (KsmwalkError, OSError, ValueError, MemoryError) as error:
+        codes.complain(who, _words(error))
+        try:
+            sys.stdout.flush()
+        except (OSError, ValueError):
+            codes.forget_output()
+        return codes.UNUSABLE
 
 
 def _words(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error)
+    return str(error) or type(error).__name__

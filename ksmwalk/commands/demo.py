@@ -13,6 +13,7 @@ from ..sources import ProcessImage, process
 from . import report
 from .child import Giant, footprint
 from .scanning import Pass, full_scan, later_pass, seconds_per_lookup
+from .screen import Column, HelpFormatter, Screen
 
 PAGE = 4096
 MOST = 1 << 46
@@ -20,13 +21,24 @@ MOST = 1 << 46
 _WAIT = 3.0
 _KERNEL_WAIT = 60.0
 
+TABLE = (
+    Column("one full scan", right=False),
+    Column("range walk (2025)", style="green"),
+    Column("per address (before)", style="yellow"),
+)
 
-def add_parser(subparsers) -> None:
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "demo",
         help="scan a real 32 TiB process with both strategies",
         description="Start a real process with a huge mergeable mapping and a page in it, load it without touching its "
         "memory, and scan it as ksmd did before and after the range walk.",
+        epilog="examples:\n"
+        "  ksmwalk demo                          32 TiB with one page in it\n"
+        "  ksmwalk demo --span 1T --pages 1000   another size, more pages\n"
+        "  sudo ksmwalk demo --kernel            this machine's own ksmd beside the model",
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("--span", type=span, default=32 << 40, metavar="SIZE", help="of the mapping (default 32T)")
     parser.add_argument("--pages", type=int, default=1, metavar="N", help="pages written, evenly spread (default 1)")
@@ -58,7 +70,8 @@ def run(args: argparse.Namespace) -> int:
             try:
                 stack.enter_context(knobs.taken(wait=_KERNEL_WAIT))
             except knobs.KernelUnavailable as reason:
-                raise KsmwalkError(f"--kernel: {reason}") from None
+                # the reason may name a process
+                raise KsmwalkError(f"--kernel: {report.printable(str(reason))}") from None
             knobs.reset()
             mark = True
         else:
@@ -72,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         report.print_json(result)
     else:
-        print(text(result))
+        show(Screen(), result)
     return 0
 
 
@@ -146,20 +159,21 @@ def _as_json(one: Pass) -> dict[str, Any]:
     return {"pages": one.pages, "seconds": one.seconds, "entries": one.entries, "work": one.work}
 
 
-def text(result: dict[str, Any]) -> str:
-    """The result in words and a table."""
+def show(screen: Screen, result: dict[str, Any]) -> None:
+    """Write the result in words and a table."""
     load, new, old, ratio = result["loading"], result["range"], result["per_address"], result["ratio"]
     pages = f"{report.count(result['pages'])} page{'s' if result['pages'] > 1 else ''}"
     state = "present pages and page tables as before" if load["unchanged"] else "its memory changed meanwhile"
-    lines = [
-        f"A real process ({result['pid']}): {report.size(result['span'])} of mergeable memory, {pages} written.",
+    size = report.size(result["span"])
+    screen.paragraph(f"A real process ({result['pid']}): {size} of mergeable memory, {pages} written.", "bold")
+    screen.paragraph(
         f"Loaded in {report.duration(load['seconds'])}, {report.count(load['pages_present'])} present pages in all, "
-        f"found by {load['found_by']} in {report.duration(load['find_seconds'])};",
-        f"{state} ({report.size(load['resident_after'])}, {report.size(load['tables_after'])}).",
-    ]
+        f"found by {load['found_by']} in {report.duration(load['find_seconds'])};"
+    )
+    screen.paragraph(f"{state} ({report.size(load['resident_after'])}, {report.size(load['tables_after'])}).")
     if not result["marked_by_kernel"]:
         why = result["why_not_marked"] or "somebody else is driving this machine's KSM"
-        lines.append(f"Marked mergeable in the model only: {why}.")
+        screen.paragraph(f"Marked mergeable in the model only: {why}.", "yellow")
     longest = [report.count(one["work"]["longest"]) for one in (new, old)]
     rows = [
         ("pages found", report.count(new["pages"]), report.count(old["pages"])),
@@ -170,16 +184,21 @@ def text(result: dict[str, Any]) -> str:
         ("longest step, entries or lookups", *longest),
         ("time of a full scan", report.duration(new["seconds"]), report.duration(old["seconds"]) + " *"),
     ]
-    lines += ["", report.table(("one full scan", "range walk (2025)", "per address (before)"), rows, right=(1, 2)), ""]
-    lines += [
+    screen.line()
+    screen.table(TABLE, rows)
+    screen.line()
+    screen.paragraph(
         f"* {report.count(old['work']['lookups'])} lookups at {report.duration(old['seconds_per_lookup'])} each, as "
-        f"measured here on {report.count(old['lookups_timed'])} of them.",
-        f"The range walk does 1/{ratio['lookups_to_entries']:,.0f} of the steps in 1/{ratio['time']:,.0f} of the time.",
-    ]
+        f"measured here on {report.count(old['lookups_timed'])} of them."
+    )
+    screen.paragraph(
+        f"The range walk does 1/{ratio['lookups_to_entries']:,.0f} of the steps in 1/{ratio['time']:,.0f} of the time.", "bold"
+    )
     if kernel := result.get("kernel"):
-        lines += ["", _kernel_text(kernel)]
-    lines += result["notes"]
-    return "\n".join(lines)
+        screen.line()
+        screen.paragraph(_kernel_text(kernel))
+    for note in result["notes"]:
+        screen.paragraph(report.printable(note))
 
 
 def _kernel_text(kernel: dict[str, Any]) -> str:

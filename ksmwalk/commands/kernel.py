@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..kernel import stepper
-from ..kernel.knobs import KernelUnavailable, to_stderr
+from ..kernel.knobs import KernelUnavailable, to_stderr, unusable
 from ..kernel.verify import Results, verify
 from ..kernel.worker import WorkerDied
 from ..scenarios.format import Recording, Scenario, ScenarioError, load, save
 from ..scenarios.generate import generate
 from . import verification_page
+from .codes import FAILED, FINE, UNUSABLE, complain, printable
 
-FAILED, UNUSABLE = 1, 2
 #: what ends a command with a line instead of a traceback
 UNABLE = (KernelUnavailable, stepper.Disturbed, WorkerDied, ScenarioError, ValueError, OSError)
 
@@ -76,9 +76,30 @@ def add_parsers(subparsers) -> None:
     two.set_defaults(run=run_record)
 
 
-def _refused(error: Exception) -> int:
-    to_stderr(f"ksmwalk: {error}")
+def _refused(reason: object) -> int:
+    complain("ksmwalk", str(reason))
     return UNUSABLE
+
+
+def _loaded(paths: list[Path]) -> tuple[list[tuple[Path, Recording]], list[dict[str, str]]]:
+    """The files that can be run, and what is wrong with the others: all that can be said before anything is."""
+    good, broken = [], []
+    for path in paths:
+        try:
+            recording = load(path)
+            stepper.check(recording.scenario)
+            good.append((path, recording))
+        except (ScenarioError, OSError) as error:
+            broken.append(_broken(path, error))
+    return good, broken
+
+
+def _broken(path: Path, error: Exception) -> dict[str, str]:
+    """Name a file that could not be run."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    text = text if str(path) in text else f"{path}: {text}"
+    complain("ksmwalk", text)
+    return {"file": str(path), "error": text}
 
 
 def run_verify(args: argparse.Namespace, replay=None) -> int:
@@ -88,44 +109,50 @@ def run_verify(args: argparse.Namespace, replay=None) -> int:
     ----------
     args : argparse.Namespace
     replay : callable, optional
-        The model; default :func:`ksmwalk.replay.replay`.
+        The model; default :func:`ksmwalk.scenarios.replay.replay`.
 
     Returns
     -------
     int
-        0 all agree, 1 some do not, 2 nothing could be run.
+        0 all agree, 1 some do not or could not be run, 2 nothing could be run.
     """
     if not args.files and args.random <= 0:
-        return _refused(ValueError("nothing to verify: give FILE... or --random N"))
+        return _refused("nothing to verify: give FILE... or --random N")
+    if reason := unusable():
+        return _refused(reason)
+    files, broken = _loaded(args.files)
+    if not files and args.random <= 0:
+        return UNUSABLE
+    if replay is None:
+        from ..scenarios.replay import replay
     try:
-        recordings = [load(path) for path in args.files]
-        if replay is None:
-            from ..scenarios.replay import replay
         with stepper.session(to_stderr) as session:
             say = to_stderr if args.json else print
             say(f"kernel {stepper.kernel_name()}" + "".join(f"; left out: {what}" for what in session.left_out))
             results = verify(
-                _all(recordings, args),
+                _all([recording for _, recording in files], args),
                 replay,
                 session,
                 say=say,
-                progress=_progress(len(args.files) + args.random),
+                progress=_progress(len(files) + args.random),
                 save_to=args.save,
                 shrink_seconds=args.shrink_seconds,
             )
+    except BrokenPipeError:
+        raise
     except UNABLE as error:
         return _refused(error)
-    if args.docs:
-        verification_page.write(results, _command(args), args.docs)
     if args.json:
-        print(json.dumps(results.to_json(), indent=1))
+        print(json.dumps(results.to_json() | {"broken": broken}, indent=1))
     else:
         print(
             f"{results.records} records, {results.values} values, {results.seconds:.1f} s (kernel "
             f"{results.kernel_seconds:.1f}, model {results.model_seconds:.1f})"
         )
         print(results.last_line())
-    return 0 if results.count("agrees") == len(results.verdicts) else FAILED
+    if args.docs:
+        verification_page.write(results, _command(args), args.docs)
+    return FINE if results.count("agrees") == len(results.verdicts) and not broken else FAILED
 
 
 def _all(recordings: list[Recording], args: argparse.Namespace) -> Iterator[Recording | Scenario]:
@@ -165,28 +192,41 @@ def run_record(args: argparse.Namespace) -> int:
     Returns
     -------
     int
-        0, or 2 if nothing could be run.
+        0, 1 if some could not be run, 2 if nothing could.
     """
+    if args.runs < 1:
+        return _refused(f"--runs is at least 1, not {args.runs}")
+    names = [path.name for path in args.files]
+    if twice := {name for name in names if names.count(name) > 1}:
+        return _refused(f"two files of one name would go to one place: {', '.join(sorted(twice))}")
+    if reason := unusable():
+        return _refused(reason)
+    files, broken = _loaded(args.files)
+    if not files:
+        return UNUSABLE
+    done = []
     try:
-        if args.runs < 1:
-            raise ValueError(f"--runs is at least 1, not {args.runs}")
-        recordings = [load(path) for path in args.files]
-        names = [path.name for path in args.files]
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f"two files of one name would go to one place: {', '.join(sorted(twice))}")
         args.output.mkdir(parents=True, exist_ok=True)
         with stepper.session(to_stderr) as session:
-            done = []
-            for path, recording in zip(args.files, recordings, strict=True):
-                made = stepper.record_in(session, recording.scenario, args.runs)
-                save(made, args.output / path.name)
-                done.append({"file": str(args.output / path.name), "records": len(made.records), "nondet": made.nondet})
+            left_out = session.left_out
+            for path, recording in files:
+                target = args.output / path.name
+                try:
+                    made = stepper.record_in(session, recording.scenario, args.runs)
+                except (ScenarioError, WorkerDied) as error:
+                    broken.append(_broken(path, error))
+                    continue
+                save(made, target)
+                done.append({"file": str(target), "records": len(made.records), "nondet": made.nondet})
                 if not args.json:
                     unsteady = f", not repeatable: {', '.join(made.nondet)}" if made.nondet else ""
-                    print(f"{args.output / path.name}: {len(made.records)} records{unsteady}")
-            left_out = session.left_out
+                    print(f"{printable(target)}: {len(made.records)} records{unsteady}")
+    except BrokenPipeError:
+        raise
     except UNABLE as error:
         return _refused(error)
     if args.json:
-        print(json.dumps({"kernel": stepper.kernel_name(), "left_out": left_out, "files": done}, indent=1))
-    return 0
+        print(json.dumps({"kernel": stepper.kernel_name(), "left_out": left_out, "files": done, "broken": broken}, indent=1))
+    if not done:
+        return UNUSABLE
+    return FAILED if broken else FINE

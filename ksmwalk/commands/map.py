@@ -3,26 +3,60 @@
 from __future__ import annotations
 
 import argparse
-import shutil
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
 
 from ..sources import capture
 from . import report
-from .picture import KINDS, OTHER, Gap, Picture, columns, gap_label, heading, marks, picture, row_label, row_names
+from .picture import (
+    KINDS,
+    OTHER,
+    PAGE,
+    Gap,
+    Picture,
+    Row,
+    columns,
+    gap_label,
+    heading,
+    kinds_label,
+    marks,
+    parts,
+    picture,
+    row_label,
+    row_names,
+    total,
+)
+from .screen import HelpFormatter, Part, Screen
 
-LETTERS = "aHKz-"
-EMPTY, UNMAPPED = ".", " "
-MAX_WIDTH = 100
+LETTERS = "aHKz-s"
+STYLES = ("blue", "bright_magenta", "green", "yellow", "bright_black", "cyan")
+# A cell by the share of its pages that are present: up to a quarter, up to a half, more, every one; then what is mapped
+# with nothing present, and what is not mapped. The second set is for terminals that have only letters.
+SHADES, PLAIN_SHADES = "░▒▓█· ", ".:+#_ "
+_QUARTER, _HALF, _FULL = 0.25, 0.5, 1 - 1e-6
+_MARGIN = 18
+_USUAL_WIDTH, MAX_WIDTH = 100, 160
 
 
-def add_parser(subparsers) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "map",
         help="draw the address space of a process",
-        description="Draw the address space of a process: what is present and of which kind; big gaps are cut out and "
-        "labelled. The process is not disturbed: nothing is faulted in.",
+        description="Draw the address space of a process: how much of it is present and of which kind; big gaps are cut "
+        "out and labelled, equal rows folded into one. The process is not disturbed: nothing is faulted in.",
+        epilog="examples:\n"
+        "  ksmwalk map 4711                      as text, as wide as the terminal\n"
+        "  ksmwalk map 4711 --plot map.svg       as a picture: .png, .svg or .pdf\n"
+        "  ksmwalk map 4711 --rows 60            with more of the gaps cut out\n\n"
+        "Which pages are shared by fork, and which are KSM's, only root can see.",
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("pid", type=int, metavar="PID")
-    parser.add_argument("--plot", metavar="FILE.png", help="draw into a file (needs matplotlib: the extra `plot`)")
+    parser.add_argument(
+        "--plot", metavar="PATH", help="draw into this file, .png, .svg or .pdf (needs matplotlib: the extra `plot`)"
+    )
     parser.add_argument("--rows", type=int, default=24, help="rows at most; more rows cut more gaps (default 24)")
     parser.add_argument("--json", action="store_true", help="print the rows and gaps as JSON")
     parser.set_defaults(run=run)
@@ -31,57 +65,92 @@ def add_parser(subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.rows < 1:
         raise ValueError(f"--rows {args.rows}: at least 1 is needed")
-    if args.plot:
+    if args.plot is not None:
         from . import plot  # before anything is read: matplotlib may be missing
 
-    drawn = picture(capture(args.pid), args.rows)
-    if args.plot:
+        plot.check(args.plot)
+    drawn = picture(capture(args.pid, counts=True), args.rows)
+    if args.plot is not None:
         plot.address_space(drawn, args.plot)
     if args.json:
         report.print_json(as_json(drawn, args.plot))
-    elif args.plot:
-        print(f"{args.plot}: {heading(drawn)}")
-    else:
-        print(text(drawn, min(MAX_WIDTH, shutil.get_terminal_size((MAX_WIDTH, 24)).columns)))
+        return 0
+    screen = Screen()
+    if args.plot is not None:
+        screen.line(f"{report.printable(args.plot)}: {heading(drawn)}")
+        return 0
+    shades = SHADES if screen.can_write(SHADES) else PLAIN_SHADES
+    for line in text(drawn, min(MAX_WIDTH, screen.width or _USUAL_WIDTH), shades):
+        screen.line(*line)
     return 0
 
 
-def text(drawn: Picture, width: int) -> str:
-    """The picture in letters, `width` columns wide."""
-    bar = max(16, width - 18)
-    lines = [heading(drawn), ""]
+def text(drawn: Picture, width: int, shades: str = SHADES) -> Iterator[Sequence[Part]]:
+    """The picture in letters, `width` columns wide, line by line."""
+    bar = max(16, width - _MARGIN)
+    yield [(heading(drawn), "bold")]
+    yield []
     for piece in drawn.pieces():
         if isinstance(piece, Gap):
-            lines.append(f"{'':16}  ~~ {gap_label(piece)}")
-            continue
-        cells = min(bar, piece.size // 4096)
-        share, vma = columns(drawn, piece, cells)
-        letters = []
-        for column in range(cells):
-            if share[column].any():
-                letters.append(LETTERS[int(share[column].argmax())])
-            else:
-                letters.append(UNMAPPED if vma[column] < 0 else EMPTY)
-        lines.append(f"{piece.start:016x}  {''.join(letters)}")
-        lines.append(f"{'':16}  {row_label(piece)}{marks(piece)}")
-        names = ", ".join(row_names(piece))
-        if names:
-            lines.append(f"{'':16}  {names if len(names) <= bar else names[: bar - 3] + '...'}")
-    legend = [f"{letter} {kind}" for letter, kind in zip(LETTERS, KINDS, strict=True)]
-    lines += ["", ", ".join([*legend, f"{EMPTY} mapped, not present"]) + "; ~~ cut out"]
-    lines += ["", *drawn.capture.notes] if drawn.capture.notes else []
-    return "\n".join(lines)
+            yield from _labels(f"~~ {gap_label(piece)}", bar, "bright_black")
+        else:
+            yield from _row(drawn, piece, bar, shades)
+    yield []
+    whole = total(drawn)
+    if whole.any():
+        yield [f"{'total':{_MARGIN}}", *_total(whole, bar)]
+        yield from _labels(f"{report.size(int(whole.sum()) * PAGE)} present: {kinds_label(whole)}", bar)
+        yield []
+    for words in (_legend(shades), *map(report.printable, drawn.capture.notes)):
+        yield from ([line] for line in report.wrap(words, width))
 
 
-def as_json(drawn: Picture, plot_file: str | None) -> dict:
+def _row(drawn: Picture, row: Row, bar: int, shades: str) -> Iterator[Sequence[Part]]:
+    one = row.each
+    cells = min(bar, one.size // PAGE)
+    share, vma = columns(drawn, one, cells)
+    filled, main = share.sum(axis=1), share.argmax(axis=1)
+    level = np.select([filled <= _QUARTER, filled <= _HALF, filled < _FULL], [0, 1, 2], 3)
+    level[filled == 0] = np.where(vma[filled == 0] < 0, 5, 4)
+    styles = [STYLES[kind] if here else "" for kind, here in zip(main, filled > 0, strict=True)]
+    yield [f"{row.start:016x}  ", *((shades[at], style) for at, style in zip(level, styles, strict=True))]
+    if np.count_nonzero(row.pages) > 1:
+        letters = (LETTERS[kind] if here else " " for kind, here in zip(main, filled > 0, strict=True))
+        yield [" " * _MARGIN, *zip(letters, styles, strict=True)]
+    yield from _labels(row_label(row) + marks(row), bar)
+    yield from _labels(", ".join(row_names(row)), bar, "bright_black")
+
+
+def _labels(words: str, bar: int, style: str = "") -> Iterator[Sequence[Part]]:
+    """Words beside nothing, broken where the bars end."""
+    for line in report.wrap(words, bar):
+        yield [" " * _MARGIN, (line, style)]
+
+
+def _total(pages: np.ndarray, bar: int) -> Iterator[Part]:
+    for kind, cells in enumerate(parts(pages, bar).tolist()):
+        yield (LETTERS[kind] * cells, STYLES[kind])
+
+
+def _legend(shades: str) -> str:
+    quarter, half, more, every, empty = tuple(shades)[:5]
+    kinds = ", ".join(f"{letter} {kind}" for letter, kind in zip(LETTERS, KINDS, strict=True))
+    return (
+        f"Of a cell's pages are present: {quarter} up to a quarter, {half} up to a half, {more} more, {every} all; "
+        f"{empty} mapped, nothing present; ~~ cut out. Kinds, by most of a cell: {kinds}."
+    )
+
+
+def as_json(drawn: Picture, plot_file: str | None) -> dict[str, Any]:
     """The picture as plain data; sizes in bytes."""
     what = drawn.capture
     return {
         "pid": what.pid,
         "name": what.name,
         "mapped": sum(vma.size for vma in what.vmas),
-        "present": what.nr_pages * 4096,
-        "not_eligible": int((drawn.kind == OTHER).sum()) * 4096,
+        "present": what.nr_pages * PAGE,
+        "present_by_kind": _by_kind(total(drawn)),
+        "not_eligible": int((drawn.kind == OTHER).sum()) * PAGE,
         "plot": plot_file,
         "notes": what.notes,
         "pieces": [
@@ -91,7 +160,9 @@ def as_json(drawn: Picture, plot_file: str | None) -> dict:
                 "gap": False,
                 "start": piece.start,
                 "end": piece.end,
-                "present": {kind: int(n) * 4096 for kind, n in zip(KINDS, piece.pages, strict=True)},
+                "times": piece.times,
+                "stride": piece.stride,
+                "present": _by_kind(piece.pages),
                 "names": row_names(piece),
                 "mergeable": any(vma.mergeable for vma in piece.vmas),
             }
@@ -99,3 +170,6 @@ def as_json(drawn: Picture, plot_file: str | None) -> dict:
         ],
     }
 
+
+def _by_kind(pages: np.ndarray) -> dict[str, int]:
+    return {kind: int(n) * PAGE for kind, n in zip(KINDS, pages, strict=True)}

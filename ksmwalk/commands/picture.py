@@ -1,4 +1,4 @@
-"""An address space cut down to what is there: rows of present memory, and the gaps between them as labels.
+"""An address space cut down to what is there: rows of present memory, equal ones folded, and the gaps as labels.
 
 Both faces of `ksmwalk map` draw from this: the text and the plot.
 """
@@ -16,13 +16,20 @@ from . import report
 PAGE = 4096
 
 # What a present page is, in the order in which they are stacked and listed.
-SMALL, THP, KSM, ZERO, OTHER = range(5)
-KINDS = ("anonymous", "THP", "KSM", "zero page", "not eligible")
+SMALL, THP, KSM, ZERO, OTHER, SHARED = range(6)
+KINDS = ("anonymous", "THP", "KSM", "zero page", "not eligible", "shared by fork")
+# Equal rows at equal distances that are shown as one, at least.
+FOLD = 4
+# Odd, so that different places and kinds of pages come out as different sums.
+_MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(slots=True)
 class Row:
-    """A stretch of address space without a cut gap: [start, end) in bytes; `pages` counts them by kind."""
+    """A stretch of address space without a cut gap, or equal ones folded: [start, end) in bytes, from the first to the last.
+
+    `pages` counts the pages of all of them by kind; `stride` is the distance in bytes from one to the next.
+    """
 
     start: int
     end: int
@@ -30,10 +37,22 @@ class Row:
     last: int  # one behind its last
     pages: np.ndarray  # int64[len(KINDS)]
     vmas: list[VmaRecord] = field(default_factory=list)
+    times: int = 1
+    stride: int = 0
 
     @property
     def size(self) -> int:
         return self.end - self.start
+
+    @property
+    def each(self) -> Row:
+        """The first of the folded rows; the row itself if it is alone."""
+        if self.times == 1:
+            return self
+        end = self.end - self.stride * (self.times - 1)
+        last = self.first + (self.last - self.first) // self.times
+        vmas = [vma for vma in self.vmas if vma.start < end]
+        return Row(self.start, end, self.first, last, self.pages // self.times, vmas)
 
 
 @dataclass(slots=True)
@@ -64,7 +83,10 @@ class Picture:
 
 
 def page_kinds(capture: ProcessCapture) -> np.ndarray:
-    """The kind of each page: uint8[nr_pages] of SMALL, THP, KSM, ZERO, OTHER."""
+    """The kind of each page: uint8[nr_pages] of SMALL, THP, KSM, ZERO, OTHER, SHARED.
+
+    SHARED are anonymous pages, small or huge, that more than one process maps, where frames were seen.
+    """
     eligible = np.zeros(capture.nr_pages, bool)
     for vma, (first, last) in zip(capture.vmas, capture.vma_slices(), strict=True):
         if vma.not_compatible is None:
@@ -73,6 +95,10 @@ def page_kinds(capture: ProcessCapture) -> np.ndarray:
     anon = eligible & capture.anon
     kind[anon] = SMALL
     kind[anon & capture.huge] = THP
+    if capture.frame_counts is not None:
+        kind[anon & (capture.frame_counts > 1)] = SHARED
+    elif capture.exclusive is not None:
+        kind[anon & ~capture.exclusive] = SHARED
     if capture.ksm is not None:
         kind[anon & capture.ksm] = KSM
     kind[eligible & capture.zero] = ZERO
@@ -85,7 +111,7 @@ def mapped_bytes(vmas: list[VmaRecord], start: int, end: int) -> int:
 
 
 def picture(capture: ProcessCapture, max_rows: int = 24, min_gap: int = 8 << 20) -> Picture:
-    """Cut the largest gaps out of an address space.
+    """Cut the largest gaps out of an address space, and fold rows that are equal and equally far apart.
 
     Parameters
     ----------
@@ -109,18 +135,19 @@ def picture(capture: ProcessCapture, max_rows: int = 24, min_gap: int = 8 << 20)
         return Picture(capture, kind, [], [Gap(low, high, mapped_bytes(capture.vmas, low, high))])
     addr = capture.addr
     void = np.diff(addr) - np.uint64(PAGE)
-    cut = np.flatnonzero(void >= np.uint64(max(min_gap, 1)))
+    # where a stretch begins, and one behind the last
+    bounds = np.concatenate(([0], np.flatnonzero(void >= np.uint64(max(min_gap, 1))) + 1, [len(addr)]))
+    begins = _folds(capture, kind, bounds)
+    # those that begin a piece: behind the largest gaps
+    cut = begins[1:]
     if len(cut) > max_rows - 1:
-        largest = np.argsort(void[cut], kind="stable")[::-1][: max_rows - 1]
+        largest = np.argsort(void[bounds[cut] - 1], kind="stable")[::-1][: max_rows - 1]
         cut = np.sort(cut[largest])
-    firsts = [0, *(cut + 1).tolist()]
-    lasts = [*(cut + 1).tolist(), len(addr)]
     rows = []
-    for first, last in zip(firsts, lasts, strict=True):
-        start, end = int(addr[first]), int(addr[last - 1]) + PAGE
-        pages = np.bincount(kind[first:last], minlength=len(KINDS))
-        vmas = [vma for vma in capture.vmas if vma.start < end and vma.end > start]
-        rows.append(Row(start, end, first, last, pages, vmas))
+    for begin, after in zip([0, *cut.tolist()], [*cut.tolist(), len(bounds) - 1], strict=True):
+        # one fold alone stays one; what is joined with others is a stretch like any
+        folded = after - begin >= FOLD and np.searchsorted(begins, begin, "right") == np.searchsorted(begins, after)
+        rows.append(_row(capture, kind, bounds, begin, after, folded))
     edges = [low, *(edge for row in rows for edge in (row.start, row.end)), high]
     gaps = [
         Gap(start, end, mapped_bytes(capture.vmas, start, end))
@@ -128,6 +155,50 @@ def picture(capture: ProcessCapture, max_rows: int = 24, min_gap: int = 8 << 20)
         if end > start
     ]
     return Picture(capture, kind, rows, gaps)
+
+
+def _row(capture: ProcessCapture, kind: np.ndarray, bounds: np.ndarray, begin: int, after: int, folded: bool) -> Row:
+    """The stretches [begin, after) as one row."""
+    first, last = int(bounds[begin]), int(bounds[after])
+    start, end = int(capture.addr[first]), int(capture.addr[last - 1]) + PAGE
+    pages = np.bincount(kind[first:last], minlength=len(KINDS))
+    vmas = [vma for vma in capture.vmas if vma.start < end and vma.end > start]
+    row = Row(start, end, first, last, pages, vmas)
+    if folded:
+        row.times, row.stride = after - begin, int(capture.addr[bounds[begin + 1]]) - start
+    return row
+
+
+def _folds(capture: ProcessCapture, kind: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+    """Numbers of the stretches, ascending, that do not go on a row of FOLD or more equal ones at equal distances."""
+    nr = len(bounds) - 1
+    if nr < FOLD:
+        return np.arange(nr)
+    firsts = bounds[:-1]
+    start = capture.addr[firsts]
+    # Equal: pages of the same kinds at the same places, in mappings of the same name and kind.
+    place = capture.addr - np.repeat(start, np.diff(bounds)) + np.uint64(1)
+    shape = np.add.reduceat((place * np.uint64(len(KINDS)) + kind) * _MIX ^ (place * _MIX >> np.uint64(29)), firsts)
+    sorts: dict[object, int] = {}
+    sort = np.array([sorts.setdefault((vma.flags, vma.perms, vma.name), len(sorts)) for vma in capture.vmas])
+    starts = np.array([vma.start for vma in capture.vmas], np.uint64)
+    ends = [sort[np.searchsorted(starts, capture.addr[at], "right") - 1] for at in (firsts, bounds[1:] - 1)]
+    alike = (np.diff(shape) == 0) & (np.diff(np.diff(bounds)) == 0) & (np.diff(ends[0]) == 0) & (np.diff(ends[1]) == 0)
+    stride = np.diff(start)
+    # Links between neighbours, in groups of the same stride. The stretch between two groups goes to the first, if that
+    # is a fold; so the second needs a link more.
+    new = np.ones(nr - 1, bool)
+    new[1:] = ~(alike[1:] & alike[:-1] & (stride[1:] == stride[:-1]))
+    group = np.cumsum(new) - 1
+    links = np.bincount(group)
+    enough = links >= FOLD - 1
+    enough[1:] &= (links[1:] >= FOLD) | ~enough[:-1]
+    long = enough[group] & alike
+    begins = np.ones(nr, bool)
+    begins[np.flatnonzero(long) + 1] = False
+    heads = np.flatnonzero(long & new)
+    begins[heads[~begins[heads]] + 1] = True
+    return np.flatnonzero(begins)
 
 
 def columns(drawn: Picture, row: Row, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -165,7 +236,7 @@ def heading(drawn: Picture) -> str:
     what = drawn.capture
     mapped = sum(vma.size for vma in what.vmas)
     return (
-        f"{what.name} ({what.pid}): {report.size(mapped)} mapped in {len(what.vmas)} areas, "
+        f"{report.printable(what.name)} ({what.pid}): {report.size(mapped)} mapped in {len(what.vmas)} areas, "
         f"{report.size(what.nr_pages * 4096)} present"
     )
 
@@ -179,15 +250,41 @@ def gap_label(gap: Gap) -> str:
     return f"{report.size(gap.mapped)} mapped, nothing present; {report.size(gap.size - gap.mapped)} unmapped"
 
 
+def kinds_label(pages: np.ndarray) -> str:
+    """Sizes by kind."""
+    return ", ".join(f"{report.size(int(n) * PAGE)} {KINDS[kind]}" for kind, n in enumerate(pages) if n)
+
+
 def row_label(row: Row) -> str:
-    """What is present in a row."""
-    parts = [f"{report.size(int(n) * 4096)} {KINDS[kind]}" for kind, n in enumerate(row.pages) if n]
-    return f"{report.size(row.size)}: " + ", ".join(parts)
+    """What is present in a row: `20 x 4 KiB every 64 MiB: 80 KiB anonymous`."""
+    size = report.size(row.each.size)
+    if row.times > 1:
+        size = f"{report.count(row.times)} x {size} every {report.size(row.stride)}"
+    return f"{size}: {kinds_label(row.pages)}"
+
+
+def total(drawn: Picture) -> np.ndarray:
+    """The pages of the whole process by kind: int64[len(KINDS)]."""
+    return np.bincount(drawn.kind, minlength=len(KINDS))
+
+
+def parts(pages: np.ndarray, width: int) -> np.ndarray:
+    """`width` cells shared out among the kinds as their pages are, none of them without a cell: int64[len(KINDS)]."""
+    there = pages > 0
+    if not there.any():
+        return np.zeros(len(pages), np.int64)
+    exact = pages * (width / pages.sum())
+    out = np.where(there, np.maximum(np.floor(exact), 1), 0).astype(np.int64)
+    while (left := width - int(out.sum())) != 0:
+        # what rounding left over goes to, or comes from, where it is missed, or felt, most
+        lack = np.where(there & ((left > 0) | (out > 1)), exact - out, -np.inf if left > 0 else np.inf)
+        out[int(lack.argmax() if left > 0 else lack.argmin())] += 1 if left > 0 else -1
+    return out
 
 
 def row_names(row: Row) -> list[str]:
-    """The names of the mappings in a row, each once, in order."""
-    names = dict.fromkeys(vma.name.rsplit("/", 1)[-1] for vma in row.vmas if vma.name)
+    """The names of the mappings in a row, each once, in order, as they can be printed."""
+    names = dict.fromkeys(report.printable(vma.name.rsplit("/", 1)[-1]) for vma in row.vmas if vma.name)
     return list(names)
 
 

@@ -3,68 +3,210 @@
 from __future__ import annotations
 
 import argparse
-import os
+import contextlib
+import fnmatch
 import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from ..errors import KsmwalkError
+from ..kernel import knobs
 from ..layout import Vm
+from ..proc import processes
 from ..proc.maps import VmaRecord
-from ..sources import NoAddressSpace, ProcessChanged, ProcessExited, ProcessImage, process
-from . import report
-from .scanning import full_scan
+from ..sources import NoAddressSpace, ProcessExited, ProcessImage, process
+from . import report, scan_text
+from .scanning import FULL, GIANT, full_scan
+from .screen import HelpFormatter, Screen, progress
 
 PAGE = 4096
-# From where on, and how empty, an address space is called a sparse giant.
-GIANT, FULL = 1 << 30, 0.01
 # Areas that are scanned one by one at most: each such scan looks at the whole list of areas.
 MOST_AREAS = 4096
 
+# What --sort takes: the total it sorts by, the largest first; these two stand beside the totals, the smallest first.
+SORT = {
+    "saved": "lookups_saved",
+    "anon": "anonymous",
+    "present": "present",
+    "mapped": "size",
+    "marked": "marked",
+    "searched": "searched",
+    "pages": "pages_found",
+    "holes": "holes_jumped",
+    "pid": None,
+    "name": None,
+}
 
-def add_parser(subparsers) -> None:
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "scan",
-        help="what ksmd's scan of running processes costs, area by area",
+        help="what ksmd's scan of running processes costs",
         description="Load processes without touching their memory and scan them in the model with both strategies, as "
         "if all memory that can be were marked mergeable. Answers which of them are sparse giants.",
+        epilog="examples:\n"
+        "  ksmwalk scan --all                    every process, the one the range walk helps most first\n"
+        "  ksmwalk scan 'qemu*' --sort anon      by name, the largest first\n"
+        "  ksmwalk scan 4711 --areas             one process, area by area\n\n"
+        "A narrow terminal gets fewer columns; without a terminal, or with --json, all are there.\n"
+        "Exit code: 0, 1 if a process that was asked for could not be read, 2 if none could.",
+        formatter_class=HelpFormatter,
     )
-    parser.add_argument("pids", nargs="*", type=int, metavar="PID")
-    parser.add_argument("--all", action="store_true", help="every process that may be read, one line each")
+    parser.add_argument(
+        "processes", nargs="*", metavar="PROCESS", help="a PID, a name, or a pattern of names such as 'python*'"
+    )
+    parser.add_argument("--all", action="store_true", help="every process that may be read")
+    parser.add_argument("--areas", action="store_true", help="each process area by area")
+    parser.add_argument(
+        "--sort", choices=SORT, default="saved", metavar="KEY", help=f"order: {', '.join(SORT)} (default saved)"
+    )
     parser.add_argument("--marked", action="store_true", help="only memory that really is marked mergeable")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.set_defaults(run=run)
 
 
+@dataclass(slots=True)
+class Findings:
+    """What came out: processes as plain data, what went wrong, and how many may not be read, of these unnamed ones."""
+
+    found: list[dict[str, Any]] = field(default_factory=list)
+    errors: list[dict[str, Any]] = field(default_factory=list)
+    refused: int = 0
+    refused_unnamed: int = 0
+
+
 def run(args: argparse.Namespace) -> int:
-    if bool(args.pids) == args.all:
-        raise ValueError("either the PIDs of processes or --all is needed")
-    mark = "as-is" if args.marked else "all"
-    found, errors, refused = [], [], 0
-    for pid in report.progress(_every_pid() if args.all else args.pids, "processes"):
-        try:
-            # The overview needs no frames: who is anonymous shows without them.
-            found.append(scan_process(process(pid, mark=mark, frames=not args.all), areas=not args.all))
-        except (NoAddressSpace, ProcessExited, PermissionError, ProcessChanged) as error:
-            if not args.all or isinstance(error, ProcessChanged):
-                errors.append({"pid": pid, "error": error.strerror if isinstance(error, OSError) else str(error)})
-            refused += isinstance(error, PermissionError)
-    found.sort(key=lambda one: (-one["totals"]["lookups_saved"], one["pid"]))
+    """Exit code: 0, 1 where a process that was asked for can't be read, 2 where none can."""
+    if bool(args.processes) == args.all:
+        raise ValueError("either processes (PIDs, names, patterns) or --all is needed")
+    ksm = ksm_state()
+    result = Findings()
+    pids, named = (processes.every_pid(), set()) if args.all else _wanted(args.processes, result)
+    # JSON has the areas of processes that were asked for; the overview needs no frames: who is anonymous shows without.
+    areas = args.areas or (args.json and not args.all)
+    with contextlib.closing(progress(pids, "processes")) as steps:
+        for pid in steps:
+            _look(pid, pid in named, areas, args.marked, result)
+    result.found.sort(key=lambda one: _place(one, args.sort))
+    _complain(result, bool(args.all))
     if args.json:
-        report.print_json({"processes": found, "errors": errors, "refused": refused, "marked_only": args.marked})
+        report.print_json(
+            {
+                "processes": result.found,
+                "errors": result.errors,
+                "refused": result.refused,
+                "marked_only": args.marked,
+                "ksm": ksm,
+            }
+        )
+    elif result.found:
+        scan_text.show(Screen(), result.found, ksm, args.areas, args.marked)
+    if not result.found:
+        return 2
+    return 1 if result.errors and not args.all else 0
+
+
+def _wanted(words: Iterable[str], result: Findings) -> tuple[list[int], set[int]]:
+    """The processes that are meant, each once: (all of them, those that were called by their number)."""
+    pids: dict[int, None] = {}
+    named = set()
+    names = None
+    for word in words:
+        if word.isascii() and word.isdigit() and len(word) < 20:
+            pids[int(word)] = None
+            named.add(int(word))
+            continue
+        names = names or _names()
+        matching = [pid for pid, called in names if any(fnmatch.fnmatchcase(name, word) for name in called)]
+        pids.update(dict.fromkeys(matching))
+        if not matching:
+            result.errors.append({"pid": None, "error": f"no process is called {word}"})
+    return list(pids), named
+
+
+def _names() -> list[tuple[int, set[str]]]:
+    """What each process is called: by the kernel, in at most 15 bytes, and by the file in its command line."""
+    found = []
+    for pid in processes.every_pid():
+        try:
+            words = processes.command_line(pid)
+            found.append((pid, {processes.comm(pid), *(word.rsplit("/", 1)[-1] for word in words[:1])}))
+        except OSError:
+            continue  # gone by now
+    return found
+
+
+def _look(pid: int, named: bool, areas: bool, marked: bool, result: Findings) -> None:
+    """Scan one process; that one of many vanished, or has no memory, is nothing to speak of."""
+    try:
+        one = scan_process(process(pid, mark="as-is" if marked else "all", frames=areas), areas)
+    except (NoAddressSpace, ProcessExited, PermissionError) as error:
+        result.refused += isinstance(error, PermissionError)
+        if named:
+            result.errors.append({"pid": pid, "error": error.strerror})
+        else:
+            result.refused_unnamed += isinstance(error, PermissionError)
+    except KsmwalkError as error:
+        result.errors.append({"pid": pid, "error": str(error)})
+    except (OSError, ValueError) as error:
+        # whatever is wrong with one is no reason not to show the others
+        result.errors.append({"pid": pid, "error": f"process {pid}: {error}"})
     else:
-        print(text(found, args.all, args.marked))
-        if args.all and refused:
-            who = "1 process" if refused == 1 else f"{refused} processes"
-            print(f"\n{who} may not be read by this user.")
-    for one in errors:
-        print(f"ksmwalk scan: {one['error']}", file=sys.stderr)
-    return 1 if errors and not args.all else 0
+        result.found.append(one)
 
 
-def _every_pid() -> list[int]:
-    own = os.getpid()
-    return sorted(int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != own)
+def _place(one: dict[str, Any], key: str) -> tuple[Any, int]:
+    if key in ("pid", "name"):
+        return (one[key], one["pid"])
+    return (-one["totals"][SORT[key]], one["pid"])
+
+
+def _complain(result: Findings, everybody: bool) -> None:
+    """Say what went wrong before anything is shown."""
+    lines = [report.printable(one["error"]) for one in result.errors]
+    if many := result.refused_unnamed:
+        lines.append(f"{many} process{'es' if many > 1 else ''} may not be read by this user (root may)")
+    if not result.found and (everybody or not lines):
+        lines.append("not one process could be read")
+    for line in lines:
+        print(f"ksmwalk scan: {line}", file=sys.stderr)
+
+
+def ksm_state() -> dict[str, Any]:
+    """KSM as it stands on this machine, and who has memory marked mergeable, as far as this user may know.
+
+    Returns
+    -------
+    dict
+        run: int, None in a kernel without KSM; pages_shared, pages_sharing: int or None; marked: pid and name of each
+        process with marked memory; unseen: whether there are processes that this user may not ask.
+    """
+    state: dict[str, Any] = {"run": None, "pages_shared": None, "pages_sharing": None, "marked": [], "unseen": False}
+    for name in ("run", "pages_shared", "pages_sharing"):
+        try:
+            state[name] = int(knobs.read(name))
+        except (OSError, ValueError):
+            continue
+    for pid in processes.every_pid():
+        try:
+            if processes.marked(pid):
+                state["marked"].append({"pid": pid, "name": processes.comm(pid)})
+        except PermissionError:
+            state["unseen"] = True
+        except OSError:
+            continue  # gone by now
+    return state
+
+
+def _command(pid: int, name: str) -> str:
+    """The command line in one, as `ps` shows it: the name in brackets where there is none."""
+    try:
+        return " ".join(processes.command_line(pid)) or f"[{name}]"
+    except OSError:
+        return f"[{name}]"
 
 
 def scan_process(image: ProcessImage, areas: bool = True) -> dict[str, Any]:
@@ -77,6 +219,7 @@ def scan_process(image: ProcessImage, areas: bool = True) -> dict[str, Any]:
     return {
         "pid": what.pid,
         "name": what.name,
+        "command": _command(what.pid, what.name),
         "found_by": what.found_by,
         "true_frames": image.true_frames,
         "attempts": what.attempts,
@@ -85,6 +228,7 @@ def scan_process(image: ProcessImage, areas: bool = True) -> dict[str, Any]:
         "totals": {
             "size": sum(vma.size for vma in what.vmas),
             "present": what.nr_pages * PAGE,
+            "anonymous": int(what.anon.sum()) * PAGE,
             "huge": int(what.huge.sum()) * PAGE,
             "marked": sum(vma.size for vma in what.vmas if vma.mergeable),
             "searched": size,
@@ -102,7 +246,7 @@ def scan_process(image: ProcessImage, areas: bool = True) -> dict[str, Any]:
 def _areas(image: ProcessImage) -> list[dict[str, Any]]:
     """Every area; those with pages are scanned one at a time, the others' marks taken away for that long."""
     what, host = image.capture, image.host
-    records, numbers = host.vmas, np.array([vma.index for vma in image.mm.vmas])
+    records, numbers = host.world.arrays["vmas"], np.array([vma.index for vma in image.mm.vmas])
     flags = records["flags"][numbers]
     mergeable = flags & np.uint64(Vm.MERGEABLE) != 0
     slices = np.array(what.vma_slices()).reshape(-1, 2)
@@ -113,7 +257,7 @@ def _areas(image: ProcessImage) -> list[dict[str, Any]]:
         image.notes.append(f"Only the {MOST_AREAS} areas with the most pages were scanned one by one.")
     counts: dict[int, dict[str, int]] = {}
     records["flags"][numbers] = flags & ~np.uint64(Vm.MERGEABLE)
-    huge = np.append(0, np.cumsum(what.huge))
+    huge, anon = (np.append(0, np.cumsum(pages)) for pages in (what.huge, what.anon))
     for at in alone.tolist():
         records["flags"][numbers[at]] = flags[at]
         new, old = full_scan(host, "range"), full_scan(host, "per-address")
@@ -133,6 +277,7 @@ def _areas(image: ProcessImage) -> list[dict[str, Any]]:
             "perms": vma.perms,
             "name": vma.name,
             "present": int(pages[at]) * PAGE,
+            "anonymous": int(anon[slices[at, 1]] - anon[slices[at, 0]]) * PAGE,
             "huge": int(huge[slices[at, 1]] - huge[slices[at, 0]]) * PAGE,
             "mergeable": vma.mergeable,
             "could_be": vma.not_compatible is None,
@@ -150,61 +295,3 @@ def _state(vma: VmaRecord) -> str:
         return vma.not_compatible
     words = "marked" if vma.mergeable else "could be"
     return f"{words}, never written" if vma.never_written else words
-
-
-def text(found: list[dict[str, Any]], overview: bool, marked: bool) -> str:
-    """Tables: one of all processes, and without `overview` one of the areas of each."""
-    scope = "memory that is marked mergeable" if marked else "memory that is, or could be, marked mergeable"
-    lines = [] if overview else [part for one in found for part in (_process_text(one), "")]
-    rows = []
-    for one in found:
-        totals = one["totals"]
-        rows.append(
-            (
-                one["pid"],
-                one["name"],
-                report.size(totals["size"]),
-                report.size(totals["present"]),
-                report.size(totals["marked"]) if totals["marked"] else "-",
-                report.size(totals["searched"]),
-                report.count(totals["pages_found"]),
-                report.count(totals["holes_jumped"]),
-                report.count(totals["lookups_saved"]),
-                "sparse giant" if totals["sparse_giant"] else "",
-            )
-        )
-    head = ("pid", "name", "mapped", "present", "marked", "searched", "pages", "holes jumped", "lookups saved", "")
-    lines += [report.table(head, rows, right=(0, 2, 3, 4, 5, 6, 7, 8)), ""]
-    giants = [one for one in found if one["totals"]["sparse_giant"]]
-    lines.append(f"Searched: {scope}.")
-    lines.append("Lookups saved: addresses without a page, which ksmd looked up one by one before the range walk.")
-    if giants:
-        many = "are sparse giants" if len(giants) > 1 else "is a sparse giant"
-        lines.append(
-            f"{len(giants)} of {len(found)} {many}: {report.size(GIANT)} or more to search, "
-            f"less than {FULL:.0%} of it there."
-        )
-    else:
-        lines.append(f"No sparse giant among them ({len(found)}).")
-    return "\n".join(lines)
-
-
-def _process_text(one: dict[str, Any]) -> str:
-    rows = [
-        (
-            f"{area['start']:x}",
-            report.size(area["size"]),
-            report.size(area["present"]) if area["present"] else "-",
-            report.size(area["huge"]) if area["huge"] else "-",
-            area["state"],
-            report.count(area["pages_found"]) if area["could_be"] else "-",
-            report.count(area["holes_jumped"]) if area["could_be"] else "-",
-            report.count(area["lookups_saved"]) if area["could_be"] else "-",
-            area["name"].rsplit("/", 1)[-1],
-        )
-        for area in one["areas"]
-    ]
-    head = ("start", "size", "present", "THP", "mergeable", "pages", "holes jumped", "lookups saved", "name")
-    lines = [f"{one['name']} ({one['pid']}), loaded in {report.duration(one['load_seconds'])}"]
-    lines += [report.table(head, rows, right=(0, 1, 2, 3, 5, 6, 7)), *one["notes"]]
-    return "\n".join(lines)

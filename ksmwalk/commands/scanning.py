@@ -11,6 +11,8 @@ from ..host.host import Host
 from ..proc.maps import VmaRecord
 from ..sources import ProcessCapture, load
 
+# From where on, and how empty, an address space is called a sparse giant.
+GIANT, FULL = 1 << 30, 0.01
 _BATCH = 1 << 20
 # Lookups really made to learn what one costs; a tenth of a second of them at the most.
 _SLICE_LOOKUPS = 1 << 20

@@ -23,8 +23,15 @@ UNVERIFIED = (
         "depends on the clock: compared with 0 (always due) and with a time that never passes",
     ),
     ("pinned pages and undrained LRU batches", "inputs of the model; the stepping drains before each operation"),
-    ("swap, memory pressure, compaction, memory hotplug", "not modelled"),
     ("work counts and times", "the kernel does not show them"),
+)
+
+#: what the model does not have, with what happens instead
+NOT_MODELLED = (
+    ("swap", "nothing is swapped out; cold, pageout and willneed only check their arguments"),
+    ("page reclaim, memory pressure", "a Host without a free frame raises ArenaFullError"),
+    ("khugepaged", "huge pages come from faults and MADV_COLLAPSE; the stepping puts it to sleep"),
+    ("compaction, memory hotplug", "frames stay where they are; KSM pages are compared by number, not by frame"),
 )
 
 _KINDS = {"a": "anonymous", "k": "KSM", "h": "huge", "z": "zero page", "f": "other", "-": "not present"}
@@ -63,6 +70,7 @@ def page(results: Results, command: str) -> str:
         f"| not repeatable by the kernel itself | {results.count('not repeatable')} |",
         f"| not modelled | {results.count('not modelled')} |",
         f"| about what this kernel does not have | {results.count('left out')} |",
+        f"| could not be run | {results.count('not run')} |",
         f"| records compared | {results.records:,} |",
         f"| single values compared | {results.values:,} |",
         f"| time | {results.seconds:.1f} s, of which kernel {results.kernel_seconds:.1f} s, model "
@@ -94,8 +102,15 @@ def page(results: Results, command: str) -> str:
             )
         )
         lines.append(f"- `{verdict.scenario.name}`: {verdict.status}{where}: {detail}")
-    lines += ["", "## Modelled but not verified here", "", "| what | why |", "|---|---|"]
+    return "\n".join(lines) + "\n" + beyond()
+
+
+def beyond() -> str:
+    """Return the end of the page: what this comparison can't judge, and what there is nothing of to judge."""
+    lines = ["", "## Modelled but not verified here", "", "| what | why |", "|---|---|"]
     lines += [f"| {what} | {why} |" for what, why in UNVERIFIED]
+    lines += ["", "## Not modelled", "", "| what | instead |", "|---|---|"]
+    lines += [f"| {what} | {instead} |" for what, instead in NOT_MODELLED]
     return "\n".join(lines) + "\n"
 
 

@@ -1,6 +1,6 @@
 # System calls on address spaces, for those who `cimport ksmwalk.host._calls`. Functions named sys_* answer like system
 # calls: 0 or an index, or -errno (-11 and below); a full arena of the Host shows as a KW_* code (-1 to -8).
-from libc.stdint cimport int32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from ksmwalk.layout._layout cimport *
 
@@ -10,13 +10,11 @@ cdef int32_t sys_mmap(kw_world *w, int32_t mm, uint64_t start, uint64_t length, 
     # Map [start, start + length), where nothing is mapped; the vma that holds it.
 cdef int sys_munmap(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil
 cdef int sys_mprotect(kw_world *w, int32_t mm, uint64_t start, uint64_t end, uint64_t prot) noexcept nogil
-cdef int move_vma(kw_world *w, int32_t mm, uint64_t old, uint64_t old_len, uint64_t new,
-                  uint64_t new_len) noexcept nogil
-    # Move [old, old + old_len), inside one vma, to the free place at new, there new_len long.
-cdef int vma_expand(kw_world *w, int32_t v, uint64_t length) noexcept nogil
-    # Grow v at its end, where nothing is mapped.
+cdef int64_t sys_mremap(kw_world *w, int32_t mm, uint64_t addr, uint64_t old_len, uint64_t new_len, bint maymove,
+                        bint fixed, uint64_t to) noexcept nogil
+    # The address of the memory now. fixed: at `to`, else wherever there is room. Lengths are whole pages.
 cdef int32_t sys_fork(kw_world *w, int32_t parent) noexcept nogil
 cdef int32_t sys_exec(kw_world *w, int32_t mm) noexcept nogil
     # The number of the fresh mm; the old one has exited.
-cdef void sys_exit(kw_world *w, int32_t mm) noexcept nogil
+cdef int sys_exit(kw_world *w, int32_t mm) noexcept nogil
 cdef int sys_prctl_merge(kw_world *w, int32_t mm, bint on) noexcept nogil

@@ -5,10 +5,12 @@ The contract of every function stands in `_calls.pxd`; what Python calls is in `
 from libc.errno cimport EFAULT, EINVAL, ENOMEM
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
+from ksmwalk._core cimport level_size, rows_left, tables_sound
 from ksmwalk.memory._leaves cimport copy_range, free_tables, move_range, protect_range, touched, zap_range
 from ksmwalk.memory._areas cimport (
-    MAX_MAP_COUNT, VM_ACCESS, drop_tables, join_around, last_vma, mm_alloc, mm_free, rows_left, set_flags,
-    vma_alloc, vma_compatible, vma_find, vma_find_from, vma_free, vma_join, vma_link, vma_split, vmas_left,
+    MAX_MAP_COUNT, VM_ACCESS, drop_tables, find_place, join_around, last_vma, mm_alloc, mm_free, set_flags,
+    user_end, vma_alloc, vma_compatible, vma_find, vma_find_from, vma_free, vma_join, vma_link, vma_split,
+    vmas_left,
 )
 from ksmwalk.memory._fault cimport FAULT_KEEP, write_range
 from ksmwalk.ksm._cursor cimport slot_exit, slot_insert
@@ -44,24 +46,29 @@ cdef int32_t sys_mmap(kw_world *w, int32_t mm, uint64_t start, uint64_t length, 
     if backing:
         w.mms[backing].users += 1
     vma_link(w, v, prev)
-    w.mms[mm].epoch += 1
+    touched(w, mm)
     return join_around(w, v)
 
 
 cdef int sys_munmap(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil:
     cdef int32_t v = vma_find_from(w, mm, start), next, prev
-    cdef int need
+    cdef int need, rc
     cdef uint64_t floor, ceiling
     if v == 0 or w.vmas[v].start >= end:
         return 0
+    rc = tables_sound(w, mm, start, end)
+    if rc < 0:
+        return rc
     need = w.vmas[v].start < start
     if need and w.vmas[v].end > end and w.mms[mm].nr_vmas >= MAX_MAP_COUNT:
         return -ENOMEM
-    if not vmas_left(w, 2):
-        return KW_ENOVMAS
-    if rows_left(w) < 2:
-        return KW_ENOROWS     # a huge page that sticks out needs a table at either end
     next = vma_find_from(w, mm, end - 1)
+    if need or (next and w.vmas[next].start < end and w.vmas[next].end > end):
+        # Whole areas can go from a full Host; one that is cut needs a record, its huge pages a table at either end.
+        if not vmas_left(w, 2):
+            return KW_ENOVMAS
+        if rows_left(w) < 2:
+            return KW_ENOROWS
     if next and w.vmas[next].start < end and w.vmas[next].page_shift > 12 and end & (KW_PMD_SIZE - 1):
         return -EINVAL
     if need:
@@ -167,12 +174,116 @@ cdef int vma_expand(kw_world *w, int32_t v, uint64_t length) noexcept nogil:
     """Grow v at its end, where nothing is mapped."""
     cdef uint64_t start = w.vmas[v].end
     w.vmas[v].end += length
-    w.mms[w.vmas[v].mm].epoch += 1
+    touched(w, w.vmas[v].mm)
     if w.vmas[v].next:
         vma_join(w, v, w.vmas[v].next)
     if w.vmas[v].flags & VM_LOCKED:
         return sys_mlock(w, w.vmas[v].mm, start, start + length, True)
     return 0
+
+
+cdef int64_t second_mapping(kw_world *w, int32_t mm, uint64_t addr, uint64_t new_len, uint64_t to) noexcept nogil:
+    """Of shared memory, for old_len 0."""
+    cdef kw_vma *v = &w.vmas[vma_find(w, mm, addr)]
+    cdef int32_t made = sys_mmap(w, mm, to, new_len, v.flags, v.backing, v.pgoff + ((addr - v.start) >> 12), v.page_shift)
+    return made if made < 0 else <int64_t>to
+
+
+cdef int64_t move_areas(kw_world *w, int32_t mm, uint64_t addr, uint64_t old_len, uint64_t to,
+                        uint64_t new_len) noexcept nogil:
+    """Move what lies in [addr, addr + old_len), area by area; only a single area may grow. Gaps stay: where there is
+    nothing to move, what is mapped at the new place stays too."""
+    cdef uint64_t at = addr, stop, length
+    cdef int32_t v
+    cdef int rc
+    while at < addr + old_len:
+        v = vma_find_from(w, mm, at)
+        if v == 0 or w.vmas[v].start >= addr + old_len:
+            break
+        at = max(at, w.vmas[v].start)
+        stop = min(w.vmas[v].end, addr + old_len)
+        length = new_len if new_len != old_len else stop - at
+        rc = sys_munmap(w, mm, to + (at - addr), to + (at - addr) + length)
+        if rc == 0:
+            rc = move_vma(w, mm, at, stop - at, to + (at - addr), length)
+        if rc == 0 and new_len > old_len and w.vmas[vma_find(w, mm, to)].flags & VM_LOCKED:
+            rc = sys_mlock(w, mm, to, length, True)
+        if rc < 0:
+            return rc
+        at = stop
+    return <int64_t>to
+
+
+cdef int64_t resize(kw_world *w, int32_t mm, int32_t v, uint64_t addr, uint64_t old_len, uint64_t new_len, bint maymove,
+                    uint64_t *to) noexcept nogil:
+    """mremap without MREMAP_FIXED: done in place (the address), refused (-errno), or KW_NONE with the place to move to."""
+    cdef kw_vma *p = &w.vmas[v]
+    cdef bint inside = old_len <= p.end - addr
+    cdef uint64_t more = new_len - old_len
+    cdef int32_t next = p.next
+    cdef int rc
+    if 0 < new_len <= old_len:
+        rc = sys_munmap(w, mm, addr + new_len, addr + old_len) if new_len < old_len else 0
+        return rc if rc < 0 else <int64_t>addr
+    if not inside:
+        return -EFAULT
+    if old_len and addr + old_len == p.end and more <= user_end(w) - p.end:
+        if next == 0 or w.vmas[next].start >= p.end + more:
+            rc = vma_expand(w, v, more)
+            return rc if rc < 0 else <int64_t>addr
+    if not maymove:
+        return -ENOMEM
+    to[0] = find_place(w, mm, new_len, KW_PMD_SIZE if not new_len & (KW_PMD_SIZE - 1) and not p.flags & VM_SHARED
+                       and not p.backing else KW_PAGE_SIZE)
+    return KW_NONE if to[0] else -ENOMEM
+
+
+cdef int64_t sys_mremap(kw_world *w, int32_t mm, uint64_t addr, uint64_t old_len, uint64_t new_len, bint maymove,
+                        bint fixed, uint64_t to) noexcept nogil:
+    cdef uint64_t top = user_end(w)
+    cdef int32_t v
+    cdef kw_vma *p
+    cdef int64_t done
+    cdef int rc = 0
+    if addr & (KW_PAGE_SIZE - 1) or new_len == 0 or new_len > top:
+        return -EINVAL
+    if fixed:
+        if not maymove or to & (KW_PAGE_SIZE - 1) or to > top - new_len:
+            return -EINVAL
+        if addr < to + new_len and (to < addr or to - addr < old_len):
+            return -EINVAL
+    v = vma_find(w, mm, addr)
+    if v == 0:
+        return -EFAULT
+    p = &w.vmas[v]
+    if p.page_shift > 12:
+        old_len = (old_len + KW_PMD_SIZE - 1) & ~(KW_PMD_SIZE - 1)
+        new_len = (new_len + KW_PMD_SIZE - 1) & ~(KW_PMD_SIZE - 1)
+        if addr & (KW_PMD_SIZE - 1) or fixed and to & (KW_PMD_SIZE - 1) or new_len > old_len:
+            return -EINVAL
+    if old_len > top - addr and new_len < old_len:
+        return -EINVAL
+    if old_len == 0 and not p.flags & VM_SHARED:
+        return -EINVAL
+    if (old_len == 0 or new_len > old_len) and p.flags & (VM_DONTEXPAND | VM_PFNMAP):
+        return -EINVAL if old_len == 0 else -EFAULT
+    if not fixed:
+        done = resize(w, mm, v, addr, old_len, new_len, maymove, &to)
+        if done != KW_NONE:
+            return done
+    else:
+        if old_len > p.end - addr and (new_len > old_len or new_len < old_len and new_len > p.end - addr):
+            return -EFAULT
+        if new_len != old_len:
+            rc = sys_munmap(w, mm, to, to + new_len)
+        if rc == 0 and new_len < old_len:
+            rc = sys_munmap(w, mm, addr + new_len, addr + old_len)
+            old_len = new_len
+        if rc < 0:
+            return rc
+    if old_len == 0:
+        return second_mapping(w, mm, addr, new_len, to)
+    return move_areas(w, mm, addr, old_len, to, new_len)
 
 
 # ------------------------------------------------------------------ fork, exec, exit, prctl
@@ -237,19 +348,32 @@ cdef int32_t sys_fork(kw_world *w, int32_t parent) noexcept nogil:
     return child
 
 
-cdef void sys_exit(kw_world *w, int32_t mm) noexcept nogil:
+cdef int mm_sound(kw_world *w, int32_t mm) noexcept nogil:
+    """Can all of its tables be followed? Asked before they go."""
+    return tables_sound(w, mm, 0, level_size(<int>w.ctl.levels) * 512)
+
+
+cdef int sys_exit(kw_world *w, int32_t mm) noexcept nogil:
+    cdef int rc = mm_sound(w, mm)
+    if rc < 0:
+        return rc
     slot_exit(w, mm)
     mm_clear(w, mm)
-    w.mms[mm].epoch += 1
+    touched(w, mm)
     if w.mms[mm].flags & MM_HAS_SLOT:
         w.mms[mm].vma_first = <int32_t>w.ctl.mms_exited
         w.ctl.mms_exited = mm
     else:
         mm_free(w, mm)
+    return KW_OK
 
 
 cdef int32_t sys_exec(kw_world *w, int32_t mm) noexcept nogil:
-    cdef int32_t new = mm_alloc(w)
+    cdef int rc = mm_sound(w, mm)
+    cdef int32_t new
+    if rc < 0:
+        return rc
+    new = mm_alloc(w)
     if new < 0:
         return new
     w.mms[new].nid = w.mms[mm].nid

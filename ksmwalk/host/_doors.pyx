@@ -5,21 +5,23 @@ Everything answers with integers: 0, an index or a count, -errno, or a KW_* code
 from libc.errno cimport EFAULT
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint64_t
 
-from ksmwalk._core cimport World, make_entry, pte_make
+from ksmwalk._core cimport World, alone, enter, leave, make_entry, no_entry, pte_make
 from ksmwalk.memory._frames cimport folio_extra_refs, folio_get, folio_put, frame_alloc, lru_drain
-from ksmwalk.memory._leaves cimport prot_bits
-from ksmwalk.memory._areas cimport backing_put, mm_alloc, vma_find, vma_find_from
+from ksmwalk.memory._leaves cimport prot_bits, touched
+from ksmwalk.memory._areas cimport backing_put, find_place, mm_alloc, vma_find, vma_find_from
 from ksmwalk.memory._folio cimport split_folio_at
 from ksmwalk.memory._fault cimport fault_write, look_range, read_range, write_range
+from ksmwalk.memory._scattered cimport read_scattered, write_scattered
 from ksmwalk.ksm._unmerge cimport break_ksm, unmerge_range
 from ksmwalk.host._calls cimport (
-    move_vma, sys_exec, sys_exit, sys_fork, sys_mmap, sys_mprotect, sys_munmap, sys_prctl_merge, vma_expand,
+    sys_exec, sys_exit, sys_fork, sys_mmap, sys_mprotect, sys_mremap, sys_munmap, sys_prctl_merge,
 )
 from ksmwalk.host._advice cimport sys_madvise, sys_mlock, sys_populate, sys_uffd_wp
 from ksmwalk.layout._layout cimport *
 
 
 def mm_new(World world not None, int nid):
+    alone(world)
     cdef int32_t mm = mm_alloc(&world.w)
     if mm > 0:
         world.w.mms[mm].nid = nid
@@ -28,86 +30,110 @@ def mm_new(World world not None, int nid):
 
 def mm_fork(World world not None, int32_t mm):
     cdef int32_t child
+    enter(world)
     with nogil:
         child = sys_fork(&world.w, mm)
+    leave(world)
     return child
 
 
 def mm_exec(World world not None, int32_t mm):
+    alone(world)
     return sys_exec(&world.w, mm)
 
 
 def mm_exit(World world not None, int32_t mm):
+    cdef int rc
+    enter(world)
     with nogil:
-        sys_exit(&world.w, mm)
+        rc = sys_exit(&world.w, mm)
+    leave(world)
+    return rc
 
 
 def mmap(World world not None, int32_t mm, uint64_t start, uint64_t length, uint64_t flags, int32_t backing,
          uint64_t pgoff, int shift):
+    alone(world)
     return sys_mmap(&world.w, mm, start, length, flags, backing, pgoff, shift)
 
 
 def munmap(World world not None, int32_t mm, uint64_t start, uint64_t end):
     cdef int rc
+    enter(world)
     with nogil:
         rc = sys_munmap(&world.w, mm, start, end)
+    leave(world)
     return rc
 
 
 def mprotect(World world not None, int32_t mm, uint64_t start, uint64_t end, uint64_t prot):
     cdef int rc
+    enter(world)
     with nogil:
         rc = sys_mprotect(&world.w, mm, start, end, prot)
+    leave(world)
     return rc
 
 
 def madvise(World world not None, int32_t mm, uint64_t start, uint64_t end, int advice):
     cdef int rc
+    enter(world)
     with nogil:
         rc = sys_madvise(&world.w, mm, start, end, advice)
+    leave(world)
     return rc
 
 
 def mlock(World world not None, int32_t mm, uint64_t start, uint64_t end, bint on):
+    alone(world)
     return sys_mlock(&world.w, mm, start, end, on)
 
 
 def populate(World world not None, int32_t mm, uint64_t start, uint64_t end, bint write):
     cdef int rc
+    enter(world)
     with nogil:
         rc = sys_populate(&world.w, mm, start, end, write)
+    leave(world)
     return rc
 
 
 def uffd_wp(World world not None, int32_t mm, uint64_t start, uint64_t end, bint on):
+    alone(world)
     return sys_uffd_wp(&world.w, mm, start, end, on)
 
 
-def move(World world not None, int32_t mm, uint64_t old, uint64_t old_len, uint64_t new, uint64_t new_len):
-    cdef int rc
+def mremap(World world not None, int32_t mm, uint64_t addr, uint64_t old_len, uint64_t new_len, bint maymove,
+           object new_addr):
+    """The address the memory has now; new_addr None: wherever there is room."""
+    cdef int64_t at
+    cdef bint fixed = new_addr is not None
+    cdef uint64_t to = new_addr if fixed else 0
+    enter(world)
     with nogil:
-        rc = move_vma(&world.w, mm, old, old_len, new, new_len)
-    return rc
-
-
-def expand(World world not None, int32_t vma, uint64_t length):
-    return vma_expand(&world.w, vma, length)
+        at = sys_mremap(&world.w, mm, addr, old_len, new_len, maymove, fixed, to)
+    leave(world)
+    return at
 
 
 def prctl_merge(World world not None, int32_t mm, bint on):
     cdef int rc
+    enter(world)
     with nogil:
         rc = sys_prctl_merge(&world.w, mm, on)
+    leave(world)
     return rc
 
 
 def find_vma(World world not None, int32_t mm, uint64_t addr):
     """The lowest vma that ends above addr, 0: none."""
+    alone(world)
     return vma_find_from(&world.w, mm, addr)
 
 
 def vma_numbers(World world not None, int32_t mm):
     """Numbers of the vmas of an mm in ascending order."""
+    alone(world)
     cdef int32_t v = world.w.mms[mm].vma_first
     out = []
     while v:
@@ -116,24 +142,16 @@ def vma_numbers(World world not None, int32_t mm):
     return out
 
 
-def find_gap(World world not None, int32_t mm, uint64_t length, uint64_t low, uint64_t high):
-    """End of the highest gap of at least `length` bytes inside [low, high), 0: none."""
-    cdef kw_world *w = &world.w
-    cdef uint64_t best = 0, at = low, end
-    cdef int32_t v = w.mms[mm].vma_first
-    while True:
-        end = min(w.vmas[v].start, high) if v else high
-        if end > at and end - at >= length:
-            best = end
-        if v == 0:
-            return best
-        at = max(at, w.vmas[v].end)
-        v = w.vmas[v].next
+def place(World world not None, int32_t mm, uint64_t length, uint64_t align):
+    """Start of the highest free place for `length` bytes, 0: none."""
+    alone(world)
+    return find_place(&world.w, mm, length, align)
 
 
 # ------------------------------------------------------------------ contents
 
 def write_one(World world not None, int32_t mm, uint64_t addr, uint64_t key, int mode):
+    alone(world)
     cdef int32_t v = vma_find(&world.w, mm, addr)
     if v == 0:
         return -EFAULT
@@ -150,8 +168,10 @@ def write(World world not None, int32_t mm, uint64_t addr, int64_t n, const uint
             raise ValueError(f"{keys.shape[0]} keys for {n} pages")
         if n:
             p = &keys[0]
+    enter(world)
     with nogil:
         done = write_range(&world.w, mm, addr, n, p, 1, mode, &code)
+    leave(world)
     return done, code
 
 
@@ -165,8 +185,38 @@ def read(World world not None, int32_t mm, uint64_t addr, int64_t n, uint64_t[::
             raise ValueError(f"{keys.shape[0]} keys for {n} pages")
         if n:
             p = &keys[0]
+    enter(world)
     with nogil:
         done = read_range(&world.w, mm, addr, n, p, mode, &code)
+    leave(world)
+    return done, code
+
+
+def write_at(World world not None, int32_t mm, const uint64_t[::1] addrs, const uint64_t[::1] keys):
+    """(pages done, code) of storing keys (one for each address, or one for all) at page-aligned addresses."""
+    cdef int code = 0
+    cdef int64_t done = 0, n = addrs.shape[0], stride = keys.shape[0] != 1
+    if stride and keys.shape[0] < n:
+        raise ValueError(f"{keys.shape[0]} keys for {n} addresses")
+    if n:
+        enter(world)
+        with nogil:
+            done = write_scattered(&world.w, mm, &addrs[0], n, &keys[0], stride, &code)
+        leave(world)
+    return done, code
+
+
+def read_at(World world not None, int32_t mm, const uint64_t[::1] addrs, uint64_t[::1] keys):
+    """(pages done, code) of loading from addresses; contents into keys."""
+    cdef int code = 0
+    cdef int64_t done = 0, n = addrs.shape[0]
+    if keys.shape[0] < n:
+        raise ValueError(f"{keys.shape[0]} keys for {n} addresses")
+    if n:
+        enter(world)
+        with nogil:
+            done = read_scattered(&world.w, mm, &addrs[0], n, &keys[0], &code)
+        leave(world)
     return done, code
 
 
@@ -182,14 +232,17 @@ def look(World world not None, int32_t mm, uint64_t addr, int64_t n, uint64_t[::
         if pfns.shape[0] < n:
             raise ValueError(f"{pfns.shape[0]} pfns for {n} pages")
         p = &pfns[0]
+    enter(world)
     with nogil:
         look_range(&world.w, mm, addr, n, k, p)
+    leave(world)
 
 
 # ------------------------------------------------------------------ objects, frames
 
 def backing_new(World world not None, bint device, int64_t length):
     """A file or shared memory object; its maker counts as a user until `backing_done`."""
+    alone(world)
     cdef int32_t b = mm_alloc(&world.w)
     if b > 0:
         world.w.mms[b].flags |= MM_BACKING | (MM_DEVICE if device else 0)
@@ -198,12 +251,20 @@ def backing_new(World world not None, bint device, int64_t length):
     return b
 
 
+def backing_users(World world not None, int32_t backing):
+    """Areas that map an object, and one more until its maker has dropped it."""
+    alone(world)
+    return world.w.mms[backing].users
+
+
 def backing_done(World world not None, int32_t backing):
+    alone(world)
     backing_put(&world.w, backing)
 
 
 def map_raw(World world not None, int32_t mm, uint64_t addr, int64_t n, uint64_t pfn, uint64_t vm_flags):
     """Special ptes of n raw frames from pfn on, as a driver's remap_pfn_range makes them."""
+    alone(world)
     cdef uint64_t *pte = NULL
     cdef uint64_t flags = prot_bits(vm_flags) | PTE_SPECIAL | (PTE_RW if vm_flags & VM_WRITE else 0)
     cdef int64_t i
@@ -211,44 +272,52 @@ def map_raw(World world not None, int32_t mm, uint64_t addr, int64_t n, uint64_t
         if pte == NULL or addr & (KW_PMD_SIZE - 1) == 0:
             pte = pte_make(&world.w, mm, addr)
             if pte == NULL:
-                return KW_ENOROWS
+                return no_entry(&world.w, mm, addr)
         pte[0] = make_entry(pfn + <uint64_t>i, flags)
         pte += 1
         addr += KW_PAGE_SIZE
-    world.w.mms[mm].epoch += 1
+    touched(&world.w, mm)
     return 0
 
 
 def pin(World world not None, int64_t pfn):
+    alone(world)
     folio_get(&world.w, pfn)
 
 
 def unpin(World world not None, int64_t pfn):
+    alone(world)
     folio_put(&world.w, pfn)
 
 
 def extra_refs(World world not None, int64_t pfn):
+    alone(world)
     return folio_extra_refs(&world.w, pfn)
 
 
 def drain(World world not None):
+    alone(world)
     lru_drain(&world.w)
 
 
 def break_page(World world not None, int32_t mm, uint64_t addr):
     """1: the KSM page or KSM-placed zero page at addr became a private copy; 0: there was none."""
+    alone(world)
     return break_ksm(&world.w, mm, addr)
 
 
 def unmerge(World world not None, int32_t mm, uint64_t start, uint64_t end, int strategy):
     cdef int rc
+    enter(world)
     with nogil:
         rc = unmerge_range(&world.w, mm, start, end, strategy)
+    leave(world)
     return rc
 
 
 def split(World world not None, int64_t pfn, object addr):
     """Split the huge folio of a frame; addr: where it is mapped, None: anywhere."""
+    alone(world)
     cdef uint64_t at = 1
     if addr is not None:
         at = addr
@@ -256,4 +325,5 @@ def split(World world not None, int64_t pfn, object addr):
 
 
 def new_frame(World world not None, int nid, uint64_t key, int flags):
+    alone(world)
     return frame_alloc(&world.w, nid, key, <uint16_t>flags)

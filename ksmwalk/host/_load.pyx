@@ -6,7 +6,7 @@ own allocators, does it in a tenth of the time.
 """
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t, uint8_t
 
-from ksmwalk._core cimport World, make_entry, make_leaf, pmd_make, pte_make
+from ksmwalk._core cimport World, alone, enter, leave, make_entry, make_leaf, pmd_make, pte_make
 from ksmwalk.memory._frames cimport frame_take
 from ksmwalk.memory._leaves cimport prot_bits, touched
 from ksmwalk.memory._areas cimport vma_alloc, vma_link, vmas_left
@@ -104,6 +104,7 @@ def add_vmas(World world not None, int32_t mm, const uint64_t[::1] start, const 
     cdef int32_t v, last = 0
     if not (end.shape[0] == flags.shape[0] == pgoff.shape[0] == backing.shape[0] == anon.shape[0] == n):
         raise ValueError("columns of different lengths")
+    alone(world)
     if not vmas_left(w, <int>min(n, 0x7fffffff)):
         return KW_ENOVMAS
     for i in range(n):
@@ -127,6 +128,7 @@ def add_vmas(World world not None, int32_t mm, const uint64_t[::1] start, const 
 
 def register(World world not None, int32_t mm):
     """Put an mm on ksmd's list, as its first MADV_MERGEABLE does."""
+    alone(world)
     slot_insert(&world.w, mm)
 
 
@@ -157,6 +159,7 @@ def load_pages(World world not None, int32_t mm, const uint64_t[::1] addr, const
         if n >= 0:
             raise ValueError(f"page {n} at {addr[n]:#x}, frame {pfns[n]:#x}: not of a whole leaf, aligned in both")
     n = 0
+    enter(world)
     with nogil:
         for v in range(slices.shape[0]):
             if slices[v, 0] == slices[v, 1]:
@@ -165,6 +168,7 @@ def load_pages(World world not None, int32_t mm, const uint64_t[::1] addr, const
             if n < slices[v, 1]:
                 break
         touched(&world.w, mm)
+    leave(world)
     return n
 
 
@@ -175,21 +179,23 @@ def hold_pages(World world not None, int32_t backing, const int64_t[::1] place, 
 
     Returns the number of places looked at; fewer than there are where no table page is left.
     """
-    cdef int64_t i
-    cdef uint64_t *p
+    cdef int64_t i, n = place.shape[0]
+    cdef uint64_t *p = NULL
     if place.shape[0] != pfns.shape[0]:
         raise ValueError("arrays of different lengths")
     for i in range(place.shape[0]):
         if not 0 <= pfns[i] < world.w.ctl.nr_frames:
             raise IndexError(f"frame {pfns[i]:#x}: this Host has {world.w.ctl.nr_frames:#x} frames")
+    enter(world)
     with nogil:
         for i in range(place.shape[0]):
             p = pte_make(&world.w, backing, <uint64_t>place[i])
             if p == NULL:
-                with gil:
-                    return i
+                n = i
+                break
             if p[0] == 0:
                 p[0] = make_entry(<uint64_t>pfns[i], PTE_P | PTE_A)
                 if world.w.f_head[pfns[i]] == pfns[i]:
                     world.w.f_refs[pfns[i]] += 1
-    return place.shape[0]
+    leave(world)
+    return n

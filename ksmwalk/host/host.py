@@ -11,6 +11,7 @@ import numpy as np
 
 from .. import _core, layout
 from ..errors import check
+from ..gate import as_flag, as_int, shown
 from ..layout import BLOCK, FRAME_FIELDS, Frame, MmFlag, Thp
 from ..layout.arena import reserve, shape_of
 from ..memory.frames import Frames
@@ -30,6 +31,19 @@ def _capacities(nr_frames: int) -> dict[str, int]:
         "items": 8 * nr_frames + (1 << 16),
         "stable": 2 * nr_frames + 1024,
     }
+
+
+def _thp(value: str) -> Thp:
+    if not isinstance(value, str) or value not in ("never", "madvise", "always"):
+        raise ValueError(f'thp {shown(value)}: must be "madvise", "always" or "never"')
+    return Thp[value.upper()]
+
+
+def _view(array: np.ndarray, n: int) -> np.ndarray:
+    """The first n records, to look at only."""
+    view = array[:n]
+    view.flags.writeable = False
+    return view
 
 
 class Host:
@@ -56,6 +70,11 @@ class Host:
         Pointers to all arrays, for compiled code.
     ksm : Ksm
 
+    A Host belongs to one thread at a time: a call from a second thread while one is at work raises RuntimeError. A
+    callback of a walk may call its own Host, and two Hosts run side by side in two threads (compiled calls let go of
+    the GIL). Doors that name their Host (`Mm`, `Vma`, page tables of an `Mm`, `TableArena`) keep it alive; the others
+    (`Ksm`, `KsmScan`, `Events`, `RmapItem`) raise ReferenceError once it is gone.
+
     Models: Linux 6.18 on x86-64.
     Differs: no swap, no page reclaim, no kernel memory in the frames; table pages have a frame numbering of their own.
     """
@@ -63,21 +82,20 @@ class Host:
     def __init__(
         self, nr_frames: int, nr_nodes: int = 1, levels: int = 4, *, thp: str = "madvise", huge: bool | None = None
     ):
-        nr_frames, nr_nodes = int(nr_frames), int(nr_nodes)
-        if not 2 <= nr_frames <= 1 << 31:
-            raise ValueError(f"nr_frames {nr_frames}: must be from 2 to 2**31")
+        nr_frames = as_int(nr_frames, "nr_frames", 2, 1 << 31)
         nr_blocks = -(-nr_frames // BLOCK)
-        if not 1 <= nr_nodes <= min(255, nr_blocks):
-            most = min(255, nr_blocks)
-            raise ValueError(f"nr_nodes {nr_nodes}: must be from 1 to {most}, a block of {BLOCK} frames each")
-        if levels not in (4, 5):
-            raise ValueError(f"levels {levels!r}: must be 4 or 5")
+        # A block of frames a node at least.
+        nr_nodes = as_int(nr_nodes, "nr_nodes", 1, min(255, nr_blocks))
+        levels = as_int(levels, "levels", 4, 5)
+        if huge is not None:
+            huge = as_flag(huge, "huge")
         ctl = np.zeros(1, layout.CTL)
         for name, cap in _capacities(nr_frames).items():
             ctl[f"{name}_cap"] = cap
             ctl[f"{name}_used"] = 1  # record 0 is "none"
         ctl["nr_frames"], ctl["nr_nodes"], ctl["nr_blocks"] = nr_frames, nr_nodes, nr_blocks
         ctl["huge_zero"], ctl["levels"] = -1, levels
+        _thp(thp)
         self._build(ctl, huge)
         self.thp = thp
         self._init_frames()
@@ -96,8 +114,12 @@ class Host:
         self._arrays = a
         self.world = _core.World(a)
         self.world.owner = weakref.ref(self)
-        self.frames = Frames(a)
-        self._mms: dict[int, Mm] = {}
+        # What was made from it and outlives it says so. (A reference from here to its doors would be a cycle.)
+        weakref.finalize(self, self.world.close).atexit = False
+        self.frames = Frames(self.world)
+        self._mms: weakref.WeakValueDictionary[int, Mm] = weakref.WeakValueDictionary()
+        self._lives: dict[int, _core.Life] = {}
+        self._pins: dict[int, int] = {}
         self._ksm = None
 
     def _init_frames(self) -> None:
@@ -143,14 +165,17 @@ class Host:
 
     @property
     def nr_frames(self) -> int:
+        """Frames of 4 KiB."""
         return self._ctl("nr_frames")
 
     @property
     def nr_nodes(self) -> int:
+        """NUMA nodes."""
         return self._ctl("nr_nodes")
 
     @property
     def levels(self) -> int:
+        """Levels of page tables, 4 or 5."""
         return self._ctl("levels")
 
     @property
@@ -160,13 +185,13 @@ class Host:
 
     @property
     def mms(self) -> np.ndarray:
-        """Records of all address spaces (layout.MM); record 0 heads the list of mm slots."""
-        return self._arrays["mms"][: self._ctl("mms_used")]
+        """Records of all address spaces (layout.MM), read-only; record 0 heads the list of mm slots."""
+        return _view(self._arrays["mms"], self._ctl("mms_used"))
 
     @property
     def vmas(self) -> np.ndarray:
-        """Records of all areas (layout.VMA)."""
-        return self._arrays["vmas"][: self._ctl("vmas_used")]
+        """Records of all areas (layout.VMA), read-only."""
+        return _view(self._arrays["vmas"], self._ctl("vmas_used"))
 
     @property
     def tables(self) -> TableArena:
@@ -177,7 +202,7 @@ class Host:
     def mm_list(self) -> list[Mm]:
         """The living address spaces, by number."""
         out = []
-        state = self.mms["flags"] & int(MmFlag.USED | MmFlag.EXITING | MmFlag.BACKING)
+        state = self._arrays["mms"]["flags"][: self._ctl("mms_used")] & int(MmFlag.USED | MmFlag.EXITING | MmFlag.BACKING)
         for number in np.flatnonzero(state == MmFlag.USED):
             out.append(self.mm_by_number(int(number)))
         return out
@@ -190,14 +215,21 @@ class Host:
         LookupError
             There is none.
         """
-        flags = int(self.mms["flags"][number]) if 0 < number < len(self.mms) else 0
+        number = as_int(number, "number", -1 << 63, (1 << 64) - 1)
+        flags = self._mm_flags(number)
         if not flags & MmFlag.USED or flags & MmFlag.BACKING:
             raise LookupError(f"address space {number}: there is none")
-        mm = self._mms.get(number)
-        if mm is None or (mm._dead and not flags & MmFlag.EXITING):
-            mm = self._mms[number] = Mm(self, number)
-            mm._dead = bool(flags & MmFlag.EXITING)
+        exited = bool(flags & MmFlag.EXITING)
+        mm, life = self._mms.get(number), self._lives.get(number)
+        if life is None or life.gone != exited:
+            return self._adopt(number, exited)
+        if mm is None:
+            mm = self._mms[number] = Mm._door(self, number, life)
         return mm
+
+    def _mm_flags(self, number: int) -> int:
+        """State of a record of `mms`, 0 for a number that has none."""
+        return int(self._arrays["mms"]["flags"][number]) if 0 < number < self._ctl("mms_used") else 0
 
     @property
     def thp(self) -> str:
@@ -206,9 +238,7 @@ class Host:
 
     @thp.setter
     def thp(self, value: str) -> None:
-        if value not in ("never", "madvise", "always"):
-            raise ValueError(f'thp {value!r}: must be "madvise", "always" or "never"')
-        self._arrays["ctl"]["thp"] = Thp[value.upper()]
+        self._arrays["ctl"]["thp"] = _thp(value)
 
     @property
     def lru_batch(self) -> int:
@@ -217,8 +247,7 @@ class Host:
 
     @lru_batch.setter
     def lru_batch(self, n: int) -> None:
-        if not 0 <= n <= _LRU_MOST:
-            raise ValueError(f"lru_batch {n}: must be from 0 to {_LRU_MOST}")
+        n = as_int(n, "lru_batch", 0, _LRU_MOST)
         self.drain()
         self._arrays["ctl"]["lru_batch"] = n
 
@@ -264,17 +293,22 @@ class Host:
 
         Models: mm_alloc() of Linux 6.18. Differs: nothing is mapped, no program, stack or vdso.
         """
-        if not 0 <= nid < self.nr_nodes:
-            raise ValueError(f"nid {nid}: this host has nodes 0 to {self.nr_nodes - 1}")
+        nid = as_int(nid, "nid", 0, self.nr_nodes - 1)
         return self._adopt(check(_doors.mm_new(self.world, nid), "new_mm"))
 
-    def _adopt(self, number: int) -> Mm:
-        mm = self._mms[number] = Mm(self, number)
+    def _adopt(self, number: int, exited: bool = False) -> Mm:
+        """The door to an address space that had none yet."""
+        life = self._lives[number] = _core.Life(f"address space {number}")
+        if exited:
+            life.end()
+        mm = self._mms[number] = Mm._door(self, number, life)
         return mm
 
     def _moved(self, mm: Mm, number: int) -> None:
-        """An exec: the door follows its process to another record."""
+        """An exec: the door follows its process to another record; what stood for the old memory is gone."""
         self._mms.pop(mm.index, None)
+        mm._life.end()
+        mm._life = self._lives[number] = _core.Life(f"address space {number}")
         self._mms[number] = mm
 
     def new_object(self, length: int = 1 << 47, *, device: bool = False) -> int:
@@ -287,20 +321,30 @@ class Host:
         device : bool
             Its pages are zone-device memory (dax).
         """
-        if not 0 <= length <= 1 << 47:
-            raise ValueError(f"length {length}: must be from 0 to 2**47")
-        pages = -(-length // layout.PAGE_SIZE)
+        pages = -(-as_int(length, "length", 0, 1 << 47) // layout.PAGE_SIZE)
+        device = as_flag(device, "device")
         return check(_doors.backing_new(self.world, device, pages), "new_object")
 
     def drop_object(self, number: int) -> None:
-        """Let an object go with its last mapping."""
-        _doors.backing_done(self.world, self.check_object(number))
+        """Let an object go with its last mapping.
+
+        Raises
+        ------
+        ValueError
+            There is none, or it was dropped before.
+        """
+        number = self.check_object(number)
+        mapped = int(np.count_nonzero(self.vmas["backing"] == number))
+        if _doors.backing_users(self.world, number) <= mapped:
+            raise ValueError(f"object {number}: dropped already")
+        _doors.backing_done(self.world, number)
 
     def check_object(self, number: int) -> int:
         """Pass the number of an object through; ValueError if there is none."""
-        if not 0 < number < len(self.mms) or not int(self.mms["flags"][number]) & MmFlag.BACKING:
-            raise ValueError(f"object {number}: there is none")
-        return int(number)
+        number = as_int(number, "object", -1 << 63, (1 << 64) - 1)
+        if not self._mm_flags(number) & MmFlag.BACKING:
+            raise ValueError(f"object {shown(number)}: there is none")
+        return number
 
     # ---------------------------------------------------------- world events
 
@@ -327,32 +371,54 @@ class Host:
         Models: pin_user_pages() of a present page in Linux 6.18.
         Differs: nothing is faulted in, the zero page is refused.
         """
-        pfn = int(mm.read_pfns(addr & -layout.PAGE_SIZE, 1)[0])
-        if not 0 <= pfn < self.nr_frames or self.frames.flags[pfn] & Frame.ZERO:
+        if not isinstance(mm, Mm) or mm.host is not self:
+            raise ValueError(f"mm {shown(mm)}: must be an Mm of this Host")
+        pfn = int(mm.read_pfns(as_int(addr, "addr") & -layout.PAGE_SIZE, 1)[0])
+        if not 0 <= pfn < self.nr_frames or self._arrays["f_flags"][pfn] & Frame.ZERO:
             check(-errno.EFAULT, f"pin at {addr:#x}: no page to pin")
         _doors.pin(self.world, pfn)
+        head = int(self._arrays["f_head"][pfn])
+        self._pins[head] = self._pins.get(head, 0) + 1
         return pfn
 
     def unpin(self, pfn: int) -> None:
         """Let go of a page that `pin` gave.
 
+        Raises
+        ------
+        ValueError
+            It is not pinned.
+
         Models: unpin_user_page() of Linux 6.18. Differs: nothing known.
         """
-        if not 0 < pfn < self.nr_frames or _doors.extra_refs(self.world, pfn) < 1:
+        pfn = as_int(pfn, "pfn", 1, self.nr_frames - 1)
+        head = int(self._arrays["f_head"][pfn])
+        pins = self._pins.get(head, 0)
+        if pins < 1 and not self._pinned_before(head) or _doors.extra_refs(self.world, pfn) < 1:
             raise ValueError(f"frame {pfn}: not pinned")
         _doors.unpin(self.world, pfn)
+        if pins > 1:
+            self._pins[head] = pins - 1
+        else:
+            self._pins.pop(head, None)
+
+    def _pinned_before(self, head: int) -> bool:
+        """Whether a folio carries a reference that only a pin can be: one that was there when the Host was saved."""
+        flags = int(self._arrays["f_flags"][head])
+        if flags & (Frame.FILE | Frame.DEVICE | Frame.HUGETLB):
+            return False  # an object may hold it
+        return int(_doors.extra_refs(self.world, head)) > bool(flags & Frame.LRU)
 
     def lock_page(self, pfn: int, on: bool = True) -> None:
         """Hold (or release) the page lock of a frame, as somebody else's I/O does.
 
         Models: folio_trylock() failing in Linux 6.18. Differs: only KSM and MADV_COLLAPSE ask for the lock.
         """
-        if not 0 < pfn < self.nr_frames or not self.frames.flags[pfn] & Frame.USED:
+        pfn, on = as_int(pfn, "pfn", 1, self.nr_frames - 1), as_flag(on, "on")
+        flags = self._arrays["f_flags"]
+        if not flags[pfn] & Frame.USED:
             raise ValueError(f"frame {pfn}: not in use")
-        if on:
-            self.frames.flags[pfn] |= Frame.LOCKED
-        else:
-            self.frames.flags[pfn] &= ~np.uint16(Frame.LOCKED)
+        flags[pfn] = flags[pfn] | Frame.LOCKED if on else flags[pfn] & ~np.uint16(Frame.LOCKED)
 
     # ---------------------------------------------------------- keeping
 
@@ -425,15 +491,17 @@ class TableArena:
     Attributes
     ----------
     rows : ndarray of uint64, shape (n, 512)
-        All table pages ever used, no copy; row 0 is never used.
+        All table pages ever used, no copy, read-only; row 0 is never used.
     """
 
     def __init__(self, host: Host):
+        if not isinstance(host, Host):
+            raise TypeError(f"host {shown(host)}: must be a Host")
         self._host = host
 
     @property
     def rows(self) -> np.ndarray:
-        return self._host._arrays["rows"][: self._host._ctl("rows_used")]
+        return _view(self._host._arrays["rows"], self._host._ctl("rows_used"))
 
     @property
     def nr_tables(self) -> int:

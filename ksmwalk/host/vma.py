@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..gate import as_int, shown
 from ..layout import Vm
 
 #: the letters of smaps' VmFlags, in the kernel's order
@@ -67,6 +68,8 @@ class Vma:
     ------
     ReferenceError
         On any access after the area was unmapped or joined to another.
+    LookupError
+        Made with a number that is no area of this address space.
 
     Models: struct vm_area_struct of Linux 6.18. Differs: an anon_vma is a number, without the tree of its sharers.
     """
@@ -74,10 +77,27 @@ class Vma:
     __slots__ = ("vm_mm", "index", "_serial", "_records")
 
     def __init__(self, mm, index: int):
+        host = getattr(mm, "host", None)
+        if not hasattr(host, "mm_by_number"):
+            raise TypeError(f"mm {shown(mm)}: must be an Mm")
+        index = as_int(index, "vma", -1 << 63, (1 << 64) - 1)
+        records = host._arrays["vmas"]
+        if not 0 < index < host._ctl("vmas_used") or int(records["mm"][index]) != mm._at():
+            raise LookupError(f"vma {shown(index)}: not an area of address space {mm.index}")
+        self._bind(mm, index)
+
+    def _bind(self, mm, index: int) -> None:
         self.vm_mm = mm
         self.index = index
-        self._records = mm.host.vmas
+        self._records = mm.host._arrays["vmas"]
         self._serial = int(self._records["serial"][index])
+
+    @classmethod
+    def _door(cls, mm, index: int) -> Vma:
+        """As the constructor, for a number that compiled code has just given."""
+        self = cls.__new__(cls)
+        self._bind(mm, index)
+        return self
 
     def _get(self, field: str) -> int:
         r = self._records
@@ -141,7 +161,7 @@ class Vma:
         return self.vm_end - self.vm_start
 
     def __contains__(self, addr: int) -> bool:
-        return self.vm_start <= addr < self.vm_end
+        return self.vm_start <= as_int(addr, "addr", -1 << 64, 1 << 64) < self.vm_end
 
     def __eq__(self, other) -> bool:
         return isinstance(other, Vma) and other.vm_mm is self.vm_mm and other._serial == self._serial

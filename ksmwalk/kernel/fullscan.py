@@ -1,4 +1,4 @@
-"""Full scans of a process by the machine's real ksmd, timed."""
+"""Full scans of processes by the machine's real ksmd, timed: for `ksmwalk demo --kernel` and the benchmarks."""
 
 from __future__ import annotations
 
@@ -7,22 +7,103 @@ import os
 import re
 import statistics
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import knobs, trace
+from . import knobs, signals, trace
+from .session import LONG
 
 SCANS = 5
 #: a kernel that looks up one address at a time would take minutes
 PATIENCE = 20.0
-_LONG = ("4000000000", "4000000001")
+_POLL_SECONDS = 0.0005
 _TIME = re.compile(r"\s(\d+\.\d+): ksm_(start|stop)_scan:")
 
 
-def full_scans(giant, pages: int, patience: float = PATIENCE) -> dict[str, Any]:
+@dataclass
+class Timed:
+    """Full scans one after the other.
+
+    Attributes
+    ----------
+    seconds : list of float
+        Time of each.
+    measured_by : str
+        ``trace events``, from a scan's start to its stop, or ``ksmd's CPU time`` where there are none.
+    finished : bool
+        Whether all came to their end.
+    waited : float
+        Seconds that all took, or that were waited for them.
+    pages_scanned : int
+        In all of them.
+    """
+
+    seconds: list[float] = field(default_factory=list)
+    measured_by: str = "ksmd's CPU time"
+    finished: bool = False
+    waited: float = 0.0
+    pages_scanned: int = 0
+
+
+def timed_scans(scans: int, pages: int, patience: float, give_up: Callable[[], object] = lambda: None) -> Timed:
     """Let ksmd scan everything that is mergeable some times over, a full scan a batch.
 
-    KSM must be taken (`knobs.taken`) and reset, and `giant` be the only process with mergeable memory.
+    KSM must be taken (:func:`ksmwalk.kernel.knobs.taken`) and reset; what is to be scanned must be there already, and
+    nothing else be mergeable. The knobs `run`, `pages_to_scan` and `sleep_millisecs` are changed, others are not.
+
+    Parameters
+    ----------
+    scans : int
+        How many.
+    pages : int
+        At least the pages there are.
+    patience : float
+        Seconds to wait for all scans.
+    give_up : callable
+        Called if they don't come to their end in that time: ends what is scanned, for then its scan ends too.
+
+    Returns
+    -------
+    Timed
+    """
+    knobs.write("pages_to_scan", pages)
+    knobs.write("sleep_millisecs", LONG[0])
+    timed = Timed()
+    with _stamps() as instance:
+        cpu = _cpu_seconds()
+        scanned, before = int(knobs.read("pages_scanned")), int(knobs.read("full_scans"))
+        start = time.monotonic()
+        for number in range(1, scans + 1):
+            if number == 1:
+                knobs.write("run", 1)
+            else:
+                # another value wakes ksmd for one batch
+                knobs.write("sleep_millisecs", LONG[(number - 1) % 2])
+            while (done := int(knobs.read("full_scans"))) < before + number and time.monotonic() - start < patience:
+                time.sleep(_POLL_SECONDS)
+            timed.waited = time.monotonic() - start
+            if done < before + number:
+                give_up()
+                knobs.write("run", 0)
+                return timed
+            now = _cpu_seconds()
+            timed.seconds.append(now - cpu)
+            cpu = now
+        knobs.write("run", 0)
+        timed.finished = True
+        timed.pages_scanned = int(knobs.read("pages_scanned")) - scanned
+        if instance is not None and len(traced := _traced(instance)) >= scans:
+            timed.seconds, timed.measured_by = traced[:scans], "trace events"
+    return timed
+
+
+def full_scans(giant: Any, pages: int, patience: float = PATIENCE) -> dict[str, Any]:
+    """Let ksmd scan a process some times over, every page in every scan.
+
+    KSM must be taken (:func:`ksmwalk.kernel.knobs.taken`) and reset, and `giant` be the only process with mergeable
+    memory.
 
     Parameters
     ----------
@@ -38,45 +119,42 @@ def full_scans(giant, pages: int, patience: float = PATIENCE) -> dict[str, Any]:
     dict
         finished, release, and either waited or seconds (median of a scan), scans, measured_by, pages_scanned.
     """
-    release = os.uname().release
-    knobs.write("pages_to_scan", pages + 1000)
-    knobs.write("sleep_millisecs", _LONG[0])
     # every page in every scan; older kernels have no such knob, and do so anyway
     knobs.write("smart_scan", 0)
-    with trace.events(lambda text: None) as events:
-        if events is not None:
-            with contextlib.suppress(OSError):
-                # changing the clock empties the buffer
-                (events.instance / "trace_clock").write_text("mono")
-        cpu = _cpu_seconds()
-        scanned = int(knobs.read("pages_scanned"))
-        start = time.monotonic()
-        knobs.write("run", 1)
-        times = []
-        for number in range(1, SCANS + 1):
-            while int(knobs.read("full_scans")) < number and time.monotonic() - start < patience:
-                time.sleep(0.0005)
-            if int(knobs.read("full_scans")) < number:
-                giant.close()
-                knobs.write("run", 0)
-                return {"finished": False, "release": release, "waited": time.monotonic() - start}
-            now = _cpu_seconds()
-            times.append(now - cpu)
-            cpu = now
-            if number < SCANS:
-                knobs.write("sleep_millisecs", _LONG[number % 2])
-        knobs.write("run", 0)
-        measured_by = "ksmd's CPU time"
-        if events is not None and len(traced := _traced(events.instance)) >= SCANS:
-            times, measured_by = traced, "trace events"
+    timed = timed_scans(SCANS, pages + 1000, patience, giant.close)
+    release = os.uname().release
+    if not timed.finished:
+        return {"finished": False, "release": release, "waited": timed.waited}
     return {
         "finished": True,
         "release": release,
-        "seconds": statistics.median(times),
-        "scans": len(times),
-        "measured_by": measured_by,
-        "pages_scanned": (int(knobs.read("pages_scanned")) - scanned) // SCANS,
+        "seconds": statistics.median(timed.seconds),
+        "scans": len(timed.seconds),
+        "measured_by": timed.measured_by,
+        "pages_scanned": timed.pages_scanned // SCANS,
     }
+
+
+@contextlib.contextmanager
+def _stamps() -> Iterator[Path | None]:
+    """A tracing instance that notes only where scans start and stop: an event a page would be timed with them."""
+    with trace.tracefs(lambda text: None) as root:
+        if root is None or not (root / "events" / "ksm").is_dir():
+            yield None
+            return
+        with trace.instance(root) as place:
+            switches = [place / "events" / "ksm" / f"ksm_{what}_scan" / "enable" for what in ("start", "stop")]
+            try:
+                # changing the clock empties the buffer
+                with contextlib.suppress(OSError):
+                    (place / "trace_clock").write_text("mono")
+                for switch in switches:
+                    switch.write_text("1")
+                yield place
+            finally:
+                with signals.held():
+                    for switch in switches:
+                        switch.write_text("0")
 
 
 def _traced(instance: Path) -> list[float]:
@@ -96,6 +174,6 @@ def _cpu_seconds() -> float:
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                if Path(entry.path, "comm").read_text() == "ksmd\n":
+                if Path(entry.path, "comm").read_bytes() == b"ksmd\n":
                     return int(Path(entry.path, "schedstat").read_text().split()[0]) / 1e9
     return 0.0

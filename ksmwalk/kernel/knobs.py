@@ -3,40 +3,41 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-KSM = Path("/sys/kernel/mm/ksm")
-LOCK = Path("/run/lock/ksmwalk-ksm.lock")
+from ..ksm import sysfs
+from . import signals, state
+from .state import KernelUnavailable, lock, to_stderr
 
-#: defaults of the writable knobs, in the order in which they can be written back: the advisor must be off for some,
-#: and is switched on last
+__all__ = [
+    "AROUND", "DEFAULTS", "KSM", "KernelUnavailable", "lock", "mergeable_processes", "read", "reset", "restore",
+    "saved", "taken", "to_stderr", "unusable", "why_not", "write", "write_file",
+]  # fmt: skip
+
+KSM = Path("/sys/kernel/mm/ksm")
+
+
+def _default(name: str) -> str:
+    number = sysfs.KNOBS[name].default
+    return sysfs.ADVISORS[number] if name == "advisor_mode" else str(number)
+
+
+#: defaults of the writable knobs as texts, in the order in which they can be written back: the advisor must be off for
+#: some, and is switched on last
 DEFAULTS = {
-    "advisor_mode": "none",
-    "pages_to_scan": "100",
-    "sleep_millisecs": "20",
-    "smart_scan": "1",
-    "use_zero_pages": "0",
-    "max_page_sharing": "256",
-    "merge_across_nodes": "1",
-    "stable_node_chains_prune_millisecs": "2000",
-    "advisor_max_cpu": "70",
-    "advisor_min_pages_to_scan": "500",
-    "advisor_max_pages_to_scan": "30000",
-    "advisor_target_scan_time": "200",
+    name: _default(name) for name in sorted(sysfs.KNOBS, key=lambda name: name != "advisor_mode") if name != "run"
 }
 
 #: knobs outside KSM that are set while KSM is stepped: awake, khugepaged rebuilds the huge pages that KSM split
 AROUND = {Path("/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs"): "4294967295"}
 
 
-class KernelUnavailable(RuntimeError):
-    """The machine's KSM can't be taken; the text says why."""
+#: seconds that the processes of a killed run are given to end
+_LAST_BREATH = 2.0
 
 
 def read(name: str) -> str:
@@ -86,8 +87,8 @@ def write_file(path: Path, text: str) -> int:
     return 0
 
 
-def why_not() -> str | None:
-    """Return why the machine's KSM can't be taken now, or None; looks only, the lock aside.
+def unusable() -> str | None:
+    """Return why this user can't drive this machine's KSM at all, or None: what need not be waited for to be said.
 
     Returns
     -------
@@ -97,15 +98,33 @@ def why_not() -> str | None:
         return f"{KSM} is not there: a kernel without KSM"
     if os.geteuid() != 0:
         return "root is needed to drive the kernel's KSM"
+    return None
+
+
+def why_not() -> str | None:
+    """Return why the machine's KSM can't be taken now, or None; looks only, the lock aside.
+
+    Returns
+    -------
+    str or None
+    """
+    if reason := unusable():
+        return reason
     if read("run") == "1":
         return "KSM is in use: run is 1"
     if shared := int(read("pages_shared")):
         return f"KSM is in use: pages_shared is {shared}"
-    if foreign := mergeable_processes():
-        pid, name = foreign[0]
-        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
-        return f"another process has mergeable memory: {pid} ({name}){more}"
-    return None
+    return _foreign()
+
+
+def _foreign() -> str | None:
+    """Who else has mergeable memory, in words."""
+    if not (foreign := mergeable_processes()):
+        return None
+    pid, name = foreign[0]
+    more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+    clean = "".join(letter if letter.isprintable() else "?" for letter in name)
+    return f"another process has mergeable memory: {pid} ({clean}){more}"
 
 
 def mergeable_processes() -> list[tuple[int, str]]:
@@ -124,7 +143,7 @@ def mergeable_processes() -> list[tuple[int, str]]:
             # a process may be gone by the time it is read
             with contextlib.suppress(OSError):
                 if _mergeable(Path(entry.path)):
-                    found.append((int(entry.name), Path(entry.path, "comm").read_text().strip()))
+                    found.append((int(entry.name), Path(entry.path, "comm").read_text(errors="replace").strip()))
     return sorted(found)
 
 
@@ -135,87 +154,8 @@ def _mergeable(process: Path) -> bool:
         return "ksm_mergeable: yes" in text
     if "ksm_merge_any: yes" in text:
         return True
-    return any(line.startswith("VmFlags:") and " mg" in line for line in (process / "smaps").read_text().splitlines())
-
-
-@contextlib.contextmanager
-def lock(say=None, wait: float | None = None) -> Iterator[None]:
-    """Hold the machine-wide lock on KSM, waiting for it.
-
-    Parameters
-    ----------
-    say : callable of str, optional
-        Called once if the lock is held by somebody else; default: print to stderr.
-    wait : float, optional
-        Seconds to wait for it at most; default: for ever.
-
-    Raises
-    ------
-    KernelUnavailable
-        It was not to be had in that time.
-    """
-    path = LOCK if LOCK.parent.is_dir() else Path("/tmp", LOCK.name)
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except PermissionError:
-        # somebody else's file, but a lock needs no right to write
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        if not _try_lock(fd):
-            (say or to_stderr)(f"waiting for {path}: somebody else drives KSM")
-            if wait is None:
-                fcntl.flock(fd, fcntl.LOCK_EX)
-            else:
-                end = time.monotonic() + wait
-                while not _try_lock(fd):
-                    if time.monotonic() > end:
-                        raise KernelUnavailable(f"{path} is held by somebody else who drives KSM")
-                    time.sleep(0.05)
-        yield
-    finally:
-        os.close(fd)
-
-
-def _try_lock(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def to_stderr(text: str) -> None:
-    """Print a line where it does not mix with results."""
-    print(text, file=sys.stderr, flush=True)
-
-
-@contextlib.contextmanager
-def _terminating_signals() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into SystemExit, so that what has been taken is put back on their way out too."""
-
-    def leave(number, _frame):
-        raise SystemExit(128 + number)
-
-    old = {}
-    try:
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            # only the main thread may set handlers; elsewhere the caller's own are in force
-            with contextlib.suppress(ValueError):
-                old[number] = signal.signal(number, leave)
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Hold signals back while things are put in order; they come afterwards."""
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+    smaps = (process / "smaps").read_text(errors="replace").splitlines()
+    return any(line.startswith("VmFlags:") and " mg" in line for line in smaps)
 
 
 def saved() -> dict[Path, str]:
@@ -257,13 +197,15 @@ def restore(values: dict[Path, str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def taken(say=None, wait: float | None = None) -> Iterator[None]:
+def taken(say: Callable[[str], None] | None = None, wait: float | None = None) -> Iterator[None]:
     """Take the machine's KSM: lock, refusal if it is in use, and every tunable put back on any way out.
+
+    What a run that was killed has left changed is put back first, from its journal.
 
     Parameters
     ----------
     say : callable of str, optional
-        Told when the lock has to be waited for.
+        Told when the lock has to be waited for, and of what a killed run left.
     wait : float, optional
         Seconds to wait for the lock at most.
 
@@ -272,20 +214,51 @@ def taken(say=None, wait: float | None = None) -> Iterator[None]:
     KernelUnavailable
         No root, no KSM, KSM in use, or another process has mergeable memory; nothing has been changed.
     """
-    with _terminating_signals(), lock(say, wait):
+    if reason := unusable():
+        raise KernelUnavailable(reason)
+    say = say or to_stderr
+    with signals.orderly(), lock(say, wait):
+        left = _put_back_after_killed(say)
         if reason := why_not():
             raise KernelUnavailable(reason)
-        values = saved()
+        values = saved() | left
         try:
+            state.write_journal(values)
             for path, value in AROUND.items():
                 if path.exists():
                     write_file(path, value)
             yield
         finally:
-            with _uninterrupted():
+            with signals.held():
                 failed = restore(values)
+                if not failed:
+                    state.remove_journal()
             if failed:
                 print("could not be put back:", *failed, sep="\n  ", file=sys.stderr)
+
+
+def _put_back_after_killed(say: Callable[[str], None]) -> dict[Path, str]:
+    """Put back what a killed run left changed; returns what it could not."""
+    journal = state.read_journal()
+    if journal is None:
+        return {}
+    pid, values = journal
+    known = {KSM / name for name in ("run", *DEFAULTS)} | set(AROUND)
+    values = {path: text for path, text in values.items() if path in known}
+    end = time.monotonic() + _LAST_BREATH
+    # its processes end with it, by and by
+    while (reason := _foreign()) and time.monotonic() < end:
+        time.sleep(0.02)
+    if reason:
+        raise KernelUnavailable(f"{reason}; knobs that a killed run (pid {pid}) left are put back once that has ended")
+    with signals.held():
+        failed = restore(values)
+        if not failed:
+            state.remove_journal()
+    say(f"a run that was killed (pid {pid}) had left KSM's knobs changed: they are put back")
+    if failed:
+        say("\n  ".join(["but for:", *failed]))
+    return values if failed else {}
 
 
 def reset() -> None:

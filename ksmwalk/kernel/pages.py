@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
-import fcntl
 import os
-import struct
 
 import numpy as np
 
+from ..proc.frames import Kpf, frame_records, has
+from ..proc.gather import read_span
+from ..proc.pagemap import PAGE_SHIFT, PM_PFN, PM_PRESENT, scan_regions
 from ..scenarios.records import ANON, HUGE, KSM, OTHER, ZERO
-
-_PFN = (1 << 55) - 1
-_PRESENT = 63
-_KPF_ANON, _KPF_KSM, _KPF_THP, _KPF_ZERO = 12, 21, 22, 24
 
 #: larger spans are not read entry by entry: their present parts are asked for first
 _LARGE = 1 << 14
 #: entries between two wanted ones that are cheaper to read along than to make another call for
 _GAP = 256
-
-_PAGEMAP_SCAN = 0xC0606610
-_PAGE_IS_PRESENT = 1 << 3
 
 
 class FrameKinds:
@@ -46,29 +39,17 @@ class FrameKinds:
         int64[n]
             `ANON`, `KSM`, `HUGE`, `ZERO` or `OTHER`.
         """
-        if not len(frames):
-            return np.empty(0, np.int64)
-        wanted, back = np.unique(frames, return_inverse=True)
-        flags = np.empty(len(wanted), np.uint64)
-        cuts = np.flatnonzero(np.diff(wanted) > _GAP) + 1
-        for start, stop in zip([0, *cuts], [*cuts, len(wanted)], strict=True):
-            first, last = int(wanted[start]), int(wanted[stop - 1])
-            data = os.pread(self._fd, 8 * (last - first + 1), 8 * first)
-            flags[start:stop] = np.frombuffer(data, np.uint64)[wanted[start:stop] - first]
-        kind = np.full(len(wanted), OTHER)
-        anon = _bit(flags, _KPF_ANON)
+        flags = frame_records(self._fd, frames, gap=_GAP)
+        kind = np.full(len(frames), OTHER)
+        anon = has(flags, Kpf.ANON)
         kind[anon] = ANON
-        kind[anon & _bit(flags, _KPF_THP)] = HUGE
-        kind[_bit(flags, _KPF_KSM)] = KSM
-        kind[_bit(flags, _KPF_ZERO)] = ZERO
-        return kind[back]
+        kind[anon & has(flags, Kpf.THP)] = HUGE
+        kind[has(flags, Kpf.KSM)] = KSM
+        kind[has(flags, Kpf.ZERO_PAGE)] = ZERO
+        return kind
 
 
-def _bit(words: np.ndarray, number: int) -> np.ndarray:
-    return (words >> np.uint64(number)) & np.uint64(1) == 1
-
-
-def present(fd: int, spans: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+def present(fd: int, spans: list[tuple[int, int]], pid: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the present pages of some spans of an address space.
 
     Parameters
@@ -77,6 +58,8 @@ def present(fd: int, spans: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarr
         An open /proc/PID/pagemap.
     spans : list of (vpn, n)
         Ascending and apart.
+    pid : int
+        Named if it ends meanwhile.
 
     Returns
     -------
@@ -85,18 +68,20 @@ def present(fd: int, spans: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarr
 
     Raises
     ------
-    OSError
-        A large span on a kernel without PAGEMAP_SCAN (ENOTTY), or the process is gone.
+    ScanMissing
+        A large span on a kernel without PAGEMAP_SCAN.
+    ProcessExited
+        The process is gone.
     """
     parts = []
     for vpn, n in _coalesced(spans):
-        parts += [(vpn, n)] if n <= _LARGE else _regions(fd, vpn, n)
+        parts += [(vpn, n)] if n <= _LARGE else _regions(fd, pid, vpn, n)
     vpns, frames = [], []
     for vpn, n in parts:
-        entries = np.frombuffer(os.pread(fd, 8 * n, 8 * vpn), np.uint64)
-        here = np.flatnonzero(_bit(entries, _PRESENT))
+        entries = read_span(fd, vpn, n, pid)
+        here = np.flatnonzero(entries & np.uint64(PM_PRESENT))
         vpns.append(here + vpn)
-        frames.append((entries[here] & np.uint64(_PFN)).astype(np.int64))
+        frames.append((entries[here] & np.uint64(PM_PFN)).astype(np.int64))
     if not parts:
         return np.empty(0, np.int64), np.empty(0, np.int64)
     return np.concatenate(vpns), np.concatenate(frames)
@@ -112,27 +97,12 @@ def _coalesced(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return joined
 
 
-def _regions(fd: int, vpn: int, n: int) -> list[tuple[int, int]]:
+def _regions(fd: int, pid: int, vpn: int, n: int) -> list[tuple[int, int]]:
     """Return the present parts of a span by PAGEMAP_SCAN."""
-    found: list[tuple[int, int]] = []
-    room = 512
-    vec = ctypes.create_string_buffer(24 * room)
-    start, end = vpn << 12, (vpn + n) << 12
-    while start < end:
-        arg = bytearray(
-            struct.pack(
-                "=12Q", 96, 0, start, end, 0, ctypes.addressof(vec), room, 0, 0, 0, _PAGE_IS_PRESENT, _PAGE_IS_PRESENT
-            )
-        )
-        count = fcntl.ioctl(fd, _PAGEMAP_SCAN, arg)
-        for i in range(count):
-            low, high, _ = struct.unpack_from("=3Q", vec, 24 * i)
-            found.append((low >> 12, (high - low) >> 12))
-        if count < room:
-            break
-        # walk_end may be stale where a call found many regions
-        start = max(struct.unpack_from("=Q", arg, 32)[0], sum(found[-1]) << 12)
-    return found
+    found = scan_regions(fd, pid, vpn << PAGE_SHIFT, vpn + n << PAGE_SHIFT)
+    shift = np.uint64(PAGE_SHIFT)
+    starts, lengths = found.start >> shift, (found.end - found.start) >> shift
+    return list(zip(starts.tolist(), lengths.tolist(), strict=True))
 
 
 class Process:

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
-import subprocess
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from .knobs import to_stderr
+from . import signals, state
+from .state import to_stderr
 
 PLACES = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing"))
+
+_libc = ctypes.CDLL(None, use_errno=True)
+# A program that mounts would be ended by the Ctrl-C that this one holds back.
+_libc.mount.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p]
+_libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
+_NOSUID_NODEV_NOEXEC = 2 | 4 | 8
+_MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
+_PREFIX = "ksmwalk-"
 
 #: comm-pid [cpu] flags time: event: fields
 _LINE = re.compile(r"-(\d+)\s+\[\d+\].*?: (ksm_\w+): (.*)")
@@ -102,8 +110,10 @@ def _event(line: str) -> tuple:
 
 
 @contextlib.contextmanager
-def tracefs(say=None) -> Iterator[Path | None]:
+def tracefs(say: Callable[[str], None] | None = None) -> Iterator[Path | None]:
     """Find tracefs, mounting it for the time being where it is not; None where it can't be had.
+
+    The machine's KSM must be taken: what a killed run has left mounted is used, and unmounted at the end.
 
     Parameters
     ----------
@@ -114,24 +124,68 @@ def tracefs(say=None) -> Iterator[Path | None]:
         if (place / "instances").is_dir():
             yield place
             return
-    place = Path(tempfile.mkdtemp(prefix="ksmwalk-tracefs-"))
+    place = state.DIRECTORY / "tracefs"
+    mounted = False
     try:
-        done = subprocess.run(["mount", "-t", "tracefs", "tracefs", str(place)], capture_output=True, check=False)
-        mounted = done.returncode == 0
-    except OSError:
-        mounted = False
-    try:
+        with signals.held():
+            mounted = _mount(place)
         if mounted:
             (say or to_stderr)(f"tracefs is not mounted: on {place} for the time being")
         yield place if mounted else None
     finally:
-        if mounted:
-            subprocess.run(["umount", str(place)], capture_output=True, check=False)
-        place.rmdir()
+        with signals.held():
+            if mounted and _libc.umount2(os.fsencode(place), _UMOUNT_NOFOLLOW):
+                # somebody looks around in it: it goes when they leave
+                _libc.umount2(os.fsencode(place), _UMOUNT_NOFOLLOW | _MNT_DETACH)
+            with contextlib.suppress(OSError):
+                place.rmdir()
+
+
+def _mount(place: Path) -> bool:
+    """Mount tracefs in a directory that only root can enter, unless it is there from before."""
+    os.close(state.directory())
+    with contextlib.suppress(FileExistsError):
+        place.mkdir(0o700)
+    if (place / "instances").is_dir():
+        return True
+    return _libc.mount(b"tracefs", os.fsencode(place), b"tracefs", _NOSUID_NODEV_NOEXEC, None) == 0
 
 
 @contextlib.contextmanager
-def events(say=None) -> Iterator[Events | None]:
+def instance(root: Path) -> Iterator[Path]:
+    """A tracing instance of our own; those that killed runs have left are removed.
+
+    Parameters
+    ----------
+    root : Path
+        Of tracefs.
+
+    Yields
+    ------
+    Path
+        Its directory.
+    """
+    place = root / "instances" / f"{_PREFIX}{os.getpid()}"
+    made = False
+    try:
+        with signals.held():
+            for other in root.glob(f"instances/{_PREFIX}*"):
+                pid = other.name.removeprefix(_PREFIX)
+                if not Path("/proc", pid).exists() or other == place:
+                    # an enabled event or an open pipe of somebody's keeps it: then it stays
+                    with contextlib.suppress(OSError):
+                        other.rmdir()
+            place.mkdir()
+            made = True
+        yield place
+    finally:
+        if made:
+            with signals.held():
+                place.rmdir()
+
+
+@contextlib.contextmanager
+def events(say: Callable[[str], None] | None = None) -> Iterator[Events | None]:
     """Trace KSM in an instance of our own; None where the kernel has no such events.
 
     Parameters
@@ -143,15 +197,13 @@ def events(say=None) -> Iterator[Events | None]:
         if root is None or not (root / "events" / "ksm").is_dir():
             yield None
             return
-        instance = root / "instances" / f"ksmwalk-{os.getpid()}"
-        if instance.exists():  # left by a process of this number that was killed
-            instance.rmdir()
-        instance.mkdir()
-        try:
-            reader = Events(instance)
+        reader = None
+        with instance(root) as place:
             try:
+                with signals.held():
+                    reader = Events(place)
                 yield reader
             finally:
-                reader.close()
-        finally:
-            instance.rmdir()
+                if reader is not None:
+                    with signals.held():
+                        reader.close()

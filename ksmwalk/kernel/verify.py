@@ -11,12 +11,16 @@ from typing import Any
 
 from ..scenarios import shrink as shrinking
 from ..scenarios.compare import Difference, differing_fields, first_difference, states, without_events
-from ..scenarios.format import Recording, Scenario, save
+from ..scenarios.format import Recording, Scenario, ScenarioError, save
 from ..scenarios.records import COUNTERS, STATS, Record
 from ..scenarios.replay import NotModelled
 from .stepper import Session, kernel_name
+from .worker import WorkerDied
 
 Replay = Callable[[Scenario], Sequence[Record]]
+
+#: what can come of a scenario besides that it agrees or differs
+_OTHER = ("not modelled", "left out", "not repeatable", "not run")
 
 #: how often a scenario that differs is run again, to see whether the kernel agrees with itself
 _RERUNS = 3
@@ -30,8 +34,9 @@ class Verdict:
     ----------
     scenario : Scenario
     status : str
-        ``agrees``, ``differs``, ``not modelled``, ``left out`` (about something that this kernel does not have) or
-        ``not repeatable`` (the kernel does not agree with itself, and the model with none of its answers).
+        ``agrees``, ``differs``, ``not modelled``, ``left out`` (about something that this kernel does not have),
+        ``not repeatable`` (the kernel does not agree with itself, and the model with none of its answers) or ``not
+        run`` (it says what can't be done here).
     difference : Difference or None
         The first one.
     reason : str
@@ -110,7 +115,7 @@ class Results:
         """Return ``N of M agree``, with what else there was."""
         line = f"{self.count('agrees')} of {len(self.verdicts)} agree"
         more = [
-            f"{n} {status}" for status in ("not modelled", "left out", "not repeatable") if (n := self.count(status))
+            f"{n} {status}" for status in _OTHER if (n := self.count(status))
         ]
         return f"{line} ({', '.join(more)})" if more else line
 
@@ -174,12 +179,15 @@ class _Pair:
         """Whether the two differ in what the kernel repeats; a model that dies differs as well."""
         try:
             model = self.model(scenario)
-        except NotModelled:
+        except (NotModelled, ScenarioError):
             return False
         except Exception:
             return True
-        kernel = self.kernel(scenario)
-        return self.compare(model, kernel) is not None and self.compare(model, self.kernel(scenario)) is not None
+        try:
+            twice = self.kernel(scenario), self.kernel(scenario)
+        except (ScenarioError, WorkerDied):
+            return False
+        return all(self.compare(model, kernel) is not None for kernel in twice)
 
     def judge(self, scenario: Scenario, nondet: Sequence[str]) -> Verdict:
         fitted = self.session.fit(scenario)
@@ -190,9 +198,14 @@ class _Pair:
             model = self.model(scenario)
         except NotModelled as error:
             return Verdict(scenario, "not modelled", reason=str(error))
+        except ScenarioError as error:
+            return Verdict(scenario, "not run", reason=str(error))
         except Exception as error:  # whatever the model dies of is a difference to be shrunk and shown, not our end
             return Verdict(scenario, "differs", reason=f"the model: {type(error).__name__}: {error}")
-        kernel = self.kernel(scenario)
+        try:
+            kernel = self.kernel(scenario)
+        except (ScenarioError, WorkerDied) as error:
+            return Verdict(scenario, "not run", reason=str(error))
         self.results.tally(kernel)
         difference = self.compare(model, kernel, nondet)
         if difference is None:
@@ -253,7 +266,7 @@ def verify(
         results.verdicts.append(verdict)
         results.seconds = time.perf_counter() - start
         name = recording.scenario.name
-        if verdict.status in ("not modelled", "left out"):
+        if verdict.status in ("not modelled", "left out", "not run"):
             say(f"{name}: {verdict.status}: {verdict.reason}")
         elif verdict.nondet and verdict.status == "agrees" and not recording.nondet:
             say(f"{name}: agrees, but not with every run of the kernel: {', '.join(verdict.nondet)} differed")

@@ -3,14 +3,16 @@
 The contract of every function stands in `_cursor.pxd`.
 """
 cimport cython
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uint8_t
 from libc.string cimport memset
 
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uint8_t
-
 from ksmwalk._core cimport (
-    World, child_row, eligible, entry_leaf, entry_none, find_page, forget_table, level_index,
+    World, alone, child_row, eligible, enter, entry_leaf, entry_none, leave, level_index,
 )
+from ksmwalk.ksm._find cimport find_page, forget_table
 from ksmwalk.layout._layout cimport *
+
+from ksmwalk.layout._poison cimport kw_poison, kw_unpoison
 
 
 cdef extern from "_wide.h" nogil:
@@ -33,6 +35,8 @@ cdef int32_t item_alloc(kw_world *w) noexcept nogil:
             return KW_ENOITEMS
         i = c.items_used
         c.items_used += 1
+    kw_unpoison(&w.items[i], sizeof(kw_item))
+    kw_unpoison(&w.links[i], sizeof(kw_link))
     c.items_live += 1
     return <int32_t>i
 
@@ -44,6 +48,8 @@ cdef void item_free(kw_world *w, int32_t item) noexcept nogil:
     w.items[item].next = <int32_t>w.ctl.items_free
     w.ctl.items_free = item
     w.ctl.items_live -= 1
+    kw_poison(&w.items[item], 16)  # not `next`, nor what an RmapItem looks at
+    kw_poison(&w.links[item], sizeof(kw_link))
 
 
 cdef inline void item_drop(kw_world *w, int32_t item) noexcept nogil:
@@ -342,6 +348,8 @@ cdef int64_t scan_batch(kw_world *w, int64_t n, int64_t *failed) noexcept nogil:
 @cython.no_gc
 @cython.freelist(64)
 @cython.final
+@cython.auto_pickle(False)
+@cython.embedsignature(False)
 cdef class RmapItem:
     """Door to one rmap_item: a record of the Host's `items` array.
 
@@ -356,8 +364,22 @@ cdef class RmapItem:
     cdef int32_t _mm
     cdef uint64_t _addr
 
+    def __init__(self, *_, **__):
+        raise TypeError("an RmapItem is made by the cursor: host.ksm.scan, mm.rmap_items")
+
+    def __reduce__(self):
+        raise TypeError("an RmapItem is a door into a Host: keep its mm and address, or pickle the Host")
+
+    cdef int made(self) except -1:
+        if self.world is None:
+            raise ReferenceError("an RmapItem that no cursor made")
+        return 0
+
     cdef kw_item *at(self) except NULL:
-        cdef kw_item *p = &self.world.w.items[self.index]
+        cdef kw_item *p
+        self.made()
+        alone(self.world)
+        p = &self.world.w.items[self.index]
         if not p.flags & ITEM_USED or p.mm != self._mm or p.addr != self._addr:
             raise ReferenceError(f"rmap_item of mm {self._mm} at {self._addr:#x} has been freed")
         return p
@@ -365,12 +387,14 @@ cdef class RmapItem:
     @property
     def address(self):
         """Virtual address, bytes."""
+        self.made()
         return self._addr
 
     @property
     def mm(self):
         """The address space (its number where no Host is attached)."""
-        host = self.world.owner() if self.world.owner is not None else None
+        self.made()
+        host = self.world.live()
         return self._mm if host is None else host.mm_by_number(self._mm)
 
     @property
@@ -415,6 +439,8 @@ cdef class RmapItem:
         return hash((self.index, self._addr))
 
     def __repr__(self):
+        if self.world is None:
+            return "<RmapItem that no cursor made>"
         return f"<RmapItem mm {self._mm} address {self._addr:#x}>"
 
 
@@ -429,18 +455,32 @@ cdef RmapItem item_door(World world, int32_t item):
 
 def py_rmap_item(World world not None, int64_t item):
     """The door to a used item."""
+    alone(world)
     if not 0 < item < world.w.ctl.items_used or not world.w.items[item].flags & ITEM_USED:
         raise IndexError(f"rmap_item {item}: not in use")
     return item_door(world, <int32_t>item)
 
 
+@cython.auto_pickle(False)
 cdef class Cursor:
     """What of `KsmScan` is called once a page: the rest of it is Python."""
 
     cdef World world
 
-    def __init__(self, World world not None):
+    def __cinit__(self, World world not None):
+        cdef kw_world *w = &world.w
+        if w.cursor == NULL or w.ksm == NULL or w.ctl == NULL or w.mms == NULL or w.items == NULL or w.rows == NULL:
+            raise TypeError("this World has not got the arrays of a Host: host.ksm.scan is a cursor")
         self.world = world
+
+    def __reduce__(self):
+        raise TypeError("a cursor is a door into a Host: pickle the Host")
+
+    @property
+    def _world(self):
+        """The binding, if the Host is still there."""
+        self.world.live()
+        return self.world
 
     def scan_get_next_rmap_item(self):
         """Hand out the next page of the scan, without merging it.
@@ -461,6 +501,7 @@ cdef class Cursor:
         """
         cdef int64_t pfn = 0
         cdef int32_t item
+        alone(self.world)
         scan_begin(&self.world.w)
         item = scan_next(&self.world.w, &pfn)
         if item > 0:
@@ -473,21 +514,24 @@ cdef class Cursor:
 def py_scan_batch(World world not None, int64_t n):
     """(pages handed out, 0 or a negative KW_* code) of one batch of at most n."""
     cdef int64_t failed = 0, done
+    enter(world)
     with nogil:
         done = scan_batch(&world.w, n, &failed)
+    leave(world)
     return done, failed
 
 
 def py_entry_at(World world not None, int32_t mm, uint64_t addr):
     """(level, raw entry) of the lowest entry of addr that can be reached; for error messages."""
+    alone(world)
     cdef int level = <int>world.w.ctl.levels
     cdef int64_t row = world.w.mms[mm].root
-    cdef uint64_t e
+    cdef uint64_t *p
     while True:
-        e = world.w.rows[row * 512 + level_index(addr, level)]
-        if level == 1 or entry_none(e) or entry_leaf(e, level):
-            return level, e
-        row = child_row(&world.w, e)
+        p = world.w.rows + row * 512 + level_index(addr, level)
+        if level == 1 or entry_none(p[0]) or entry_leaf(p[0], level):
+            return level, p[0]
+        row = child_row(&world.w, p)
         if row < 0:
-            return level, e
+            return level, p[0]
         level -= 1

@@ -12,7 +12,9 @@ knowing before reading on:
 from libc.errno cimport EFAULT
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uint8_t
 
-from ksmwalk._core cimport World, entry_pfn, leaf_find, make_entry, pte_find, pte_present
+from ksmwalk._core cimport (
+    World, alone, enter, entry_pfn, leaf_find, leave, make_entry, mm_changed, pte_find, pte_present,
+)
 from ksmwalk.memory._frames cimport folio_extra_refs, frame_map, frame_unmap, lru_drain
 from ksmwalk.memory._areas cimport vma_find
 from ksmwalk.memory._folio cimport split_folio_at
@@ -86,7 +88,9 @@ cdef inline int unstable_nid(kw_world *w, int32_t item) noexcept nogil:
 cdef void start_scan(kw_world *w) noexcept nogil:
     """What a new full scan begins with, beside the cursor's own part: the unstable trees are empty from here on."""
     lru_drain(w)
+    # An empty tree holds no key that a change before now could have falsified.
     w.ksm.tree_generation = w.ksm.generation
+    w.ksm.changes_seen = w.ctl.changes
     if not w.ksm.merge_across_nodes:
         migrate_drop_stale(w)
 
@@ -130,8 +134,8 @@ cdef int32_t unstable_search(kw_world *w, int32_t item, int64_t pfn, uint64_t ke
     """An item whose page has the same content now (`twin`: its page), 0 after inserting this one, or GAVE_UP.
 
     The key in a link was the page's content when it was looked up last. It still is, if no address space changed since:
-    `generation` counts the batches before which some epoch had moved. Where it may have changed, and where the outcome
-    depends on which page it is (equal contents), the page is looked up.
+    `generation` counts how often others had changed one since the engine looked last. Where it may have changed, and
+    where the outcome depends on which page it is (equal contents), the page is looked up.
     """
     cdef int32_t *root = unstable_root(w, nid)
     cdef int32_t t = root[0], parent = 0
@@ -204,7 +208,7 @@ cdef int merge_one(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn, int64_t 
             pte[0] = make_entry(<uint64_t>kpfn, flags)
             frame_map(w, kpfn)
         frame_unmap(w, pfn)
-    w.mms[mm].epoch += 1
+    mm_changed(w, mm, 1)
     return 0
 
 
@@ -240,7 +244,7 @@ cdef int merge_two(kw_world *w, int32_t item, int64_t pfn, int32_t other, int64_
     return KW_OK
 
 
-cdef int examine(kw_world *w, int32_t item, int64_t pfn) noexcept nogil:
+cdef int compare_and_merge(kw_world *w, int32_t item, int64_t pfn) noexcept nogil:
     cdef kw_item *q = &w.items[item]
     cdef int32_t node = 0, target, other
     cdef uint64_t key
@@ -292,16 +296,17 @@ cdef int examine(kw_world *w, int32_t item, int64_t pfn) noexcept nogil:
     return KW_OK
 
 
+cdef int examine(kw_world *w, int32_t item, int64_t pfn) noexcept nogil:
+    cdef int err
+    if KW_UNLIKELY(w.ctl.changes != w.ksm.changes_seen):
+        w.ksm.generation += 1
+    err = compare_and_merge(w, item, pfn)
+    w.ksm.changes_seen = w.ctl.changes
+    w.ksm.pages_scanned += 1
+    return err
+
+
 # ------------------------------------------------------------------ batches
-
-cdef int64_t epoch_sum(kw_world *w) noexcept nogil:
-    """Epochs only grow, so their sum moves when one of them does."""
-    cdef int64_t total = 0
-    cdef int64_t i
-    for i in range(w.ctl.mms_used):
-        total += <int64_t>w.mms[i].epoch
-    return total
-
 
 cdef inline uint64_t *table_ahead(kw_world *w, int *n) noexcept nogil:
     """The ptes of the `n` addresses the cursor comes to next, as far as the table and the area at hand reach."""
@@ -422,8 +427,6 @@ cdef int64_t scan_and_merge(kw_world *w, int64_t n, int *failed) noexcept nogil:
     cdef int32_t item, mm = 0
     cdef int err
     failed[0] = KW_OK
-    if epoch_sum(w) != w.ksm.epoch_sum:
-        w.ksm.generation += 1
     scan_begin(w)
     while done < n:
         item = scan_next(w, &pfn)
@@ -436,14 +439,12 @@ cdef int64_t scan_and_merge(kw_world *w, int64_t n, int *failed) noexcept nogil:
         if w.items[item].addr >= warm and will_search(w, item, pfn):
             warm = warm_trees(w, w.items[item].addr, w.f_key[pfn])
         err = examine(w, item, pfn)
-        w.ksm.pages_scanned += 1
         done += 1
         if err < 0:
             failed[0] = err
             break
         if w.f_flags[pfn] & FRAME_KSM:
             done += pass_merged(w, n - done)
-    w.ksm.epoch_sum = epoch_sum(w)
     return done
 
 
@@ -483,6 +484,7 @@ cdef void bind(kw_world *w) noexcept nogil:
 
 def py_bind(World world not None):
     """Give the cursor of this world its doors into the engine."""
+    alone(world)
     bind(&world.w)
 
 
@@ -490,22 +492,28 @@ def py_scan(World world not None, int64_t n):
     """(visits, 0 or a negative KW_* code) of one batch of at most n visits."""
     cdef int failed = 0
     cdef int64_t done
+    enter(world)
     with nogil:
         done = scan_and_merge(&world.w, n, &failed)
+    leave(world)
     return done, failed
 
 
 def py_unmerge_all(World world not None):
     """run = 2: 0 or a negative KW_* code."""
     cdef int err
+    enter(world)
     with nogil:
         err = unmerge_all(&world.w)
+    leave(world)
     return err
 
 
 def py_drop_stable_nodes(World world not None):
     """Whether no stable node is left after the stale ones were removed."""
     cdef int err
+    enter(world)
     with nogil:
         err = drop_stable_nodes(&world.w)
+    leave(world)
     return err == KW_OK

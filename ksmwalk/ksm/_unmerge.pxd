@@ -12,7 +12,7 @@ cdef int break_ksm(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil
 cdef int unmerge_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end, int strategy) noexcept nogil
     # break_ksm over [start, end), inside one vma. STRATEGY_PER_ADDRESS: one lookup per address (holes counted in closed
     # form in work.lookups / lookup_misses, never walked); STRATEGY_RANGE: one walk that acts only on KSM pages
-    # (work.entries, ptes, holes). Both: work.found counts pages broken, work.resched scheduling points. KW_OK or
-    # KW_ENOFRAMES (what is broken stays broken).
+    # (work.entries, ptes, holes). Both: work.found counts pages broken, work.resched scheduling points. KW_OK,
+    # KW_ENOFRAMES, KW_EBADENTRY or KW_EINTR (what is broken stays broken).
 cdef int unmerge_mm(kw_world *w, int32_t mm, int strategy) noexcept nogil
     # unmerge_range over every marked vma with an anon_vma, marks kept (run=2).

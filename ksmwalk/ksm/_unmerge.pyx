@@ -5,8 +5,8 @@ The contract of every function stands in `_unmerge.pxd`.
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from ksmwalk._core cimport (
-    entry_decode, entry_leaf, entry_none, entry_pfn, entry_present, level_index, level_size, make_entry,
-    pte_find, pte_present,
+    below, entry_decode, entry_leaf, entry_none, interrupted, interrupted_at, level_index, level_size,
+    make_entry, pte_find, pte_present,
 )
 from ksmwalk.memory._frames cimport frame_alloc, frame_map, frame_unmap, lru_add, normal_pfn
 from ksmwalk.memory._leaves cimport ksm_zero_gone, pte_ksm_zero, touched
@@ -72,11 +72,16 @@ cdef int64_t unmerge_level(kw_world *w, int32_t mm, int64_t row, int level, uint
             else:
                 if count and level == 2:
                     w.work.resched += 1
-                if not entry_leaf(e, level) and entry_present(e, level):
-                    got = unmerge_level(w, mm, <int64_t>entry_pfn(e, level), level - 1, addr, next, count)
-                    if got < 0:
+                if not entry_leaf(e, level):
+                    if level == 2 and interrupted_at(addr):
+                        return KW_EINTR
+                    got = below(w, p, level, addr)
+                    if got >= 0:
+                        got = unmerge_level(w, mm, got, level - 1, addr, next, count)
+                    if got >= 0:
+                        n += got
+                    elif got != KW_NONE:
                         return got
-                    n += got
         addr = next
         p += 1
     return n
@@ -95,6 +100,8 @@ cdef int unmerge_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end, in
                 return rc
             n += rc
             addr += KW_PAGE_SIZE
+            if addr & 0xfffffff == 0 and interrupted():
+                return KW_EINTR
     else:
         n = unmerge_level(w, mm, w.mms[mm].root, <int>w.ctl.levels, start, end, strategy == STRATEGY_RANGE)
         if n < 0:

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
+from typing import Literal, SupportsIndex
 
 import numpy as np
 
 from .. import _core
-from ..layout import EVENT
+from ..errors import Strict, misspelt
+from ..gate import as_flag, as_int
+from ..layout import EVENT, PAGE_SIZE
 from . import _engine, sysfs
-from .scan import KsmScan
+from .scan import MOST, KsmScan
 
 __all__ = ["Events", "Ksm"]
 
-_U32, _U64 = (1 << 32) - 1, (1 << 64) - 1
+_U32 = (1 << 32) - 1
+_LATEST = (1 << 62) - 1  # milliseconds
+# full scans without a change after which nothing more will merge by itself: the rest of one under way, one that notes
+# contents, one that compares them; with smart_scan those in which a page may be passed over besides
+_SETTLED, _SETTLED_SMART = 3, 10
 # slots of the ksm record's `advisor`: clock and CPU clock when the scan began, weighted change of scan times, seconds
 # of the last scan, the CPU clock now
 _SCAN_START, _CPU_START, _CHANGE, _LAST, _CPU_NOW = range(5)
 
 
-class Events:
+class Events(Strict):
     """What the ksm:* trace events of a Host show, as records; nothing is recorded until `on` is set.
 
     Attributes
@@ -34,23 +42,32 @@ class Events:
     Differs: ksm_advisor is left out; frames and mms are numbers of this Host.
     """
 
+    __slots__ = ("_bound", "_taken", "_lost")
+
     def __init__(self, world: _core.World):
-        self._ksm = world.arrays["ksm"]
-        self._ring = world.arrays["events"]
-        self._pos = world.arrays["event_pos"]
-        self._taken = int(self._pos[0])
-        self.lost = 0
+        self._bound = world
+        self._taken = int(world.arrays["event_pos"][0])
+        self._lost = 0
+
+    def _array(self, name: str) -> np.ndarray:
+        """An array of the Host, if it is still there."""
+        self._bound.live()
+        return self._bound.arrays[name]
 
     @property
     def on(self) -> bool:
-        return bool(self._ksm["events_on"][0])
+        return bool(self._array("ksm")["events_on"][0])
 
     @on.setter
     def on(self, value: bool) -> None:
-        self._ksm["events_on"][0] = bool(value)
+        self._array("ksm")["events_on"][0] = as_flag(value, "on")
+
+    @property
+    def lost(self) -> int:
+        return self._lost
 
     def __len__(self) -> int:
-        return min(int(self._pos[0]) - self._taken, len(self._ring))
+        return min(int(self._array("event_pos")[0]) - self._taken, len(self._array("events")))
 
     def take(self) -> np.ndarray:
         """Return the events since the last call, oldest first.
@@ -64,33 +81,24 @@ class Events:
             (an rmap_item left with its node): `a` frame of the KSM page, `b` rmap_item; RMK (a KSM page's node
             removed): `a` frame. `node` is the stable node where there is one.
         """
-        written = int(self._pos[0])
-        fresh = min(written - self._taken, len(self._ring))
-        self.lost += written - self._taken - fresh
+        ring, written = self._array("events"), int(self._array("event_pos")[0])
+        fresh = min(written - self._taken, len(ring))
+        self._lost += written - self._taken - fresh
         self._taken = written
         if not fresh:
             return np.empty(0, EVENT)
-        return self._ring[np.arange(written - fresh, written) % len(self._ring)].copy()
+        return ring[np.arange(written - fresh, written) % len(ring)].copy()
 
     def __repr__(self) -> str:
         return f"<Events {'on' if self.on else 'off'}, {len(self)} to take, {self.lost} lost>"
 
 
-def _knob(name: str, doc: str) -> property:
-    def fget(self):
-        return self._read(name)
-
-    def fset(self, value):
-        self.write(name, value)
-
-    return property(fget, fset, doc=doc)
-
-
-class Ksm:
+class Ksm(Strict, sysfs.Files):
     """KSM of a Host: tunables, counters and the daemon, which runs when told to.
 
-    Every tunable of /sys/kernel/mm/ksm is an attribute with the kernel's name and default. A value that the kernel
-    refuses raises `OSError` with the kernel's errno and changes nothing.
+    Every file of /sys/kernel/mm/ksm is an attribute with the kernel's name: tunables, with the kernel's defaults, may
+    be set, counters only read. A value that the kernel refuses raises `OSError` with the kernel's errno and changes
+    nothing; a name that there is not raises `AttributeError` and offers those that are close.
 
     Attributes
     ----------
@@ -107,44 +115,48 @@ class Ksm:
     `sysfs.advise`).
     """
 
+    __slots__ = ("_bound", "_scan", "_events", "__weakref__")
+
     def __init__(self, world: _core.World):
-        self._world = world
-        self._ksm = world.arrays["ksm"]
-        self._ctl = world.arrays["ctl"]
-        self._mms = world.arrays["mms"]
-        self._cursor = world.arrays["cursor"]
-        self.scan = KsmScan(world)
-        self.events = Events(world)
+        self._bound = world
+        self._scan = KsmScan(world)
+        self._events = Events(world)
         _engine.py_bind(world)
-        if self._ksm["max_page_sharing"][0] == 0:  # a record that was never used
+        ksm, ctl = world.arrays["ksm"], world.arrays["ctl"]
+        if ksm["max_page_sharing"][0] == 0:  # a record that was never used
             for knob in sysfs.KNOBS.values():
-                self._ksm[knob.field][0] = knob.default
-            self._ksm["long_wait"][0] = 1
-            self._ctl["stable_used"][0] = max(1, int(self._ctl["stable_used"][0]))
+                ksm[knob.field][0] = knob.default
+            ksm["long_wait"][0] = 1
+            ctl["stable_used"][0] = max(1, int(ctl["stable_used"][0]))
+
+    @property
+    def _world(self) -> _core.World:
+        """The binding, if the Host is still there."""
+        self._bound.live()
+        return self._bound
+
+    @property
+    def _ksm(self) -> np.ndarray:
+        return self._world.arrays["ksm"]
+
+    @property
+    def _cursor(self) -> np.ndarray:
+        return self._world.arrays["cursor"]
+
+    def _number(self, field: str) -> int:
+        return int(self._ksm[field][0])
+
+    @property
+    def scan(self) -> KsmScan:
+        return self._scan
+
+    @property
+    def events(self) -> Events:
+        return self._events
 
     # ---------------------------------------------------------- tunables
 
-    pages_to_scan = _knob("pages_to_scan", "Visits in a batch.")
-    sleep_millisecs = _knob("sleep_millisecs", "Milliseconds between batches; kept, but time is an input here.")
-    smart_scan = _knob("smart_scan", "1: pages that did not merge for long are skipped now and then.")
-    use_zero_pages = _knob("use_zero_pages", "1: empty pages are mapped to the shared zero page.")
-    max_page_sharing = _knob("max_page_sharing", "rmap_items that one KSM page takes.")
-    merge_across_nodes = _knob("merge_across_nodes", "0: only pages of one NUMA node are merged.")
-    stable_node_chains_prune_millisecs = _knob(
-        "stable_node_chains_prune_millisecs", "Milliseconds after which a passing search prunes a chain."
-    )
-    advisor_mode = _knob("advisor_mode", '"none" or "scan-time".')
-    advisor_max_cpu = _knob("advisor_max_cpu", "Percent of a CPU that the advisor lets ksmd use.")
-    advisor_min_pages_to_scan = _knob("advisor_min_pages_to_scan", "pages_to_scan that the advisor starts with.")
-    advisor_max_pages_to_scan = _knob("advisor_max_pages_to_scan", "Most pages_to_scan of the advisor.")
-    advisor_target_scan_time = _knob("advisor_target_scan_time", "Seconds a full scan should take with the advisor.")
-    run = _knob("run", "0 stopped, 1 merging, 2 stopped and everything unmerged.")
-
-    def _read(self, name: str) -> int | str:
-        number = int(self._ksm[sysfs.KNOBS[name].field][0])
-        return sysfs.ADVISORS[number] if name == "advisor_mode" else number & _U64
-
-    def write(self, name: str, value: int | str) -> None:
+    def write(self, name: str, value: SupportsIndex | str) -> None:
         """Write a tunable, as into its file.
 
         Parameters
@@ -158,15 +170,19 @@ class Ksm:
         ------
         OSError
             The write is refused, with the kernel's errno: EINVAL, ERANGE, or EBUSY (16) while something is merged.
+        TypeError
+            The value is neither an integer (bool is taken) nor a text.
         AttributeError
             There is no tunable of this name.
 
         Models: the store functions of /sys/kernel/mm/ksm of Linux 6.18. Differs: nothing known.
         """
+        if name in sysfs.COUNTERS:
+            raise AttributeError(f"{name} is a counter: KSM counts it, it can only be read")
         if name not in sysfs.KNOBS:
-            raise AttributeError(f"no tunable {name!r}: there are {', '.join(sysfs.KNOBS)}")
+            raise misspelt(sysfs.Files, name)
         knob = sysfs.KNOBS[name]
-        number = knob.read(name, value)
+        number = knob.read(value)
         if name == "run":
             self._set_run(number)
             return
@@ -179,7 +195,7 @@ class Ksm:
                 raise sysfs.refuse(errno.EBUSY, name, value)
         self._ksm[knob.field][0] = number - (1 << 64) if number >= 1 << 63 else number
         if name == "advisor_mode" and number != old:
-            pages = sysfs.PAGES_TO_SCAN_DEFAULT if number == 0 else self._read("advisor_min_pages_to_scan") & _U32
+            pages = sysfs.PAGES_TO_SCAN_DEFAULT if number == 0 else self.advisor_min_pages_to_scan & _U32
             self._ksm["pages_to_scan"][0] = pages
             self._ksm["advisor"][0, :_CPU_NOW] = 0
 
@@ -200,9 +216,7 @@ class Ksm:
 
     @now_ms.setter
     def now_ms(self, value: int) -> None:
-        if not 0 <= value < 1 << 62:
-            raise ValueError(f"now_ms {value}: must be from 0 to 2**62 - 1")
-        self._ksm["now_ms"][0] = value
+        self._ksm["now_ms"][0] = as_int(value, "now_ms", 0, _LATEST)
 
     @property
     def cpu_ms(self) -> int:
@@ -210,9 +224,7 @@ class Ksm:
 
     @cpu_ms.setter
     def cpu_ms(self, value: int) -> None:
-        if not 0 <= value < 1 << 62:
-            raise ValueError(f"cpu_ms {value}: must be from 0 to 2**62 - 1")
-        self._ksm["advisor"][0, _CPU_NOW] = value
+        self._ksm["advisor"][0, _CPU_NOW] = as_int(value, "cpu_ms", 0, _LATEST)
 
     # ---------------------------------------------------------- counters
 
@@ -227,25 +239,20 @@ class Ksm:
         Models: /sys/kernel/mm/ksm of Linux 6.18. Differs: ksm_swpin_copy is left out.
         """
         rec = self._ksm[0]
-        out = {name: int(rec[field]) if field else 0 for name, field in sysfs.COUNTERS.items()}
-        items = int(self._ctl["items_live"][0])
+        out = {name: int(rec[row.field]) if row.field else 0 for name, row in sysfs.COUNTERS.items()}
+        items = int(self._world.arrays["ctl"]["items_live"][0])
         sharing = out["pages_sharing"]
         out["full_scans"] = int(self._cursor["seqnr"][0])
         out["pages_volatile"] = max(0, items - out["pages_shared"] - sharing - out["pages_unshared"])
-        out["general_profit"] = (sharing + out["ksm_zero_pages"]) * sysfs.PAGE_SIZE - items * sysfs.RMAP_ITEM_SIZE
+        out["general_profit"] = (sharing + out["ksm_zero_pages"]) * PAGE_SIZE - items * sysfs.RMAP_ITEM_SIZE
         return out
-
-    def __getattr__(self, name: str) -> int:
-        if name in sysfs.COUNTERS:
-            return self.counters()[name]
-        raise AttributeError(f"KSM has no tunable or counter {name!r}")
 
     # ---------------------------------------------------------- the daemon
 
     @property
     def registered(self) -> bool:
         """Whether any process is on the list."""
-        return bool(self._mms[0]["slot_next"])
+        return bool(self._world.arrays["mms"][0]["slot_next"])
 
     def do_scan(self, n: int | None = None) -> int:
         """Do one batch, whatever `run` says.
@@ -262,17 +269,14 @@ class Ksm:
 
         Raises
         ------
-        ValueError
-            `n` is negative.
+        ValueError, TypeError
+            `n` is negative, or no integer.
         BadEntryError, ArenaFullError
             As `KsmScan.scan`; what was merged before stays so.
 
         Models: ksm_do_scan() of Linux 6.18. Differs: nothing known.
         """
-        if n is None:
-            n = self.pages_to_scan
-        if not 0 <= n < 1 << 63:
-            raise ValueError(f"n {n}: must be from 0 to 2**63 - 1")
+        n = self.pages_to_scan if n is None else as_int(n, "n", 0, MOST)
         cursor = self._cursor
         if n and not cursor["slot"][0] and self.registered:
             self._ksm["advisor"][0, [_SCAN_START, _CPU_START]] = self.now_ms, self.cpu_ms
@@ -284,20 +288,112 @@ class Ksm:
             self.scan._fail(code)
         return done
 
+    def full_scan(self) -> int:
+        """Let ksmd go on to the end of the full scan it is in, or of the next one if it is between two.
+
+        Whatever `run` says, and as one batch: how many batches it takes changes nothing but work counts.
+
+        Returns
+        -------
+        int
+            Visits made, pages; 0 where no process is registered.
+
+        Raises
+        ------
+        BadEntryError, ArenaFullError
+            As `do_scan`.
+
+        Models: ksm_do_scan() of Linux 6.18, called until full_scans rises. Differs: nothing known.
+        """
+        before, done = self.full_scans, 0
+        while self.registered and self.full_scans == before:
+            done += self.do_scan(MOST)
+        return done
+
+    def run_until(
+        self,
+        until: Callable[[Ksm], object] | None = None,
+        *,
+        limit: int = 1000,
+        each: Literal["full scan", "batch"] = "full scan",
+    ) -> np.ndarray:
+        """Let ksmd work until a condition holds, and return the counters over time.
+
+        Parameters
+        ----------
+        until : callable, optional
+            Called with this Ksm after each step; anything true ends it. Left out: until what is merged is settled,
+            which is when pages_shared, pages_sharing and ksm_zero_pages have stayed as they are for three full scans,
+            or, with smart_scan, for ten (it passes over a page for up to eight).
+        limit : int
+            Steps at most.
+        each : {"full scan", "batch"}
+            What a step is: a `full_scan`, or a `do_scan` of pages_to_scan visits.
+
+        Returns
+        -------
+        ndarray of sysfs.COUNTERS_DTYPE, shape (steps,)
+            A row a step, a field a counter, int64: general_profit in bytes, pages_* and ksm_zero_pages in pages,
+            full_scans in scans, stable_node_* in nodes; `pandas.DataFrame` takes it as it is. As many rows as
+            `limit`: it may have ended there. No row: no process is registered.
+
+        Raises
+        ------
+        BadEntryError, ArenaFullError
+            As `do_scan`.
+        ValueError, TypeError
+            `limit` is no positive integer; there is no such `each`.
+
+        Examples
+        --------
+        >>> from ksmwalk import Host
+        >>> host = Host(4096)
+        >>> mm = host.new_mm()
+        >>> start = mm.mmap(3 * 4096)
+        >>> mm.write(start, [7, 7, 8])
+        >>> mm.madvise(start, 3 * 4096, "mergeable")
+        >>> host.ksm.run_until(lambda ksm: ksm.pages_sharing)["pages_sharing"].tolist()
+        [0, 1]
+
+        Models: nothing of Linux, it only calls what does. Differs: nothing known.
+        """
+        limit = as_int(limit, "limit", 1, MOST)
+        if each not in ("full scan", "batch"):
+            raise ValueError(f'each {each!r}: must be "full scan" or "batch"')
+        rows: list[tuple[int, ...]] = []
+        merged, since = self._merged(), self.full_scans
+        while len(rows) < limit and self.registered:
+            if each == "batch":
+                self.do_scan()
+            else:
+                self.full_scan()
+            rows.append(tuple(self.counters().values()))
+            if until is not None:
+                if until(self):
+                    break
+                continue
+            if self._merged() != merged:
+                merged, since = self._merged(), self.full_scans
+            if self.full_scans - since >= (_SETTLED_SMART if self.smart_scan else _SETTLED):
+                break
+        return np.array(rows, sysfs.COUNTERS_DTYPE)
+
+    def _merged(self) -> tuple[int, ...]:
+        return self.pages_shared, self.pages_sharing, self.ksm_zero_pages
+
     def _advise(self) -> None:
         advisor = self._ksm["advisor"][0]
-        names = {
-            "max_cpu": "advisor_max_cpu",
-            "max_pages": "advisor_max_pages_to_scan",
-            "target": "advisor_target_scan_time",
-        }
         pages, change, seconds = sysfs.advise(
             self.pages_to_scan,
             int(advisor[_CHANGE]),
             int(advisor[_LAST]),
             self.now_ms - int(advisor[_SCAN_START]),
             self.cpu_ms - int(advisor[_CPU_START]),
-            {key: self._read(name) for key, name in names.items()},
+            {
+                "max_cpu": self.advisor_max_cpu,
+                "max_pages": self.advisor_max_pages_to_scan,
+                "target": self.advisor_target_scan_time,
+            },
         )
         self._ksm["pages_to_scan"][0] = min(pages, _U32)
         advisor[_CHANGE] = min(change, _U32)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from .. import _core
-from ..errors import BadEntryError, check
+from typing import Any
+
+import numpy as np
+
+from ..errors import BadEntryError, Strict, check
+from ..gate import as_flag, as_int
 from ..layout import Bad, Code, Strategy
 from . import _cursor
 from .rmap import RmapItem
 
+#: most visits that may be asked for at once
+MOST = (1 << 63) - 1
 STRATEGIES = {"range": Strategy.RANGE, "per-address": Strategy.PER_ADDRESS}
 
 
-class KsmScan(_cursor.Cursor):
+class KsmScan(Strict, _cursor.Cursor):
     """The cursor of one KSM over the mergeable pages of a Host.
 
     A Host makes it: `host.ksm.scan`. Every state it has is in the Host's `cursor` record.
@@ -35,20 +41,21 @@ class KsmScan(_cursor.Cursor):
     Differs: nothing known.
     """
 
-    def __init__(self, world: _core.World):
-        super().__init__(world)
-        self._world = world
-        self._cursor = world.arrays["cursor"]
+    __slots__ = ()
 
     # ---------------------------------------------------------- the cursor's record
 
     @property
-    def mm_slot(self):
+    def _cursor(self) -> np.ndarray:
+        return self._world.arrays["cursor"]
+
+    @property
+    def mm_slot(self) -> Any:
         number = int(self._cursor["slot"][0])
+        host = self._world.live()
         if not number:
             return None
-        owner = self._world.owner
-        return number if owner is None else owner().mm_by_number(number)
+        return number if host is None else host.mm_by_number(number)
 
     @property
     def address(self) -> int:
@@ -69,7 +76,7 @@ class KsmScan(_cursor.Cursor):
 
     @strategy.setter
     def strategy(self, name: str) -> None:
-        if name not in STRATEGIES:
+        if not isinstance(name, str) or name not in STRATEGIES:
             raise ValueError(f"strategy {name!r}: must be one of {', '.join(STRATEGIES)}")
         self._cursor["strategy"][0] = STRATEGIES[name]
 
@@ -79,7 +86,7 @@ class KsmScan(_cursor.Cursor):
 
     @real_lookups.setter
     def real_lookups(self, on: bool) -> None:
-        self._cursor["real_lookups"][0] = bool(on)
+        self._cursor["real_lookups"][0] = as_flag(on, "real_lookups")
 
     # ---------------------------------------------------------- scanning
 
@@ -88,6 +95,11 @@ class KsmScan(_cursor.Cursor):
 
         A batch ends at the end of a full scan and never goes on into the next one.
 
+        Parameters
+        ----------
+        n : int
+            Pages at most.
+
         Returns
         -------
         int
@@ -95,15 +107,14 @@ class KsmScan(_cursor.Cursor):
 
         Raises
         ------
-        ValueError
-            `n` is negative.
+        ValueError, TypeError
+            `n` is negative, or no integer.
         BadEntryError, ArenaFullError
             As `scan_get_next_rmap_item`; pages handed out before stay handed out.
 
         Models: the loop of ksm_do_scan() of Linux 6.18 without its merging. Differs: nothing known.
         """
-        if not 0 <= n < 1 << 63:
-            raise ValueError(f"n {n}: must be from 0 to 2**63 - 1")
+        n = as_int(n, "n", 0, MOST)
         done, code = _cursor.py_scan_batch(self._world, n)
         if code:
             self._fail(code)

@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import errno
+import operator
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Generic, Never, NoReturn, Self, SupportsIndex, TypeVar, overload
 
-#: counters in the order of this table: name -> field of the `ksm` record, None where it is worked out
-COUNTERS = {
-    "pages_scanned": "pages_scanned",
-    "pages_skipped": "pages_skipped",
-    "full_scans": None,
-    "pages_shared": "pages_shared",
-    "pages_sharing": "pages_sharing",
-    "pages_unshared": "pages_unshared",
-    "pages_volatile": None,
-    "ksm_zero_pages": "zero_pages",
-    "stable_node_chains": "chains",
-    "stable_node_dups": "dups",
-    "general_profit": None,
-}
+import numpy as np
+
+from ..gate import MAX_U64, shown
+
+T = TypeVar("T")
 
 #: bytes the kernel spends on one rmap_item, for the profit
 RMAP_ITEM_SIZE = 64
-PAGE_SIZE = 4096
 
 ADVISORS = ("none", "scan-time")
 #: pages_to_scan when the advisor is switched off; switched on it starts at advisor_min_pages_to_scan
@@ -37,11 +28,14 @@ def refuse(code: int, knob: str, value: object) -> OSError:
     return OSError(code, f"{os.strerror(code)}: {knob} = {value!r}")
 
 
-def _text(value: object) -> str:
+def _text(value: object, name: str) -> str:
     """What would be written into the file."""
-    if isinstance(value, bool):
-        return str(int(value))
-    return str(value)
+    if isinstance(value, str):
+        return value
+    try:
+        return str(int(value) if isinstance(value, np.bool_) else operator.index(value))  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name} {shown(value)}: must be an integer, or the text that would be written") from None
 
 
 def _number(bits: int, signed: bool, too_big: int) -> Callable[[str], int]:
@@ -82,50 +76,177 @@ _u64_erange = _number(64, False, errno.ERANGE)
 _i32_erange = _number(31 + 1, True, errno.ERANGE)
 
 
-@dataclass(frozen=True)
-class Knob:
-    """One tunable: where it is kept, its default, how a written text is read, and the values that are then allowed."""
+class Knob(Generic[T]):
+    """One tunable: an attribute of `Files`, where it is kept, its default, how a written text is read.
 
-    field: str
-    default: int
-    parse: Callable[[str], int]
-    low: int = 0
-    high: int = (1 << 64) - 1
-    kept: int = (1 << 64) - 1  # bits of the number that are kept
+    Parameters
+    ----------
+    doc : str
+        What it does, for `help`.
+    field : str
+        Field of the `ksm` record.
+    default : int
+    parse : callable
+        What the kernel makes of a written text; ValueError(errno) where it refuses it.
+    low, high : int
+        Numbers that are allowed then.
+    kept : int
+        Bits of the number that are kept.
+    """
 
-    def read(self, name: str, value: object) -> int:
+    name: str
+
+    def __init__(
+        self, doc: str, field: str, default: int, parse: Callable[[str], int], low: int = 0, high: int = MAX_U64,
+        *, kept: int = MAX_U64,
+    ):  # fmt: skip
+        self.__doc__ = doc
+        self.field, self.default, self.parse = field, default, parse
+        self.low, self.high, self.kept = low, high, kept
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, ksm: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, ksm: Files, owner: type) -> T: ...
+    def __get__(self, ksm: Files | None, owner: type) -> Self | T:
+        return self if ksm is None else self.show(ksm._number(self.field))
+
+    def __set__(self, ksm: Files, value: SupportsIndex | str) -> None:
+        ksm.write(self.name, value)
+
+    def show(self, number: int) -> T:
+        """What the file shows for the number that is kept."""
+        raise NotImplementedError
+
+    def read(self, value: object) -> int:
         """The number a write of `value` would set.
 
         Raises
         ------
         OSError
             What the kernel's write gives: EINVAL, or ERANGE where it is that.
+        TypeError
+            Neither an integer nor a text.
         """
         try:
-            number = self.parse(_text(value))
+            number = self.parse(_text(value, self.name))
         except ValueError as err:
-            raise refuse(err.args[0], name, value) from None
+            raise refuse(err.args[0], self.name, value) from None
         if not self.low <= number <= self.high:
-            raise refuse(errno.EINVAL, name, value)
+            raise refuse(errno.EINVAL, self.name, value)
         return number & self.kept
 
 
-#: every tunable, with the kernel's name; `run` has its own door
-KNOBS = {
-    "run": Knob("run", 0, _u32, 0, 2),
-    "pages_to_scan": Knob("pages_to_scan", PAGES_TO_SCAN_DEFAULT, _u32),
-    "sleep_millisecs": Knob("sleep_millisecs", 20, _u32),
-    "smart_scan": Knob("smart_scan", 1, _bool),
-    "use_zero_pages": Knob("use_zero_pages", 0, _bool),
-    "max_page_sharing": Knob("max_page_sharing", 256, _i32_erange, 2),
-    "merge_across_nodes": Knob("merge_across_nodes", 1, _u64_erange, 0, 1),
-    "stable_node_chains_prune_millisecs": Knob("prune_millisecs", 2000, _u32),
-    "advisor_mode": Knob("advisor_mode", 0, _mode),
-    "advisor_max_cpu": Knob("advisor_max_cpu", 70, _u64, kept=(1 << 32) - 1),
-    "advisor_min_pages_to_scan": Knob("advisor_min_pages", 500, _u64),
-    "advisor_max_pages_to_scan": Knob("advisor_max_pages", 30000, _u64),
-    "advisor_target_scan_time": Knob("advisor_target", 200, _u64, 1),
-}
+class Number(Knob[int]):
+    """A tunable that holds a number."""
+
+    def show(self, number: int) -> int:
+        return number & MAX_U64
+
+
+class Choice(Knob[str]):
+    """A tunable that holds one of `ADVISORS`."""
+
+    def show(self, number: int) -> str:
+        return ADVISORS[number]
+
+
+class Counter:
+    """One counter: an attribute of `Files` that can only be read.
+
+    Parameters
+    ----------
+    doc : str
+        What it counts.
+    field : str, optional
+        Field of the `ksm` record; left out where it is worked out (`Files.counters`).
+    """
+
+    name: str
+
+    def __init__(self, doc: str, field: str | None = None):
+        self.__doc__ = doc
+        self.field = field
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, ksm: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, ksm: Files, owner: type) -> int: ...
+    def __get__(self, ksm: Files | None, owner: type) -> Self | int:
+        if ksm is None:
+            return self
+        return ksm._number(self.field) if self.field else ksm.counters()[self.name]
+
+    def __set__(self, ksm: Files, value: Never) -> NoReturn:
+        raise AttributeError(f"{self.name} is a counter: KSM counts it, it can only be read")
+
+
+class Files:
+    """The files of /sys/kernel/mm/ksm, each an attribute: one row here, one field of kw_ksm in _layout.h."""
+
+    __slots__ = ()
+
+    run = Number("0 stopped, 1 merging, 2 stopped and everything unmerged.", "run", 0, _u32, 0, 2)
+    pages_to_scan = Number("Visits in a batch.", "pages_to_scan", PAGES_TO_SCAN_DEFAULT, _u32)
+    sleep_millisecs = Number(
+        "Milliseconds between batches; kept, but time is an input here.", "sleep_millisecs", 20, _u32
+    )
+    smart_scan = Number("1: pages that did not merge for long are skipped now and then.", "smart_scan", 1, _bool)
+    use_zero_pages = Number("1: empty pages are mapped to the shared zero page.", "use_zero_pages", 0, _bool)
+    max_page_sharing = Number("rmap_items that one KSM page takes.", "max_page_sharing", 256, _i32_erange, 2)
+    merge_across_nodes = Number(
+        "0: only pages of one NUMA node are merged.", "merge_across_nodes", 1, _u64_erange, 0, 1
+    )
+    stable_node_chains_prune_millisecs = Number(
+        "Milliseconds after which a passing search prunes a chain.", "prune_millisecs", 2000, _u32
+    )
+    advisor_mode = Choice('"none" or "scan-time".', "advisor_mode", 0, _mode)
+    advisor_max_cpu = Number(
+        "Percent of a CPU that the advisor lets ksmd use.", "advisor_max_cpu", 70, _u64, kept=(1 << 32) - 1
+    )
+    advisor_min_pages_to_scan = Number("pages_to_scan that the advisor starts with.", "advisor_min_pages", 500, _u64)
+    advisor_max_pages_to_scan = Number("Most pages_to_scan of the advisor.", "advisor_max_pages", 30000, _u64)
+    advisor_target_scan_time = Number(
+        "Seconds a full scan should take with the advisor.", "advisor_target", 200, _u64, 1
+    )
+
+    pages_scanned = Counter("Visits so far, pages.", "pages_scanned")
+    pages_skipped = Counter("Pages that smart_scan skipped so far.", "pages_skipped")
+    full_scans = Counter("Full scans completed.")
+    pages_shared = Counter("KSM pages: what is kept of the pages that were merged.", "pages_shared")
+    pages_sharing = Counter("Mappings of KSM pages beyond the first: pages that are saved.", "pages_sharing")
+    pages_unshared = Counter("Pages that were compared and are unlike all others.", "pages_unshared")
+    pages_volatile = Counter("Pages that changed too fast, or were not looked at twice yet.")
+    ksm_zero_pages = Counter("Mappings of the shared zero page that KSM placed.", "zero_pages")
+    stable_node_chains = Counter("Contents with more than one KSM page.", "chains")
+    stable_node_dups = Counter("KSM pages of such contents.", "dups")
+    general_profit = Counter("Bytes saved, less what the rmap_items cost; may be negative.")
+
+    def write(self, name: str, value: SupportsIndex | str) -> None:
+        """Write a tunable."""
+        raise NotImplementedError
+
+    def counters(self) -> dict[str, int]:
+        """All counters, by name."""
+        raise NotImplementedError
+
+    def _number(self, field: str) -> int:
+        """A field of the `ksm` record."""
+        raise NotImplementedError
+
+
+#: every tunable and every counter by the kernel's name, in the order of `Files`
+KNOBS: dict[str, Knob[int] | Knob[str]] = {name: row for name, row in vars(Files).items() if isinstance(row, Knob)}
+COUNTERS: dict[str, Counter] = {name: row for name, row in vars(Files).items() if isinstance(row, Counter)}
+
+#: one moment of all counters, a field each
+COUNTERS_DTYPE = np.dtype([(name, np.int64) for name in COUNTERS])
 
 
 def advise(

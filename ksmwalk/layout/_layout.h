@@ -116,7 +116,7 @@ enum {
     KW_OK = 0,
     KW_NONE = -1,             /* nothing there: an answer, not an error */
     /* Errors that no errno stands for: below all of those (4095 is the highest). */
-    KW_EBADENTRY = -5001,     /* an entry that can't be followed; the details are in kw_bad */
+    KW_EBADENTRY = -5001,     /* an entry that can't be followed: kw_world.bad */
     KW_ENOROWS = -5002,       /* arena of table pages full */
     KW_ENOFRAMES = -5003,     /* no frame left */
     KW_ENOITEMS = -5004,
@@ -246,6 +246,7 @@ typedef struct {
     int64_t levels;
     int64_t thp;           /* huge pages for anonymous memory: THP_* */
     int64_t vma_serial;    /* vmas ever made */
+    int64_t changes;       /* raised with every epoch: what looked before can tell in one read that something changed */
     int64_t mm_serial;     /* address spaces ever made */
     int64_t lru[64];       /* pfns in the batch */
 } kw_ctl;
@@ -261,9 +262,9 @@ typedef struct {
     int64_t migrate;       /* first stable node waiting to change its NUMA tree, 0: none */
     int64_t events_on;
     int64_t long_wait;     /* ksmd found nothing to do and sleeps until somebody registers */
-    int64_t generation;    /* raised when an mm's epoch was found to have moved between batches */
+    int64_t generation;    /* raised when others were found to have changed an mm since the engine looked last */
     int64_t tree_generation; /* generation when the unstable trees were emptied last */
-    int64_t epoch_sum;     /* sum of the epochs at the end of the last batch */
+    int64_t changes_seen;  /* ctl.changes when the engine looked last, its own changes included */
     int64_t advisor[8];    /* the advisor's own state */
 } kw_ksm;
 
@@ -348,6 +349,7 @@ struct kw_world {
      * used are kept: up to the field of the same name that ends in _used where the length ends in _cap. */
     kw_ctl *ctl;           /* [1] */
     uint64_t *rows;        /* [rows_cap][512] table pages; row number = frame number of the table page */
+    int32_t *r_owner;      /* [rows_cap] whose table page it is: number of the mm * 8 + level; 0: free */
     kw_vma *vmas;          /* [vmas_cap] */
     kw_mm *mms;            /* [mms_cap] */
     kw_item *items;        /* [items_cap]~ */
@@ -356,6 +358,7 @@ struct kw_world {
     kw_ksm *ksm;           /* [1] */
     kw_cursor *cursor;     /* [1] */
     kw_work *work;         /* [1] */
+    kw_bad *bad;           /* [1] the entry that ended the last call with KW_EBADENTRY */
     int32_t *trees;        /* [2*nr_nodes] root of the stable (0) and unstable (1) tree of a NUMA node */
     /* frames, indexed by pfn */
     uint16_t *f_flags;     /* [nr_frames]~ FRAME_* bits */
@@ -378,5 +381,8 @@ struct kw_world {
     void (*leave_tree)(kw_world *w, int32_t item);
     /* What the merge engine does when a new full scan starts (drain LRU batches, drop nodes to migrate); or NULL. */
     void (*start_scan)(kw_world *w);
+    /* Table pages freed since the arrays were bound: whoever keeps a pointer into a table across a call that may free
+     * some looks whether it moved. */
+    int64_t rows_freed;
 };
 #endif

@@ -1,6 +1,6 @@
 # The contract of areas, for those who `cimport ksmwalk.memory._areas`. Same rules as _frames.pxd. Calls that may be
 # refused as a system call is answer -errno.
-from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.stdint cimport int32_t, uint64_t
 
 from ksmwalk.layout._layout cimport *
 
@@ -13,15 +13,12 @@ cdef enum:
 # ------------------------------------------------------------------ address spaces and objects
 
 cdef int32_t mm_alloc(kw_world *w) noexcept nogil
-    # A record of an address space with an empty top table; KW_NONE: no record, KW_ENOROWS: no table.
+    # A record of an address space with an empty top table; KW_ENOMMS: no record, KW_ENOROWS: no table.
 cdef void mm_free(kw_world *w, int32_t mm) noexcept nogil
 cdef void drop_tables(kw_world *w, int32_t mm) noexcept nogil
     # All tables of an mm whose leaves are gone, the top one included.
 cdef void backing_put(kw_world *w, int32_t backing) noexcept nogil
     # One user (vma, or the one who made it) less; the object goes with its last.
-
-cdef inline int64_t rows_left(kw_world *w) noexcept nogil:
-    return w.ctl.rows_cap - 1 - w.ctl.rows_live
 
 # ------------------------------------------------------------------ the look-up
 
@@ -29,6 +26,12 @@ cdef int32_t vma_find(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil
     # The vma that contains addr, 0: none.
 cdef int32_t vma_find_from(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil
     # The lowest vma that ends above addr (the kernel's find_vma), 0: none.
+cdef inline uint64_t user_end(kw_world *w) noexcept nogil:
+    # First address beyond user memory.
+    return ((<uint64_t>1) << (47 if w.ctl.levels == 4 else 56)) - KW_PAGE_SIZE
+
+cdef uint64_t find_place(kw_world *w, int32_t mm, uint64_t length, uint64_t align) noexcept nogil
+    # Start of the highest free place, as the kernel picks one for mmap; 0: none.
 cdef int32_t last_vma(kw_world *w, int32_t mm) noexcept nogil
     # The highest vma, 0: none.
 

@@ -4,14 +4,20 @@ The contract of every function stands in `_areas.pxd`.
 """
 from libc.errno cimport ENOMEM
 from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.string cimport memset
 
-from ksmwalk._core cimport entry_leaf, entry_pfn, level_size, pmd_find, row_alloc, row_free
-from ksmwalk.memory._frames cimport folio_put
+from ksmwalk._core cimport (
+    child_row, entry_leaf, level_size, pmd_find, row_alloc, row_free, row_owner, rows_left,
+)
+from ksmwalk.memory._frames cimport folio_put, normal_pfn
 from ksmwalk.memory._leaves cimport free_tables, pmd_split, touched
 from ksmwalk.layout._layout cimport *
 
+from ksmwalk.layout._poison cimport kw_poison, kw_unpoison
 
-from libc.string cimport memset
+
+cdef uint64_t LOWEST = 0x10000            # vm.mmap_min_addr
+cdef uint64_t HIGHEST = 0x7ffff7fff000    # where mmap begins, below a stack
 
 
 # ------------------------------------------------------------------ address spaces
@@ -44,14 +50,14 @@ cdef int32_t mm_alloc(kw_world *w) noexcept nogil:
         c.mms_used += 1
     m = &w.mms[mm]
     # The epoch goes on where the last user of the record left it: nobody may take the one for the other.
-    m.epoch += 1
+    touched(w, mm)
     m.flags = MM_USED
     m.vma_first = m.slot_next = m.slot_prev = m.rmap_list = m.nr_vmas = 0
     m.nr_rmap_items = m.nr_merging = m.nr_zero = m.users = m.nr_pages = 0
     m.nid = m.vma_hint = 0
     c.mm_serial += 1
     m.serial = c.mm_serial
-    m.root = row_alloc(w)
+    m.root = row_alloc(w, row_owner(mm, <int>c.levels))
     m.nr_tables = 1
     return mm
 
@@ -84,17 +90,21 @@ cdef void backing_put(kw_world *w, int32_t backing) noexcept nogil:
 
 
 cdef void backing_clear(kw_world *w, int32_t backing, int64_t row, int level) noexcept nogil:
-    cdef uint64_t e
+    cdef uint64_t *p = w.rows + row * 512
+    cdef int64_t child, pfn
     cdef int i
     for i in range(512):
-        e = w.rows[row * 512 + i]
-        if e == 0:
+        if p[i] == 0:
             continue
-        if level == 1 or entry_leaf(e, level):
-            w.rows[row * 512 + i] = 0
-            folio_put(w, <int64_t>entry_pfn(e, level))
-        else:
-            backing_clear(w, backing, <int64_t>entry_pfn(e, level), level - 1)
+        if entry_leaf(p[i], level):
+            pfn = normal_pfn(w, p[i], level)
+            p[i] = 0
+            if pfn >= 0:
+                folio_put(w, pfn)
+            continue
+        child = child_row(w, p + i)
+        if child >= 0:
+            backing_clear(w, backing, child, level - 1)
 
 
 # ------------------------------------------------------------------ the look-up
@@ -115,6 +125,30 @@ cdef int32_t vma_find_from(kw_world *w, int32_t mm, uint64_t addr) noexcept nogi
 cdef int32_t vma_find(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil:
     cdef int32_t v = vma_find_from(w, mm, addr)
     return v if v and w.vmas[v].start <= addr else 0
+
+
+cdef uint64_t gap_end(kw_world *w, int32_t mm, uint64_t length, uint64_t high) noexcept nogil:
+    """End of the highest gap of at least `length` bytes below `high`, 0: none."""
+    cdef uint64_t best = 0, at = LOWEST, end
+    cdef int32_t v = w.mms[mm].vma_first
+    while True:
+        end = min(w.vmas[v].start, high) if v else high
+        if end > at and end - at >= length:
+            best = end
+        if v == 0:
+            return best
+        at = max(at, w.vmas[v].end)
+        v = w.vmas[v].next
+
+
+cdef uint64_t find_place(kw_world *w, int32_t mm, uint64_t length, uint64_t align) noexcept nogil:
+    cdef uint64_t high = min(user_end(w), HIGHEST), end
+    if align > KW_PAGE_SIZE:
+        end = gap_end(w, mm, length + align, high)
+        if end:
+            return (end - length) & ~(align - 1)
+    end = gap_end(w, mm, length, high)
+    return end - length if end else 0
 
 
 cdef int32_t last_vma(kw_world *w, int32_t mm) noexcept nogil:
@@ -139,6 +173,7 @@ cdef int32_t vma_alloc(kw_world *w, int32_t mm) noexcept nogil:
             return KW_ENOVMAS
         v = <int32_t>c.vmas_used
         c.vmas_used += 1
+    kw_unpoison(&w.vmas[v], sizeof(kw_vma))
     memset(&w.vmas[v], 0, sizeof(kw_vma))
     c.vma_serial += 1
     w.vmas[v].serial = c.vma_serial
@@ -172,12 +207,14 @@ cdef void vma_free(kw_world *w, int32_t v) noexcept nogil:
     if next:
         w.vmas[next].prev = prev
     w.mms[mm].nr_vmas -= 1
-    w.mms[mm].epoch += 1
+    touched(w, mm)
     if w.cursor.vma == v:
         w.cursor.vma = 0
     memset(&w.vmas[v], 0, sizeof(kw_vma))
     w.vmas[v].next = <int32_t>w.ctl.vmas_free
     w.ctl.vmas_free = v
+    kw_poison(&w.vmas[v], 32)  # not the links, nor `mm`, which tells that a hint is stale
+    kw_poison(<char *>&w.vmas[v] + 48, sizeof(kw_vma) - 48)
     backing_put(w, backing)
 
 

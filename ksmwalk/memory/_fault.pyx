@@ -6,14 +6,14 @@ from libc.errno cimport EFAULT
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from ksmwalk._core cimport (
-    entry_leaf, entry_none, entry_pfn, leaf_find, level_size, make_entry, make_leaf, pmd_make, pmd_present,
-    pte_find, pte_make, pte_present,
+    entry_leaf, entry_none, entry_pfn, interrupted, interrupted_at, leaf_find, level_size, make_entry,
+    make_leaf, mm_changed, no_entry, pmd_make, pmd_present, pte_find, pte_make, pte_present,
 )
 from ksmwalk.memory._frames cimport (
     folio_get, folio_mappings, frame_alloc, frame_map, frame_new, frame_unmap, huge_alloc, huge_map,
     huge_unmap, hugetlb_alloc, lru_add, normal_pfn,
 )
-from ksmwalk.memory._leaves cimport ksm_zero_gone, pmd_split, prot_bits, pte_ksm_zero, touched
+from ksmwalk.memory._leaves cimport huge_flags, ksm_zero_gone, pmd_split, prot_bits, pte_ksm_zero, touched
 from ksmwalk.memory._areas cimport anon_vma_prepare, vma_find, vma_find_from
 from ksmwalk.memory._folio cimport make_huge_zero, map_huge, page_ours
 from ksmwalk.layout._layout cimport *
@@ -42,7 +42,7 @@ cdef int64_t backing_page(kw_world *w, int32_t backing, uint64_t pgoff, bint hug
     else:
         p = pte_make(w, backing, pgoff << 12)
     if p == NULL:
-        return KW_ENOROWS
+        return no_entry(w, backing, pgoff << 12)
     if p[0]:
         return <int64_t>entry_pfn(p[0], 2 if huge else 1)
     if huge:
@@ -93,11 +93,11 @@ cdef int write_huge(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t 
 
 cdef int write_hugetlb(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t key, int mode) noexcept nogil:
     cdef uint64_t *pmd = pmd_make(w, mm, addr)
-    cdef uint64_t base = addr & ~(KW_PMD_SIZE - 1), flags
+    cdef uint64_t base = addr & ~(KW_PMD_SIZE - 1)
     cdef int64_t old = KW_NONE, pfn, sub = <int64_t>((addr - base) >> 12)
     cdef int i
     if pmd == NULL:
-        return KW_ENOROWS
+        return no_entry(w, mm, addr)
     if not entry_none(pmd[0]):
         old = normal_pfn(w, pmd[0], 2)
         if old < 0:
@@ -119,8 +119,7 @@ cdef int write_hugetlb(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64
     pfn = hugetlb_alloc(w, w.mms[mm].nid)
     if pfn < 0:
         return KW_ENOFRAMES
-    flags = prot_bits(v.flags) | PTE_PS | PTE_D | (PTE_RW if v.flags & VM_WRITE else 0)
-    pmd[0] = make_leaf(<uint64_t>pfn, flags, 2)
+    pmd[0] = make_leaf(<uint64_t>pfn, huge_flags(v.flags), 2)
     huge_map(w, pfn)
     if old >= 0:
         for i in range(512):
@@ -214,7 +213,7 @@ cdef int fault_write(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t
         return write_hugetlb(w, mm, v, addr, key, mode)
     pmd = pmd_make(w, mm, addr)
     if pmd == NULL:
-        return KW_ENOROWS
+        return no_entry(w, mm, addr)
     if entry_none(pmd[0]):
         if thp_fits(w, mm, v, addr):
             anon_vma_prepare(w, v)
@@ -229,7 +228,7 @@ cdef int fault_write(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t
             return rc if rc < 0 else KW_OK
     pte = pte_make(w, mm, addr)
     if pte == NULL:
-        return KW_ENOROWS
+        return no_entry(w, mm, addr)
     return write_pte(w, mm, v, addr, pte, key, mode)
 
 
@@ -252,7 +251,7 @@ cdef int64_t fault_read(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, int m
         return -EFAULT
     pmd = pmd_make(w, mm, addr)
     if pmd == NULL:
-        return KW_ENOROWS
+        return no_entry(w, mm, addr)
     if entry_none(pmd[0]):
         if huge:
             if v.backing == 0:
@@ -285,7 +284,7 @@ cdef int64_t fault_read(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, int m
         return pfn
     pte = pte_make(w, mm, addr)
     if pte == NULL:
-        return KW_ENOROWS
+        return no_entry(w, mm, addr)
     e = pte[0]
     if pte_present(e):
         pfn = <int64_t>entry_pfn(e, 1)
@@ -359,22 +358,25 @@ cdef int64_t write_range(kw_world *w, int32_t mm, uint64_t addr, int64_t n, cons
         if at == 0 or w.vmas[at].start > addr:
             code[0] = -EFAULT
             return done
+        if interrupted_at(addr):
+            code[0] = KW_EINTR
+            return done
         v = &w.vmas[at]
         stop = min(end, min(v.end, (addr & ~(KW_PMD_SIZE - 1)) + KW_PMD_SIZE))
         if not v.backing and v.flags & VM_WRITE and not v.flags & (VM_PFNMAP | VM_IO | VM_HUGETLB):
             # Private memory: into its pte table, without a fault's detour for new and for writable pages.
             pmd = pmd_make(w, mm, addr)
             if pmd == NULL:
-                code[0] = KW_ENOROWS
+                code[0] = no_entry(w, mm, addr)
                 return done
             if not entry_leaf(pmd[0], 2) and (not entry_none(pmd[0]) or not thp_fits(w, mm, v, addr)):
                 pte = pte_make(w, mm, addr)
                 if pte == NULL:
-                    code[0] = KW_ENOROWS
+                    code[0] = no_entry(w, mm, addr)
                     return done
                 anon_vma_prepare(w, v)
                 flags = prot_bits(v.flags) | PTE_D | PTE_RW
-                w.mms[mm].epoch += <uint64_t>((stop - addr) >> 12)
+                mm_changed(w, mm, (stop - addr) >> 12)
                 while addr < stop:
                     if pte[0] == 0 and w.ctl.lru_batch == 0:
                         pfn = frame_new(w, nid, keys[done * stride] if keys != NULL else 0)
@@ -409,6 +411,9 @@ cdef int64_t read_range(kw_world *w, int32_t mm, uint64_t addr, int64_t n, uint6
             at = w.vmas[at].next
         if at == 0 or w.vmas[at].start > addr:
             code[0] = -EFAULT
+            return i
+        if i & 0xffff == 0xffff and interrupted():
+            code[0] = KW_EINTR
             return i
         pfn = fault_read(w, mm, &w.vmas[at], addr, mode)
         if pfn < 0:

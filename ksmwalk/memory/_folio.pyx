@@ -7,12 +7,12 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from ksmwalk._core cimport (
     child_row, entry_decode, entry_leaf, entry_none, entry_pfn, leaf_find, level_shift, make_entry, make_leaf,
-    pmd_find, pte_find, pte_present, row_free,
+    pmd_find, pte_find, pte_present, table_free,
 )
 from ksmwalk.memory._frames cimport (
     folio_extra_refs, folio_mappings, frame_free, huge_alloc, huge_map, lru_add, lru_drain, normal_pfn,
 )
-from ksmwalk.memory._leaves cimport LeafOp, over_leaves, pmd_split, prot_bits, touched, whole_pmd, zap_pte
+from ksmwalk.memory._leaves cimport LeafOp, huge_flags, over_leaves, pmd_split, touched, whole_pmd, zap_pte
 from ksmwalk.memory._areas cimport vma_find
 from ksmwalk.layout._layout cimport *
 
@@ -78,7 +78,9 @@ cdef int64_t folio_everywhere(kw_world *w, int32_t mm, int64_t row, int level, u
         elif entry_leaf(e, level):
             continue
         else:
-            child = <int64_t>entry_pfn(e, level)
+            child = child_row(w, &w.rows[row * 512 + i])
+            if child < 0:
+                continue
             got = folio_everywhere(w, mm, child, level - 1, addr, head, replace)
         if got < 0:
             return got
@@ -259,7 +261,7 @@ cdef int clean_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noex
 cdef int collapse(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr) noexcept nogil:
     cdef uint64_t *pmd = pmd_find(w, w.mms[mm].root, addr)
     cdef uint64_t *row
-    cdef uint64_t e, flags
+    cdef uint64_t e
     cdef int64_t pfn, huge, table
     cdef int i, j
     if v.backing or v.anon_vma == 0 or v.flags & VM_NOHUGEPAGE or w.mms[mm].flags & MM_THP_DISABLED:
@@ -268,7 +270,7 @@ cdef int collapse(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr) noexcept no
         return -EINVAL
     if entry_leaf(pmd[0], 2):
         return KW_OK
-    table = child_row(w, pmd[0])
+    table = child_row(w, pmd)
     if table < 0:
         return -EINVAL
     row = w.rows + table * 512
@@ -297,23 +299,13 @@ cdef int collapse(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr) noexcept no
             if pfn >= 0:
                 w.f_key[huge + i] = w.f_key[pfn]
             zap_pte(w, mm, &row[i])
-    row_free(w, table)
-    w.mms[mm].nr_tables -= 1
-    flags = prot_bits(v.flags) | PTE_PS | PTE_D
-    if v.flags & VM_WRITE:
-        flags |= PTE_RW
-    pmd[0] = make_leaf(<uint64_t>huge, flags, 2)
-    huge_map(w, huge)
-    lru_add(w, huge)
-    touched(w, mm)
+    table_free(w, mm, pmd, table)
+    map_huge(w, mm, v, pmd, huge)
     return KW_OK
 
 
 cdef void map_huge(kw_world *w, int32_t mm, kw_vma *v, uint64_t *pmd, int64_t pfn) noexcept nogil:
-    cdef uint64_t flags = prot_bits(v.flags) | PTE_PS | PTE_D
-    if v.flags & VM_WRITE:
-        flags |= PTE_RW
-    pmd[0] = make_leaf(<uint64_t>pfn, flags, 2)
+    pmd[0] = make_leaf(<uint64_t>pfn, huge_flags(v.flags), 2)
     huge_map(w, pfn)
     lru_add(w, pfn)
     touched(w, mm)

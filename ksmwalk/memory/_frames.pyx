@@ -2,9 +2,8 @@
 
 The contract of every function stands in `_frames.pxd`.
 """
-from libc.string cimport memset
-
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memset
 
 from ksmwalk.layout._layout cimport *
 

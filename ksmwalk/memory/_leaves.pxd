@@ -4,6 +4,7 @@
 # mapping raises the epoch of its mm.
 from libc.stdint cimport int32_t, uint64_t
 
+from ksmwalk._core cimport mm_changed
 from ksmwalk.layout._layout cimport *
 
 
@@ -15,7 +16,7 @@ cdef inline bint pte_ksm_zero(uint64_t e) noexcept nogil:
         ((e if (e & PTE_P) else (e ^ PTE_PFN_MASK)) & PTE_PFN_MASK) == 0)
 
 cdef inline void touched(kw_world *w, int32_t mm) noexcept nogil:
-    w.mms[mm].epoch += 1
+    mm_changed(w, mm, 1)
 
 cdef inline void ksm_zero_gone(kw_world *w, int32_t mm) noexcept nogil:
     w.ksm.zero_pages -= 1
@@ -35,6 +36,10 @@ cdef inline uint64_t prot_bits(uint64_t flags) noexcept nogil:
     if (flags & (VM_SHARED | VM_WRITE)) == (VM_SHARED | VM_WRITE):
         bits |= PTE_RW
     return bits
+
+cdef inline uint64_t huge_flags(uint64_t flags) noexcept nogil:
+    # What a leaf pmd of a private page of such a vma has besides the frame: dirty, and writable if the vma is.
+    return prot_bits(flags) | PTE_PS | PTE_D | (PTE_RW if flags & VM_WRITE else 0)
 
 cdef void zap_pte(kw_world *w, int32_t mm, uint64_t *entry) noexcept nogil
 cdef void zap_leaf(kw_world *w, int32_t mm, uint64_t addr, uint64_t *entry, int level) noexcept nogil

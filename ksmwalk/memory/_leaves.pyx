@@ -5,9 +5,9 @@ The contract of every function stands in `_leaves.pxd`.
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from ksmwalk._core cimport (
-    child_row, entry_decode, entry_leaf, entry_none, entry_pfn, entry_present, level_index, level_size,
-    make_entry, make_leaf, pmd_find, pmd_make, pte_find, pte_make, pte_present, row_alloc, row_free,
-    split_leaf,
+    below, child_row, entry_decode, entry_leaf, entry_none, entry_pfn, entry_present, interrupted_at,
+    level_index, level_size, make_entry, make_leaf, no_entry, pmd_find, pmd_make, pte_find, pte_make,
+    pte_present, row_alloc, row_owner, split_leaf, table_empty, table_entry, table_free,
 )
 from ksmwalk.memory._frames cimport frame_map, frame_unmap, huge_map, huge_unmap, normal_pfn
 from ksmwalk.layout._layout cimport *
@@ -54,13 +54,13 @@ cdef int pmd_split(kw_world *w, int32_t mm, uint64_t addr, uint64_t *pmd) noexce
     touched(w, mm)
     if normal_pfn(w, e, 2) >= 0 or entry_pfn(e, 2) != <uint64_t>w.ctl.huge_zero:
         return split_leaf(w, mm, pmd, 2)
-    row = row_alloc(w)
+    row = row_alloc(w, row_owner(mm, 1))
     if row < 0:
         return KW_ENOROWS
     flags = (entry_decode(e) & ~(PTE_PFN_MASK | PTE_PS | PTE_RW | PTE_D)) | PTE_SPECIAL
     for i in range(512):
         w.rows[row * 512 + i] = make_entry(0, flags)
-    pmd[0] = make_entry(<uint64_t>row, PTE_P | PTE_RW | PTE_US | PTE_A | PTE_D)
+    pmd[0] = table_entry(row)
     w.mms[mm].nr_tables += 1
     return KW_OK
 
@@ -91,11 +91,14 @@ cdef int walk_leaves(kw_world *w, LeafOp *op, int64_t row, int level, uint64_t a
                         rc = pmd_split(w, op.mm, addr, p) if level == 2 else split_leaf(w, op.mm, p, level)
                         if rc < 0:
                             return rc
-                child = child_row(w, p[0])
-                if child >= 0:
-                    rc = walk_leaves(w, op, child, level - 1, addr, next)
-                    if rc:
-                        return rc
+                if not entry_none(p[0]) and not entry_leaf(p[0], level):
+                    child = below(w, p, level, addr)
+                    if child == KW_EBADENTRY:
+                        return KW_EBADENTRY
+                    if child >= 0:
+                        rc = walk_leaves(w, op, child, level - 1, addr, next)
+                        if rc:
+                            return rc
         addr = next
         p += 1
     return KW_OK
@@ -134,14 +137,6 @@ cdef int op_discard_pte(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry)
     return 0
 
 
-cdef bint row_empty(kw_world *w, int64_t row) noexcept nogil:
-    cdef int i
-    for i in range(512):
-        if w.rows[row * 512 + i] != 0:
-            return False
-    return True
-
-
 cdef void free_pte_tables(kw_world *w, int32_t mm, int64_t row, int level, uint64_t addr, uint64_t end) noexcept nogil:
     """Free the empty pte tables that lie wholly in [addr, end)."""
     cdef uint64_t size = level_size(level), next
@@ -149,14 +144,12 @@ cdef void free_pte_tables(kw_world *w, int32_t mm, int64_t row, int level, uint6
     cdef int64_t child
     while addr < end:
         next = min((addr & ~(size - 1)) + size, end)
-        child = child_row(w, p[0])
+        child = child_row(w, p)
         if child >= 0:
             if level > 2:
                 free_pte_tables(w, mm, child, level - 1, addr, next)
-            elif whole_pmd(addr, next) and row_empty(w, child):
-                p[0] = 0
-                row_free(w, child)
-                w.mms[mm].nr_tables -= 1
+            elif whole_pmd(addr, next) and table_empty(w, child):
+                table_free(w, mm, p, child)
         addr = next
         p += 1
 
@@ -180,14 +173,12 @@ cdef void free_below(kw_world *w, int32_t mm, int64_t row, int level, uint64_t a
     cdef int64_t child
     while addr < end:
         base = addr & ~(size - 1)
-        child = child_row(w, p[0])
+        child = child_row(w, p)
         if child >= 0:
             if level > 2:
                 free_below(w, mm, child, level - 1, addr, min(base + size, end), floor, ceiling)
             if base >= floor and base + size <= ceiling:
-                p[0] = 0
-                row_free(w, child)
-                w.mms[mm].nr_tables -= 1
+                table_free(w, mm, p, child)
         addr = base + size
         p += 1
 
@@ -206,7 +197,7 @@ cdef int copy_ptes(kw_world *w, int32_t src, int32_t dst, uint64_t *from_, uint6
     cdef uint64_t e
     cdef int64_t pfn
     if to == NULL:
-        return KW_ENOROWS
+        return no_entry(w, dst, addr)
     while addr < end:
         e = from_[0]
         if e != 0:
@@ -237,9 +228,15 @@ cdef int copy_level(kw_world *w, int32_t src, int32_t dst, int64_t row, int leve
     while addr < end:
         next = min((addr & ~(size - 1)) + size, end)
         e = p[0]
-        child = child_row(w, e)
+        child = KW_NONE
+        if not entry_none(e) and not entry_leaf(e, level):
+            child = below(w, p, level, addr)
+            if child == KW_EBADENTRY:
+                return KW_EBADENTRY
         if child >= 0:
             if level == 2:
+                if interrupted_at(addr):
+                    return KW_EINTR
                 rc = copy_ptes(w, src, dst, w.rows + child * 512 + level_index(addr, 1), addr, next, cow)
             else:
                 rc = copy_level(w, src, dst, child, level - 1, addr, next, cow)
@@ -248,7 +245,7 @@ cdef int copy_level(kw_world *w, int32_t src, int32_t dst, int64_t row, int leve
         elif level == 2 and entry_leaf(e, 2) and not entry_none(e):
             to = pmd_make(w, dst, addr)
             if to == NULL:
-                return KW_ENOROWS
+                return no_entry(w, dst, addr)
             if cow:
                 e &= ~PTE_RW
                 p[0] = e
@@ -274,6 +271,7 @@ cdef int move_range(kw_world *w, int32_t mm, uint64_t old, uint64_t new, uint64_
     cdef uint64_t *src
     cdef uint64_t *dst
     cdef uint64_t *pmd
+    cdef int64_t row
     cdef int rc
     touched(w, mm)
     while old < end:
@@ -291,16 +289,16 @@ cdef int move_range(kw_world *w, int32_t mm, uint64_t old, uint64_t new, uint64_
                 if whole_pmd(old, next) and new & (KW_PMD_SIZE - 1) == 0:
                     dst = pmd_make(w, mm, new)
                     if dst == NULL:
-                        return KW_ENOROWS
+                        return no_entry(w, mm, new)
                     if entry_none(dst[0]):
                         dst[0] = pmd[0]
                         pmd[0] = 0
                         new += next - old
                         old = next
                         continue
-                    if not entry_leaf(dst[0], 2) and table_empty(w, dst[0]):
-                        row_free(w, child_row(w, dst[0]))
-                        w.mms[mm].nr_tables -= 1
+                    row = child_row(w, dst)
+                    if row >= 0 and table_empty(w, row):
+                        table_free(w, mm, dst, row)
                         dst[0] = pmd[0]
                         pmd[0] = 0
                         new += next - old
@@ -311,8 +309,8 @@ cdef int move_range(kw_world *w, int32_t mm, uint64_t old, uint64_t new, uint64_
                     return rc
             src = pte_find(w, w.mms[mm].root, old)
             dst = pte_make(w, mm, new)
-            if dst == NULL:
-                return KW_ENOROWS
+            if dst == NULL or src == NULL:
+                return no_entry(w, mm, new if dst == NULL else old)
             while old < next:
                 dst[0] = src[0]
                 src[0] = 0
@@ -324,17 +322,6 @@ cdef int move_range(kw_world *w, int32_t mm, uint64_t old, uint64_t new, uint64_
         new += next - old
         old = next
     return KW_OK
-
-
-cdef bint table_empty(kw_world *w, uint64_t e) noexcept nogil:
-    cdef int64_t row = child_row(w, e)
-    cdef int i
-    if row < 0:
-        return False
-    for i in range(512):
-        if w.rows[row * 512 + i]:
-            return False
-    return True
 
 
 # ------------------------------------------------------------------ mprotect, userfaultfd, guards
@@ -417,7 +404,7 @@ cdef int guard_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bint
     while rc == KW_OK and start < end:
         pte = pte_make(w, mm, start)
         if pte == NULL:
-            return KW_ENOROWS
+            return no_entry(w, mm, start)
         while True:
             pte[0] = guard_marker()
             pte += 1

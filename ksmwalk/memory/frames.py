@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
-from ..layout import FRAME_FIELDS, Frame
+from .. import _core
+from ..errors import Strict
+from ..gate import as_row, shown
+from ..layout import FRAME_FIELDS, Frame, MmFlag
+
+_FIXED = Frame.KSM | Frame.ZERO
 
 
-class Frames:
-    """The frames of a Host, a door to arrays.
+class Frames(Strict):
+    """The frames of a Host, a door to arrays that can be looked at and not written to.
+
+    The engine relies on hearing of every change: a store through an address space, `set_key` and `Host.lock_page` say
+    so, a number written into an array would not.
 
     Attributes
     ----------
@@ -31,9 +42,70 @@ class Frames:
     pages are not counted.
     """
 
-    def __init__(self, arrays: dict[str, np.ndarray]):
+    __slots__ = (*FRAME_FIELDS, "_world", "__weakref__")
+
+    flags: NDArray[np.uint16]
+    nid: NDArray[np.uint8]
+    head: NDArray[np.uint32]
+    mapcount: NDArray[np.int32]
+    refs: NDArray[np.int32]
+    key: NDArray[np.uint64]
+    node: NDArray[np.int32]
+
+    def __init__(self, world: _core.World):
+        object.__setattr__(self, "_world", world)
         for name in FRAME_FIELDS:
-            setattr(self, name, arrays[f"f_{name}"])
+            view = world.arrays[f"f_{name}"].view()
+            view.flags.writeable = False
+            object.__setattr__(self, name, view)
+
+    if not TYPE_CHECKING:
+
+        def __setattr__(self, name, value):
+            if name in FRAME_FIELDS:
+                what = "the arrays of frames are read-only; set_key and Host.lock_page change frames"
+                raise AttributeError(f"{name}: {what}")
+            super().__setattr__(name, value)
+
+    def set_key(self, pfns: ArrayLike, keys: ArrayLike) -> None:
+        """Change the content of frames, as a device does that was given them: no fault, no mapping changes.
+
+        Everything that maps them sees the new content. The epoch of every address space rises: what an engine
+        remembers of contents is looked up again.
+
+        Parameters
+        ----------
+        pfns : int, or array of int
+            Frames in use that are no zero page and no KSM page.
+        keys : int, or array of uint64, one a frame
+            Their contents from now on.
+
+        Raises
+        ------
+        ValueError
+            A frame that there is not, or that is free, a zero page or a KSM page (whose content never changes), with its
+            place in `pfns`; another number of keys. Nothing is changed.
+        TypeError
+            No integers.
+
+        Models: a write of a device to memory it was given (DMA). Differs: the dirty bit of the folio is not kept.
+        """
+        self._world.live()
+        at, _ = as_row(pfns, "pfns", np.int64, 0, len(self) - 1)
+        new, one = as_row(keys, "keys")
+        if len(new) != len(at) and not one:
+            raise ValueError(f"{len(new)} keys for {len(at)} frames")
+        flags = self.flags[at]
+        wrong = np.flatnonzero((flags & Frame.USED == 0) | (flags & _FIXED != 0))
+        if len(wrong):
+            i = int(wrong[0])
+            raise ValueError(f"pfns[{i}] {shown(int(at[i]))}: {self.describe(int(at[i]))}: its content can't be set")
+        arrays = self._world.arrays
+        arrays["f_key"][at] = new
+        mms = arrays["mms"][: int(arrays["ctl"]["mms_used"][0])]
+        living = mms["flags"] & np.uint32(MmFlag.USED) != 0
+        mms["epoch"][living] += np.uint64(1)
+        arrays["ctl"]["changes"][0] += np.count_nonzero(living)
 
     def __len__(self) -> int:
         return len(self.flags)

@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass
 
 from ..host.vma import LETTERS, why_not
-from ..layout import Vm
+from ..layout import PAGE_SIZE, Vm
+from .processes import printable
 
 # The bit of each pair of VmFlags letters that the model knows.
 VM_BITS = {letters: bit for bit, letters in LETTERS}
@@ -56,7 +57,7 @@ class VmaRecord:
     huge: int = 0
     ksm: int = 0
     swap: int = 0
-    page_size: int = 4096
+    page_size: int = PAGE_SIZE
 
     @property
     def size(self) -> int:
@@ -94,7 +95,7 @@ class VmaRecord:
         return self.anonymous == 0 and self.swap == 0
 
     def __str__(self) -> str:
-        return f"{self.start:x}-{self.end:x} {self.perms} {self.name}".rstrip()
+        return f"{self.start:x}-{self.end:x} {self.perms} {printable(self.name)}".rstrip()
 
 
 def _record(header: re.Match, fields: dict[bytes, int], flags: tuple[str, ...]) -> VmaRecord:
@@ -115,7 +116,7 @@ def _record(header: re.Match, fields: dict[bytes, int], flags: tuple[str, ...]) 
         huge=sum(leaves) + hugetlb,
         ksm=fields.get(b"KSM", 0),
         swap=fields.get(b"Swap", 0),
-        page_size=fields.get(b"KernelPageSize", 4096),
+        page_size=fields.get(b"KernelPageSize", PAGE_SIZE),
     )
 
 

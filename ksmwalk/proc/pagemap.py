@@ -12,11 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..layout import PAGE_SHIFT
 from .errors import ProcessExited
 from .gather import read_span
 from .maps import VmaRecord
-
-PAGE_SHIFT = 12
 
 # Categories of PAGEMAP_SCAN (Linux 6.7 and later; GUARD 6.15).
 PAGE_IS_WPALLOWED = 1 << 0

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
+import itertools
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .format import record_text
+from .ops import row
 from .records import COUNTERS, STATS, Record
 
 
@@ -36,23 +37,38 @@ class State:
         return "\n".join(lines)
 
 
-def states(records: Iterable[Record]) -> Iterator[State]:
-    """Yield the full state after each record (one object, changed from step to step)."""
-    state = State(dict.fromkeys(COUNTERS, 0), {}, {})
-    for record in records:
-        if record["op"][0] == "exit":
-            state.stats.pop(record["op"][1], None)
-            state.pages.pop(record["op"][1], None)
-        state.counters.update(record.get("c", {}))
-        state.stats.update(record.get("s", {}))
+    def apply(self, record: Record) -> None:
+        """Let a record change the state."""
+        if row(record["op"]).ends:
+            name = row(record["op"]).process(record["op"])
+            self.stats.pop(name, None)
+            self.pages.pop(name, None)
+        self.counters.update(record.get("c", {}))
+        self.stats.update(record.get("s", {}))
         for name, runs in record.get("p", {}).items():
-            pages = state.pages.setdefault(name, {})
+            pages = self.pages.setdefault(name, {})
             for vpn, n, code in runs:
                 for page in range(vpn, vpn + n):
                     if code == "-":
                         pages.pop(page, None)
                     else:
                         pages[page] = code.rstrip("'")
+
+    def copy(self) -> State:
+        """Return a state that goes its own way."""
+        return State(dict(self.counters), dict(self.stats), {name: dict(mine) for name, mine in self.pages.items()})
+
+
+def at_start() -> State:
+    """Return the state before the first record."""
+    return State(dict.fromkeys(COUNTERS, 0), {}, {})
+
+
+def states(records: Iterable[Record]) -> Iterator[State]:
+    """Yield the full state after each record (one object, changed from step to step)."""
+    state = at_start()
+    for record in records:
+        state.apply(record)
         yield state
 
 
@@ -150,13 +166,13 @@ def _short(value: object, limit: int = 300) -> str:
 
 
 def first_difference(
-    expected: Sequence[Record], actual: Sequence[Record], ignore: Collection[str] = ()
+    expected: Iterable[Record], actual: Iterable[Record], ignore: Collection[str] = ()
 ) -> Difference | None:
-    """Compare two answers to one scenario.
+    """Compare two answers to one scenario, as they come: neither is kept.
 
     Parameters
     ----------
-    expected, actual : sequence of dict
+    expected, actual : iterable of dict
         Records.
     ignore : collection of str
         Fields left out: ``t``, ``c``, ``s``, ``p``, ``ret``, a counter (``c.pages_volatile`` or its bare name), a
@@ -167,30 +183,34 @@ def first_difference(
     Difference or None
         The first record that differs; None when all agree. A side that ends early differs there.
     """
-    for index in range(max(len(expected), len(actual))):
-        want = expected[index] if index < len(expected) else None
-        got = actual[index] if index < len(actual) else None
+    # one state for both sides as long as they say the same
+    here = there = at_start()
+    for index, (want, got) in enumerate(itertools.zip_longest(expected, actual)):
         if want == got:
+            here.apply(want)
+            if there is not here:
+                there.apply(got)
             continue
-        if want is None or got is None or want["op"] != got["op"]:
-            fields = [("record", want, got)]
-        else:
-            left, right = dict(_fields(want, ignore)), dict(_fields(got, ignore))
-            fields = [
-                (name, left.get(name), right.get(name))
-                for name in {**left, **right}
-                if left.get(name) != right.get(name)
-            ]
+        fields = _differing(want, got, ignore)
+        before = here.text() if fields and index else "the start"
+        if there is here:
+            there = here.copy()
+        for state, record in ((here, want), (there, got)):
+            if record is not None:
+                state.apply(record)
         if fields:
-            op = (want or got)["op"]
-            return Difference(
-                index,
-                op,
-                fields,
-                _state_text(expected, index),
-                (_state_text(expected, index + 1), _state_text(actual, index + 1)),
-            )
+            return Difference(index, (want or got)["op"], fields, before, (here.text(), there.text()))
     return None
+
+
+def _differing(want: Record | None, got: Record | None, ignore: Collection[str]) -> list[tuple[str, Any, Any]]:
+    """(field, what was expected, what came) wherever two records differ."""
+    if want is None or got is None or want["op"] != got["op"]:
+        return [("record", want, got)]
+    left, right = dict(_fields(want, ignore)), dict(_fields(got, ignore))
+    return [
+        (name, left.get(name), right.get(name)) for name in {**left, **right} if left.get(name) != right.get(name)
+    ]
 
 
 def differing_fields(one: Sequence[Record], other: Sequence[Record]) -> set[str]:
@@ -212,8 +232,3 @@ def differing_fields(one: Sequence[Record], other: Sequence[Record]) -> set[str]
             mine, yours = dict(_fields(left, ())), dict(_fields(right, ()))
             found |= {name for name in {**mine, **yours} if mine.get(name) != yours.get(name)}
     return found
-
-
-def _state_text(records: Sequence[Record], count: int) -> str:
-    last = deque(states(records[:count]), maxlen=1)
-    return last[0].text() if last else "the start"

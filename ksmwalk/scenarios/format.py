@@ -1,85 +1,36 @@
 """Scenarios: small programs for a few processes and the KSM daemon.
 
-This module holds the file format: what a scenario may say, its check on the way in, its canonical text on the way
-out. What could be seen after each operation, the records, is built in :mod:`ksmwalk.records` and compared in
-:mod:`ksmwalk.compare`.
+This module holds the file format: scenarios and recordings, their check on the way in, their canonical text on the way
+out. What an operation may say stands in :mod:`ksmwalk.scenarios.ops`. What could be seen after each operation, the
+records, is built in :mod:`ksmwalk.scenarios.records` and compared in :mod:`ksmwalk.scenarios.compare`.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-PAGE = 4096
-#: vpns stay below this: 57 bits of address are what five levels of tables hold
-VPN_END = 1 << 45
+from ..layout import PAGE_SIZE as PAGE
+from . import ops as operations
+from .ops import ADVICE, KNOBS, MOST_RECORDS, VPN_END, Check, Op, ScenarioError, is_int
+from .records import check_record
 
-ADVICE = {
-    "normal": 0,
-    "random": 1,
-    "sequential": 2,
-    "willneed": 3,
-    "dontneed": 4,
-    "free": 8,
-    "remove": 9,
-    "dontfork": 10,
-    "dofork": 11,
-    "mergeable": 12,
-    "unmergeable": 13,
-    "hugepage": 14,
-    "nohugepage": 15,
-    "dontdump": 16,
-    "dodump": 17,
-    "wipeonfork": 18,
-    "keeponfork": 19,
-    "cold": 20,
-    "pageout": 21,
-    "populate_read": 22,
-    "populate_write": 23,
-    "dontneed_locked": 24,
-    "collapse": 25,
-    "guard_install": 102,
-    "guard_remove": 103,
-}
+__all__ = [
+    "ADVICE", "KNOBS", "PAGE", "VPN_END", "Op", "Recording", "Scenario", "ScenarioError", "dumps", "load",
+    "record_text", "recording_from_json", "save", "scenario_from_json",
+]  # fmt: skip
 
-#: knobs of /sys/kernel/mm/ksm that a scenario may write: `run` has its own operation, `sleep_millisecs` drives `step`
-KNOBS = (
-    "pages_to_scan",
-    "smart_scan",
-    "use_zero_pages",
-    "max_page_sharing",
-    "merge_across_nodes",
-    "stable_node_chains_prune_millisecs",
-    "advisor_mode",
-    "advisor_max_cpu",
-    "advisor_min_pages_to_scan",
-    "advisor_max_pages_to_scan",
-    "advisor_target_scan_time",
-)
-
-MMAP_OPTIONS = ("prot", "shared", "noreserve", "populate")
-
-Op = list[Any]
-
-
-class ScenarioError(ValueError):
-    """A scenario that says something it may not.
-
-    Attributes
-    ----------
-    where : str
-        File and operation, e.g. ``churn.json: op 3 ["mmap", "A", -1, 2]``.
-    value : object
-        The value that was refused.
-    """
-
-    def __init__(self, where: str, what: str, value: object):
-        super().__init__(f"{where}: {what}: {value!r}")
-        self.where = where
-        self.value = value
+#: bytes of a file that are read at most
+MOST_FILE_BYTES = 1 << 26
+#: lists in lists that a file may have: twice what the format needs
+_MOST_DEEP = 16
+#: characters of a scenario's name: it names files
+_MOST_NAME = 200
 
 
 @dataclass
@@ -98,11 +49,13 @@ class Scenario:
     def steps(self) -> Iterator[tuple[int, Op]]:
         """Yield (index of the operation, operation) once per record, ``["step", k]`` as k times ``["step"]``."""
         for index, op in enumerate(self.ops):
-            if op[0] == "step":
-                for _ in range(op[1] if len(op) > 1 else 1):
-                    yield index, ["step"]
-            else:
-                yield index, op
+            for single in operations.singles(op):
+                yield index, single
+
+    @property
+    def nr_records(self) -> int:
+        """How many records it makes."""
+        return sum(map(operations.nr_records, self.ops))
 
     def to_json(self) -> dict[str, Any]:
         """Return the scenario as what a file holds."""
@@ -135,213 +88,6 @@ class Recording:
 # ---------------------------------------------------------------- the check on the way in
 
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-class _Checker:
-    """Checks operations one after the other, keeping who is alive."""
-
-    def __init__(self, file: str):
-        self.file = file
-        self.where = file
-        self.alive: set[str] = set()
-
-    def fail(self, what: str, value: object):
-        raise ScenarioError(self.where, what, value)
-
-    def name(self, value: object) -> str:
-        if not isinstance(value, str) or not value.isalnum() or not value.isascii():
-            self.fail("a process name is made of letters and digits, not", value)
-        return value
-
-    def process(self, value: object):
-        if self.name(value) not in self.alive:
-            self.fail("no such process at this point", value)
-
-    def newborn(self, value: object):
-        if self.name(value) in self.alive:
-            self.fail("there is a process of this name already", value)
-        self.alive.add(value)
-
-    def number(self, value: object, what: str, low: int, high: int):
-        """Check low <= value < high."""
-        if not _is_int(value) or not low <= value < high:
-            self.fail(f"{what} is a whole number of {low} to {high - 1}, not", value)
-
-    def vpn(self, value: object):
-        self.number(value, "a page number", 0, VPN_END)
-
-    def span(self, vpn: object, n: object):
-        self.vpn(vpn)
-        self.number(n, "a number of pages", 1, VPN_END - vpn + 1)
-
-    def content(self, value: object):
-        self.number(value, "a content id", 0, 1 << 64)
-
-    def prot(self, value: object):
-        if value != "none" and (
-            not isinstance(value, str) or not value or len(set(value)) != len(value) or set(value) - set("rwx")
-        ):
-            self.fail("a protection is none or some of r, w, x, not", value)
-
-    def length(self, op: Op, *allowed: int):
-        if len(op) - 1 not in allowed:
-            self.fail(f"{op[0]} takes {' or '.join(map(str, allowed))} arguments, not", len(op) - 1)
-
-    def listed(self, value: object) -> list:
-        if not isinstance(value, list):
-            self.fail("a list is wanted, not", value)
-        return value
-
-    def pairs(self, value: object):
-        for pair in self.listed(value):
-            if not isinstance(pair, list) or len(pair) != 2:
-                self.fail("a pair [vpn, id] is wanted, not", pair)
-            self.vpn(pair[0])
-            self.content(pair[1])
-
-    def knob(self, name: object, value: object):
-        if name not in KNOBS:
-            self.fail("no knob that a scenario may write", name)
-        if not _is_int(value) and not (isinstance(value, str) and value and value.isprintable()):
-            self.fail(f"a value of {name} is a whole number or a word, not", value)
-
-    def op(self, op: object):
-        if not isinstance(op, list) or not op or not isinstance(op[0], str):
-            self.fail("an operation is a list that starts with its name, not", op)
-        check = getattr(self, "op_" + op[0], None)
-        if check is None:
-            self.fail("no operation of this name", op[0])
-        check(op)
-
-    def op_spawn(self, op: Op):
-        self.length(op, 1)
-        self.newborn(op[1])
-
-    def op_exit(self, op: Op):
-        self.length(op, 1)
-        self.process(op[1])
-        self.alive.discard(op[1])
-
-    def op_exec(self, op: Op):
-        self.length(op, 1)
-        self.process(op[1])
-
-    op_prctl_get = op_exec
-
-    def op_fork(self, op: Op):
-        self.length(op, 2)
-        self.process(op[1])
-        self.newborn(op[2])
-
-    def op_mmap(self, op: Op):
-        self.length(op, 3, 4)
-        self.process(op[1])
-        self.span(op[2], op[3])
-        options = op[4] if len(op) > 4 else {}
-        if not isinstance(options, dict):
-            self.fail("options of mmap are an object, not", options)
-        for key, value in options.items():
-            if key not in MMAP_OPTIONS:
-                self.fail("no option of mmap", key)
-            if key == "prot":
-                self.prot(value)
-            elif value not in (0, 1):
-                self.fail(f"mmap's {key} is 0 or 1, not", value)
-
-    def op_munmap(self, op: Op):
-        self.length(op, 3)
-        self.process(op[1])
-        self.span(op[2], op[3])
-
-    op_uffd_wp = op_munmap
-
-    def op_mremap(self, op: Op):
-        self.length(op, 5)
-        self.process(op[1])
-        self.span(op[2], op[3])
-        self.span(op[2] if op[5] is None else op[5], op[4])
-
-    def op_mprotect(self, op: Op):
-        self.length(op, 4)
-        self.process(op[1])
-        self.span(op[2], op[3])
-        self.prot(op[4])
-
-    def op_madvise(self, op: Op):
-        self.length(op, 4)
-        self.process(op[1])
-        self.span(op[2], op[3])
-        if op[4] not in ADVICE:
-            self.fail("no advice of this name", op[4])
-
-    def op_fill(self, op: Op):
-        self.length(op, 3)
-        self.process(op[1])
-        self.vpn(op[2])
-        for content in self.listed(op[3]):
-            if content is not None:
-                self.content(content)
-        if op[3]:
-            self.span(op[2], len(op[3]))
-
-    def op_write(self, op: Op):
-        self.length(op, 2)
-        self.process(op[1])
-        self.pairs(op[2])
-
-    op_pwrite = op_write
-
-    def op_touch(self, op: Op):
-        self.length(op, 2)
-        self.process(op[1])
-        for vpn in self.listed(op[2]):
-            self.vpn(vpn)
-
-    def op_memset(self, op: Op):
-        self.length(op, 4)
-        self.process(op[1])
-        self.vpn(op[2])
-        self.number(op[3], "a byte", 0, 256)
-        self.number(op[4], "a number of bytes", 1, (VPN_END - op[2]) * PAGE + 1)
-
-    def op_prctl(self, op: Op):
-        self.length(op, 2)
-        self.process(op[1])
-        self.number(op[2], "the argument", 0, 2)
-
-    op_thpdisable = op_prctl
-
-    def op_syscall(self, op: Op):
-        self.length(op, *range(2, 9))
-        self.process(op[1])
-        for value in op[2:]:
-            self.number(value, "a system call number or argument", -(1 << 63), 1 << 64)
-
-    def op_set(self, op: Op):
-        self.length(op, 2)
-        self.knob(op[1], op[2])
-
-    def op_run(self, op: Op):
-        self.length(op, 1)
-        if not _is_int(op[1]):
-            self.fail("run is a whole number, not", op[1])
-
-    def op_step(self, op: Op):
-        self.length(op, 0, 1)
-        if len(op) > 1:
-            self.number(op[1], "a number of batches", 1, 1 << 31)
-
-    def op_sleep(self, op: Op):
-        self.length(op, 1)
-        if not (_is_int(op[1]) or isinstance(op[1], float)) or not 0 <= op[1] <= 3600:
-            self.fail("a time is a number of 0 to 3600 seconds, not", op[1])
-
-    def op_drain(self, op: Op):
-        self.length(op, 0)
-
-
 def scenario_from_json(data: object, file: str = "scenario") -> Scenario:
     """Check what a file holds and return it as a scenario.
 
@@ -361,26 +107,37 @@ def scenario_from_json(data: object, file: str = "scenario") -> Scenario:
     ScenarioError
         Names the file, the operation's index and the value refused.
     """
-    check = _Checker(file)
+    check = Check(file)
     if not isinstance(data, dict):
         check.fail("a scenario is an object, not", data)
     for key in data:
         if key not in ("name", "note", "tunables", "ops"):
             check.fail("no part of a scenario", key)
-    name, note = data.get("name", Path(file).stem), data.get("note", "")
+    name, note = data.get("name", _stem(file)), data.get("note", "")
     tunables, ops = data.get("tunables", {}), data.get("ops")
     parts = (("name", name, str), ("note", note, str), ("tunables", tunables, dict), ("ops", ops, list))
     for what, value, kind in parts:
         if not isinstance(value, kind):
             check.fail(f"{what} of a scenario must be a {kind.__name__}, not", value)
+    if not name or not name.isprintable() or "/" in name or name.startswith(".") or len(name) > _MOST_NAME:
+        # shrunk scenarios are saved under it
+        check.fail(f"a name is 1 to {_MOST_NAME} letters to be printed, no slash, no dot in front, not", name)
     check.where = f"{file}: tunables"
-    for knob, value in tunables.items():
-        check.knob(knob, value)
-    for index, op in enumerate(ops):
-        shown = json.dumps(op)
-        check.where = f"{file}: op {index} {shown if len(shown) < 100 else shown[:96] + ' ...'}"
-        check.op(op)
-    return Scenario(name, ops, note, tunables)
+    tunables = {
+        operations.KNOB(check, [], knob): operations.KNOB_VALUE(check, [knob], value)
+        for knob, value in tunables.items()
+    }
+    made = Scenario(name, [check.op(index, op) for index, op in enumerate(ops)], note, tunables)
+    check.where = file
+    if (steps := made.nr_records) > MOST_RECORDS:
+        check.fail(f"a scenario makes {MOST_RECORDS} records at most, not", steps)
+    return made
+
+
+def _stem(file: str) -> str:
+    """A name for what has none, out of the file's."""
+    text = "".join(letter if letter.isprintable() else "?" for letter in Path(file).stem)
+    return text.lstrip(".")[:_MOST_NAME] or "scenario"
 
 
 def recording_from_json(data: object, file: str = "scenario") -> Recording:
@@ -401,32 +158,42 @@ def recording_from_json(data: object, file: str = "scenario") -> Recording:
     Raises
     ------
     ScenarioError
-        Names the file and the value refused.
+        Names the file, the record's index and the value refused.
     """
     if not isinstance(data, dict) or "scenario" not in data:
         return Recording(scenario_from_json(data, file))
-    check = _Checker(file)
+    check = Check(file)
     for key in data:
         if key not in ("scenario", "kernel", "runs", "nondet", "records"):
             check.fail("no part of a recording", key)
     scenario = scenario_from_json(data["scenario"], file)
+    kernel, runs = data.get("kernel", ""), data.get("runs", 0)
     nondet, records = data.get("nondet", []), data.get("records")
+    if not isinstance(kernel, str):
+        check.fail("kernel is a text, not", kernel)
+    if not is_int(runs) or not 0 <= runs < 1 << 31:
+        check.fail("runs is a whole number, not", runs)
     if not isinstance(nondet, list) or not all(isinstance(name, str) for name in nondet):
         check.fail("nondet is a list of field names, not", nondet)
     if records is not None:
-        if not isinstance(records, list):
-            check.fail("records are a list, not", records)
-        for index, (record, (_, op)) in enumerate(zip(records, scenario.steps(), strict=False)):
-            check.where = f"{file}: record {index}"
-            if not isinstance(record, dict) or set(record) - {"op", "ret", "c", "s", "p", "t"}:
-                check.fail("no record", record)
-            if record.get("op") != op:
-                check.fail(f"the record of {json.dumps(op)} is said to be of", record.get("op"))
-        steps = sum(1 for _ in scenario.steps())
-        check.where = file
-        if len(records) != steps:
-            check.fail(f"{steps} records are wanted, one per operation and batch, not", len(records))
-    return Recording(scenario, str(data.get("kernel", "")), data.get("runs", 0), nondet, records)
+        _check_records(check, scenario, records)
+    return Recording(scenario, kernel, runs, nondet, records)
+
+
+def _check_records(check: Check, scenario: Scenario, records: object) -> None:
+    if not isinstance(records, list):
+        check.fail("records are a list, not", records)
+    for index, (record, (_, op)) in enumerate(zip(records, scenario.steps(), strict=False)):
+        check.where = f"{check.file}: record {index}"
+        check_record(record, check.fail)
+        if record.get("op") != op:
+            check.fail(f"the record of {json.dumps(op)} is said to be of", record.get("op"))
+    check.where = check.file
+    if len(records) != scenario.nr_records:
+        check.fail(f"{scenario.nr_records} records are wanted, one per operation and batch, not", len(records))
+
+
+# ---------------------------------------------------------------- files
 
 
 def load(path: str | Path) -> Recording:
@@ -435,6 +202,7 @@ def load(path: str | Path) -> Recording:
     Parameters
     ----------
     path : str or Path
+        A file, or a pipe somebody writes into.
 
     Returns
     -------
@@ -444,18 +212,72 @@ def load(path: str | Path) -> Recording:
     Raises
     ------
     ScenarioError
-        The file holds no JSON, or says what a scenario may not; the file, the operation and the value are named.
+        The file holds no JSON, or more than 64 MiB, or says what a scenario may not; the file, the operation and the
+        value are named.
     OSError
         The file can't be read.
     """
+    data = _bytes_of(path)
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        where, seen = f"{path}: line {error.lineno} column {error.colno}", error.doc[error.pos :][:20]
-        raise ScenarioError(where, error.msg, seen) from None
+        text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ScenarioError(f"{path}: byte {error.start}", "not UTF-8", error.object[error.start : error.end]) from None
-    return recording_from_json(data, str(path))
+    where = str(path)
+    try:
+        made = json.loads(text, parse_constant=lambda word: _refuse(where, "no number of JSON", word))
+    except json.JSONDecodeError as error:
+        at, seen = f"{path}: line {error.lineno} column {error.colno}", error.doc[error.pos :][:20]
+        raise ScenarioError(at, error.msg, seen) from None
+    except ScenarioError:
+        raise
+    except ValueError as error:  # a number of more digits than Python reads
+        raise ScenarioError(where, "a number that can't be read", str(error)) from None
+    except RecursionError:
+        _refuse(where, "lists in lists may go this deep", _MOST_DEEP)
+    _check_depth(where, made)
+    return recording_from_json(made, where)
+
+
+def _refuse(where: str, what: str, value: object) -> NoReturn:
+    raise ScenarioError(where, what, value)
+
+
+def _check_depth(where: str, data: object) -> None:
+    """Refuse what other code, which calls itself, would not come to the end of."""
+    level = [data]
+    for _ in range(_MOST_DEEP):
+        below = []
+        for one in level:
+            if isinstance(one, list):
+                below += one
+            elif isinstance(one, dict):
+                below += one.values()
+        level = [one for one in below if isinstance(one, (list, dict))]
+        if not level:
+            return
+    _refuse(where, "lists in lists may go this deep", _MOST_DEEP)
+
+
+def _bytes_of(path: str | Path) -> bytes:
+    """What a file holds, if that is of a size that can be meant."""
+    try:
+        # a pipe that nobody writes into would be waited for otherwise
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    except ValueError as error:  # a zero byte in the name
+        raise ScenarioError(repr(path), "no name of a file", str(error)) from None
+    with open(fd, "rb", buffering=0) as file:
+        kind = os.fstat(fd).st_mode
+        if stat.S_ISDIR(kind):
+            _refuse(str(path), "a file is wanted, not", "a directory")
+        if not stat.S_ISREG(kind) and not stat.S_ISFIFO(kind):
+            _refuse(str(path), "a file is wanted, not", "a device or a socket")
+        os.set_blocking(fd, True)
+        data = bytearray()
+        while len(data) <= MOST_FILE_BYTES and (some := file.read(1 << 20)):
+            data += some
+    if len(data) > MOST_FILE_BYTES:
+        _refuse(str(path), "a file of more bytes than are read", MOST_FILE_BYTES)
+    return bytes(data)
 
 
 # ---------------------------------------------------------------- the canonical text on the way out
@@ -465,7 +287,7 @@ def _text(value: object, sort: bool) -> str:
     return json.dumps(value, separators=(",", ":"), sort_keys=sort, allow_nan=False)
 
 
-def record_text(record: dict[str, Any]) -> str:
+def record_text(record: Any) -> str:
     """Return the one canonical line of a record: keys sorted, no blanks."""
     return _text(record, True)
 

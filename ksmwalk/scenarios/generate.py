@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from ..layout import PAGE_SIZE
 from .format import Op, Scenario
 
 HUGE = 512
@@ -234,7 +235,7 @@ class _Maker:
             n = 1
             while n < 6 and "w" in space.pages.get(vpn + n, "") and self.rng.random() < 0.6:
                 n += 1
-            self.add("memset", name, vpn, self.rng.choice((0, 0, 1, 255)), n * 4096)
+            self.add("memset", name, vpn, self.rng.choice((0, 0, 1, 255)), n * PAGE_SIZE)
 
     def do_pwrite(self) -> None:
         name, space = self.someone()

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import errno
-from bisect import insort
+from bisect import bisect
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
+from ..errors import ArenaFullError
 from ..host.host import Host
 from ..host.mm import Mm
-from ..layout import Event, Frame
-from .format import PAGE, Recording, Scenario, ScenarioError
+from ..layout import PAGE_SIZE as PAGE
+from ..layout import Event, Frame, Vm
+from .format import Recording, Scenario
+from .ops import ADVICE_NAME, ScenarioError, row
 from .records import ANON, HUGE, KSM, OTHER, ZERO, Record, Recorder
 
-__all__ = ["NotModelled", "Replay", "modelled", "replay"]
+__all__ = ["NotModelled", "Replay", "modelled", "replay", "stream"]
 
 #: raw system calls (x86-64 numbers) the model has: name of the Mm's method
 SYSCALLS = {149: "mlock", 150: "munlock"}
 
 #: frames of a Host made for a scenario: those it may touch at most, with room for copies
 LEAST_FRAMES = 1 << 14
+#: and what no scenario gets more than: 16 GiB
+MOST_FRAMES = 1 << 22
 
 #: where a process has its program: above all pages of a scenario
 PROGRAM = (1 << 47) - (1 << 21)
@@ -43,56 +49,67 @@ class NotModelled(ValueError):
 
 def modelled(scenario: Scenario) -> list[Any] | None:
     """Return the first operation of a scenario that the model does not have, None if it has them all."""
-    for op in scenario.ops:
-        if op[0] == "syscall" and op[2] not in SYSCALLS:
-            return op
-    return None
+    return next((op for op in scenario.ops if not _has(op)), None)
+
+
+def _has(op: list[Any]) -> bool:
+    return op[0] != "syscall" or op[2] in SYSCALLS
 
 
 # ---------------------------------------------------------------- contents
 
 
-class _NewContent(Exception):
-    """A content turned up that has no key yet."""
+class _NoKeyLeft(Exception):
+    """A content turned up between two whose keys are neighbours."""
 
 
 class Contents:
     """Keys for page contents, ordered as memcmp orders the pages.
 
     A page with content id k holds k as 8 bytes big-endian and zeros, so k itself is the key as long as nothing else
-    is ever written. Where a scenario has `memset`, any bytes may turn up: then all contents are ranked, and a new one
-    among them means that the run starts again with a key for it too.
+    is ever written. Where a scenario stores bytes, any page may turn up: then the keys are spread over all 64 bits,
+    and a new content gets one between those of its neighbours. Where there is none between them the keys are spread
+    anew, and the run has to start again with these: order is all that can be seen of them.
     """
 
     def __init__(self, ops: list[list[Any]]):
-        self._ranked = any(op[0] == "memset" for op in ops)
-        self._pages = [bytes(PAGE)]
-        if self._ranked:
-            for op in ops:
-                ids = op[3] if op[0] == "fill" else [pair[1] for pair in op[2]] if op[0] in ("write", "pwrite") else ()
-                for number in ids:
-                    if number is not None:
-                        self._add(_page_of(number))
+        self._spread = any(row(op).bytes for op in ops)
+        self._key: dict[bytes, int] = {b"": 0}
+        self._page: dict[int, bytes] = {}
+        self._sorted: list[bytes] = []
+        if self._spread:
+            self._key |= {_page_of(number): 0 for op in ops for number in row(op).contents(op) if number is not None}
+            self._spread_keys()
 
-    def _add(self, page: bytes) -> None:
-        if page not in self._pages:
-            insort(self._pages, page)
+    def _spread_keys(self) -> None:
+        self._sorted = sorted(self._key)
+        gap = (1 << 64) // len(self._sorted)
+        self._key = {page: place * gap for place, page in enumerate(self._sorted)}
+        self._page = {key: page for page, key in self._key.items()}
 
     def key(self, number: int) -> int:
         """The key of content id `number`."""
-        return self._pages.index(_page_of(number)) if self._ranked else number
+        return self._key[_page_of(number)] if self._spread else number
 
     def after_memset(self, key: int, byte: int, length: int) -> int:
         """The key of a page of content `key` whose first `length` bytes are set to `byte`."""
-        page = bytes([byte]) * length + self._pages[key][length:]
-        if page not in self._pages:
-            self._add(page)
-            raise _NewContent
-        return self._pages.index(page)
+        page = (bytes([byte]) * length + self._page[key][length:]).rstrip(b"\0")
+        if page not in self._key:
+            place = bisect(self._sorted, page)
+            low = self._key[self._sorted[place - 1]]
+            high = self._key[self._sorted[place]] if place < len(self._sorted) else 1 << 64
+            new = (low + high) // 2
+            self._sorted.insert(place, page)
+            self._key[page], self._page[new] = new, page
+            if new == low:
+                self._spread_keys()
+                raise _NoKeyLeft
+        return self._key[page]
 
 
 def _page_of(number: int) -> bytes:
-    return number.to_bytes(8, "big") + bytes(PAGE - 8)
+    """The bytes of a page up to its last that is not zero: these are ordered as the pages are."""
+    return number.to_bytes(8, "big").rstrip(b"\0")
 
 
 # ---------------------------------------------------------------- one run
@@ -141,11 +158,16 @@ class Replay:
         ------
         NotModelled
             The model does not have an operation; it names it.
+        ScenarioError
+            An operation needs more memory than the model gives a scenario, or a process whose fork failed.
         """
         for index, op in self.scenario.steps():
+            where = f"{self.scenario.name}: op {index}"
             do: Callable[..., int | None] | None = getattr(self, "do_" + op[0], None)
-            if do is None or (op[0] == "syscall" and op[2] not in SYSCALLS):
-                raise NotModelled(f"{self.scenario.name}: op {index}", op)
+            if do is None or not _has(op):
+                raise NotModelled(where, op)
+            if (name := row(op).process(op)) is not None and name not in self.live:
+                raise ScenarioError(where, "its fork failed, so there is no process", name)
             self.host.drain()
             try:
                 ret = do(*op[1:]) or 0
@@ -153,10 +175,13 @@ class Replay:
                 if error.errno is None:
                     raise
                 ret = -error.errno
+            except ArenaFullError as error:
+                raise ScenarioError(where, str(error), op) from None
+            except NotModelled:
+                raise NotModelled(where, op) from None
             self.host.ksm.wake()
-            yield self.recorder.record(
-                op, ret, self.host.ksm.counters(), self._stats(), self._pages(), self._told()
-            )
+            told = self._told(where, op)
+            yield self.recorder.record(op, ret, self.host.ksm.counters(), self._stats(), self._pages(), told)
 
     # ------------------------------------------------------------ what can be seen
 
@@ -182,7 +207,7 @@ class Replay:
         kind[flags & Frame.ZERO != 0] = ZERO
         return vpn, frame, kind
 
-    def _told(self) -> list[tuple]:
+    def _told(self, where: str, op: list[Any]) -> list[tuple]:
         events = self.host.ksm.events
         told: list[tuple] = []
         for kind, mm, a, b, _, err in events.take().tolist():
@@ -203,7 +228,7 @@ class Replay:
                 case Event.RMK:
                     told.append(("rmk", a))
         if events.lost:
-            raise RuntimeError(f"{self.scenario.name}: {events.lost} events lost: the ring holds {len(events)}")
+            raise ScenarioError(where, f"{events.lost} events more than are kept of one operation", op)
         return told
 
     # ------------------------------------------------------------ processes
@@ -267,13 +292,19 @@ class Replay:
         self.live[name].mprotect(vpn * PAGE, n * PAGE, prot)
 
     def do_madvise(self, name: str, vpn: int, n: int, advice: str) -> None:
-        self.live[name].madvise(vpn * PAGE, n * PAGE, advice)
+        mm, start, end = self.live[name], vpn * PAGE, (vpn + n) * PAGE
+        if advice == "remove" and any(
+            v.vm_start < end and v.vm_end > start and v.vm_flags & Vm.SHARED for v in mm.vmas
+        ):
+            raise NotModelled(name, [advice])
+        mm.madvise(start, end - start, advice)
 
     def do_uffd_wp(self, name: str, vpn: int, n: int) -> None:
         self.live[name].uffd_wp(vpn * PAGE, n * PAGE)
 
     def do_syscall(self, name: str, number: int, *words: int) -> None:
-        addr, length = words
+        # registers that are not given are zero, and hold 64 bits
+        addr, length = (word & (1 << 64) - 1 for word in (*words, 0, 0)[:2])
         getattr(self.live[name], SYSCALLS[number])(addr, length)
 
     # ------------------------------------------------------------ loads and stores
@@ -328,20 +359,55 @@ class Replay:
 
 
 def _frames_for(scenario: Scenario) -> int:
-    """Frames that are enough for a scenario: every page it stores to in every process, huge pages around them."""
-    pages = sum(
-        op[3] if op[0] == "mmap" and (len(op) < 5 or not op[4].get("noreserve")) else 0 for op in scenario.ops
-    )
-    touched = sum(len(op[3]) if op[0] == "fill" else len(op[2]) for op in scenario.ops if op[0] in _TOUCHING)
-    huge = any(op[0] == "madvise" and op[4] in ("hugepage", "collapse") for op in scenario.ops)
-    processes = 1 + sum(op[0] in ("spawn", "fork") for op in scenario.ops)
-    wanted = min(pages, 512 * touched if huge else touched) + 512 * (huge and touched > 0)
-    populated = sum(op[3] for op in scenario.ops if op[0] == "mmap" and len(op) > 4 and op[4].get("populate"))
-    wanted += populated + sum(-(-op[4] // PAGE) for op in scenario.ops if op[0] == "memset")
-    return LEAST_FRAMES + 2 * 512 * processes + 2 * processes * wanted
+    """Frames that are enough for a scenario: every page it may bring into memory in every process, huge pages around
+    them; `MOST_FRAMES` where that is more."""
+    mapped = present = 0
+    for op in scenario.ops:
+        pages = sum(n for _, n in row(op).spans(op))
+        mapped += pages if row(op).maps else 0
+        present += pages if row(op).present(op) else 0
+    huge = any(row(op).arg(op, ADVICE_NAME) in ("hugepage", "collapse") for op in scenario.ops)
+    processes = 1 + sum(row(op).made(op) is not None for op in scenario.ops)
+    wanted = min(mapped, 512 * present if huge else present) + 512 * (huge and present > 0)
+    return min(LEAST_FRAMES + 2 * 512 * processes + 2 * processes * wanted, MOST_FRAMES)
 
 
-_TOUCHING = ("fill", "write", "pwrite", "touch")
+def stream(scenario: Scenario | Recording) -> Iterator[Record]:
+    """Run a scenario in the model and yield its records as they come: none is kept.
+
+    Parameters
+    ----------
+    scenario : Scenario or Recording
+
+    Yields
+    ------
+    dict
+        One record per operation and batch, in the format of recordings.
+
+    Raises
+    ------
+    NotModelled
+        The model does not have an operation; it names it, before anything is run.
+    ScenarioError
+        A tunable is refused, or an operation needs more memory than the model gives a scenario.
+
+    Models: as `Replay`. Differs: as `Replay`.
+    """
+    if isinstance(scenario, Recording):
+        scenario = scenario.scenario
+    if (op := modelled(scenario)) is not None:
+        raise NotModelled(f"{scenario.name}: op {scenario.ops.index(op)}", op)
+    contents = Contents(scenario.ops)
+    told = 0
+    while True:
+        try:
+            for record in islice(Replay(scenario, contents=contents).records(), told, None):
+                told += 1
+                yield record
+            return
+        except _NoKeyLeft:
+            # the records so far come out again as they were, keys being in the same order
+            continue
 
 
 def replay(scenario: Scenario | Recording) -> list[Record]:
@@ -358,21 +424,9 @@ def replay(scenario: Scenario | Recording) -> list[Record]:
 
     Raises
     ------
-    NotModelled
-        The model does not have an operation; it names it.
-    ScenarioError
-        A tunable is refused.
+    NotModelled, ScenarioError
+        As `stream`.
 
     Models: as `Replay`. Differs: as `Replay`.
     """
-    if isinstance(scenario, Recording):
-        scenario = scenario.scenario
-    if (op := modelled(scenario)) is not None:
-        raise NotModelled(f"{scenario.name}: op {scenario.ops.index(op)}", op)
-    contents = Contents(scenario.ops)
-    while True:
-        try:
-            return list(Replay(scenario, contents=contents).records())
-        except _NewContent:
-            continue
-
+    return list(stream(scenario))

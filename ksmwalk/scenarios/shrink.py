@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
-from .format import Op, Scenario, ScenarioError, scenario_from_json
+from .format import Scenario, ScenarioError, scenario_from_json
+from .ops import BATCHES, CONTENTS, OPTIONS, PAGES, Op, row, singles
 
 
 class _Budget:
@@ -67,14 +68,14 @@ def _size(scenario: Scenario) -> tuple[int, int, int]:
 
 
 def _unrolled(ops: list[Op]) -> list[Op]:
-    return [single for op in ops for single in ([["step"]] * op[1] if op[0] == "step" and len(op) > 1 else [op])]
+    return [single for op in ops for single in singles(op)]
 
 
 def _rolled(ops: list[Op]) -> list[Op]:
     out: list[Op] = []
     for op in _unrolled(ops):
-        if op == ["step"] and out and out[-1][0] == "step":
-            out[-1] = ["step", (out[-1][1] if len(out[-1]) > 1 else 1) + 1]
+        if BATCHES in row(op).args and out and out[-1][0] == op[0]:
+            out[-1] = [op[0], row(op).arg(out[-1], BATCHES, 1) + 1]
         else:
             out.append(op)
     return out
@@ -110,7 +111,7 @@ def _simpler(scenario: Scenario, ask: _Budget) -> Scenario:
                     return ask(_replaced(base, index, place, rest))
 
                 scenario = _replaced(scenario, index, place, _fewer(scenario.ops[index][place], shows))
-        if scenario.ops[index][0] == "fill":
+        if CONTENTS in row(scenario.ops[index]).args:
             scenario = _with_holes(scenario, index, ask)
         for candidate in _variants(scenario.ops[index]):
             changed = [*scenario.ops]
@@ -141,15 +142,16 @@ def _replaced(scenario: Scenario, index: int, place: int, value: list) -> Scenar
 
 def _variants(op: Op) -> Iterator[Op]:
     """Plainer forms of one operation, plainest first."""
-    if op[0] == "fill":
+    kinds = row(op).args
+    if CONTENTS in kinds:
         contents = op[3]
         last = max((i for i, content in enumerate(contents) if content is not None), default=-1)
         ids = {content: i + 1 for i, content in enumerate(sorted({c for c in contents if c}))}
         yield [*op[:3], [content and ids[content] for content in contents[: last + 1]]]
         yield [*op[:3], contents[: last + 1]]
-    elif op[0] == "mmap" and len(op) > 4:
-        yield op[:4]
-    elif op[0] in ("mmap", "madvise", "munmap", "mprotect") and op[3] > 1:
+    elif row(op).arg(op, OPTIONS) is not None:
+        yield op[:-1]
+    elif row(op).arg(op, PAGES, 1) > 1 and len(list(row(op).spans(op))) == 1:
         for n in (1, op[3] // 2, op[3] - 1):
             if 0 < n < op[3]:
                 yield [*op[:3], n, *op[4:]]

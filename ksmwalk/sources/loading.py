@@ -10,6 +10,7 @@ import numpy as np
 from ..errors import ArenaFullError, check
 from ..host import Host, _load
 from ..layout import PAGE_SHIFT, Frame, LoadedPage, Vm
+from ..proc.frames import Kpf, has
 from . import reading
 from .reading import PAGES_PER_BLOCK, ProcessCapture, capture
 
@@ -255,12 +256,12 @@ def _folio_pages(what: ProcessCapture) -> np.ndarray:
     inside = np.zeros(what.nr_pages, bool)
     if what.frame_flags is None:
         return inside
-    wanted = np.uint64(reading.KPF_THP | reading.KPF_ANON)
+    wanted = np.uint64(Kpf.THP | Kpf.ANON)
     parts = np.flatnonzero((what.frame_flags & wanted == wanted) & ~what.huge)
     if len(parts) < PAGES_PER_BLOCK:
         return inside
     pfn = what.pfn[parts].astype(np.int64)
-    is_head = what.frame_flags[parts] & np.uint64(reading.KPF_COMPOUND_HEAD) != 0
+    is_head = has(what.frame_flags[parts], Kpf.COMPOUND_HEAD)
     blocks, block = np.unique(pfn >> 9, return_inverse=True)
     # Whole: 512 different frames, the first of them, and no other, the head.
     distinct = np.unique(pfn)

@@ -12,29 +12,15 @@ import numpy as np
 
 from ..proc import maps, pagemap
 from ..proc.errors import NoAddressSpace, ProcessChanged, ProcessExited, not_allowed
+from ..proc.frames import Kpf, frame_records, has
 from ..proc.gather import gather
 from ..proc.maps import VmaRecord
 from ..proc.pagemap import PAGE_SHIFT, Regions
 
-# /proc/kpageflags
-KPF_BUDDY = 1 << 10
-KPF_MMAP = 1 << 11
-KPF_ANON = 1 << 12
-KPF_COMPOUND_HEAD = 1 << 15
-KPF_COMPOUND_TAIL = 1 << 16
-KPF_HUGE = 1 << 17
-KPF_NOPAGE = 1 << 20
-KPF_KSM = 1 << 21
-KPF_THP = 1 << 22
-KPF_ZERO_PAGE = 1 << 24
-
 PAGES_PER_BLOCK = 512
 # Records that cost about as much to read as the system call that is saved by reading them: absent pages are cheap for
-# the kernel, frames are not.
+# the kernel.
 PAGEMAP_GAP = 256
-FRAME_GAP = 8
-# From this many frames in a row on, on average, reading them in the order of addresses beats sorting them first.
-FRAMES_PER_RUN = 16
 
 FIND = ("auto", "ioctl", "pagemap")
 
@@ -115,13 +101,13 @@ class ProcessCapture:
     def anon(self) -> np.ndarray:
         """Which pages are anonymous, KSM pages included: bool[nr_pages]."""
         if self.frame_flags is not None:
-            return self.frame_flags & np.uint64(KPF_ANON) != 0
+            return has(self.frame_flags, Kpf.ANON)
         return ~(self.file | self.zero)
 
     @property
     def ksm(self) -> np.ndarray | None:
         """Which pages are KSM pages: bool[nr_pages]; None where frame flags can't be seen."""
-        return None if self.frame_flags is None else self.frame_flags & np.uint64(KPF_KSM) != 0
+        return None if self.frame_flags is None else has(self.frame_flags, Kpf.KSM)
 
     def stray_page(self) -> str | None:
         """A page outside every mapping, in words: of a mapping that came and went between two looks at the list."""
@@ -361,7 +347,7 @@ def _read_frame_flags(pid: int, result: ProcessCapture, counts: bool) -> None:
         leaf = whole_blocks(result, result.huge) if result.huge.any() else None
         result.frame_flags = _flags_of_frames(files[0], pfn, leaf, pid)
         if counts:
-            result.frame_counts = _of_frames(files[1], pfn, pid)
+            result.frame_counts = frame_records(files[1], pfn, pid)
     finally:
         for fd in files:
             os.close(fd)
@@ -370,32 +356,19 @@ def _read_frame_flags(pid: int, result: ProcessCapture, counts: bool) -> None:
 def _flags_of_frames(fd: int, pfn: np.ndarray, leaf: np.ndarray | None, pid: int) -> np.ndarray:
     """The flags of each frame; of a leaf's 512 only the first is read, as they are one folio with one set of flags."""
     if leaf is None:
-        return _of_frames(fd, pfn, pid)
+        return frame_records(fd, pfn, pid)
     head = leaf & (pfn & (PAGES_PER_BLOCK - 1) == 0)
     read = np.flatnonzero(head | ~leaf)
-    some = _of_frames(fd, pfn[read], pid)
+    some = frame_records(fd, pfn[read], pid)
     out = np.repeat(some, np.diff(np.append(read, len(pfn))))
-    swap = np.uint64(KPF_COMPOUND_HEAD | KPF_COMPOUND_TAIL)
+    swap = np.uint64(Kpf.COMPOUND_HEAD | Kpf.COMPOUND_TAIL)
     tail = leaf & ~head
     # hugetlb pages of 1 GiB have one head in 512 such leaves: there the first is a tail as well
-    out[tail] ^= np.where(out[tail] & np.uint64(KPF_COMPOUND_HEAD) != 0, swap, np.uint64(0))
+    out[tail] ^= np.where(has(out[tail], Kpf.COMPOUND_HEAD), swap, np.uint64(0))
     split = leaf & (out & swap == 0)
     if split.any():
         # no folio any more: its frames go their own ways
-        out[split] = _of_frames(fd, pfn[split], pid)
-    return out
-
-
-def _of_frames(fd: int, pfn: np.ndarray, pid: int) -> np.ndarray:
-    """The record of each frame, where frames come in any order and any number of times."""
-    if np.count_nonzero(np.diff(pfn) != 1) < len(pfn) // FRAMES_PER_RUN:
-        return gather(fd, pfn, FRAME_GAP, pid)
-    order = np.argsort(pfn)
-    ascending = pfn[order]
-    new = np.ones(len(pfn), bool)
-    np.not_equal(ascending[1:], ascending[:-1], out=new[1:])
-    out = np.empty(len(pfn), np.uint64)
-    out[order] = gather(fd, ascending[new], FRAME_GAP, pid)[np.cumsum(new) - 1]
+        out[split] = frame_records(fd, pfn[split], pid)
     return out
 
 
@@ -404,11 +377,9 @@ def _settle(result: ProcessCapture, file: np.ndarray) -> None:
     flags = result.frame_flags
     if flags is None:
         return
-    zero = flags & np.uint64(KPF_ZERO_PAGE) != 0
+    zero = has(flags, Kpf.ZERO_PAGE)
     # A page whose frame is mapped nowhere any more, or is no page at all, went before its flags were read.
-    free = (flags & np.uint64(KPF_BUDDY | KPF_NOPAGE) != 0) | ~(
-        zero | file | (flags & np.uint64(KPF_MMAP | KPF_ANON | KPF_HUGE) != 0)
-    )
+    free = has(flags, Kpf.BUDDY | Kpf.NOPAGE) | ~(zero | file | has(flags, Kpf.MMAP | Kpf.ANON | Kpf.HUGE))
     known = np.uint64(pagemap.PAGE_IS_PFNZERO | pagemap.PAGE_IS_FILE)
     result.categories &= ~known
     result.categories |= np.where(zero, np.uint64(pagemap.PAGE_IS_PFNZERO), np.uint64(0))

@@ -1,10 +1,12 @@
 import numpy as np
 
-from .._core import World
+from .._core import Life, World
 
 class Tables:
     arrays: tuple
     world: World | None
+    mm: int
+    life: Life | None
     def __init__(
         self,
         rows: np.ndarray,
@@ -16,7 +18,10 @@ class Tables:
         bad: np.ndarray,
         work: np.ndarray,
         world: World | None = None,
+        mm: int = 0,
+        life: Life | None = None,
     ) -> None: ...
+    def check(self) -> None: ...
     @property
     def bad_count(self) -> int: ...
     def forget_bad(self) -> None: ...

@@ -4,11 +4,14 @@ Reads any `kw_tables`, a Host's arena or a read-only image in which entries may 
 checked before it is followed, and what can't be followed is noted and walked around.
 """
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.pythread cimport PyThread_get_thread_ident
+from libc.stdint cimport int64_t, uint64_t, uint8_t
 from libc.string cimport memset
 
-from libc.stdint cimport int64_t, uint64_t, uint8_t
-
-from ksmwalk._core cimport entry_none, entry_pfn, entry_present, level_index, level_shift, level_size
+from ksmwalk._core cimport (
+    alone, below, busy, enter, entry_none, entry_pfn, entry_present, leave, level_index, level_shift,
+    level_size,
+)
 from ksmwalk.layout._layout cimport *
 
 
@@ -282,9 +285,11 @@ cdef class Tables:
         Where the first bad entries are noted.
     work : ndarray of layout.WORK, shape (1,)
         Work counts.
+    world, mm, life
+        Of an arena: the World it belongs to, whose tables they are, and whether that mm is still there.
     """
 
-    def __cinit__(self, rows, root, levels, frames, order, max_pfn, bad, work, world=None):
+    def __cinit__(self, rows, root, levels, frames, order, max_pfn, bad, work, world=None, mm=0, life=None):
         self.arrays = (rows, frames, order, bad, work)
         memset(&self.t, 0, sizeof(kw_tables))
         self.t.rows = <uint64_t *>pointer(rows, False)
@@ -299,6 +304,8 @@ cdef class Tables:
         self.t.bad_cap = len(bad)
         self.t.work = <kw_work *>pointer(work, True)
         self.world = world
+        self.mm = mm
+        self.life = life
         self.t.readonly = world is None
 
     def __reduce__(self):
@@ -313,10 +320,38 @@ cdef class Tables:
         """Set the count of bad entries to zero."""
         self.t.bad_count = 0
 
+    def check(self):
+        """Raise ReferenceError if they are page tables of an address space, or a Host, that is gone."""
+        if self.life is not None:
+            self.life.check()
+        if self.world is not None:
+            alone(self.world)
+
     cdef void sync(self) noexcept:
         # In an arena the rows used so far are the image.
         if self.world is not None:
             self.t.nrows = self.world.w.ctl.rows_used
+
+    cdef int enter(self) except -1:
+        """Take the mark of the World, or of an image its own, and look how many rows there are."""
+        cdef unsigned long me = <unsigned long>PyThread_get_thread_ident()
+        if self.life is not None and self.life.gone:
+            self.life.check()
+        if self.world is not None:
+            enter(self.world)
+            self.sync()
+            return 0
+        if self.depth and self.thread != me:
+            raise RuntimeError(busy(self.thread))
+        self.thread = me
+        self.depth += 1
+        return 0
+
+    cdef void leave(self) noexcept:
+        if self.world is not None:
+            leave(self.world)
+        else:
+            self.depth -= 1
 
 
 def read_mappings(Tables tables not None, uint64_t start, uint64_t end, bint hardware, bint runs, out, int64_t budget):
@@ -333,8 +368,6 @@ def read_mappings(Tables tables not None, uint64_t start, uint64_t end, bint har
     cdef int code, lv
     if not honest_range(tables.t.levels, start, end) or (start | end) & 4095:
         raise ValueError(f"range {start:#x}-{end:#x}: not page aligned, or beyond {tables.t.levels} levels")
-    tables.sync()
-    k.t = &tables.t
     k.out = <kw_mapping *>pointer(out, True)
     k.n = 0
     k.cap = len(out)
@@ -343,9 +376,12 @@ def read_mappings(Tables tables not None, uint64_t start, uint64_t end, bint har
     k.present = PTE_P if hardware else PTE_P | PTE_PROTNONE
     for lv in range(6):
         k.rows[lv] = -1
-    if start == end or tables.t.root < 0 or tables.t.root >= tables.t.nrows:
-        return 0
-    tables.t.budget = budget
-    with nogil:
-        code = read_level(&k, tables.t.root, <int>tables.t.levels, start, end, PERM_R | PERM_W | PERM_X | PERM_U)
+    tables.enter()
+    k.t = &tables.t
+    code = KW_OK
+    if start != end and 0 <= tables.t.root < tables.t.nrows:
+        tables.t.budget = budget
+        with nogil:
+            code = read_level(&k, tables.t.root, <int>tables.t.levels, start, end, PERM_R | PERM_W | PERM_X | PERM_U)
+    tables.leave()
     return k.n if code == KW_OK or code == KW_NONE else code

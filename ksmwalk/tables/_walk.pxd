@@ -1,14 +1,25 @@
 # The general walk for those who `cimport` it: function pointers instead of Python callbacks, the same walk underneath.
 #
+#     from libc.stdint cimport uint64_t
+#     from ksmwalk.tables._read cimport Tables
+#     from ksmwalk.tables._walk cimport walk_ops, walk_state, walk_tables
+#
+#     cdef struct my_struct:
+#         uint64_t pmds
+#
 #     cdef int my_pmd(uint64_t *entry, uint64_t addr, uint64_t next, walk_state *walk) noexcept nogil:
-#         (<my_struct *>walk.user).seen += 1
+#         (<my_struct *>walk.user).pmds += 1
 #         return 0
 #
-#     cdef walk_ops ops = walk_ops(...)      # unused members NULL
-#     result = walk_tables(tables, mm, start, end, &ops, <void *>&mine)
+#     def count_pmds(Tables tables not None, uint64_t start, uint64_t end):
+#         cdef walk_ops ops = walk_ops(NULL, NULL, NULL, my_pmd, NULL, NULL, NULL, NULL, NULL, NULL)
+#         cdef my_struct mine = my_struct(0)
+#         cdef int result = walk_tables(tables, start, end, &ops, <void *>&mine)
+#         return result, mine.pmds
 #
 # A callback returns 0 to go on; any other value ends the walk and is its result. It may change the entry, set
-# walk.action before it returns, and must not free the tables that are being walked.
+# walk.action before it returns, and must not free the tables that are being walked. The GIL is held throughout, and no
+# other thread may be at work on the same World (see enter in _core.pxd; Python's own doors see to it).
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from ksmwalk.tables._read cimport Tables
@@ -51,7 +62,9 @@ cdef struct walk_state:
     int level              # of the entry a callback is called for
     int lowest             # lowest level that has a callback
     int stop_on_bad
-    int64_t rows[6]
+    int failed             # what the walk ends with after a post_vma that failed; else 0
+    int64_t rows[6]        # of the tables the walk stands on, by level; -1: none
+    int64_t freed          # world.rows_freed when they were last known to be there
 
 # A walk without vmas over [start, end): addresses as the tables index them, the upper half right behind the lower one
 # (from 1 << 47 with 4 levels), not sign-extended. 0, or what a callback returned. -22: start >= end.

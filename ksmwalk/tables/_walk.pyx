@@ -5,19 +5,22 @@ its own. The contract stands in `_walk.pxd` and, for Python, in `pagewalk.py`.
 """
 from libc.errno cimport EINVAL
 from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.string cimport memset
 
 from ksmwalk._core cimport (
-    entry_leaf, entry_none, entry_pfn, entry_present, level_index, level_size, pmd_find, split_leaf,
+    child_row, entry_find, entry_leaf, entry_none, entry_pfn, entry_present, level_index, level_size,
+    mm_changed, split_leaf,
 )
 from ksmwalk.tables._read cimport Tables, note_bad, row_of_frame
 from ksmwalk.layout._layout cimport *
 
 
-from libc.string cimport memset
+from ksmwalk.gate import as_int, shown
 
 
 # What a Python callback answers to the C walker after its result or exception was put aside.
 cdef int STOP = 1
+cdef object MAX64 = (1 << 64) - 1
 
 
 # ------------------------------------------------------------------ the walker
@@ -149,7 +152,7 @@ cdef int walk_hugetlb(walk_state *s, uint64_t a, uint64_t end) noexcept nogil:
         return 0
     while a < end:
         next = min((a & ~(size - 1)) + size, end)
-        p = pmd_find(s.world, s.tables.root, a) if level == 2 else pud_find(s.world, s.tables.root, a)
+        p = entry_find(s.world, s.tables.root, a, level)
         if p == NULL:
             code = hole(s, a, next, -1)
         else:
@@ -159,20 +162,6 @@ cdef int walk_hugetlb(walk_state *s, uint64_t a, uint64_t end) noexcept nogil:
             return code
         a = next
     return 0
-
-
-cdef uint64_t *pud_find(kw_world *w, int64_t root, uint64_t addr) noexcept nogil:
-    cdef int lv = <int>w.ctl.levels
-    cdef int64_t row = root
-    cdef uint64_t *p
-    while True:
-        p = w.rows + row * 512 + level_index(addr, lv)
-        if lv == 3:
-            return p
-        row = <int64_t>((p[0] & PTE_PFN_MASK) >> 12)
-        if not (p[0] & PTE_P) or row <= 0 or row >= w.ctl.rows_used:
-            return NULL
-        lv -= 1
 
 
 cdef int inside_vma(walk_state *s, uint64_t start, uint64_t end) noexcept nogil:
@@ -188,7 +177,7 @@ cdef int inside_vma(walk_state *s, uint64_t start, uint64_t end) noexcept nogil:
         code = descend(s, s.tables.root, <int>s.tables.levels, start, end)
     if s.ops.post_vma != NULL:
         s.ops.post_vma(s)
-    return code
+    return s.failed if code == 0 else code
 
 
 cdef inline int32_t vma_above(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil:
@@ -238,6 +227,7 @@ cdef void prepare(walk_state *s, Tables tables, int32_t mm, int32_t vma, const w
     s.user = user
     s.tables = &tables.t
     s.world = &tables.world.w if tables.world is not None else NULL
+    s.freed = s.world.rows_freed if s.world != NULL else 0
     s.mm = mm
     s.vma = vma
     # Honest tables are visited once; see PageTables.mappings.
@@ -279,10 +269,39 @@ cdef int walk_mm(Tables tables, int32_t mm, uint64_t start, uint64_t end, const 
 
 # ------------------------------------------------------------------ the Python face
 
+cdef bint stands(walk_state *s, Tables tables, uint64_t addr) noexcept:
+    """Whether the tables on the way down to addr are those the walk came through."""
+    cdef int lv = <int>s.tables.levels, lowest = 1
+    cdef int64_t row = s.tables.root
+    cdef uint64_t *p
+    if tables.life is not None and tables.life.gone:
+        return False
+    while lowest <= lv and s.rows[lowest] < 0:
+        lowest += 1
+    while lv >= lowest:
+        if s.rows[lv] != row:
+            return False
+        p = s.world.rows + row * 512 + level_index(addr, lv)
+        row = KW_NONE if lv == 1 else child_row(s.world, p)
+        lv -= 1
+    return True
+
+
+cdef int still_there(MmWalk walk, uint64_t addr) except -1:
+    """After a callback: the tables the walk stands on must not be among those it freed."""
+    cdef walk_state *s = walk.s
+    if s.world == NULL or s.world.rows_freed == s.freed:
+        return 0
+    if not stands(s, walk.tables, addr):
+        raise ReferenceError(f"a callback freed the page tables that were being walked, at address {addr:#x}")
+    s.freed = s.world.rows_freed
+    return 0
+
+
 cdef class Entry:
     """One packed entry in its place, as a callback sees it: readable and, in a Host's tables, writable.
 
-    Good during the callback only; used later it raises ReferenceError.
+    Good during the callback only; used later, or after its table was freed, it raises ReferenceError.
 
     Models: the pgd_t, p4d_t, pud_t, pmd_t and pte_t pointers of struct mm_walk_ops of Linux 6.18.
     Differs: one type for all levels, which knows its level.
@@ -291,12 +310,37 @@ cdef class Entry:
     cdef uint64_t *p
     cdef walk_state *s
     cdef Tables tables
+    cdef uint64_t addr
+    cdef object view               # of the 512 ptes below, given out in this callback
     cdef readonly int level
 
     cdef uint64_t get(self) except? 0x5ca1ab1e:
         if self.p == NULL:
             raise ReferenceError("a page-table entry of a callback that has returned")
+        if self.s.world != NULL and self.s.world.rows_freed != self.s.freed and not self.in_place():
+            raise ReferenceError(f"the table of the entry at address {self.addr:#x}, level {self.level} was freed")
         return self.p[0]
+
+    cdef bint in_place(self) noexcept:
+        # In hugetlb memory the walk stands on no tables: the entry is looked up anew.
+        cdef kw_world *w = self.s.world
+        if not stands(self.s, self.tables, self.addr):
+            return False
+        if self.s.rows[self.s.tables.levels] >= 0:
+            return True
+        return self.p == entry_find(w, self.s.tables.root, self.addr, self.level)
+
+    cdef void changed(self) noexcept:
+        if self.tables.mm:
+            mm_changed(self.s.world, self.tables.mm, 1)
+
+    cdef int close(self) except -1:
+        # Whoever kept the view can go on reading, but writes to a table later are no business of this walk.
+        if self.view is not None:
+            self.view.setflags(False)
+            self.view = None
+            self.changed()
+        return 0
 
     @property
     def value(self):
@@ -304,13 +348,12 @@ cdef class Entry:
         return self.get()
 
     @value.setter
-    def value(self, uint64_t e):
+    def value(self, e):
         self.get()
         if self.s.world == NULL:
             raise ValueError("page tables of an image are read-only")
-        self.p[0] = e
-        if self.s.mm:
-            self.s.world.mms[self.s.mm].epoch += 1
+        self.p[0] = <uint64_t>as_int(e, "entry", 0, MAX64)
+        self.changed()
 
     @property
     def none(self):
@@ -335,7 +378,10 @@ cdef class Entry:
 
     @property
     def ptes(self):
-        """The 512 ptes below a pmd that points to a table: a zero-copy uint64 array. None for any other entry."""
+        """The 512 ptes below a pmd that points to a table: a zero-copy uint64 array. None for any other entry.
+
+        In a Host's tables it may be written to until the callback returns.
+        """
         cdef uint64_t e = self.get()
         cdef int64_t row
         if self.level != 2 or not (e & PTE_P) or entry_leaf(e, 2):
@@ -343,9 +389,13 @@ cdef class Entry:
         row = row_of_frame(self.s.tables, (e & PTE_PFN_MASK) >> 12)
         if row < 0:
             return None
+        if self.view is not None:
+            return self.view
         view = self.tables.arrays[0][row]
         if self.s.world == NULL:
             view.flags.writeable = False
+        else:
+            self.view = view
         return view
 
     def __int__(self):
@@ -375,6 +425,7 @@ cdef class MmWalk:
     """
 
     cdef walk_state *s
+    cdef Tables tables
     cdef readonly object mm
     cdef readonly object ops
     cdef public object private
@@ -393,7 +444,9 @@ cdef class MmWalk:
             return None
         if self.given_vma is not None:
             return self.given_vma
-        return self.mm.vma_by_number(self.s.vma)
+        if self.s.world.vmas[self.s.vma].mm != self.s.mm:
+            raise ReferenceError(f"vma {self.s.vma} is gone: a callback unmapped it")
+        return self.mm._area(self.s.vma)
 
     @property
     def action(self):
@@ -401,12 +454,9 @@ cdef class MmWalk:
 
     @action.setter
     def action(self, value):
-        cdef int a = value
         if self.s == NULL:
             raise ReferenceError("a walk that has ended")
-        if not 0 <= a <= 2:
-            raise ValueError(f"action {value!r}: must be an Action")
-        self.s.action = a
+        self.s.action = as_int(value, "action", 0, 2)
 
 
 cdef tuple ACTIONS = (0, 1, 2)
@@ -423,7 +473,7 @@ cdef int settle(MmWalk walk, object result) except? -7:
     if result is None:
         return 0
     if not isinstance(result, int):
-        raise TypeError(f"a callback returned {result!r}: must be an int or None")
+        raise TypeError(f"a callback returned {shown(result)}: must be an int or None")
     if not result:
         return 0
     walk.result = result
@@ -433,12 +483,20 @@ cdef int settle(MmWalk walk, object result) except? -7:
 cdef int call_entry(int slot, uint64_t *p, uint64_t addr, uint64_t next, walk_state *s) noexcept:
     cdef MmWalk walk = <MmWalk>s.user
     cdef Entry entry = <Entry>walk.entries[s.level]
+    cdef int code
     entry.p = p
+    entry.addr = addr
     try:
         if walk.high is not None:
-            return settle(walk, walk.fns[slot](entry, addr + walk.high, next + walk.high, walk))
-        return settle(walk, walk.fns[slot](entry, addr, next, walk))
+            code = settle(walk, walk.fns[slot](entry, addr + walk.high, next + walk.high, walk))
+        else:
+            code = settle(walk, walk.fns[slot](entry, addr, next, walk))
+        entry.close()
+        if code == 0:
+            still_there(walk, addr)
+        return code
     except BaseException as err:
+        entry.close()
         walk.failed = err
         return STOP
 
@@ -459,10 +517,15 @@ cdef int py_hugetlb(uint64_t *p, uint64_t a, uint64_t n, walk_state *s) noexcept
 
 cdef int py_hole(uint64_t addr, uint64_t next, int depth, walk_state *s) noexcept:
     cdef MmWalk walk = <MmWalk>s.user
+    cdef int code
     try:
         if walk.high is not None:
-            return settle(walk, walk.fns[6](addr + walk.high, next + walk.high, depth, walk))
-        return settle(walk, walk.fns[6](addr, next, depth, walk))
+            code = settle(walk, walk.fns[6](addr + walk.high, next + walk.high, depth, walk))
+        else:
+            code = settle(walk, walk.fns[6](addr, next, depth, walk))
+        if code == 0:
+            still_there(walk, addr)
+        return code
     except BaseException as err:
         walk.failed = err
         return STOP
@@ -472,6 +535,8 @@ cdef int py_test(uint64_t start, uint64_t end, walk_state *s) noexcept:
     cdef MmWalk walk = <MmWalk>s.user
     try:
         settle(walk, walk.fns[7](start, end, walk))
+        if walk.result is None or walk.result > 0:
+            still_there(walk, start)
         if walk.result is None:
             return 0
         if walk.result > 0:
@@ -485,8 +550,12 @@ cdef int py_test(uint64_t start, uint64_t end, walk_state *s) noexcept:
 
 cdef int py_pre(uint64_t start, uint64_t end, walk_state *s) noexcept:
     cdef MmWalk walk = <MmWalk>s.user
+    cdef int code
     try:
-        return settle(walk, walk.fns[8](start, end, walk))
+        code = settle(walk, walk.fns[8](start, end, walk))
+        if code == 0:
+            still_there(walk, start)
+        return code
     except BaseException as err:
         walk.failed = err
         return STOP
@@ -496,7 +565,9 @@ cdef void py_post(walk_state *s) noexcept:
     cdef MmWalk walk = <MmWalk>s.user
     try:
         walk.fns[9](walk)
+        still_there(walk, 0)
     except BaseException as err:
+        s.failed = STOP
         if walk.failed is None:
             walk.failed = err
 
@@ -525,6 +596,7 @@ def run_walk(Tables tables not None, int32_t mm, int32_t vma, uint64_t start, ui
     c.test_walk = <range_fn><void *>py_test if fns[7] is not None else NULL
     c.pre_vma = <range_fn><void *>py_pre if fns[8] is not None else NULL
     c.post_vma = <done_fn><void *>py_post if fns[9] is not None else NULL
+    walk.tables = tables
     walk.mm = mm_door
     walk.ops = ops
     walk.private = private
@@ -532,6 +604,7 @@ def run_walk(Tables tables not None, int32_t mm, int32_t vma, uint64_t start, ui
     walk.fns = fns
     walk.high = high
     walk.entries = [None]
+    tables.enter()
     prepare(&s, tables, mm, vma, &c, <void *>walk)
     s.stop_on_bad = stop_on_bad
     for level in range(1, 6):
@@ -549,12 +622,15 @@ def run_walk(Tables tables not None, int32_t mm, int32_t vma, uint64_t start, ui
         else:
             code = descend(&s, s.tables.root, <int>s.tables.levels, start, end)
     finally:
+        tables.leave()
         walk.s = NULL
         for entry in walk.entries[1:]:
             entry.p = NULL
             entry.s = NULL
     if walk.failed is not None:
-        raise walk.failed
+        # Not kept: the exception's traceback leads to the callback's frame, and that to the walk.
+        failed, walk.failed = walk.failed, None
+        raise failed
     if code == WALK_BAD or code == WALK_NOROWS:
         return 0, code
     return (0 if walk.result is None else walk.result), 0

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from ..errors import ArenaFullError, BadEntryError
+from ..gate import as_int, shown
 from . import _walk
 from ._walk import Entry, MmWalk
 from .tables import PageTables
@@ -95,7 +96,7 @@ class MmWalkOps:
         )
         for fn in fns:
             if fn is not None and not callable(fn):
-                raise TypeError(f"callback {fn!r}: not callable")
+                raise TypeError(f"callback {shown(fn)}: not callable")
         return fns
 
 
@@ -103,6 +104,25 @@ def _aligned(start: int, end: int, limit: int) -> None:
     for name, value in (("start", start), ("end", end)):
         if value & 4095 or not 0 <= value <= limit:
             raise ValueError(f"{name} {value:#x}: must be page aligned and within 0-{limit:#x}")
+
+
+def _arguments(start, end, ops) -> tuple[int, int]:
+    if not isinstance(ops, MmWalkOps):
+        raise TypeError(f"ops {shown(ops)}: must be MmWalkOps")
+    return as_int(start, "start", 0, 1 << 64), as_int(end, "end", 0, 1 << 64)
+
+
+def _mm_of(vma):
+    if not hasattr(vma, "vm_mm"):
+        raise TypeError(f"vma {shown(vma)}: must be a Vma")
+    return vma.vm_mm
+
+
+def _tables_of(mm) -> PageTables:
+    tables = getattr(mm, "tables", None)
+    if not isinstance(tables, PageTables):
+        raise TypeError(f"mm {shown(mm)}: must be an Mm")
+    return tables
 
 
 def _run(tables: PageTables, mm_no, vma_no, start, end, ops, mm, vma, private, whole_mm=False, high=None) -> int:
@@ -146,12 +166,15 @@ def walk_page_range(mm, start: int, end: int, ops: MmWalkOps, private=None) -> i
         An address that is not page aligned or beyond the tables.
     BadEntryError
         An entry that can't be followed.
+    ReferenceError
+        A callback freed the page tables that were being walked (munmap, exit, collapse), and did not end the walk.
 
-    Models: walk_page_range() of Linux 6.18. Differs: nothing known.
+    Models: walk_page_range() of Linux 6.18. Differs: a callback may call its own Host.
     """
+    start, end = _arguments(start, end, ops)
     if mm is None or start >= end:
         return _EINVAL
-    tables = mm.tables
+    tables = _tables_of(mm)
     _aligned(start, end, tables.end)
     return _run(tables, mm.number, 0, start, end, ops, mm, None, private, whole_mm=True)
 
@@ -175,10 +198,11 @@ def walk_page_range_vma(vma, start: int, end: int, ops: MmWalkOps, private=None)
 
     Models: walk_page_range_vma() of Linux 6.18. Differs: nothing known.
     """
-    mm = vma.vm_mm
+    start, end = _arguments(start, end, ops)
+    mm = _mm_of(vma)
     if mm is None or start >= end or start < vma.vm_start or end > vma.vm_end:
         return _EINVAL
-    tables = mm.tables
+    tables = _tables_of(mm)
     _aligned(start, end, tables.end)
     return _run(tables, mm.number, vma.index, start, end, ops, mm, vma, private)
 
@@ -188,6 +212,7 @@ def walk_page_vma(vma, ops: MmWalkOps, private=None) -> int:
 
     Models: walk_page_vma() of Linux 6.18. Differs: nothing known.
     """
+    _mm_of(vma)
     return walk_page_range_vma(vma, vma.vm_start, vma.vm_end, ops, private)
 
 
@@ -209,6 +234,9 @@ def walk_page_range_novma(tables: PageTables, start: int, end: int, ops: MmWalkO
 
     Models: walk_kernel_page_table_range() and walk_page_range_debug() of Linux 6.18. Differs: nothing known.
     """
+    if not isinstance(tables, PageTables):
+        raise TypeError(f"tables {shown(tables)}: must be PageTables")
+    start, end = _arguments(start, end, ops)
     if start >= end:
         return _EINVAL
     half, top = tables.end // 2, 1 << 64

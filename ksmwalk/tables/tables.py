@@ -9,6 +9,7 @@ import numpy as np
 from .. import _core, entries, layout
 from ..entries import Pte
 from ..errors import ArenaFullError, BadEntryError, check
+from ..gate import MAX_U64, as_array, as_flag, as_int, shown
 from ..layout import Code
 from ..layout.arena import reserve
 from . import _map, _read
@@ -18,8 +19,17 @@ _BAD_KEPT = 1024  # bad entries kept with their details; all are counted
 _GROW = 1 << 16  # bytes: smaller results are copied out of the reserved array
 
 
+#: table pages an arena may reserve: what 47 bits of address space hold
+_MOST_TABLES = 1 << 34
+#: frames that an entry can name
+_MOST_PFN = (1 << 40) - 1
+
+
 def _image_rows(rows) -> np.ndarray:
-    a = np.asarray(rows)
+    try:
+        a = np.asarray(rows)
+    except Exception:
+        raise TypeError(f"rows {shown(rows)}: must be uint64 of shape (n, 512)") from None
     if a.dtype != np.uint64 or a.ndim != 2 or a.shape[1] != 512:
         raise TypeError(f"rows of dtype {a.dtype} and shape {a.shape}: must be uint64 of shape (n, 512)")
     if not len(a):
@@ -28,13 +38,20 @@ def _image_rows(rows) -> np.ndarray:
 
 
 def _levels(levels: int) -> int:
-    if levels not in (4, 5):
-        raise ValueError(f"levels {levels!r}: must be 4 or 5")
-    return levels
+    return as_int(levels, "levels", 4, 5)
+
+
+def _world_of(rows: np.ndarray, ctl: np.ndarray, mms: np.ndarray) -> _core.World:
+    """The binding of page tables that stand alone: mm 1 of a world without areas and frames."""
+    owner = reserve(len(rows), np.int32)
+    return _core.World({"rows": rows, "r_owner": owner, "ctl": ctl, "mms": mms, "bad": np.zeros(1, layout.BAD)})
 
 
 class PageTables:
     """One set of page tables.
+
+    Those of an address space (`mm.tables`) are its own for its life: after its exit or exec every use raises
+    ReferenceError. One thread at a time may use them, and all that belongs to one Host; a second one gets RuntimeError.
 
     Parameters
     ----------
@@ -48,7 +65,8 @@ class PageTables:
     Attributes
     ----------
     rows : ndarray of uint64, shape (n, 512)
-        The table pages, no copy. In an arena the row number is the frame number of the table page; row 0 is never used.
+        The table pages, no copy, read-only. In an arena the row number is the frame number of the table page; row 0 is
+        never used.
     root : int
         Row of the top table.
 
@@ -56,35 +74,42 @@ class PageTables:
     """
 
     def __init__(self, levels: int = 4, capacity: int = 1 << 20, on_bad: str = "raise"):
+        levels = _levels(levels)
+        capacity = as_int(capacity, "capacity", 1, _MOST_TABLES)
         rows = reserve(capacity + 1, np.uint64, shape=(512,))
         ctl = np.zeros(1, layout.CTL)
-        ctl["levels"] = _levels(levels)
+        ctl["levels"] = levels
         ctl["rows_used"] = 1
         ctl["rows_cap"] = capacity + 1
-        world = _core.World({"rows": rows, "ctl": ctl, "mms": np.zeros(2, layout.MM)})
+        world = _world_of(rows, ctl, np.zeros(2, layout.MM))
         check(_map.new_root(world, 1))
         self._bind(world, 1, levels, on_bad)
 
-    def _bind(self, world, mm: int, levels: int, on_bad: str, work=None) -> None:
+    def _bind(self, world, mm: int, levels: int, on_bad: str, work=None, life=None) -> None:
         rows = world.arrays["rows"]
-        self._set(world, mm, rows, int(world.arrays["mms"]["root"][mm]), levels, None, None, 0, on_bad, work)
+        self._set(world, mm, rows, int(world.arrays["mms"]["root"][mm]), levels, None, None, 0, on_bad, work, life)
 
-    def _set(self, world, mm, rows, root, levels, frames, order, max_pfn, on_bad, work=None) -> None:
-        if on_bad not in ("raise", "report"):
-            raise ValueError(f"on_bad {on_bad!r}: must be 'raise' or 'report'")
+    def _set(self, world, mm, rows, root, levels, frames, order, max_pfn, on_bad, work=None, life=None) -> None:
         self._world, self._mm, self._rows, self._root = world, mm, rows, root
-        self._frames, self._order, self.max_pfn = frames, order, max_pfn
-        self.levels = levels
+        self._host = None
+        self._frames, self._order, self._max_pfn = frames, order, max_pfn
+        self._levels = levels
         self.on_bad = on_bad
         self._bad = np.zeros(_BAD_KEPT, layout.BAD)
         self._work = np.zeros(1, layout.WORK) if work is None else work
-        self._tables = _read.Tables(rows, root, levels, frames, order, max_pfn, self._bad, self._work, world)
+        self._tables = _read.Tables(rows, root, levels, frames, order, max_pfn, self._bad, self._work, world, mm, life)
 
     @classmethod
-    def of_world(cls, world: _core.World, mm: int, levels: int, on_bad: str = "raise") -> PageTables:
+    def of_world(
+        cls, world: _core.World, mm: int, levels: int, on_bad: str = "raise", life: _core.Life | None = None
+    ) -> PageTables:
         """The page tables of an mm of a Host, in the Host's arena (`mm.tables`)."""
+        if not isinstance(world, _core.World):
+            raise TypeError(f"world {shown(world)}: must be a World")
         self = cls.__new__(cls)
-        self._bind(world, mm, levels, on_bad)
+        mm = as_int(mm, "mm", 1, int(world.arrays["ctl"]["mms_used"][0]) - 1)
+        self._bind(world, mm, _levels(levels), on_bad, life=life)
+        self._host = world.live()  # kept as long as its tables are in use
         return self
 
     @classmethod
@@ -115,42 +140,61 @@ class PageTables:
         """
         rows = _image_rows(rows)
         order = None
-        at = int(root)
+        at = as_int(root, "root", 0, MAX_U64)
+        max_pfn = as_int(max_pfn, "max_pfn", 0, _MOST_PFN + 1)
         if frames is not None:
-            frames = np.asarray(frames)
-            if frames.shape != (len(rows),) or frames.dtype.kind not in "iu":
-                raise ValueError(
-                    f"frames of dtype {frames.dtype} and shape {frames.shape}: must be {len(rows)} integers, one a row"
-                )
-            if frames.dtype.kind == "i" and (frames < 0).any():
-                raise ValueError(f"frame number {int(frames.min())}: negative")
+            frames = as_array(frames, "frames", np.uint64)
+            if len(frames) != len(rows):
+                raise ValueError(f"{len(frames)} frames for {len(rows)} rows: must be one a row")
             order = np.argsort(frames, kind="stable").astype(np.int64)
-            frames = np.ascontiguousarray(frames[order].astype(np.uint64))
+            frames = np.ascontiguousarray(frames[order])
             twice = np.flatnonzero(frames[1:] == frames[:-1])
             if twice.size:
                 raise ValueError(f"frame {int(frames[twice[0]]):#x}: given by more than one row")
-            i = int(np.searchsorted(frames, np.uint64(at))) if 0 <= at < 1 << 64 else len(frames)
+            i = int(np.searchsorted(frames, np.uint64(at)))
             if i == len(frames) or int(frames[i]) != at:
-                raise ValueError(f"root {root:#x}: no row has that frame number")
+                raise ValueError(f"root {at:#x}: no row has that frame number")
             at = int(order[i])
-        elif not 0 <= at < len(rows):
-            raise ValueError(f"root {root}: must be a row from 0 to {len(rows) - 1}")
+        elif at >= len(rows):
+            raise ValueError(f"root {shown(at)}: must be a row from 0 to {len(rows) - 1}")
         self = cls.__new__(cls)
-        self._set(None, 0, rows, at, _levels(levels), frames, order, int(max_pfn), on_bad)
+        self._set(None, 0, rows, at, _levels(levels), frames, order, max_pfn, on_bad)
         return self
 
     # ---------------------------------------------------------- looking
 
     @property
     def rows(self) -> np.ndarray:
-        if self._world is None:
-            view = self._rows.view()
-            view.flags.writeable = False
-            return view
-        return self._rows[: int(self._world.arrays["ctl"]["rows_used"][0])]
+        self._tables.check()
+        used = len(self._rows) if self._world is None else int(self._world.arrays["ctl"]["rows_used"][0])
+        view = self._rows[:used]
+        view.flags.writeable = False
+        return view
+
+    @property
+    def levels(self) -> int:
+        """4 or 5."""
+        return self._levels
+
+    @property
+    def max_pfn(self) -> int:
+        """First frame beyond the end of memory, 0: any frame may be mapped."""
+        return self._max_pfn
+
+    @property
+    def on_bad(self) -> str:
+        """What is done with an entry that can't be followed: "raise" or "report"; may be set."""
+        return self._on_bad
+
+    @on_bad.setter
+    def on_bad(self, value: str) -> None:
+        if not isinstance(value, str) or value not in ("raise", "report"):
+            raise ValueError(f"on_bad {shown(value)}: must be 'raise' or 'report'")
+        self._on_bad = value
 
     @property
     def root(self) -> int:
+        self._tables.check()
         return self._root
 
     @property
@@ -161,6 +205,7 @@ class PageTables:
     @property
     def nr_tables(self) -> int:
         """Table pages, the top one included (of an image: its rows)."""
+        self._tables.check()
         return len(self._rows) if self._world is None else int(self._world.arrays["mms"]["nr_tables"][self._mm])
 
     @property
@@ -232,10 +277,15 @@ class PageTables:
 
         Models: what walk_page_range() reaches on Linux 6.18; the x86-64 MMU. Differs: nothing known.
         """
-        if view not in ("kernel", "hardware"):
-            raise ValueError(f"view {view!r}: must be 'kernel' or 'hardware'")
-        first, last = start, self.end if end is None else end
-        start, end = self._index(start), self._index(last)
+        if not isinstance(view, str) or view not in ("kernel", "hardware"):
+            raise ValueError(f"view {shown(view)}: must be 'kernel' or 'hardware'")
+        first = as_int(start, "start", 0, 1 << 64)
+        last = self.end if end is None else as_int(end, "end", 0, 1 << 64)
+        runs = as_flag(runs, "runs")
+        if limit is not None:
+            limit = as_int(limit, "limit", 0, MAX_U64)
+        self._tables.check()
+        start, end = self._index(first), self._index(last)
         if not 0 <= start <= end <= self.end or (start | end) & 4095:
             raise ValueError(f"range {first:#x}-{last:#x}: must be page aligned, canonical and of {self.levels} levels")
         before = self.bad_count
@@ -246,8 +296,10 @@ class PageTables:
         # Honest tables are visited once; an image whose tables are shared a lot deserves some patience, not eternity.
         budget = 16 * len(self._rows if self._world is None else self.rows) + (1 << 14)
         if out is not None:
-            if out.dtype != layout.MAPPING or out.ndim != 1:
-                raise TypeError(f"out of dtype {out.dtype}: must be one-dimensional of layout.MAPPING")
+            if not isinstance(out, np.ndarray) or out.dtype != layout.MAPPING or out.ndim != 1:
+                raise TypeError(f"out {shown(out)}: must be an array of layout.MAPPING, of one dimension")
+            if not out.flags.c_contiguous or not out.flags.writeable:
+                raise TypeError(f"out {shown(out)}: must be contiguous and writable")
             n = _read.read_mappings(self._tables, start, end, hardware, runs, out, budget)
             if n < 0:
                 raise ValueError(f"out of {len(out)} records: too short")
@@ -284,8 +336,8 @@ class PageTables:
 
         Models: a one-address walk, as folio_walk_start() or an MMU does. Differs: nothing known.
         """
-        addr = self._index(addr)
-        if not 0 <= addr < self.end:
+        addr = self._index(as_int(addr, "addr"))
+        if not addr < self.end:
             raise ValueError(f"address {addr:#x}: beyond {self.levels} levels (0-{self.end:#x})")
         page = addr & ~4095
         found = self.mappings(page, page + 4096, view)
@@ -296,6 +348,7 @@ class PageTables:
     def _writable(self) -> _core.World:
         if self._world is None:
             raise ValueError("page tables of an image are read-only")
+        self._tables.check()
         return self._world
 
     def map(self, addr: int, pfn: int, flags: int = USER_RW, level: int = 1) -> None:
@@ -303,7 +356,7 @@ class PageTables:
 
         Models: set_pte_at(), set_pmd_at(), set_pud_at() of Linux 6.18. Differs: nothing known.
         """
-        self.map_range(addr, np.array([pfn], np.uint64), flags, level)
+        self.map_range(addr, np.array([as_int(pfn, "pfn", 0, _MOST_PFN)], np.uint64), flags, level)
 
     def map_range(self, addr: int, pfns, flags: int = USER_RW, level: int = 1) -> None:
         """Map consecutive pages, tables made where missing.
@@ -329,21 +382,19 @@ class PageTables:
         Models: set_pte_at(), set_pmd_at(), set_pud_at() of Linux 6.18. Differs: nothing known.
         """
         world = self._writable()
-        if level not in (1, 2, 3):
-            raise ValueError(f"level {level!r}: leaves are at level 1, 2 or 3")
-        p = np.asarray(pfns)
-        if p.ndim != 1 or p.dtype.kind not in "iu":
-            raise TypeError(f"pfns of dtype {p.dtype} and {p.ndim} dimensions: must be integers in one dimension")
+        level = as_int(level, "level", 1, 3)
+        p = as_array(pfns, "pfns", np.uint64, 0, _MOST_PFN)
         size = entries.LEVELS[level].size
-        if addr % size or not 0 <= addr <= self.end - size * len(p):
+        addr = as_int(addr, "addr")
+        if addr % size or not addr <= self.end - size * len(p):
             raise ValueError(f"address {addr:#x}: must be a multiple of {size:#x}, with {len(p)} leaves below {self.end:#x}")
-        flags = int(flags)
+        flags = as_int(flags, "flags")
         if level > 1:
             flags |= Pte.PS
         if len(p):
             entries.pack(p, flags, level)  # complains about what does not fit
-        code, at = _map.map_pages(world, self._mm, addr, np.ascontiguousarray(p, dtype=np.uint64), flags, level)
-        check(code, f"address {at:#x}")
+        code, at = _map.map_pages(world, self._mm, addr, p, flags, level)
+        check(code, f"address {at:#x}", world.arrays["bad"])
 
     def unmap(self, start: int, end: int) -> int:
         """Clear every entry of a range, splitting large leaves that stick out; empty tables are freed.
@@ -356,12 +407,13 @@ class PageTables:
         Models: unmap_page_range() and free_pgtables() of Linux 6.18. Differs: tables go as soon as they are empty.
         """
         world = self._writable()
+        start, end = as_int(start, "start"), as_int(end, "end")
         if not 0 <= start <= end <= self.end or (start | end) & 4095:
             raise ValueError(f"range {start:#x}-{end:#x}: must be page aligned and within 0-{self.end:#x}")
         if start == end:
             return 0
         code, cleared = _map.clear_range(world, self._mm, start, end)
-        check(code, f"{start:#x}-{end:#x}")
+        check(code, f"{start:#x}-{end:#x}", world.arrays["bad"])
         return cleared
 
     def split(self, addr: int) -> int:
@@ -379,10 +431,12 @@ class PageTables:
 
         Models: __split_huge_pmd(), as the walk does before it descends. Differs: nothing known.
         """
-        code = _map.split_at(self._writable(), self._mm, addr)
+        addr = as_int(addr, "addr", 0, self.end - 1)
+        world = self._writable()
+        code = _map.split_at(world, self._mm, addr)
         if code == Code.NONE:
             raise ValueError(f"address {addr:#x}: no large leaf to split")
-        return check(code)
+        return check(code, f"address {addr:#x}", world.arrays["bad"])
 
     # ---------------------------------------------------------- keeping
 
@@ -447,7 +501,10 @@ class PageTables:
         ctl["levels"] = _levels(levels)
         mms = np.zeros(2, layout.MM)
         mms["root"][1], mms["nr_tables"][1] = root, nr_tables
-        self._bind(_core.World({"rows": arena, "ctl": ctl, "mms": mms}), 1, levels, on_bad)
+        world = _world_of(arena, ctl, mms)
+        if _map.claim_tables(world, 1) != nr_tables:
+            raise ValueError(f"rows: the tables below row {root} are not {nr_tables}, each reached once")
+        self._bind(world, 1, levels, on_bad)
 
     def __repr__(self) -> str:
         kind = "image" if self.readonly else "arena"

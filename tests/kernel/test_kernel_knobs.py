@@ -1,13 +1,15 @@
 """The real KSM's knobs: put back on any way out. Skipped with a reason where they can't be had."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
-from ksmwalk.kernel import knobs
+from ksmwalk.kernel import knobs, state, trace
 
 REASON = "needs root" if os.geteuid() else knobs.why_not() if not knobs.KSM.is_dir() else None
 pytestmark = [pytest.mark.root, pytest.mark.skipif(REASON is not None, reason=str(REASON))]
@@ -23,6 +25,37 @@ try:
         HERE
 except knobs.KernelUnavailable as error:
     print("unavailable:", error, flush=True)
+"""
+
+
+#: like CODE, with a tracing instance, and run with everything changed
+SESSION = """
+import os, time
+from ksmwalk.kernel import knobs, stepper
+try:
+    with stepper.session(lambda text: None, wait=60):
+        for name, value in (("pages_to_scan", 77), ("max_page_sharing", 3), ("advisor_mode", "scan-time"), ("run", 1)):
+            assert knobs.write(name, value) == 0, name
+        print("ready", flush=True)
+        HERE
+except knobs.KernelUnavailable as error:
+    print("unavailable:", error, flush=True)
+"""
+
+SLOW = """
+import time
+from ksmwalk.kernel import knobs, signals, trace, session
+def slow(owner, name):
+    fast = getattr(owner, name)
+    def call(*args):
+        end = time.monotonic() + 0.15
+        while time.monotonic() < end:
+            time.sleep(0.01)
+        return fast(*args)
+    setattr(owner, name, call)
+slow(knobs, "restore")
+slow(trace.Events, "close")
+slow(session.Session, "close")
 """
 
 
@@ -62,6 +95,95 @@ def test_knobs_come_back(here, number, status):
     assert ended == status or (status is None and ended != 0)
     with knobs.lock(quiet, wait=60):
         assert knobs.saved() == before
+        assert state.read_journal() is None
+
+
+def unchanged_or_skip():
+    """The knobs now, while nobody drives KSM."""
+    try:
+        with knobs.lock(quiet, wait=60):
+            if reason := knobs.why_not():
+                pytest.skip(reason)
+            return knobs.saved()
+    except knobs.KernelUnavailable as error:
+        pytest.skip(str(error))
+
+
+def started(code):
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    said = process.stdout.readline()
+    if said != "ready\n":
+        process.kill()
+        err = process.communicate()[1]
+        pytest.skip(said) if said.startswith("unavailable") else pytest.fail(said + err)
+    return process
+
+
+def test_what_a_killed_run_left_is_put_back_by_the_next():
+    before = unchanged_or_skip()
+    with started(SESSION.replace("HERE", "time.sleep(60)")) as process:
+        process.kill()
+        process.communicate()
+    assert (knobs.read("max_page_sharing"), knobs.read("run")) == ("3", "1")
+    said = []
+    with knobs.taken(said.append, wait=60):
+        assert knobs.saved() | dict.fromkeys(knobs.AROUND) == before | dict.fromkeys(knobs.AROUND)
+        with trace.tracefs(quiet) as root:
+            if root is not None:
+                with trace.instance(root) as place:
+                    assert [other.name for other in root.glob("instances/ksmwalk-*")] == [place.name]
+    assert [text for text in said if f"pid {process.pid}" in text and "put back" in text]
+    with knobs.lock(quiet, wait=60):
+        assert knobs.saved() == before and state.read_journal() is None
+    assert not os.path.exists(state.DIRECTORY / "tracefs")
+
+
+def test_a_journal_that_is_damaged_or_of_an_earlier_start_is_not_heeded():
+    with knobs.lock(quiet, wait=60):
+        values = {knobs.KSM / "pages_to_scan": "123"}
+        state.write_journal(values)
+        try:
+            assert state.read_journal() == (os.getpid(), values)
+            path = state.DIRECTORY / "knobs.json"
+            assert path.stat().st_mode & 0o777 == 0o600
+            good = json.loads(path.read_text())
+            for text in ("", "{", "[]", "7", '{"boot": 1}', json.dumps({**good, "boot": "x"}), json.dumps({**good, "values": 1})):
+                path.write_text(text)
+                assert state.read_journal() is None
+        finally:
+            state.remove_journal()
+
+
+def test_a_journal_names_no_files_but_knobs():
+    """Whatever stands in it, nothing else is written."""
+    before = unchanged_or_skip()
+    with knobs.lock(quiet, wait=60):
+        state.write_journal({**before, knobs.KSM / "../../../../tmp/ksmwalk-nothing": "1"})
+    with knobs.taken(quiet, wait=60):
+        pass
+    assert not os.path.exists("/tmp/ksmwalk-nothing")
+    with knobs.lock(quiet, wait=60):
+        assert knobs.saved() == before
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGTERM] * 30, [signal.SIGINT] * 30, [signal.SIGINT, signal.SIGTERM] * 15])
+def test_more_signals_while_it_cleans_up_leave_nothing_behind(signals):
+    """Each step of the clean-up is made slow, so that signals come in the middle of it."""
+    before = unchanged_or_skip()
+    with started(SLOW + SESSION.replace("HERE", "time.sleep(60)")) as process:
+        for number in signals:
+            if process.poll() is None:
+                process.send_signal(number)
+                time.sleep(0.03)
+        _, err = process.communicate(timeout=20)
+    assert process.returncode != 0 and "could not be put back" not in err
+    with knobs.lock(quiet, wait=60):
+        assert knobs.saved() == before and state.read_journal() is None
+        assert not os.path.exists(state.DIRECTORY / "tracefs")
+        with trace.tracefs(quiet) as root:
+            assert root is None or not list(root.glob(f"instances/ksmwalk-{process.pid}"))
 
 
 def test_a_refused_value_is_an_errno():

@@ -1,12 +1,13 @@
 """The real ksmd of this machine, stepped. Skipped with a reason where it can't be had."""
 
+import contextlib
 import os
 import threading
 from pathlib import Path
 
 import pytest
 
-from ksmwalk.kernel import knobs, stepper, verify, worker
+from ksmwalk.kernel import knobs, run, state, stepper, verify, worker
 from ksmwalk.scenarios.compare import first_difference, without_events
 from ksmwalk.scenarios.format import Scenario, ScenarioError, load
 from ksmwalk.scenarios.generate import generate
@@ -96,7 +97,7 @@ def test_a_kernel_without_a_knob(session, monkeypatch):
     assert fitted.ops == [["spawn", "A"], ["set", "use_zero_pages", 1]]
     assert fitted.tunables == {"smart_scan": 0, "pages_to_scan": 5}
     assert len(session.record(fitted)) == 2
-    monkeypatch.setattr(session, "has_prctl", False)
+    monkeypatch.setattr(session, "lacking", {"PR_SET_MEMORY_MERGE"})
     assert session.fit(Scenario("old", [["spawn", "A"], ["prctl", "A", 1]])) is None
 
 
@@ -147,14 +148,23 @@ def test_userfaultfd_and_system_calls(session):
         ["write", "A", [[65536, 6], [65538, 6]]],
         ["syscall", "A", 149, 65536 * 4096, 4096],
         ["syscall", "A", 39],
-        ["syscall", "A", 9999],
+        ["syscall", "A", 149, 70000 * 4096, 4096],
     )
     assert [record.get("ret", 0) for record in told[:4]] == [0, 0, 0, 0]
     assert told[2]["p"] == {"A": [[65538, 1, "a"]]}
-    assert told[4]["ret"] > 1 and told[5]["ret"] == -38
+    assert told[4]["ret"] > 1 and told[5]["ret"] == -12
 
 
-def test_a_worker_that_dies_is_named(session):
+@pytest.mark.parametrize("number", [231, 9, 62, 169, 9999, -1, 1 << 63])
+def test_a_system_call_that_is_not_known_to_be_harmless_is_refused_before_anything_is_run(session, number):
+    counters = session.counters()
+    with pytest.raises(ScenarioError, match=rf"here: op 3 syscall: .*149 mlock.*: {number}$"):
+        records(session, ["write", "A", [[65536, 5]]], ["syscall", "A", number])
+    assert session.counters() == counters
+
+
+def test_a_worker_that_dies_is_named(session, monkeypatch):
+    monkeypatch.setitem(run.HARMLESS, 231, "exit_group")
     with pytest.raises(worker.WorkerDied, match="process A"):
         records(session, ["syscall", "A", 231, 3])
     assert "ret" not in records(session, ["write", "A", [[65536, 5]]])[0]
@@ -193,12 +203,18 @@ def test_mergeable_processes_are_seen(session):
 
 def test_lock_is_waited_for(session):
     """The session of this module holds the lock: a second taker says so and waits."""
-    waiting, got = threading.Event(), threading.Event()
+    waiting, said = threading.Event(), []
+
+    def say(text):
+        said.append(text)
+        waiting.set()
 
     def second():
-        with knobs.lock(lambda text: waiting.set()):
-            got.set()
+        with contextlib.suppress(knobs.KernelUnavailable), knobs.lock(say, wait=1):
+            said.append("got it")
 
-    thread = threading.Thread(target=second, daemon=True)
+    thread = threading.Thread(target=second)
     thread.start()
-    assert waiting.wait(5) and not got.is_set()
+    assert waiting.wait(5)
+    thread.join()
+    assert len(said) == 1 and f"pid {os.getpid()} (" in said[0] and "pytest" in said[0] and str(state.DIRECTORY) in said[0]

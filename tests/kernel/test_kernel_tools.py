@@ -9,10 +9,11 @@ import pytest
 
 from ksmwalk.commands import kernel as commands
 from ksmwalk.commands import verification_page as page
+from ksmwalk.kernel import run as running
 from ksmwalk.kernel import trace, verify
 from ksmwalk.kernel.pages import Process, _coalesced
 from ksmwalk.scenarios.compare import first_difference
-from ksmwalk.scenarios.format import Scenario, dumps, load, scenario_from_json
+from ksmwalk.scenarios.format import Scenario, ScenarioError, dumps, load, scenario_from_json
 from ksmwalk.scenarios.generate import MAX_OPS, generate
 from ksmwalk.scenarios.replay import NotModelled
 from ksmwalk.scenarios.shrink import shrink
@@ -211,7 +212,8 @@ def parser():
     return made
 
 
-def test_commands_refuse_nonsense(capsys, tmp_path):
+def test_commands_refuse_nonsense(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(commands, "unusable", lambda: None)
     for line in (["verify"], ["verify", str(tmp_path / "none.json")], ["record", "x.json", "-o", "y", "--runs", "0"]):
         args = parser().parse_args(line)
         assert args.run(args) == 2
@@ -243,3 +245,34 @@ def test_spans():
     process.add(22, 1)
     assert process.disjoint() == [(10, 13), (100000, 1)]
     assert _coalesced([(10, 13), (30, 2), (100000, 1)]) == [(10, 22), (100000, 1)]
+
+
+def test_who_is_not_root_is_told_so_before_a_file_is_read(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    for line in (["verify", str(tmp_path / "none.json")], ["record", str(tmp_path / "none.json"), "-o", str(tmp_path / "out")]):
+        args = parser().parse_args(line)
+        assert args.run(args) == 2
+        said = capsys.readouterr().err
+        assert ("root is needed" in said or "without KSM" in said) and "none.json" not in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_scenario_that_can_not_be_run_is_named_and_the_others_go_on(golden):
+    class Refusing(Answers):
+        def record(self, scenario):
+            if scenario.name == "refused":
+                raise ScenarioError("refused: tunables: smart_scan", "no such value", 7)
+            return super().record(scenario)
+
+    said = []
+    both = [Scenario("refused", [["spawn", "A"]]), golden]
+    results = verify.verify(both, lambda _: golden.records, Refusing(golden.records), say=said.append)
+    assert results.last_line() == "1 of 2 agree (1 not run)" and "refused: not run: refused: tunables: smart_scan" in said[0]
+
+
+def test_a_raw_system_call_is_refused_unless_it_is_known_to_be_harmless():
+    for number in (39, 149, 150, 151, 152, 325):
+        running.check(Scenario("x", [["spawn", "A"], ["syscall", "A", number, 0, 0]]))
+    for number in (0, 9, 57, 59, 62, 157, 169, 231, 1 << 63):
+        with pytest.raises(ScenarioError, match=rf"x: op 1 syscall: .*: {number}$"):
+            running.check(Scenario("x", [["spawn", "A"], ["syscall", "A", number]]))

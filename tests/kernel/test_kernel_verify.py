@@ -53,3 +53,23 @@ def test_recorded_scenarios_agree(tmp_path, capsys):
     assert run("verify", tmp_path / "made" / "small.json", "--json") == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["agree"], told["scenarios"], told["records"]) == (1, 1, 8)
+
+
+def test_a_broken_file_of_many_is_named_and_the_others_go_on(tmp_path, capsys):
+    ops = [["spawn", "A"], ["mmap", "A", 65536, 1]]
+    for name, more in (
+        ("good", []), ("calls", [["syscall", "A", 62, 1, 9]]), ("refused", []), ("broken", [["fly", "A"]])
+    ):
+        tunables = {"max_page_sharing": 1} if name == "refused" else {}
+        (tmp_path / f"{name}.json").write_text(json.dumps({"name": name, "ops": ops + more, "tunables": tunables}))
+    files = [tmp_path / f"{name}.json" for name in ("calls", "broken", "refused", "good")]
+    assert run("record", *files, "-o", tmp_path / "made") == 1
+    said = capsys.readouterr()
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["good.json"]
+    assert "calls.json: " in said.err and ": 62" in said.err and "broken.json: op 2" in said.err
+    assert "refused.json: " in said.err and "max_page_sharing" in said.err
+    assert run("verify", *files, "--json") == 1
+    told = json.loads(capsys.readouterr().out)
+    assert (told["agree"], told["scenarios"], len(told["broken"])) == (1, 2, 2)
+    assert run("verify", *files[:2]) == 2
+    assert run("record", *files[:3], "-o", tmp_path / "made") == 2

@@ -13,7 +13,7 @@ CLASSES = {
     "LOADED_": layout.LoadedPage, "THP_": layout.Thp,
 }
 SIZES = {
-    "KW_RING": len(Host(64).ksm.events._ring),
+    "KW_RING": len(Host(64).world.arrays["events"]),
     "KW_PAGE_SIZE": layout.PAGE_SIZE, "KW_PMD_SIZE": layout.PMD_SIZE, "KW_PUD_SIZE": layout.PUD_SIZE,
 }
 

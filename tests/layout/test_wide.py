@@ -6,11 +6,11 @@ from fuzz_images import random_entries
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ksmwalk import Host, PageTables, _core, layout
-from ksmwalk.ksm import _cursor as _scan
-from ksmwalk.tables import _read as _tables
+from ksmwalk import Host, PageTables, layout
+from ksmwalk.ksm import _find
+from ksmwalk.tables import _read
 
-SWITCHES = [m.choose_wide for m in (_core, _tables, _scan) if hasattr(m, "choose_wide")]
+SWITCHES = [m.choose_wide for m in (_find, _read)]
 PAGE = 4096
 
 
@@ -81,10 +81,10 @@ def test_the_finder(seed, first, nr):
         start = mm.mmap(512 * PAGE, addr=1 << 30)
         mm.write(start, 1)
         mm.madvise(start + first * PAGE, nr * PAGE, "mergeable")
-        host.vmas["anon_vma"] = 1
-        host.frames.flags[1:1000] = np.where(np.arange(1, 1000) % 3, layout.Frame.ANON, layout.Frame.FILE)
+        host._arrays["vmas"]["anon_vma"] = 1
+        host._arrays["f_flags"][1:1000] = np.where(np.arange(1, 1000) % 3, layout.Frame.ANON, layout.Frame.FILE)
         at = int(np.flatnonzero((host.tables.rows & np.uint64(1 << 63)).any(axis=1))[0])
-        host.tables.rows[at] = row
+        host._arrays["rows"][at] = row
         out = []
         while (page := host.ksm.scan.scan_get_next_rmap_item()) is not None:
             out.append((page[0].address, page[1]))

@@ -1,9 +1,8 @@
 """Embedding: a small consumer is compiled against the installed package, with its own C walk operation, and run."""
 
-import os
-import subprocess
-import sys
 import textwrap
+
+from embedding import build, run
 
 CONSUMER = """
     from libc.stdint cimport uint64_t
@@ -61,19 +60,6 @@ CONSUMER = """
         return entry_pfn(e, 1), bool(e & PTE_P), entry_present(e, 1), level_size(2), sizeof(kw_mapping), int(PTE_PS)
 """
 
-SETUP = """
-    import ksmwalk
-    from Cython.Build import cythonize
-    from setuptools import Extension, setup
-
-    setup(
-        name="consumer",
-        ext_modules=cythonize(
-            [Extension("consumer", ["consumer.pyx"], include_dirs=[ksmwalk.get_include()])], language_level=3,
-        ),
-    )
-"""
-
 RUN = """
     import ksmwalk
     import consumer
@@ -102,20 +88,9 @@ RUN = """
 """
 
 
-def run(args, cwd):
-    # -O0: this is about what compiles and links, and it is four times as quick
-    env = {**os.environ, "CFLAGS": "-O0 -Werror=incompatible-pointer-types"}
-    for name in ("PYTHONPATH", "PYTHONSAFEPATH"):  # the consumer stands beside the script
-        env.pop(name, None)
-    done = subprocess.run([sys.executable, *args], cwd=cwd, capture_output=True, text=True, env=env)
-    assert done.returncode == 0, f"{' '.join(args)}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
 def test_a_consumer_of_the_installed_package(tmp_path):
-    for name, text in (("consumer.pyx", CONSUMER), ("setup.py", SETUP), ("run.py", RUN)):
-        (tmp_path / name).write_text(textwrap.dedent(text))
-    run(["setup.py", "-q", "build_ext", "--inplace"], tmp_path)
+    build(tmp_path, CONSUMER)
+    (tmp_path / "run.py").write_text(textwrap.dedent(RUN))
     assert run(["run.py"], tmp_path).strip() == "embedded"
     generated = (tmp_path / "consumer.c").read_text()
     assert "ndarrayobject.h" not in generated, "the .pxd files must not drag numpy's C API into every importer"

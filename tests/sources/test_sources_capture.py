@@ -12,9 +12,9 @@ import pytest
 from living import Living, become_nobody, footprint, ksm_to_ourselves, sees_frames
 
 from ksmwalk.proc import pagemap
+from ksmwalk.proc.frames import Kpf
 from ksmwalk.proc.gather import gather
 from ksmwalk.sources import NoAddressSpace, ProcessChanged, ProcessExited, capture
-from ksmwalk.sources.reading import KPF_ANON, KPF_THP
 
 P, M = 4096, 2 << 20
 FRAMES = sees_frames()
@@ -140,8 +140,8 @@ def test_huge_pages(child, find):
         assert result.zero[at].tolist() == [False] * 512 + [True] * 512 + [False] * 512
     if FRAMES:
         assert (np.diff(result.pfn[at[:512]]) == 1).all()
-        assert (result.frame_flags[at[:512]] & np.uint64(KPF_THP) != 0).all()
-        assert (result.frame_flags[at[-512:]] & np.uint64(KPF_ANON) != 0).all()
+        assert (result.frame_flags[at[:512]] & np.uint64(Kpf.THP) != 0).all()
+        assert (result.frame_flags[at[-512:]] & np.uint64(Kpf.ANON) != 0).all()
 
 
 @needs_scan
@@ -313,7 +313,7 @@ def test_a_huge_page_that_is_split_meanwhile(child, step):
         pytest.skip("the kernel gave no huge pages")
     assert area + 5 * P not in result.addr[first].tolist() or step == "framed"
     flags = result.frame_flags[first]
-    assert (flags & np.uint64(KPF_ANON) != 0).all()
+    assert (flags & np.uint64(Kpf.ANON) != 0).all()
     if step == "found":
         assert len(first) == 511 and not result.huge[first].any()
 

@@ -14,8 +14,9 @@ from ksmwalk import ArenaFullError, Host
 from ksmwalk.host import _load
 from ksmwalk.layout import Frame, MmFlag, Vm
 from ksmwalk.proc import pagemap
+from ksmwalk.proc.frames import Kpf
 from ksmwalk.sources import VmaRecord, capture, load, process
-from ksmwalk.sources.reading import KPF_ANON, KPF_COMPOUND_HEAD, KPF_COMPOUND_TAIL, KPF_MMAP, KPF_THP, ProcessCapture
+from ksmwalk.sources.reading import ProcessCapture
 
 P, M = 4096, 2 << 20
 FRAMES = sees_frames()
@@ -183,8 +184,8 @@ def test_folios_mapped_page_by_page(heads):
     base, first = 1 << 40, 1024
     what = made([area(base, base + 64 * M)], [(base + 3 * P, 512, pagemap.PAGE_IS_PRESENT)])
     what.pfn = np.arange(first, first + 512, dtype=np.uint64)
-    kpf = np.full(512, KPF_THP | KPF_ANON | KPF_MMAP | KPF_COMPOUND_TAIL, np.uint64)
-    kpf[heads] ^= np.uint64(KPF_COMPOUND_HEAD | KPF_COMPOUND_TAIL)
+    kpf = np.full(512, Kpf.THP | Kpf.ANON | Kpf.MMAP | Kpf.COMPOUND_TAIL, np.uint64)
+    kpf[heads] ^= np.uint64(Kpf.COMPOUND_HEAD | Kpf.COMPOUND_TAIL)
     what.frame_flags, what.exclusive = kpf, np.ones(512, bool)
     image = load(what)
     hostcheck.check(image.host)

@@ -128,5 +128,5 @@ def build(tables, plan):
         tables.map(leaf.addr, leaf.pfn, flags, level)
         if raw is not None:
             row, index = entry_at(tables.rows, tables.root, tables.levels, leaf.addr, level)
-            tables.rows[row, index] = leaf.raw()
+            tables._rows[row, index] = leaf.raw()
     return tables

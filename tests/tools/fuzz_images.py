@@ -209,7 +209,7 @@ def broken_host(rng: np.random.Generator) -> bool:
     for page in rng.integers(0, 2048, 6).tolist():
         mm.write(start + page * PAGE, page)
     mm.madvise(start, 8 << 20, "mergeable")
-    rows = host.tables.rows
+    rows = host._arrays["rows"][: len(host.tables.rows)]
     used = np.argwhere(rows)
     for row, index in used[rng.integers(0, len(used), int(rng.integers(1, 4)))]:
         rows[row, index] = random_entries(rng, 1, len(rows))[0]

@@ -1,0 +1,212 @@
+"""The machine's KSM, taken: ksmd stepped batch by batch, its counters, what this kernel has and has not."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ..layout import PAGE_SIZE as PAGE
+from ..scenarios import records
+from ..scenarios.format import Scenario
+from ..scenarios.ops import KNOB, row
+from . import knobs, pages, signals, trace, worker
+from .knobs import KSM, KernelUnavailable
+from .run import PR_GET_MEMORY_MERGE, STAT_NAMES, WITHOUT, Disturbed, Run
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_MOVE_PAGES = 279
+
+#: two huge times between batches: writing the other one wakes ksmd for exactly one batch
+LONG = ("4000000000", "4000000001")
+
+
+class Session:
+    """The machine's KSM, taken; runs any number of scenarios. Use :func:`session`.
+
+    Attributes
+    ----------
+    left_out : list of str
+        What this kernel does not show, in words.
+    ignore : set of str
+        The same as field names for :func:`ksmwalk.compare.first_difference`.
+    """
+
+    def __init__(self, events: trace.Events | None):
+        self._events = events
+        self._kinds = pages.FrameKinds()
+        pids = [entry.name for entry in os.scandir("/proc") if entry.name.isdigit() and _comm(entry.name) == "ksmd"]
+        if not pids:
+            raise KernelUnavailable("no ksmd among the processes")
+        self._ksmd = [os.open(f"/proc/{pids[0]}/{name}", os.O_RDONLY) for name in ("stat", "syscall")]
+        self._run = os.open(KSM / "run", os.O_RDWR)
+        self._sleep = os.open(KSM / "sleep_millisecs", os.O_WRONLY)
+        self._tick = 0
+        self._counters = {name: os.open(KSM / name, os.O_RDONLY) for name in records.COUNTERS if (KSM / name).exists()}
+        # for the drain: a page of our own that is asked to go where it is
+        self._page = mmap.mmap(-1, PAGE)
+        self._page[0] = 1
+        address = ctypes.addressof(ctypes.c_char.from_buffer(self._page))
+        self._drain_args = (ctypes.c_void_p * 1)(address), (ctypes.c_int * 1)(0), (ctypes.c_int * 1)(0)
+        self._look_for_features()
+
+    def _look_for_features(self) -> None:
+        self.left_out: list[str] = []
+        self.ignore: set[str] = set()
+        for name in records.COUNTERS:
+            if name not in self._counters:
+                self.left_out.append(f"no counter {name}")
+                self.ignore.add(name)
+        if self._events is None:
+            self.left_out.append("no trace events of KSM (tracefs)")
+            self.ignore.add("t")
+        stat = Path("/proc/self/ksm_stat")
+        have = stat.read_text() if stat.exists() else ""
+        for name, short in zip(STAT_NAMES, records.STATS, strict=True):
+            if name not in have:
+                self.left_out.append(f"no {name} in ksm_stat")
+                self.ignore.add(short)
+        self.missing = {name for name in knobs.DEFAULTS if not (KSM / name).exists()}
+        self.left_out += [f"no knob {name}" for name in sorted(self.missing)]
+        # what operations need and this kernel lacks
+        self.lacking: set[str] = set()
+        if _libc.prctl(PR_GET_MEMORY_MERGE, 0, 0, 0, 0) < 0:
+            self.lacking.add("PR_SET_MEMORY_MERGE")
+        self.left_out += [f"no {what}" for what in sorted(self.lacking)]
+
+    def fit(self, scenario: Scenario) -> Scenario | None:
+        """Return a scenario as this kernel can run it, the model likewise.
+
+        Parameters
+        ----------
+        scenario : Scenario
+
+        Returns
+        -------
+        Scenario or None
+            Itself where the kernel lacks nothing it uses; without the knobs that there are not; None where it is
+            about something that there is not.
+        """
+        if any(row(op).needs in self.lacking for op in scenario.ops):
+            return None
+        if not self.missing:
+            return scenario
+        tunables = {knob: value for knob, value in scenario.tunables.items() if knob not in self.missing}
+        tunables |= {knob: value for knob, value in WITHOUT.items() if knob in self.missing}
+        ops = [op for op in scenario.ops if row(op).arg(op, KNOB) not in self.missing]
+        return Scenario(scenario.name, ops, scenario.note, tunables)
+
+    def close(self) -> None:
+        """Close all files."""
+        self._kinds.close()
+        for fd in [*self._ksmd, self._run, self._sleep, *self._counters.values()]:
+            os.close(fd)
+
+    # ------------------------------------------------------------ ksmd
+
+    def drain(self) -> None:
+        """Drain the per-CPU LRU batches of all CPUs: every move_pages(2) starts with that."""
+        address, node, status = self._drain_args
+        if _libc.syscall(_MOVE_PAGES, 0, 1, address, node, status, 2) < 0:
+            number = ctypes.get_errno()
+            raise OSError(number, f"move_pages: {os.strerror(number)}")
+
+    def settle(self) -> None:
+        """Wait until ksmd sleeps and KSM's mutex has been had once."""
+        stat, syscall = self._ksmd
+        while True:
+            if not os.pread(syscall, 32, 0).startswith(b"running"):
+                text = os.pread(stat, 64, 0)
+                if text[text.rindex(b")") + 2 :][:1] == b"S":
+                    break
+            time.sleep(0)
+        # a write of what is there already takes the mutex and does nothing else
+        os.pwrite(self._run, os.pread(self._run, 8, 0), 0)
+
+    def tick(self) -> None:
+        """Wake ksmd for one batch, if it is between batches."""
+        self._tick ^= 1
+        os.pwrite(self._sleep, LONG[self._tick].encode(), 0)
+
+    def counters(self) -> dict[str, int]:
+        """Return the counters as they stand."""
+        return {name: int(os.pread(fd, 32, 0)) for name, fd in self._counters.items()}
+
+    def write_run(self, value: int) -> int:
+        """Write `run`; 0 or -errno."""
+        try:
+            os.pwrite(self._run, str(value).encode(), 0)
+        except OSError as error:
+            return -error.errno
+        return 0
+
+    # ------------------------------------------------------------ one scenario
+
+    def records(self, scenario: Scenario) -> Iterator[dict[str, Any]]:
+        """Run a scenario and yield its records as they come.
+
+        Parameters
+        ----------
+        scenario : Scenario
+
+        Yields
+        ------
+        dict
+
+        Raises
+        ------
+        ScenarioError
+            A tunable is refused, or a page number lies where the worker itself lives.
+        Disturbed
+            Another process used KSM meanwhile.
+        """
+        with Run(self, scenario) as run:
+            yield from run.records()
+
+    def record(self, scenario: Scenario, attempts: int = 3) -> list[dict[str, Any]]:
+        """Run a scenario and return its records; starts over where somebody else disturbed it."""
+        for attempt in range(attempts):
+            try:
+                return list(self.records(scenario))
+            except Disturbed:
+                if attempt + 1 == attempts:
+                    raise
+        raise AssertionError("no attempt")
+
+
+def _comm(pid: str) -> str:
+    with contextlib.suppress(OSError):
+        return Path("/proc", pid, "comm").read_text().strip()
+    return ""
+
+
+@contextlib.contextmanager
+def session(say: Callable[[str], None] | None = None, wait: float | None = None) -> Iterator[Session]:
+    """Take the machine's KSM for any number of scenarios; everything is put back on any way out.
+
+    Parameters
+    ----------
+    say : callable of str, optional
+        Told what takes time or is changed for the time being; default: print to stderr.
+    wait : float, optional
+        Seconds to wait for the lock at most; default: for ever.
+
+    Raises
+    ------
+    KernelUnavailable
+        The machine's KSM can't be taken; nothing has been changed.
+    """
+    if reason := worker.available():
+        raise KernelUnavailable(reason)
+    with knobs.taken(say, wait), trace.events(say) as events:
+        made = Session(events)
+        try:
+            yield made
+        finally:
+            with signals.held():
+                made.close()
