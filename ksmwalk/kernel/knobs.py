@@ -15,7 +15,7 @@ from . import signals, state
 from .state import KernelUnavailable, lock, to_stderr
 
 __all__ = [
-    "AROUND", "DEFAULTS", "KSM", "KernelUnavailable", "ksmd", "lock", "mergeable_processes", "read", "reset", "restore",
+    "AROUND", "DEFAULTS", "KSM", "KernelUnavailable", "lock", "mergeable_processes", "read", "reset", "restore",
     "saved", "taken", "to_stderr", "unusable", "why_not", "write", "write_file",
 ]  # fmt: skip
 
