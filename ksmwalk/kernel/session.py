@@ -181,7 +181,7 @@ class Session:
 
 def _comm(pid: str) -> str:
     with contextlib.suppress(OSError):
-        return Path("/proc", pid, "comm").read_text().strip()
+        return Path("/proc", pid, "comm").read_text(errors="replace").strip()
     return ""
 
 
