@@ -3,10 +3,16 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 import pytest
-from measure import SMOKE, require_release
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "tests" / "support")]
+
+import checkout  # noqa: E402 - found through the line above
+
+if _reason := checkout.choose():
+    raise pytest.UsageError(_reason)
+
+from measure import SMOKE, require_release  # noqa: E402 - it imports the ksmwalk chosen above
 
 
 def pytest_configure(config):

@@ -13,31 +13,54 @@ Start from a `Host`: physical memory, address spaces and one KSM over them, all 
 True
 """
 
+import sys
 from importlib import import_module
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-from . import _moved, entries
-from .entries import Pte
-from .errors import ArenaFullError, BadEntryError, KsmwalkError
-from .host import Host, Mm, Vma
-from .ksm.ksmd import Ksm
-from .ksm.rmap import RmapItem
-from .ksm.scan import KsmScan
-from .layout import Frame, Perm, Strategy, Vm
-from .memory.frames import Frames
-from .tables import PageTables
-from .tables.pagewalk import (
-    Action,
-    Entry,
-    MmWalk,
-    MmWalkOps,
-    walk_page_range,
-    walk_page_range_novma,
-    walk_page_range_vma,
-    walk_page_vma,
-)
-
+#: the one place that says it: setup.py and the documentation read it here
 __version__ = "0.1.0"
+
+
+def _why_not(error: ImportError) -> str | None:
+    """One line for an import that failed because nothing is compiled here; None where it has another cause."""
+    here = Path(__file__).resolve().parent
+    sources = [*here.glob("_*.pyx"), *here.glob("*/_*.pyx")]
+    unbuilt = [s.name for s in sources if not any(s.with_suffix(end).exists() for end in EXTENSION_SUFFIXES)]
+    if not unbuilt or isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("ksmwalk"):
+        return None
+    return (
+        f"{here} is the source tree of ksmwalk, and {', '.join(sorted(unbuilt)[:3])} is not compiled in it for Python"
+        f" {sys.version_info[0]}.{sys.version_info[1]}: build it here with `pip install -e .`, or install with"
+        " `pip install .` and start Python from another folder or with -P (for the tests: `pytest`)"
+    )
+
+
+try:
+    from . import _moved, entries
+    from .entries import Pte
+    from .errors import ArenaFullError, BadEntryError, KsmwalkError
+    from .host import Host, Mm, Vma
+    from .ksm.ksmd import Ksm
+    from .ksm.rmap import RmapItem
+    from .ksm.scan import KsmScan
+    from .layout import Frame, Perm, Strategy, Vm
+    from .memory.frames import Frames
+    from .tables import PageTables
+    from .tables.pagewalk import (
+        Action,
+        Entry,
+        MmWalk,
+        MmWalkOps,
+        walk_page_range,
+        walk_page_range_novma,
+        walk_page_range_vma,
+        walk_page_vma,
+    )
+except ImportError as _error:
+    if _reason := _why_not(_error):
+        raise ImportError(_reason, name="ksmwalk", path=__file__) from None
+    raise
 
 _moved.install()
 

@@ -9,6 +9,8 @@ from libc.string cimport memset
 
 from ksmwalk.layout._layout cimport *
 
+from ksmwalk.layout._poison cimport kw_poison, kw_unpoison
+
 
 cdef extern from "_wide.h" nogil:
     int kw_choose(int wide) noexcept
@@ -139,6 +141,7 @@ cdef int64_t row_alloc(kw_world *w, int32_t owner) noexcept nogil:
     # The link in a free row may have been written over by hand: what is no free row ends the list.
     if 0 < row < c.rows_used and w.r_owner[row] == 0:
         p = w.rows + row * 512
+        kw_unpoison(p, 4096)
         c.rows_free = <int64_t>p[0]
         # It was zeroed when it was freed; a view of it that somebody kept may have been written to since.
         memset(p, 0, 4096)
@@ -163,6 +166,7 @@ cdef void row_free(kw_world *w, int64_t row) noexcept nogil:
     p[0] = <uint64_t>w.ctl.rows_free
     w.r_owner[row] = 0
     w.ctl.rows_free = row
+    kw_poison(p + 1, 4096 - 8)
     w.ctl.rows_live -= 1
     w.rows_freed += 1
 

@@ -4,12 +4,15 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 
 # `import hostcheck`, `from reference import walk`, `import fuzz_images`
 sys.path[:0] = [str(Path(__file__).parent / folder) for folder in ("", "support", "tools")]
-# Programs that the tests start find the ksmwalk that these tests found, not a source tree they happen to stand in.
-os.environ["PYTHONSAFEPATH"] = "1"
+import checkout  # noqa: E402 - found through the line above
+
+if _reason := checkout.choose():
+    raise pytest.UsageError(_reason)
 
 settings.register_profile(
     "suite", max_examples=40, deadline=None, derandomize=True, database=None, phases=[Phase.explicit, Phase.generate],

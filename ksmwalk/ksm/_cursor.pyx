@@ -12,6 +12,8 @@ from ksmwalk._core cimport (
 from ksmwalk.ksm._find cimport find_page, forget_table
 from ksmwalk.layout._layout cimport *
 
+from ksmwalk.layout._poison cimport kw_poison, kw_unpoison
+
 
 cdef extern from "_wide.h" nogil:
     void kw_prefetch(const void *p) noexcept
@@ -33,6 +35,8 @@ cdef int32_t item_alloc(kw_world *w) noexcept nogil:
             return KW_ENOITEMS
         i = c.items_used
         c.items_used += 1
+    kw_unpoison(&w.items[i], sizeof(kw_item))
+    kw_unpoison(&w.links[i], sizeof(kw_link))
     c.items_live += 1
     return <int32_t>i
 
@@ -44,6 +48,8 @@ cdef void item_free(kw_world *w, int32_t item) noexcept nogil:
     w.items[item].next = <int32_t>w.ctl.items_free
     w.ctl.items_free = item
     w.ctl.items_live -= 1
+    kw_poison(&w.items[item], 16)  # not `next`, nor what an RmapItem looks at
+    kw_poison(&w.links[item], sizeof(kw_link))
 
 
 cdef inline void item_drop(kw_world *w, int32_t item) noexcept nogil:

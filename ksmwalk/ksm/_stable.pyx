@@ -9,6 +9,8 @@ from ksmwalk.ksm._trees cimport rb_erase, rb_insert, rb_replace
 from ksmwalk.ksm._cursor cimport event
 from ksmwalk.layout._layout cimport *
 
+from ksmwalk.layout._poison cimport kw_poison, kw_unpoison
+
 
 cdef enum:
     AGAIN = -100       # a node was removed under the search: start again at the root
@@ -30,6 +32,7 @@ cdef int32_t node_alloc(kw_world *w) noexcept nogil:
             return KW_ENONODES
         i = c.stable_used
         c.stable_used += 1
+    kw_unpoison(&w.nodes[i], sizeof(kw_node))
     memset(&w.nodes[i], 0, sizeof(kw_node))
     w.nodes[i].flags = NODE_USED
     w.nodes[i].pfn = -1
@@ -43,6 +46,8 @@ cdef void node_free(kw_world *w, int32_t node) noexcept nogil:
     w.nodes[node].left = <int32_t>w.ctl.stable_free
     w.ctl.stable_free = node
     w.ctl.stable_live -= 1
+    kw_poison(&w.nodes[node], 24)  # not the word of `left`, the link of the free list
+    kw_poison(<char *>&w.nodes[node] + 32, sizeof(kw_node) - 32)
 
 
 cdef void dup_add(kw_world *w, int32_t chain, int32_t dup) noexcept nogil:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
+import weakref
 
 import numpy as np
 
@@ -17,6 +19,50 @@ from . import Array
 _SMALL = 1 << 16  # bytes: below this an array is better off among others than on pages of its own
 _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
 _HUGE_FROM = 32 << 20  # bytes: below this, huge pages would cost a small Host more memory than they save time
+
+#: bytes that nobody may touch, before and after every arena, where KSMWALK_GUARD is set (see CONTRIBUTING, sanitizers)
+_GUARD = (1 << 20) if os.environ.get("KSMWALK_GUARD") else 0
+_SHADOW = 0x7FFF8000  # where AddressSanitizer keeps, on x86-64, a byte for every eight
+
+
+def _forget_poison(libc, start: int, size: int):
+    """Drop what AddressSanitizer knows of an arena: poison stays behind when it is unmapped, for who comes next there.
+
+    Its own call would write a byte for every eight of an arena that may be of terabytes; dropped pages read as zero.
+    """
+    first, end = (start >> 3) + _SHADOW, ((start + size) >> 3) + _SHADOW
+    inner = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+    libc.madvise(inner[0], inner[1] - inner[0], mmap.MADV_DONTNEED)
+    # What is left of the first and last page of it lies in the guards.
+    libc.__asan_unpoison_memory_region(start, _GUARD)
+    libc.__asan_unpoison_memory_region(start + size - _GUARD, _GUARD)
+
+
+def _guarded(size: int, flags: int) -> tuple[mmap.mmap, int]:
+    """Map `size` bytes between two guards; return the mapping and where in it the bytes begin.
+
+    The guards are PROT_NONE pages: an index a little out of bounds is a SIGSEGV at once, and no write into whatever
+    lies beside. Between the last byte and its page's end there is memory still; AddressSanitizer, if it is there, is
+    told of that and of the guards.
+    """
+    import ctypes
+
+    whole = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+    buf = mmap.mmap(-1, whole + 2 * _GUARD, flags=flags)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(buf))
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    for at in (start, start + _GUARD + whole):
+        if libc.mprotect(at, _GUARD, 0):
+            raise OSError(ctypes.get_errno(), "mprotect of an arena's guard")
+    if hasattr(libc, "__asan_poison_memory_region"):
+        poison, unpoison = libc.__asan_poison_memory_region, libc.__asan_unpoison_memory_region
+        poison.argtypes = unpoison.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+        libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        poison(start, _GUARD)
+        poison(start + _GUARD + size, whole - size + _GUARD)
+        weakref.finalize(buf, _forget_poison, libc, start, whole + 2 * _GUARD).atexit = False
+    return buf, _GUARD
 
 
 def shape_of(array: Array, ctl: np.ndarray) -> tuple[int, ...]:
@@ -66,8 +112,9 @@ def reserve(capacity: int, dtype, *, shape: tuple[int, ...] = (), huge: bool = F
     size = capacity * row
     if size <= _SMALL:
         return np.zeros((capacity, *shape), dtype)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE
     try:
-        buf = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
+        buf, offset = _guarded(size, flags) if _GUARD else (mmap.mmap(-1, size, flags=flags), 0)
     except (OSError, ValueError, OverflowError) as err:
         raise MemoryError(f"can't reserve {size} bytes of address space for {capacity} x {dtype}: {err}") from err
     if huge and size >= _HUGE_FROM and hasattr(mmap, "MADV_HUGEPAGE"):
@@ -75,4 +122,4 @@ def reserve(capacity: int, dtype, *, shape: tuple[int, ...] = (), huge: bool = F
             buf.madvise(mmap.MADV_HUGEPAGE)
         except OSError:
             pass  # a kernel without THP
-    return np.frombuffer(buf, dtype=dtype).reshape((capacity, *shape))
+    return np.frombuffer(buf, dtype=dtype, count=size // dtype.itemsize, offset=offset).reshape((capacity, *shape))

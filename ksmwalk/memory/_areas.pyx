@@ -13,6 +13,8 @@ from ksmwalk.memory._frames cimport folio_put, normal_pfn
 from ksmwalk.memory._leaves cimport free_tables, pmd_split, touched
 from ksmwalk.layout._layout cimport *
 
+from ksmwalk.layout._poison cimport kw_poison, kw_unpoison
+
 
 cdef uint64_t LOWEST = 0x10000            # vm.mmap_min_addr
 cdef uint64_t HIGHEST = 0x7ffff7fff000    # where mmap begins, below a stack
@@ -171,6 +173,7 @@ cdef int32_t vma_alloc(kw_world *w, int32_t mm) noexcept nogil:
             return KW_ENOVMAS
         v = <int32_t>c.vmas_used
         c.vmas_used += 1
+    kw_unpoison(&w.vmas[v], sizeof(kw_vma))
     memset(&w.vmas[v], 0, sizeof(kw_vma))
     c.vma_serial += 1
     w.vmas[v].serial = c.vma_serial
@@ -210,6 +213,8 @@ cdef void vma_free(kw_world *w, int32_t v) noexcept nogil:
     memset(&w.vmas[v], 0, sizeof(kw_vma))
     w.vmas[v].next = <int32_t>w.ctl.vmas_free
     w.ctl.vmas_free = v
+    kw_poison(&w.vmas[v], 32)  # not the links, nor `mm`, which tells that a hint is stale
+    kw_poison(<char *>&w.vmas[v] + 48, sizeof(kw_vma) - 48)
     backing_put(w, backing)
 
 

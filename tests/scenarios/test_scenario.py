@@ -61,7 +61,7 @@ class Frames:
         return out
 
     def apply(self, changes):
-        later = []
+        later, stayed = [], []
         for name, runs in changes.items():
             mine = self.pages.setdefault(name, {})
             for first, n, code in runs:
@@ -71,14 +71,19 @@ class Frames:
                         continue
                     keeps = vpn in mine and not code.endswith("'")
                     bare = code.rstrip("'")
+                    if "@" in bare:
+                        (stayed if keeps else later).append((name, vpn, bare))
                     if "@" in bare and not keeps:
-                        later.append((name, vpn, bare))
-                    elif bare == "z":
+                        continue
+                    if bare == "z":
                         mine[vpn] = [1, "z"]
                     elif bare[0] == "k":
                         mine[vpn] = [self.of_number[bare], "k"]
                     else:
                         mine[vpn] = [mine[vpn][0] if keeps else self.new(), bare[0]]
+        for name, vpn, bare in stayed:  # the place it names has moved: the frame is this one's
+            owner, place = bare[2:].split(":")
+            self.pages[owner][int(place)][0] = self.pages[name][vpn][0]
         for name, vpn, bare in later:
             owner, place = bare[2:].split(":")
             self.pages[name][vpn] = [self.pages[owner][int(place)][0], bare[0]]

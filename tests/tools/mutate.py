@@ -1,9 +1,16 @@
-"""Break the engine's rules one line at a time and see that the golden recordings notice.
+"""Break the engine one line at a time and see that the recordings of the real ksmd, or the tests of a room, notice.
 
-    python tests/tools/mutate.py [--only NAME] [--jobs N]
+    python tests/tools/mutate.py [--ci] [--recordings] [--only NAME] [--count N] [--seed N] [--jobs N]
+    python tests/tools/mutate.py --list
+    python tests/tools/mutate.py --aimed NAME [--scenarios N]
 
-Works on a copy of the package; each mutation rebuilds one module without optimisation and replays the recordings until
-one differs. Prints which recording caught each; exit code 1 if one survived.
+Mutations are made by hand (`mutations.py`) and drawn by operators (`mutation_sites.py`). Each is built into a copy of
+the package without optimisation, which then replays the recordings until one differs; where none does, it runs the
+tests of the rooms. A crash and a run without end count as noticed. Code that is there for speed alone (prefetches,
+warming the cache, `kw_check`) is not broken; counts of work done are, like any other line: the tests hold them exactly.
+
+What nothing notices survives, unless `EQUIVALENT` argues in a sentence that nothing can; `--aimed` puts that to the
+proof with random programs that reach the line. Exit code 1 if one survived.
 """
 
 from __future__ import annotations
@@ -12,349 +19,368 @@ import argparse
 import concurrent.futures
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from mutant_runs import STYLES
+from mutation_sites import PACKAGE, ROOT, Site, drawn, engine_files, memory_side
+from mutations import CI, EQUIVALENT, MUTATIONS
+
 SPEC = importlib.util.find_spec("ksmwalk")
-INSTALLED = Path(SPEC.origin).parent if SPEC else ROOT / "ksmwalk"
+INSTALLED = Path(SPEC.origin).parent if SPEC else PACKAGE
+SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
+RUNS = Path(__file__).with_name("mutant_runs.py")
+#: rooms whose tests need neither root nor the kernel of this machine, those that notice most first
+ROOMS = ("ksm", "host", "memory", "tables", "scenarios", "layout")
+RECORDING, TESTS, EQUAL, SURVIVED, VOID = "recording", "tests", "equivalent", "SURVIVED", "does not compile"
+PROBE = '''
+cdef extern from *:
+    """
+    extern long kw_probe_count;
+    static int kw_probe(void) { kw_probe_count++; return 0; }
+    """
+    int kw_probe() noexcept nogil
 
-#: name: (file, line as it stands, line as it is broken); a line is given by a part of it that occurs once
-MUTATIONS: dict[str, tuple[str, str, str]] = {
-    "a node without items takes newcomers": (
-        "ksm/_stable.pxd",
-        "return count > 0 and count + more <",
-        "return count + more <",
-    ),
-    "one sharer more than max_page_sharing": (
-        "ksm/_stable.pxd",
-        "return count > 0 and count + more <",
-        "return count > 0 and count + more <=",
-    ),
-    "a dup with room does not move to the head": (
-        "ksm/_stable.pyx",
-        "if found and c.dups != found and has_room(w, found, 1):",
-        "if False:",
-    ),
-    "a dup moves to the head with room for this one alone": (
-        "ksm/_stable.pyx",
-        "if found and c.dups != found and has_room(w, found, 1):",
-        "if found and c.dups != found and has_room(w, found, 0):",
-    ),
-    "pruning takes the emptiest dup": (
-        "ksm/_stable.pyx",
-        "w.nodes[dup].count > w.nodes[found].count):",
-        "w.nodes[dup].count < w.nodes[found].count):",
-    ),
-    "a chain of one dup stays a chain": (
-        "ksm/_stable.pyx",
-        "if w.nodes[dup].dup_next == 0:",
-        "if False:",
-    ),
-    "a chain of one dup turns back only when pruned": (
-        "ksm/_stable.pyx",
-        "if w.nodes[dup].dup_next == 0:",
-        "if prune and w.nodes[dup].dup_next == 0:",
-    ),
-    "without pruning the fullest dup is taken too": (
-        "ksm/_stable.pyx",
-        "if not prune:",
-        "if False:",
-    ),
-    "a search gives up where a node was stale": (
-        "ksm/_stable.pyx",
-        "            if page == AGAIN:\n"
-        "                break\n"
-        "            if key == w.nodes[page].key:\n"
-        "                return",
-        "            if page == AGAIN:\n"
-        "                return 0\n"
-        "            if key == w.nodes[page].key:\n"
-        "                return",
-    ),
-    "stale nodes are not noticed by a search": (
-        "ksm/_stable.pyx",
-        "        if node_stale(w, chain):",
-        "        if False:",
-    ),
-    "a stale node leaves only the item that met it": (
-        "ksm/_stable.pyx",
-        "    if node_stale(w, q.node):\n",
-        "    if False:\n",
-    ),
-    "the first node of a chain is no dup": (
-        "ksm/_stable.pyx",
-        "    w.ksm.chains += 1\n    w.ksm.dups += 1\n",
-        "    w.ksm.chains += 1\n",
-    ),
-    "a new dup goes behind the first": (
-        "ksm/_stable.pyx",
-        "    dup_add(w, entry, node)\n    w.ksm.dups += 1\n",
-        "    dup_add(w, entry, node)\n"
-        "    following = w.nodes[node].dup_next\n"
-        "    dup_unlink(w, following)\n"
-        "    dup_add(w, entry, following)\n"
-        "    w.ksm.dups += 1\n",
-    ),
-    "the page visited is listed first": (
-        "ksm/_engine.pyx",
-        "    append_item(w, other, node)\n    append_item(w, item, node)\n",
-        "    append_item(w, item, node)\n    append_item(w, other, node)\n",
-    ),
-    "every item of a stale node is told of": (
-        "ksm/_stable.pyx",
-        "            w.ksm.pages_shared -= 1\n"
-        "        w.mms[q.mm].nr_merging -= 1\n"
-        "        q.flags &= <uint8_t>~ITEM_STABLE\n"
-        "        q.node = 0\n"
-        "        item = following",
-        "            w.ksm.pages_shared -= 1\n"
-        "            event(w, EV_RMI, q.mm, pfn, item, node, 0)\n"
-        "        w.mms[q.mm].nr_merging -= 1\n"
-        "        q.flags &= <uint8_t>~ITEM_STABLE\n"
-        "        q.node = 0\n"
-        "        item = following",
-    ),
-    "the last item that leaves was a sharer": (
-        "ksm/_stable.pyx",
-        "        w.ksm.pages_shared -= 1\n    w.mms[q.mm].nr_merging -= 1",
-        "        w.ksm.pages_sharing -= 1\n    w.mms[q.mm].nr_merging -= 1",
-    ),
-    "a node inserted in this scan is only forgotten": (
-        "ksm/_engine.pyx",
-        "        if <uint8_t>w.cursor.seqnr == q.seq:",
-        "        if False:",
-    ),
-    "no checksum is kept": (
-        "ksm/_engine.pyx",
-        "if not q.flags & ITEM_HAS_CHECKSUM or q.checksum != key:",
-        "if False:",
-    ),
-    "a changed checksum is kept but does not stop the visit": (
-        "ksm/_engine.pyx",
-        "            q.flags |= ITEM_HAS_CHECKSUM\n            return KW_OK",
-        "            q.flags |= ITEM_HAS_CHECKSUM",
-    ),
-    "use_zero_pages does nothing": (
-        "ksm/_engine.pyx",
-        "if key == 0 and w.ksm.use_zero_pages:",
-        "if False:",
-    ),
-    "empty pages go to the zero page always": (
-        "ksm/_engine.pyx",
-        "if key == 0 and w.ksm.use_zero_pages:",
-        "if key == 0:",
-    ),
-    "a search goes on past the very page it has": (
-        "ksm/_engine.pyx",
-        "            if page < 0 or page == pfn:",
-        "            if page < 0:",
-    ),
-    "the unstable tree trusts old contents": (
-        "ksm/_engine.pyx",
-        "cdef bint trusted = w.ksm.generation == w.ksm.tree_generation",
-        "cdef bint trusted = True",
-    ),
-    "the unstable tree compares what was inserted": (
-        "ksm/_engine.pyx",
-        "            other = w.f_key[page]\n            l.key = other",
-        "            other = l.key if other != 0 else w.f_key[page]",
-    ),
-    "a search goes past a page that is gone": (
-        "ksm/_engine.pyx",
-        "            if page < 0 or page == pfn:\n                return GAVE_UP",
-        "            if page < 0:\n"
-        "                parent = t\n"
-        "                right = key > other\n"
-        "                t = l.right if right else l.left\n"
-        "                continue\n"
-        "            if page == pfn:\n"
-        "                return GAVE_UP",
-    ),
-    "parts of one huge page merge": (
-        "ksm/_engine.pyx",
-        "cdef bint within = w.f_flags[pfn] & LARGE and",
-        "cdef bint within = False and w.f_flags[pfn] & LARGE and",
-    ),
-    "a huge page is not split when its parts meet": (
-        "ksm/_engine.pyx",
-        "            split_folio_at(w, pfn, a.addr)\n        return KW_OK",
-        "            pass\n        return KW_OK",
-    ),
-    "half a merge is not undone": (
-        "ksm/_engine.pyx",
-        "        err = break_ksm(w, a.mm, a.addr)\n        return err if err < 0 else KW_OK",
-        "        return KW_OK",
-    ),
-    "a page shared by fork needs room": (
-        "ksm/_engine.pyx",
-        "        target = node\n",
-        "        if not has_room(w, node, 0):\n            return KW_OK\n        target = node\n",
-    ),
-    "a page shared by fork is taken for listed": (
-        "ksm/_engine.pyx",
-        "            elif q.flags & ITEM_STABLE and q.node == node:",
-        "            elif True:",
-    ),
-    "run=2 starts with the last process": (
-        "ksm/_engine.pyx",
-        "    cdef int32_t mm = w.mms[0].slot_next, following\n"
-        "    cdef int err\n"
-        "    while mm:\n"
-        "        following = w.mms[mm].slot_next",
-        "    cdef int32_t mm = w.mms[0].slot_prev, following\n"
-        "    cdef int err\n"
-        "    while mm:\n"
-        "        following = w.mms[mm].slot_prev",
-    ),
-    "run=2 keeps full_scans": (
-        "ksm/_engine.pyx",
-        "    w.cursor.seqnr = 0\n",
-        "    pass\n",
-    ),
-    "insertion recolours where it should rotate": (
-        "ksm/_trees.pxd",
-        "            rb_rotate(base, stride, root, z, side)\n"
-        "            parent = rb_at(base, stride, z).parent\n",
-        "            pass\n",
-    ),
-    "deletion does not restore the colours": (
-        "ksm/_trees.pxd",
-        "    if removed == RB_RED:\n        return",
-        "    return",
-    ),
-    "skips begin one encounter late": (
-        "ksm/_cursor.pyx",
-        "    if age < 3:\n",
-        "    if age < 4:\n",
-    ),
-    "the first skip is two long": (
-        "ksm/_cursor.pyx",
-        "p.skips = 1 if age <= 3 else 2",
-        "p.skips = 2 if age <= 3 else 2",
-    ),
-    "the longest skip is four": (
-        "ksm/_cursor.pyx",
-        "else 4 if age <= 8 else 8",
-        "else 4 if age <= 8 else 4",
-    ),
-    "a skipped page stays in its tree": (
-        "ksm/_cursor.pyx",
-        "    if p.flags & (ITEM_STABLE | ITEM_UNSTABLE) and w.leave_tree != NULL:\n"
-        "        w.leave_tree(w, item)\n"
-        "    return True",
-        "    return True",
-    ),
-    "a new process goes to the end of the list": (
-        "ksm/_cursor.pyx",
-        "list_add_before(w, mm, 0 if w.ksm.run == 2 else w.cursor.slot)",
-        "list_add_before(w, mm, 0)",
-    ),
-    "an exiting process keeps its place": (
-        "ksm/_cursor.pyx",
-        "    list_del(w, mm)\n    after = w.mms[w.cursor.slot].slot_next\n    list_add_before(w, mm, after)",
-        "    return",
-    ),
-    "a process without mergeable memory stays": (
-        "ksm/_cursor.pyx",
-        "if w.mms[mm].flags & MM_EXITING or cur.address == 0:",
-        "if w.mms[mm].flags & MM_EXITING:",
-    ),
-    "an exiting process keeps items the cursor passed": (
-        "ksm/_cursor.pyx",
-        "items_drop_after(w, mm, 0 if w.mms[mm].flags & MM_EXITING else cur.link)",
-        "items_drop_after(w, mm, cur.link)",
-    ),
-}
-
-RUNNER = """
-import sys
-sys.path.insert(0, sys.argv[1])
-from pathlib import Path
-from ksmwalk.scenarios.compare import first_difference
-from ksmwalk.scenarios.replay import replay
-from ksmwalk.scenarios.format import load
-for path in sorted(Path(sys.argv[2]).glob("*.json"), key=lambda p: p.stat().st_size):
-    print("try", path.stem, flush=True)
-    recording = load(path)
-    difference = first_difference(recording.records, replay(recording), recording.nondet)
-    if difference is not None:
-        fields = ", ".join(field for field, _, _ in difference.fields)
-        print("caught", path.stem, f"record {difference.index}: {fields}", flush=True)
-        break
-"""
+'''
 
 
-def build(package: Path, file: str) -> None:
-    """Compile what depends on one file of a copy of the package, quickly."""
-    names = {"ksm/_trees.pxd": ("ksm/_stable", "ksm/_engine"), "ksm/_stable.pxd": ("ksm/_stable", "ksm/_engine")}
-    names = names.get(file, (file.removesuffix(".pyx"),))
-    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+@dataclass(frozen=True)
+class Mutation:
+    """One broken line: the file it stands in (within the package), where, and the whole file as broken."""
+
+    name: str
+    file: str
+    line: int
+    text: str
+    by_hand: bool
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a mutation: how it was noticed, by what, in how many seconds."""
+
+    mutation: Mutation
+    how: str
+    what: str
+    seconds: float
+
+
+def by_hand() -> list[Mutation]:
+    texts = {path.relative_to(PACKAGE).as_posix(): path.read_text() for path in engine_files()}
+    out = []
+    for name, (good, bad) in MUTATIONS.items():
+        files = [file for file, text in texts.items() for _ in range(text.count(good))]
+        if len(files) != 1:
+            raise SystemExit(f"mutation {name!r}: its text occurs {len(files)} times in the engine, not once: {files}")
+        text = texts[files[0]]
+        at = text.index(good) + len(good) - len(good.lstrip("\n"))
+        out.append(Mutation(name, files[0], text.count("\n", 0, at), text.replace(good, bad), True))
+    return out
+
+
+def by_operators(seed: int, count: int) -> list[Mutation]:
+    def mutation(site: Site) -> Mutation:
+        return Mutation(site.name, site.file, site.line, site.apply((PACKAGE / site.file).read_text()), False)
+
+    return [mutation(site) for site in drawn(seed, count)]
+
+
+# ---------------------------------------------------------------- building
+
+
+def users(file: str) -> list[str]:
+    """The compiled modules that a change of this file concerns, without suffix."""
+    if file.endswith(".pyx"):
+        return [file.removesuffix(".pyx")]
+    dotted = "ksmwalk." + file.removesuffix(".pxd").replace("/", ".")
+    found, seen, todo = set(), set(), [dotted]
+    while todo:
+        name = todo.pop()
+        for path in engine_files():
+            within = path.relative_to(PACKAGE).with_suffix("").as_posix()
+            own = "ksmwalk." + within.replace("/", ".") == name
+            if own or re.search(rf"^from {re.escape(name)} cimport", path.read_text(), re.M):
+                if path.suffix == ".pyx":
+                    found.add(within)
+                elif path not in seen:
+                    seen.add(path)
+                    todo.append("ksmwalk." + within.replace("/", "."))
+    return sorted(found)
+
+
+def copy_package(work: Path) -> Path:
+    """A copy of the sources, the compiled modules as links to those that are there."""
+    package = work / "ksmwalk"
+    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "*.c", "*.so"))
+    for compiled in INSTALLED.rglob("*.so"):
+        (package / compiled.relative_to(INSTALLED)).symlink_to(compiled)
+    return package
+
+
+def build(work: Path, module: str) -> None:
+    """Compile one module of a copy, quickly; `subprocess.CalledProcessError` if it is no program any more."""
+    directives = ["-X", "cdivision=True", "-X", "boundscheck=False", "-X", "wraparound=False", "-X", "initializedcheck=False"]
+    target = work / f"ksmwalk/{module}{SUFFIX}"
+    target.unlink(missing_ok=True)
     include = sysconfig.get_path("include")
-    directives = ["-X", "cdivision=True", "-X", "boundscheck=False", "-X", "wraparound=False"]
-    for name in names:
-        commands = (
-            [sys.executable, "-m", "cython", "-3", *directives, f"ksmwalk/{name}.pyx", "-o", "mutant.c"],
-            ["gcc", "-O0", "-w", "-shared", "-fPIC", "-fwrapv", f"-I{include}", "-Iksmwalk/layout", "mutant.c", "-o"]
-            + [f"ksmwalk/{name}{suffix}"],
+    for command in (
+        [sys.executable, "-m", "cython", "-3", *directives, f"ksmwalk/{module}.pyx", "-o", "mutant.c"],
+        ["gcc", "-O0", "-w", "-shared", "-fPIC", "-fwrapv", f"-I{include}", "-Iksmwalk/layout", "mutant.c", "-o", str(target)],
+    ):
+        subprocess.run(command, cwd=work, capture_output=True, text=True, check=True)
+
+
+def make(work: Path, mutation: Mutation, text: str) -> bool:
+    """Build a mutant into a fresh copy; False if it does not compile."""
+    package = copy_package(work)
+    (package / mutation.file).write_text(text)
+    try:
+        for module in users(mutation.file):
+            build(work, module)
+    except subprocess.CalledProcessError:
+        return False
+    return True
+
+
+# ---------------------------------------------------------------- noticing
+
+
+def run(command: list[str], work: Path, seconds: float) -> tuple[str, int | str]:
+    """(what it printed, exit code or why it has none)."""
+    environment = {**os.environ, "PYTHONPATH": str(work), "PYTHONSAFEPATH": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        done = subprocess.run(
+            command, cwd=work, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            errors="replace", timeout=seconds, check=False,
         )
-        for command in commands:
-            done = subprocess.run(command, cwd=package, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise SystemExit(f"{' '.join(command)}: {done.stdout}{done.stderr}")
+        return done.stdout, done.returncode
+    except subprocess.TimeoutExpired as expired:
+        return (expired.stdout or b"").decode(errors="replace"), f"no end after {seconds:g} s"
 
 
-def mutate(name: str) -> tuple[str, str]:
-    """Build with one rule broken; (name, what caught it), an empty string if nothing did."""
-    file, good, bad = MUTATIONS[name]
-    with tempfile.TemporaryDirectory() as work:
-        package = Path(work)
-        shutil.copytree(ROOT / "ksmwalk", package / "ksmwalk", ignore=shutil.ignore_patterns("__pycache__", "*.c"))
-        for compiled in INSTALLED.rglob("*.so"):  # where the package was installed and not built in place
-            shutil.copy(compiled, package / "ksmwalk" / compiled.relative_to(INSTALLED))
-        path = package / "ksmwalk" / file
-        text = path.read_text()
-        if text.count(good) != 1:
-            raise SystemExit(f"mutation {name!r}: its line occurs {text.count(good)} times in {path.name}, not once")
-        path.write_text(text.replace(good, bad))
-        build(package, file)
-        try:
-            done = subprocess.run(
-                [sys.executable, "-c", RUNNER, work, str(ROOT / "tests" / "golden")],
-                capture_output=True, text=True, timeout=120, check=False,
-            )
-            out, code = done.stdout, done.returncode
-        except subprocess.TimeoutExpired as expired:
-            out, code = (expired.stdout or b"").decode(), "no end after 120 s"
-        lines = out.split("\n")
-        caught = [line.removeprefix("caught ") for line in lines if line.startswith("caught ")]
-        if caught:
-            return name, caught[0]
-        tried = [line.removeprefix("try ") for line in lines if line.startswith("try ")]
-        if code != 0 and tried:
-            return name, f"{tried[-1]} crashed: {code}"
+def recordings(work: Path) -> str:
+    """The recording that a mutant replays otherwise, empty if there is none."""
+    out, code = run([sys.executable, str(RUNS), "golden", str(work), str(ROOT / "tests" / "golden")], work, 60)
+    caught = re.findall(r"^caught (.*)$", out, re.M)
+    tried = re.findall(r"^try (.*)$", out, re.M)
+    if caught:
+        return caught[0]
+    if code == 0:
+        return ""
+    if "ModuleNotFoundError" in out:
+        raise SystemExit(f"the copy of the package is not whole:\n{out}")
+    last = out.strip().split("\n")[-1]
+    return f"{tried[-1] if tried else 'the import'}: {code if last.startswith('try ') or not last else last[:80]}"
+
+
+def pytest(work: Path, *words: str) -> tuple[list[str], str]:
+    """Tests that fail with what is in `work`, ready to be named again, and how it ended if not by a failure."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", f"--basetemp={work / 'tmp'}", "-m", "not root", *words]
+    out, code = run(command, work, 600)
+    failed = re.findall(r"^(?:FAILED|ERROR) (?:\S*/)?(tests/\S+)", out, re.M)
+    return failed, "" if code in (0, 1) else f"{code}: {(out.strip().splitlines() or ['no output'])[-1][:80]}"
+
+
+def tests(work: Path, file: str) -> str:
+    """The test of a room that fails with a mutant, empty if there is none."""
+    room = "sources" if file == "host/_load.pyx" else file.split("/")[0]
+    folders = [ROOT / "tests" / name for name in dict.fromkeys((room, *ROOMS)) if (ROOT / "tests" / name).is_dir()]
+    words = [f"--ignore={path}" for folder in folders for path in folder.glob("test_*_real.py")]
+    words += [f"--ignore={ROOT / 'tests' / 'scenarios' / name}" for name in ("test_golden.py", "test_scenario.py")]
+    while True:
+        failed, ended = pytest(work, *words, *map(str, folders))
+        if not failed:
+            return ended
+        # Once more alone: a test that fails now and then proves nothing.
+        again, ended = pytest(work, str(ROOT / failed[0]))
+        if again or ended:
+            return failed[0].removeprefix("tests/")
+        words.append(f"--deselect={failed[0]}")
+
+
+def engine_passes() -> None:
+    """Ends the program if the engine as it stands fails what is to tell mutants from it."""
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        copy_package(work)
+        if what := recordings(work) or tests(work, "host/_load.pyx"):
+            raise SystemExit(f"the engine itself fails {what}")
+
+
+def mutate(mutation: Mutation, with_tests: bool = True) -> Outcome:
+    """Build a mutant and show it to the recordings, then (but for those argued to be equivalent) to the tests."""
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        if not make(work, mutation, mutation.text):
+            how, what = VOID, ""
+        elif what := recordings(work):
+            how = RECORDING
+        elif what := EQUIVALENT.get(mutation.name, ""):
+            how = EQUAL
+        elif with_tests and (what := tests(work, mutation.file)):
+            how = TESTS
+        else:
+            how = SURVIVED
+    return Outcome(mutation, how, what, time.monotonic() - start)
+
+
+# ---------------------------------------------------------------- random programs aimed at a line
+
+
+def probed(mutation: Mutation) -> str:
+    """The text of a mutant that counts how often its statement is reached."""
+    lines = mutation.text.split("\n")
+    at, open_ = mutation.line, 0
+    while True:  # back to where the statement starts
+        line = lines[at]
+        before = sum(lines[at - 1].count(c) for c in "([{") - sum(lines[at - 1].count(c) for c in ")]}")
+        open_ += before
+        if open_ <= 0:
+            break
+        at -= 1
+    indent = line[: len(line) - len(line.lstrip())]
+    if line.lstrip().startswith("elif "):
+        lines[at:at] = [f"{indent}elif kw_probe():", f"{indent}    pass"]
+    else:
+        lines.insert(at, f"{indent}kw_probe()")
+    first = next(i for i, text in enumerate(lines) if re.match(r"cdef (?!extern)", text))
+    while lines[first - 1].startswith(("@", "#")):
+        first -= 1
+    lines[first:first] = PROBE.split("\n")
+    return "\n".join(lines)
+
+
+class Pair:
+    """The engine and a mutant of it side by side, on the same random programs."""
+
+    def __init__(self, work: Path, mutation: Mutation):
+        self.work = work
+        (work / "probe.c").write_text("long kw_probe_count;\n")
+        subprocess.run(["gcc", "-shared", "-fPIC", "probe.c", "-o", "probe.so"], cwd=work, check=True)
+        if not make(work / "mutant", mutation, probed(mutation)):
+            raise SystemExit(f"{mutation.name!r}: does not compile with its probe")
+        self.engine = PACKAGE.parent if INSTALLED == PACKAGE else INSTALLED.parent
+
+    def answers(self, package: Path, style: str, seed: int, first: int, count: int) -> dict[str, tuple[int, str]]:
+        command = [sys.executable, str(RUNS), "aimed", str(package), style, str(seed), str(first), str(count),
+                   str(self.work / "probe.so")]
+        out, code = run(command, self.work, 60 + count * 0.5)
+        found = re.findall(r"^(\d+) (\d+) (\S+)$", out, re.M)
+        answers = {number: (int(reached), digest) for number, reached, digest in found}
         if code != 0:
-            raise SystemExit(f"mutation {name!r}: nothing ran: {done.stderr[-2000:]}")
-        return name, ""
+            answers[str(first + len(found))] = (1, f"ended with {code}")
+        return answers
+
+    def compare(self, style: str, seed: int, first: int, count: int) -> tuple[int, str]:
+        """(programs that reached the line, the first that the two answer differently)."""
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            engine = pool.submit(self.answers, self.engine, style, seed, first, count)
+            mutant = self.answers(self.work / "mutant", style, seed, first, count)
+        wanted = engine.result()
+        for number, (_, digest) in mutant.items():
+            if wanted.get(number, (0, ""))[1] != digest:
+                return 0, f"{style} {seed} {number}"
+        return sum(reached > 0 for reached, _ in mutant.values()), ""
+
+
+def aim(mutation: Mutation, wanted: int, seed: int) -> tuple[int, int, str]:
+    """Random programs until `wanted` reached the line: (reached, drawn, what told the two apart)."""
+    with tempfile.TemporaryDirectory() as folder:
+        pair = Pair(Path(folder), mutation)
+        rate: dict[str, float] = {}
+        for style in (*STYLES, "scenario"):
+            start = time.monotonic()
+            reached, told = pair.compare(style, seed, 0, 60)
+            if told:
+                return 0, 60, told
+            rate[style] = reached / (time.monotonic() - start)
+        # The two styles that reach it most often; all of them where none does.
+        best = sorted(rate, key=lambda style: -rate[style])[:2] if any(rate.values()) else list(rate)
+        best = [style for style in best if rate[style] or not any(rate.values())]
+        total, tried, first = 0, 0, 60
+        while total < wanted and tried < 4 * wanted:
+            for style in best:
+                reached, told = pair.compare(style, seed, first, 500)
+                total, tried = total + reached, tried + 500
+                if told:
+                    return total, tried, told
+            first += 500
+            if not any(rate.values()) and tried >= wanted and not total:
+                break
+        return total, tried, ""
+
+
+# ---------------------------------------------------------------- the report
+
+
+def table(outcomes: list[Outcome]) -> str:
+    kinds = (RECORDING, TESTS, EQUAL, SURVIVED)
+    rows = [("module", "mutations", "by recordings", "by tests", "equivalent", "survived")]
+    for file in sorted({outcome.mutation.file for outcome in outcomes}):
+        count = Counter(outcome.how for outcome in outcomes if outcome.mutation.file == file)
+        rows.append((file, str(sum(count[kind] for kind in kinds)), *(str(count[kind]) for kind in kinds)))
+    count = Counter(outcome.how for outcome in outcomes)
+    rows.append(("all", str(sum(count[kind] for kind in kinds)), *(str(count[kind]) for kind in kinds)))
+    side = [outcome for outcome in outcomes if memory_side(outcome.mutation.file) and outcome.how != VOID]
+    lines = [f"{row[0]:20}" + "".join(f"{cell:>15}" for cell in row[1:]) for row in rows]
+    return "\n".join([*lines, f"{len(side)} of them in faults, areas, folios and ranges"])
+
+
+def chosen(args: argparse.Namespace) -> list[Mutation]:
+    every = by_hand() + by_operators(args.seed, args.count)
+    if args.ci:
+        missing = set(CI) - {mutation.name for mutation in every}
+        if missing:
+            raise SystemExit(f"CI names mutations that there are not: {sorted(missing)}")
+        return [mutation for mutation in every if mutation.name in CI]
+    wanted = args.aimed or args.only or [""]
+    return [mutation for mutation in every if any(part in mutation.name for part in wanted)]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", help="only mutations whose name contains this")
-    parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2) // 2))
+    parser.add_argument("--ci", action="store_true", help="a dozen quick ones over all rooms")
+    parser.add_argument("--recordings", action="store_true", help="show them to the recordings only")
+    parser.add_argument("--list", action="store_true", help="name the mutations and run none")
+    parser.add_argument("--only", metavar="NAME", nargs="+", help="only mutations whose name contains one of these")
+    parser.add_argument("--seed", type=int, default=1, help="of the draw, and of random programs (default: 1)")
+    parser.add_argument("--count", type=int, default=48, help="mutations drawn beside those made by hand (default: 48)")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--aimed", metavar="NAME", nargs="+", help="random programs aimed at the line, mutant against engine")
+    parser.add_argument("--scenarios", type=int, default=10000, help="how many of them have to reach it (default: 10000)")
     args = parser.parse_args()
-    names = [name for name in MUTATIONS if not args.only or args.only in name]
-    survived = 0
+    mutations = chosen(args)
+    if args.list:
+        for mutation in mutations:
+            print(f"{mutation.file:20}  {'by hand' if mutation.by_hand else 'drawn  '}  {mutation.name}")
+        return 0
+    if args.aimed:
+        survived = False
+        for mutation in mutations:
+            reached, tried, told = aim(mutation, args.scenarios, args.seed)
+            print(f"{mutation.name}: {reached} of {tried} reached it; {'told apart by ' + told if told else 'not told apart'}")
+            survived |= not told
+        return int(survived)
+    outcomes: list[Outcome] = []
+    if not args.recordings:
+        engine_passes()
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        for name, caught in pool.map(mutate, names):
-            print(f"{'caught  ' if caught else 'SURVIVED'}  {name:56}  {caught}", flush=True)
-            survived += not caught
-    print(f"{len(names) - survived} of {len(names)} mutations caught")
-    return 1 if survived else 0
+        futures = [pool.submit(mutate, mutation, not args.recordings) for mutation in mutations]
+        for done in concurrent.futures.as_completed(futures):
+            outcome = done.result()
+            outcomes.append(outcome)
+            print(f"{outcome.how:16}  {outcome.mutation.name:70}  {outcome.what}  ({outcome.seconds:.0f} s)", flush=True)
+    print(table(outcomes))
+    return int(any(outcome.how == SURVIVED for outcome in outcomes))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,45 @@
+"""What the search for one address takes for a page, and what for a table."""
+
+import pytest
+
+from ksmwalk import BadEntryError, Host, KsmScan
+
+PAGE = 4096
+BASE = 1 << 32
+PFN = 0x000FFFFFFFFFF000
+
+
+@pytest.fixture
+def host():
+    host = Host(4096)
+    mm = host.new_mm()
+    mm.mmap(4 * PAGE, BASE)
+    mm.madvise(BASE, 4 * PAGE, "mergeable")
+    mm.write(BASE, 7)
+    return host
+
+
+def pmd_of(host):
+    """(row, index) of the entry that points to the pte table of BASE."""
+    rows, row = host.tables.rows, int(host.mms["root"][host.mm_list[0].number])
+    for level in (4, 3):
+        row = (int(rows[row, BASE >> (3 + 9 * level) & 511]) & PFN) >> 12
+    return row, BASE >> 21 & 511
+
+
+def test_a_guard_marker_is_no_page(host):
+    mm = host.mm_list[0]
+    mm.madvise(BASE, PAGE, "guard_install")
+    assert mm.read_pfns(BASE, 2).tolist() == [-1, -1] and mm.read_keys(BASE, 2).tolist() == [0, 0]
+
+
+def test_the_scan_calls_an_entry_bad_that_points_to_the_first_table_page_never_used(host):
+    used = int(host.world.arrays["ctl"]["rows_used"][0])
+    row, index = pmd_of(host)
+    entry = int(host.tables.rows[row, index])
+    assert entry & 1
+    host.tables.rows[row, index] = entry & ~PFN | (used - 1) << 12
+    KsmScan(host.world).scan_get_next_rmap_item()
+    host.tables.rows[row, index] = entry & ~PFN | used << 12
+    with pytest.raises(BadEntryError, match="level 2"):
+        KsmScan(host.world).scan_get_next_rmap_item()

@@ -1,0 +1,323 @@
+"""Mutations of the engine made by hand, those argued to be equivalent, and the dozen that a pull request runs.
+
+A hand-made mutation names a piece of text that occurs exactly once in the whole engine, whatever file it stands in.
+"""
+
+#: name: (text as it stands, text as it is broken)
+MUTATIONS: dict[str, tuple[str, str]] = {
+    "a node without items takes newcomers": (
+        "return count > 0 and count + more <",
+        "return count + more <",
+    ),
+    "one sharer more than max_page_sharing": (
+        "return count > 0 and count + more <",
+        "return count > 0 and count + more <=",
+    ),
+    "a dup with room does not move to the head": (
+        "if found and c.dups != found and has_room(w, found, 1):",
+        "if False:",
+    ),
+    "a dup moves to the head with room for this one alone": (
+        "if found and c.dups != found and has_room(w, found, 1):",
+        "if found and c.dups != found and has_room(w, found, 0):",
+    ),
+    "pruning takes the emptiest dup": (
+        "w.nodes[dup].count > w.nodes[found].count):",
+        "w.nodes[dup].count < w.nodes[found].count):",
+    ),
+    "a chain of one dup stays a chain": (
+        "if w.nodes[dup].dup_next == 0:",
+        "if False:",
+    ),
+    "a chain of one dup turns back only when pruned": (
+        "if w.nodes[dup].dup_next == 0:",
+        "if prune and w.nodes[dup].dup_next == 0:",
+    ),
+    "without pruning the fullest dup is taken too": (
+        "if not prune:",
+        "if False:",
+    ),
+    "a search gives up where a node was stale": (
+        "            if page == AGAIN:\n"
+        "                break\n"
+        "            if key == w.nodes[page].key:\n"
+        "                return",
+        "            if page == AGAIN:\n"
+        "                return 0\n"
+        "            if key == w.nodes[page].key:\n"
+        "                return",
+    ),
+    "stale nodes are not noticed by a search": (
+        "        if node_stale(w, chain):",
+        "        if False:",
+    ),
+    "a stale node leaves only the item that met it": (
+        "    if node_stale(w, q.node):\n",
+        "    if False:\n",
+    ),
+    "the first node of a chain is no dup": (
+        "    w.ksm.chains += 1\n    w.ksm.dups += 1\n",
+        "    w.ksm.chains += 1\n",
+    ),
+    "a new dup goes behind the first": (
+        "    dup_add(w, entry, node)\n    w.ksm.dups += 1\n",
+        "    dup_add(w, entry, node)\n"
+        "    following = w.nodes[node].dup_next\n"
+        "    dup_unlink(w, following)\n"
+        "    dup_add(w, entry, following)\n"
+        "    w.ksm.dups += 1\n",
+    ),
+    "the page visited is listed first": (
+        "    append_item(w, other, node)\n    append_item(w, item, node)\n",
+        "    append_item(w, item, node)\n    append_item(w, other, node)\n",
+    ),
+    "every item of a stale node is told of": (
+        "            w.ksm.pages_shared -= 1\n"
+        "        w.mms[q.mm].nr_merging -= 1\n"
+        "        q.flags &= <uint8_t>~ITEM_STABLE\n"
+        "        q.node = 0\n"
+        "        item = following",
+        "            w.ksm.pages_shared -= 1\n"
+        "            event(w, EV_RMI, q.mm, pfn, item, node, 0)\n"
+        "        w.mms[q.mm].nr_merging -= 1\n"
+        "        q.flags &= <uint8_t>~ITEM_STABLE\n"
+        "        q.node = 0\n"
+        "        item = following",
+    ),
+    "the last item that leaves was a sharer": (
+        "        w.ksm.pages_shared -= 1\n    w.mms[q.mm].nr_merging -= 1",
+        "        w.ksm.pages_sharing -= 1\n    w.mms[q.mm].nr_merging -= 1",
+    ),
+    "a node inserted in this scan is only forgotten": (
+        "        if <uint8_t>w.cursor.seqnr == q.seq:",
+        "        if False:",
+    ),
+    "no checksum is kept": (
+        "if not q.flags & ITEM_HAS_CHECKSUM or q.checksum != key:",
+        "if False:",
+    ),
+    "a changed checksum is kept but does not stop the visit": (
+        "            q.flags |= ITEM_HAS_CHECKSUM\n            return KW_OK",
+        "            q.flags |= ITEM_HAS_CHECKSUM",
+    ),
+    "use_zero_pages does nothing": (
+        "if key == 0 and w.ksm.use_zero_pages:",
+        "if False:",
+    ),
+    "empty pages go to the zero page always": (
+        "if key == 0 and w.ksm.use_zero_pages:",
+        "if key == 0:",
+    ),
+    "a search goes on past the very page it has": (
+        "            if page < 0 or page == pfn:",
+        "            if page < 0:",
+    ),
+    "the unstable tree trusts old contents": (
+        "cdef bint trusted = w.ksm.generation == w.ksm.tree_generation",
+        "cdef bint trusted = True",
+    ),
+    "the unstable tree compares what was inserted": (
+        "            other = w.f_key[page]\n            link.key = other",
+        "            other = link.key if other != 0 else w.f_key[page]",
+    ),
+    "a search goes past a page that is gone": (
+        "            if page < 0 or page == pfn:\n                return GAVE_UP",
+        "            if page < 0:\n"
+        "                parent = t\n"
+        "                right = key > other\n"
+        "                t = link.right if right else link.left\n"
+        "                continue\n"
+        "            if page == pfn:\n"
+        "                return GAVE_UP",
+    ),
+    "parts of one huge page merge": (
+        "cdef bint within = w.f_flags[pfn] & LARGE and",
+        "cdef bint within = False and w.f_flags[pfn] & LARGE and",
+    ),
+    "a huge page is not split when its parts meet": (
+        "            split_folio_at(w, pfn, a.addr)\n        return KW_OK",
+        "            pass\n        return KW_OK",
+    ),
+    "half a merge is not undone": (
+        "        err = break_ksm(w, a.mm, a.addr)\n        return err if err < 0 else KW_OK",
+        "        return KW_OK",
+    ),
+    "a page shared by fork needs room": (
+        "        target = node\n",
+        "        if not 0 < w.nodes[node].count < w.ksm.max_page_sharing:\n            return KW_OK\n        target = node\n",
+    ),
+    "a page shared by fork is taken for listed": (
+        "            elif q.flags & ITEM_STABLE and q.node == node:",
+        "            elif True:",
+    ),
+    "run=2 starts with the last process": (
+        "    cdef int32_t mm = w.mms[0].slot_next, following\n"
+        "    cdef int err\n"
+        "    while mm:\n"
+        "        following = w.mms[mm].slot_next",
+        "    cdef int32_t mm = w.mms[0].slot_prev, following\n"
+        "    cdef int err\n"
+        "    while mm:\n"
+        "        following = w.mms[mm].slot_prev",
+    ),
+    "run=2 keeps full_scans": (
+        "    w.cursor.seqnr = 0\n",
+        "    pass\n",
+    ),
+    "insertion recolours where it should rotate": (
+        "            rb_rotate(base, stride, root, z, side)\n"
+        "            parent = rb_at(base, stride, z).parent\n",
+        "            pass\n",
+    ),
+    "deletion does not restore the colours": (
+        "    if removed == RB_RED:\n        return",
+        "    return",
+    ),
+    "skips begin one encounter late": (
+        "    if age < 3:\n",
+        "    if age < 4:\n",
+    ),
+    "the first skip is two long": (
+        "p.skips = 1 if age <= 3 else 2",
+        "p.skips = 2 if age <= 3 else 2",
+    ),
+    "the longest skip is four": (
+        "else 4 if age <= 8 else 8",
+        "else 4 if age <= 8 else 4",
+    ),
+    "a skipped page stays in its tree": (
+        "    if p.flags & (ITEM_STABLE | ITEM_UNSTABLE) and w.leave_tree != NULL:\n"
+        "        w.leave_tree(w, item)\n"
+        "    return True",
+        "    return True",
+    ),
+    "a new process goes to the end of the list": (
+        "list_add_before(w, mm, 0 if w.ksm.run == 2 else w.cursor.slot)",
+        "list_add_before(w, mm, 0)",
+    ),
+    "an exiting process keeps its place": (
+        "    list_del(w, mm)\n    after = w.mms[w.cursor.slot].slot_next\n    list_add_before(w, mm, after)",
+        "    return",
+    ),
+    "a process without mergeable memory stays": (
+        "if w.mms[mm].flags & MM_EXITING or cur.address == 0:",
+        "if w.mms[mm].flags & MM_EXITING:",
+    ),
+    "an exiting process keeps items the cursor passed": (
+        "items_drop_after(w, mm, 0 if w.mms[mm].flags & MM_EXITING else cur.link)",
+        "items_drop_after(w, mm, cur.link)",
+    ),
+    # ---------------------------------------------------------------- ages, areas, faults, folios, ranges
+    "an age wraps at 256 instead of staying at 255": (
+        "    if age < 255:\n",
+        "    if True:\n",
+    ),
+    "areas are joined although a parent may share the anon_vma": (
+        "if p.anon_vma and q.anon_vma or (p if p.anon_vma else q).forked:",
+        "if p.anon_vma and q.anon_vma:",
+    ),
+    "mprotect drops VM_ACCOUNT although there are pages": (
+        "if not w.vmas[v].backing and not w.vmas[v].anon_vma:",
+        "if not w.vmas[v].backing:",
+    ),
+    "areas of different flags are joined": (
+        "(p.flags ^ q.flags) & ~<uint64_t>VM_MAYBE_GUARD or",
+        "(p.flags ^ q.flags) & VM_ACCESS or",
+    ),
+    "a new area is not joined with its neighbours": (
+        "    w.mms[mm].epoch += 1\n    return join_around(w, v)",
+        "    w.mms[mm].epoch += 1\n    return v",
+    ),
+    "an anon_vma shared with a parent is given to a neighbour": (
+        "if n.anon_vma and not n.forked and anon_vma_near(v, n):",
+        "if n.anon_vma and anon_vma_near(v, n):",
+    ),
+    "fork leaves the parent's pages writable": (
+        "                    e &= ~PTE_RW\n                    from_[0] = e\n",
+        "                    e &= ~PTE_RW\n",
+    ),
+    "fork keeps memory locked": (
+        "q.flags &= ~<uint64_t>(VM_LOCKED | VM_UFFD_WP)",
+        "q.flags &= ~<uint64_t>VM_UFFD_WP",
+    ),
+    "the child has no count of zero pages": (
+        "    w.mms[child].nr_zero = w.mms[parent].nr_zero\n",
+        "",
+    ),
+    "a child whose parent merges everything does not": (
+        "w.mms[child].flags |= w.mms[parent].flags & (MM_MERGE_ANY | MM_THP_DISABLED)",
+        "w.mms[child].flags |= w.mms[parent].flags & MM_THP_DISABLED",
+    ),
+    "a store goes into a page that others map": (
+        "if v.flags & VM_SHARED or page_ours(w, mm, addr, pfn):",
+        "if True:",
+    ),
+    "a store goes into a huge page that others map": (
+        "        if folio_mappings(w, pfn) != 512:\n            return pmd_split",
+        "        if False:\n            return pmd_split",
+    ),
+    "a huge page is taken where the area ends within it": (
+        "return base >= v.start and base + KW_PMD_SIZE <= v.end",
+        "return base >= v.start",
+    ),
+    "a KSM-placed zero page that is stored to is still counted": (
+        "        if rc == KW_OK and pte_ksm_zero(e):\n",
+        "        if False:\n",
+    ),
+    "a KSM-placed zero page that is unmapped is still counted": (
+        "        if pte_ksm_zero(e):\n            ksm_zero_gone(w, mm)\n        return\n",
+        "        return\n",
+    ),
+    "a broken KSM page may be stored to at once": (
+        "flags = (entry_decode(e) & ~(PTE_PFN_MASK | PTE_RW | PTE_D | PTE_SPECIAL)) | PTE_A",
+        "flags = (entry_decode(e) & ~(PTE_PFN_MASK | PTE_SPECIAL)) | PTE_RW | PTE_A",
+    ),
+    "empty parts of a huge page being split stay": (
+        "    if w.f_key[pfn] != 0:\n        return\n",
+        "    return\n",
+    ),
+    "a huge page is split although somebody holds it": (
+        "    if w.f_refs[head] != expected:\n        return KW_EBUSYENTRY\n",
+        "",
+    ),
+    "MADV_DONTNEED keeps empty tables": (
+        "    if rc == KW_OK and start < end:\n        free_pte_tables",
+        "    if False:\n        free_pte_tables",
+    ),
+    "MADV_DONTNEED takes markers as well": (
+        "    if pte_present(entry[0]):\n        zap_pte(w, op.mm, entry)",
+        "    if True:\n        zap_pte(w, op.mm, entry)",
+    ),
+    "MADV_FREE leaves a huge page whole that sticks out": (
+        "    cdef int rc = split_sticking_out(w, mm, start)\n",
+        "    cdef int rc = KW_OK\n",
+    ),
+    "mremap moves KSM pages": (
+        "    if flags & VM_MERGEABLE and anon:\n",
+        "    if False:\n",
+    ),
+    "mprotect lets stores into pages that others map": (
+        "                and w.f_mapcount[pfn] == 1):\n",
+        "                ):\n",
+    ),
+    "MADV_UNMERGEABLE leaves KSM pages": (
+        "            rc = unmerge_range(w, mm, start, end, w.cursor.strategy)\n",
+        "            rc = 0\n",
+    ),
+    "MADV_COLLAPSE takes a page that somebody holds": (
+        "if folio_extra_refs(w, pfn) or w.f_flags[pfn] & FRAME_LOCKED:\n            return -EAGAIN",
+        "if w.f_flags[pfn] & FRAME_LOCKED:\n            return -EAGAIN",
+    ),
+    "MADV_COLLAPSE loses what the pages held": (
+        "                w.f_key[huge + i] = w.f_key[pfn]\n            zap_pte",
+        "                pass\n            zap_pte",
+    ),
+}
+
+#: name of a mutation: why nothing can tell it from the engine as it stands
+EQUIVALENT: dict[str, str] = {
+}
+
+#: a dozen that build and are caught quickly, over all rooms
+CI: tuple[str, ...] = (
+)
