@@ -11,7 +11,7 @@ from ksmwalk.memory._areas cimport (
 )
 from ksmwalk.memory._folio cimport clean_range, collapse
 from ksmwalk.memory._fault cimport FAULT_KEEP, read_range, write_range
-from ksmwalk.ksm._cursor cimport slot_insert
+from ksmwalk.ksm._items cimport slot_insert
 from ksmwalk.ksm._unmerge cimport unmerge_range
 from ksmwalk.layout._layout cimport *
 

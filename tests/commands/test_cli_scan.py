@@ -122,7 +122,7 @@ def test_scan_says_what_it_could_not_read(sparse, capsys):
     assert f"process {gone.pid} does not exist" in err
     assert str(child.pid) in out  # the other one is there all the same
     for wrong in ([], ["1", "--all"]):
-        assert cli.main(["scan", *wrong]) == 1
+        assert cli.main(["scan", *wrong]) == 2
         assert "either" in capsys.readouterr().err
 
 

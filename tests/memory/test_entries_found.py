@@ -38,8 +38,8 @@ def test_the_scan_calls_an_entry_bad_that_points_to_the_first_table_page_never_u
     row, index = pmd_of(host)
     entry = int(host.tables.rows[row, index])
     assert entry & 1
-    host.tables.rows[row, index] = entry & ~PFN | (used - 1) << 12
+    host._arrays["rows"][row, index] = entry & ~PFN | (used - 1) << 12
     KsmScan(host.world).scan_get_next_rmap_item()
-    host.tables.rows[row, index] = entry & ~PFN | used << 12
+    host._arrays["rows"][row, index] = entry & ~PFN | used << 12
     with pytest.raises(BadEntryError, match="level 2"):
         KsmScan(host.world).scan_get_next_rmap_item()

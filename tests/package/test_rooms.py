@@ -140,7 +140,6 @@ def functions_of_cython(path: Path):
         at = max(at + 1, following)
 
 
-@pytest.mark.xfail(reason="the engine is not split yet", strict=True)
 def test_no_function_is_longer_than_70_lines():
     long = []
     for path in sources(".py", ".pyx", ".pxd"):
