@@ -5,7 +5,7 @@ The contract stands in `_check.pxd`.
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uint8_t
 from libc.stdlib cimport calloc, free
 
-from ksmwalk._core cimport World, entry_leaf, entry_pfn, entry_present, level_size, row_owner
+from ksmwalk._core cimport World, enter, entry_leaf, entry_pfn, entry_present, leave, level_size, row_owner
 from ksmwalk.memory._check_frames cimport frames
 from ksmwalk.layout._layout cimport *
 
@@ -366,12 +366,14 @@ def check_memory(World world not None, int64_t known):
     c.mapped = <int32_t *>calloc(known, 4)
     c.held = <int32_t *>calloc(known, 4)
     c.users = <int64_t *>calloc(ctl.mms_used, 8)
+    enter(world)
     try:
         if not (c.rows and c.mms and c.vmas and c.blocks and c.mapped and c.held and c.users):
             raise MemoryError("no memory to check a Host in")
         with nogil:
             code = areas(&c) or tables(&c) or frames(&c)
     finally:
+        leave(world)
         for p in (<size_t>c.rows, <size_t>c.mms, <size_t>c.vmas, <size_t>c.blocks, <size_t>c.mapped, <size_t>c.held,
                   <size_t>c.users):
             free(<void *><size_t>p)
@@ -385,12 +387,14 @@ def check_tables(World world not None):
     start(&c, &world.w)
     c.known = 0
     c.strict = False
+    enter(world)
     try:
         if not (c.rows and c.mms):
             raise MemoryError("no memory to check page tables in")
         with nogil:
             code = tables(&c)
     finally:
+        leave(world)
         free(c.rows)
         free(c.mms)
     return answer(&c) if code else None
