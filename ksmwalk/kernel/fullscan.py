@@ -70,7 +70,7 @@ def timed_scans(scans: int, pages: int, patience: float, give_up: Callable[[], o
     Timed
     """
     knobs.write("pages_to_scan", pages)
-    knobs.write("sleep_millisecs", LONG[0])
+    _tick()
     timed = Timed()
     with _stamps() as instance:
         cpu = _cpu_seconds()
@@ -80,8 +80,7 @@ def timed_scans(scans: int, pages: int, patience: float, give_up: Callable[[], o
             if number == 1:
                 knobs.write("run", 1)
             else:
-                # another value wakes ksmd for one batch
-                knobs.write("sleep_millisecs", LONG[(number - 1) % 2])
+                _tick()
             while (done := int(knobs.read("full_scans"))) < before + number and time.monotonic() - start < patience:
                 time.sleep(_POLL_SECONDS)
             timed.waited = time.monotonic() - start
@@ -156,6 +155,11 @@ def _stamps() -> Iterator[Path | None]:
                 with signals.held():
                     for switch in switches:
                         switch.write_text("0")
+
+
+def _tick() -> None:
+    """Wake ksmd out of the wait between two batches, which only a time that is not the one it waits for does."""
+    knobs.write("sleep_millisecs", LONG[knobs.read("sleep_millisecs") == LONG[0]])
 
 
 def _traced(instance: Path) -> list[float]:

@@ -16,7 +16,9 @@ proof with random programs that reach the line. Exit code 1 if one survived.
 from __future__ import annotations
 
 import argparse
+import atexit
 import concurrent.futures
+import functools
 import importlib.util
 import os
 import re
@@ -116,12 +118,23 @@ def users(file: str) -> list[str]:
     return sorted(found)
 
 
-def copy_package(work: Path) -> Path:
-    """A copy of the sources, the compiled modules as links to those that are there."""
-    package = work / "ksmwalk"
+@functools.cache
+def snapshot() -> Path:
+    """Sources and compiled modules as they are when this is asked first: a run goes on while they change."""
+    package = Path(tempfile.mkdtemp(prefix="mutate-")) / "ksmwalk"
+    atexit.register(shutil.rmtree, package.parent)
     shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "*.c", "*.so"))
     for compiled in INSTALLED.rglob("*.so"):
-        (package / compiled.relative_to(INSTALLED)).symlink_to(compiled)
+        shutil.copy(compiled, package / compiled.relative_to(INSTALLED))
+    return package
+
+
+def copy_package(work: Path) -> Path:
+    """A copy of the sources, the compiled modules as links to those of the snapshot."""
+    package = work / "ksmwalk"
+    shutil.copytree(snapshot(), package, ignore=shutil.ignore_patterns("*.so"))
+    for compiled in snapshot().rglob("*.so"):
+        (package / compiled.relative_to(snapshot())).symlink_to(compiled)
     return package
 
 
@@ -268,7 +281,7 @@ class Pair:
         subprocess.run(["gcc", "-shared", "-fPIC", "probe.c", "-o", "probe.so"], cwd=work, check=True)
         if not make(work / "mutant", mutation, probed(mutation)):
             raise SystemExit(f"{mutation.name!r}: does not compile with its probe")
-        self.engine = PACKAGE.parent if INSTALLED == PACKAGE else INSTALLED.parent
+        self.engine = snapshot().parent
 
     def answers(self, package: Path, style: str, seed: int, first: int, count: int) -> dict[str, tuple[int, str]]:
         command = [sys.executable, str(RUNS), "aimed", str(package), style, str(seed), str(first), str(count),
@@ -359,6 +372,7 @@ def main() -> int:
     parser.add_argument("--scenarios", type=int, default=10000, help="how many of them have to reach it (default: 10000)")
     args = parser.parse_args()
     mutations = chosen(args)
+    snapshot()
     if args.list:
         for mutation in mutations:
             print(f"{mutation.file:20}  {'by hand' if mutation.by_hand else 'drawn  '}  {mutation.name}")

@@ -225,8 +225,8 @@ MUTATIONS: dict[str, tuple[str, str]] = {
         "(p.flags ^ q.flags) & VM_ACCESS or",
     ),
     "a new area is not joined with its neighbours": (
-        "    w.mms[mm].epoch += 1\n    return join_around(w, v)",
-        "    w.mms[mm].epoch += 1\n    return v",
+        "    touched(w, mm)\n    return join_around(w, v)",
+        "    touched(w, mm)\n    return v",
     ),
     "an anon_vma shared with a parent is given to a neighbour": (
         "if n.anon_vma and not n.forked and anon_vma_near(v, n):",
