@@ -320,4 +320,16 @@ EQUIVALENT: dict[str, str] = {
 
 #: a dozen that build and are caught quickly, over all rooms
 CI: tuple[str, ...] = (
+    "pruning takes the emptiest dup",
+    "no checksum is kept",
+    "the page visited is listed first",
+    "an age wraps at 256 instead of staying at 255",
+    "a skipped page stays in its tree",
+    "areas are joined although a parent may share the anon_vma",
+    "mprotect drops VM_ACCOUNT although there are pages",
+    "an anon_vma shared with a parent is given to a neighbour",
+    "the child has no count of zero pages",
+    "fork leaves the parent's pages writable",
+    "a store goes into a page that others map",
+    "empty parts of a huge page being split stay",
 )
