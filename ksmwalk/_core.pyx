@@ -9,6 +9,7 @@ from libc.string cimport memset
 
 from ksmwalk.layout._layout cimport *
 
+
 from ksmwalk.layout._poison cimport kw_poison, kw_unpoison
 
 

@@ -13,7 +13,7 @@ from ksmwalk.memory._areas cimport (
     vmas_left,
 )
 from ksmwalk.memory._fault cimport FAULT_KEEP, write_range
-from ksmwalk.ksm._cursor cimport slot_exit, slot_insert
+from ksmwalk.ksm._items cimport slot_exit, slot_insert
 from ksmwalk.ksm._unmerge cimport unmerge_mm, unmerge_range
 from ksmwalk.host._advice cimport sys_mlock
 from ksmwalk.layout._layout cimport *

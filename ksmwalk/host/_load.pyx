@@ -10,7 +10,7 @@ from ksmwalk._core cimport World, alone, enter, leave, make_entry, make_leaf, pm
 from ksmwalk.memory._frames cimport frame_take
 from ksmwalk.memory._leaves cimport prot_bits, touched
 from ksmwalk.memory._areas cimport vma_alloc, vma_link, vmas_left
-from ksmwalk.ksm._cursor cimport slot_insert
+from ksmwalk.ksm._items cimport slot_insert
 from ksmwalk.layout._layout cimport *
 
 

@@ -13,6 +13,9 @@ from ksmwalk.layout._layout cimport *
 cdef inline int32_t *stable_root(kw_world *w, int nid) noexcept nogil:
     return &w.trees[nid]
 
+cdef inline int32_t *unstable_root(kw_world *w, int nid) noexcept nogil:
+    return &w.trees[w.ctl.nr_nodes + nid]
+
 cdef inline bint has_room(kw_world *w, int32_t node, int32_t more) noexcept nogil:
     # Whether the node takes a newcomer, and `more` after it. One without items takes none.
     cdef int32_t count = w.nodes[node].count

@@ -6,8 +6,9 @@ from libc.stdint cimport int32_t, int64_t, uint64_t, uint8_t
 from libc.string cimport memset
 
 from ksmwalk.ksm._trees cimport rb_erase, rb_insert, rb_replace
-from ksmwalk.ksm._cursor cimport event
+from ksmwalk.ksm._items cimport event
 from ksmwalk.layout._layout cimport *
+
 
 from ksmwalk.layout._poison cimport kw_poison, kw_unpoison
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .. import _core
-from . import _cursor
-from ._cursor import RmapItem
+from . import _items
+from ._items import RmapItem
 
 __all__ = ["RmapItem", "rmap_items"]
 
@@ -26,5 +26,5 @@ def rmap_items(world: _core.World, mm: int) -> Iterator[RmapItem]:
     items = world.arrays["items"]
     index = int(world.arrays["mms"][mm]["rmap_list"])
     while index:
-        yield _cursor.py_rmap_item(world, index)
+        yield _items.py_rmap_item(world, index)
         index = int(items[index]["next"])

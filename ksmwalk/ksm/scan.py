@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import BadEntryError, Strict, check
-from ..gate import as_flag, as_int
-from ..layout import Bad, Code, Strategy
-from . import _cursor
+from ..errors import Strict, check
+from ..gate import as_flag, as_int, shown
+from ..layout import Strategy
+from . import _cursor, _items
 from .rmap import RmapItem
 
 #: most visits that may be asked for at once
@@ -41,7 +41,7 @@ class KsmScan(Strict, _cursor.Cursor):
     Differs: nothing known.
     """
 
-    __slots__ = ()
+    __slots__ = ("__weakref__",)
 
     # ---------------------------------------------------------- the cursor's record
 
@@ -64,7 +64,7 @@ class KsmScan(Strict, _cursor.Cursor):
     @property
     def rmap_list(self) -> RmapItem | None:
         index = int(self._cursor["link"][0])
-        return _cursor.py_rmap_item(self._world, index) if index else None
+        return _items.py_rmap_item(self._world, index) if index else None
 
     @property
     def seqnr(self) -> int:
@@ -77,7 +77,7 @@ class KsmScan(Strict, _cursor.Cursor):
     @strategy.setter
     def strategy(self, name: str) -> None:
         if not isinstance(name, str) or name not in STRATEGIES:
-            raise ValueError(f"strategy {name!r}: must be one of {', '.join(STRATEGIES)}")
+            raise ValueError(f"strategy {shown(name)}: must be one of {', '.join(STRATEGIES)}")
         self._cursor["strategy"][0] = STRATEGIES[name]
 
     @property
@@ -121,10 +121,7 @@ class KsmScan(Strict, _cursor.Cursor):
         return done
 
     def _fail(self, code: int) -> None:
-        if code == Code.BADENTRY:
-            level, raw = _cursor.py_entry_at(self._world, int(self._cursor["slot"][0]), self.address)
-            raise BadEntryError(self.address, level, raw, Bad.PFN if level <= 2 else Bad.FRAME)
-        check(code, f"mm {int(self._cursor['slot'][0])}, address {self.address:#x}")
+        check(code, f"mm {int(self._cursor['slot'][0])}, address {self.address:#x}", self._world.arrays["bad"])
 
     # ---------------------------------------------------------- work counts
 

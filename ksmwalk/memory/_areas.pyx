@@ -13,6 +13,7 @@ from ksmwalk.memory._frames cimport folio_put, normal_pfn
 from ksmwalk.memory._leaves cimport free_tables, pmd_split, touched
 from ksmwalk.layout._layout cimport *
 
+
 from ksmwalk.layout._poison cimport kw_poison, kw_unpoison
 
 

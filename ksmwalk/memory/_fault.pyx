@@ -44,6 +44,9 @@ cdef int64_t backing_page(kw_world *w, int32_t backing, uint64_t pgoff, bint hug
     if p == NULL:
         return no_entry(w, backing, pgoff << 12)
     if p[0]:
+        # Small pages of a file stand where a huge one would.
+        if huge and not entry_leaf(p[0], 2):
+            return -EFAULT
         return <int64_t>entry_pfn(p[0], 2 if huge else 1)
     if huge:
         pfn = hugetlb_alloc(w, 0)

@@ -570,3 +570,16 @@ def test_whole_areas_can_go_from_a_host_without_table_pages():
     mm.munmap(1 << 40, 1 << 46)
     assert mm.vmas == [] and host.tables.nr_tables == 1
     check(host)
+
+
+@pytest.mark.parametrize("store", [True, False])
+def test_a_file_of_small_pages_gives_no_huge_one(store):
+    """Where a table stands in the file's tree, its row number is no frame."""
+    host = Host(4096)
+    mm = host.new_mm()
+    file = host.new_object(2 * PMD)
+    mm.write(mm.mmap(PMD, shared=True, backing=file), [1, 2, 3])
+    huge = mm.mmap(PMD, kind="hugetlb", shared=True, backing=file)
+    with pytest.raises(OSError, match="Bad address"):
+        mm.write(huge, 5) if store else mm.read(huge, 1)
+    check(host)

@@ -72,8 +72,9 @@ PLANTED = {
         "AddressSanitizer",
     ),
     "an item that was freed": (
-        "item = int(a['mms']['rmap_list'][1]); mm.madvise(addr, 8 << 20, 'unmergeable'); a['mms']['rmap_list'][1] = item\n"
-        "mm.madvise(addr, 8 << 20, 'mergeable')",
+        "item = int(a['mms']['rmap_list'][1]); mm.munmap(addr, 8 << 20); scan.scan(4096); scan.scan(4096)\n"
+        "assert a['ctl']['items_live'] == 0; a['mms']['rmap_list'][1] = item\n"
+        "addr = mm.mmap(8 << 20); mm.madvise(addr, 8 << 20, 'mergeable'); mm.write(addr, 1)",
         "scan.scan(4096); scan.scan(4096)",
         "use-after-poison",
     ),
