@@ -5,7 +5,7 @@ The contract stands in `ksmwalk/memory/_check.pxd`; `check_memory` has passed th
 from libc.stdint cimport int32_t, int64_t, uint64_t, uint8_t
 from libc.stdlib cimport calloc, free
 
-from ksmwalk._core cimport World
+from ksmwalk._core cimport World, enter, leave
 from ksmwalk.memory._check cimport (
     SEEN_DUP, SEEN_FREE, SEEN_LISTED, SEEN_MIGRATE, SEEN_NODE, SEEN_TREE, Check, answer, counted, free_list, refuse, within,
 )
@@ -383,6 +383,7 @@ def check_ksm(World world not None, int64_t known):
     cdef Check c
     cdef kw_ctl *ctl = world.w.ctl
     cdef int code
+    enter(world)
     c.w = &world.w
     c.known = known
     c.entry = -1
@@ -398,6 +399,7 @@ def check_ksm(World world not None, int64_t known):
         with nogil:
             code = slots(&c) or items(&c) or cursor(&c) or nodes(&c) or unstable_trees(&c)
     finally:
+        leave(world)
         free(c.mms)
         free(c.items)
         free(c.nodes)

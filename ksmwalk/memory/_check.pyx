@@ -5,7 +5,7 @@ The contract stands in `_check.pxd`.
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uint8_t
 from libc.stdlib cimport calloc, free
 
-from ksmwalk._core cimport World, entry_leaf, entry_pfn, entry_present, level_size, row_owner
+from ksmwalk._core cimport World, enter, entry_leaf, entry_pfn, entry_present, leave, level_size, row_owner
 from ksmwalk.memory._check_frames cimport frames
 from ksmwalk.layout._layout cimport *
 
@@ -358,6 +358,7 @@ def check_memory(World world not None, int64_t known):
     cdef int64_t nr_blocks = ctl.nr_blocks
     if not 1 <= known <= ctl.nr_frames:
         raise ValueError(f"{known} frames of {ctl.nr_frames}")
+    enter(world)
     start(&c, &world.w)
     c.known = known
     c.strict = True
@@ -372,6 +373,7 @@ def check_memory(World world not None, int64_t known):
         with nogil:
             code = areas(&c) or tables(&c) or frames(&c)
     finally:
+        leave(world)
         for p in (<size_t>c.rows, <size_t>c.mms, <size_t>c.vmas, <size_t>c.blocks, <size_t>c.mapped, <size_t>c.held,
                   <size_t>c.users):
             free(<void *><size_t>p)
@@ -382,6 +384,7 @@ def check_tables(World world not None):
     """The same for an arena of page tables alone, in which entries may be anything that a walk can pass by."""
     cdef Check c
     cdef int code
+    enter(world)
     start(&c, &world.w)
     c.known = 0
     c.strict = False
@@ -391,6 +394,7 @@ def check_tables(World world not None):
         with nogil:
             code = tables(&c)
     finally:
+        leave(world)
         free(c.rows)
         free(c.mms)
     return answer(&c) if code else None

@@ -69,7 +69,7 @@ def one_by_one(call, addrs):
 
 
 def same(one, two):
-    one, two = one.__getstate__(), two.__getstate__()
+    one, two = one.__getstate__()["arrays"], two.__getstate__()["arrays"]
     for name in one:
         assert np.array_equal(one[name], two[name]), name
 
