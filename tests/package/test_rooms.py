@@ -93,7 +93,6 @@ def test_no_starred_cimport_but_the_layout():
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.xfail(reason="the engine is not split yet", strict=True)
 def test_no_file_is_longer_than_500_lines():
     long = {str(path.relative_to(SOURCE)): n for path in sources(".py", ".pyx", ".pxd", ".pyi", ".h", ".c")
             if (n := len(path.read_text().splitlines())) > 500}
