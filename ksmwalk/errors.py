@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -51,12 +52,12 @@ _WHY = {
 }
 
 
-def misspelt(owner: type, name: str) -> AttributeError:
-    """The error for an attribute that the objects of a class have not got, with the names that are close."""
-    names = [known for known in dir(owner) if not known.startswith("_")]
+def misspelt(owner: type, name: str, names: Collection[str] = ()) -> AttributeError:
+    """The error for a name that a class has not got (or none of `names`), with those that are close."""
+    names = names or [known for known in dir(owner) if not known.startswith("_")]
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     offer = f": did you mean {' or '.join(close)}?" if close else f"; it has {', '.join(names)}"
-    return AttributeError(f"{owner.__name__} has no attribute {name!r}{offer}")
+    return AttributeError(f"{owner.__name__} has nothing named {name!r}{offer}")
 
 
 class Strict:

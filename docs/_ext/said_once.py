@@ -2,7 +2,7 @@
 
 ``{record-fields} VMA``: the fields of a record dtype of `ksmwalk.layout`, with the comments of `_layout.h`.
 ``{named-bits} Frame``: the members of an enum of `ksmwalk.layout`, likewise.
-``{tunables}``: the tunables with their defaults.
+``{tunables}``, ``{counters}``: those of KSM, with what they mean.
 """
 
 import enum
@@ -108,8 +108,14 @@ class Tunables(_Table):
         return self.table(["tunable", "default", "meaning"], rows, code=2)
 
 
+class Counters(_Table):
+    def run(self):
+        return self.table(["counter", "meaning"], [[name, row.__doc__ or ""] for name, row in sysfs.COUNTERS.items()])
+
+
 def setup(app):
     app.add_directive("record-fields", RecordFields)
     app.add_directive("named-bits", NamedBits)
     app.add_directive("tunables", Tunables)
+    app.add_directive("counters", Counters)
     return {"parallel_read_safe": True}

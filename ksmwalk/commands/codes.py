@@ -17,6 +17,8 @@ import contextlib
 import os
 import sys
 
+from .report import printable
+
 FINE, FAILED, UNUSABLE, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
 
 #: the same for `ksmwalk --help`
@@ -37,11 +39,6 @@ def complain(who: str, text: str) -> None:
     """
     with contextlib.suppress(OSError, ValueError, AttributeError):
         print(f"{who}: " + "\n  ".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
-
-
-def printable(text: object) -> str:
-    """Return the name of a file, or what else somebody chose, with all that is no printable character written out."""
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in str(text))
 
 
 def open_standard_files() -> bool:

@@ -15,7 +15,8 @@ from ..kernel.worker import WorkerDied
 from ..scenarios.format import Recording, Scenario, ScenarioError, load, save
 from ..scenarios.generate import generate
 from . import verification_page
-from .codes import FAILED, FINE, UNUSABLE, complain, printable
+from .codes import FAILED, FINE, UNUSABLE, complain
+from .report import printable
 
 #: what ends a command with a line instead of a traceback
 UNABLE = (KernelUnavailable, stepper.Disturbed, WorkerDied, ScenarioError, ValueError, OSError)

@@ -14,7 +14,8 @@ from ..errors import KsmwalkError
 from ..scenarios.compare import first_difference
 from ..scenarios.format import Recording, ScenarioError, load, record_text
 from ..scenarios.replay import NotModelled, modelled, stream
-from .codes import FAILED, FINE, UNUSABLE, complain, printable
+from .codes import FAILED, FINE, UNUSABLE, complain
+from .report import printable
 
 #: what is wrong with one file, and no reason to leave out the others
 WRONG = (ScenarioError, KsmwalkError, OSError, MemoryError)

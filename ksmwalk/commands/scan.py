@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fnmatch
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +18,7 @@ from ..proc import processes
 from ..proc.maps import VmaRecord
 from ..sources import NoAddressSpace, ProcessExited, ProcessImage, process
 from . import report, scan_text
+from .codes import FAILED, FINE, UNUSABLE, complain
 from .scanning import FULL, GIANT, full_scan
 from .screen import HelpFormatter, Screen, progress
 
@@ -105,8 +105,8 @@ def run(args: argparse.Namespace) -> int:
     elif result.found:
         scan_text.show(Screen(), result.found, ksm, args.areas, args.marked)
     if not result.found:
-        return 2
-    return 1 if result.errors and not args.all else 0
+        return UNUSABLE
+    return FAILED if result.errors and not args.all else FINE
 
 
 def _wanted(words: Iterable[str], result: Findings) -> tuple[list[int], set[int]]:
@@ -172,7 +172,7 @@ def _complain(result: Findings, everybody: bool) -> None:
     if not result.found and (everybody or not lines):
         lines.append("not one process could be read")
     for line in lines:
-        print(f"ksmwalk scan: {line}", file=sys.stderr)
+        complain("ksmwalk scan", line)
 
 
 def ksm_state() -> dict[str, Any]:

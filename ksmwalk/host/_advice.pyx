@@ -16,121 +16,98 @@ from ksmwalk.ksm._unmerge cimport unmerge_range
 from ksmwalk.layout._layout cimport *
 
 
-cdef enum:
-    MADV_NORMAL = 0
-    MADV_RANDOM = 1
-    MADV_SEQUENTIAL = 2
-    MADV_WILLNEED = 3
-    MADV_DONTNEED = 4
-    MADV_FREE = 8
-    MADV_DONTFORK = 10
-    MADV_DOFORK = 11
-    MADV_MERGEABLE = 12
-    MADV_UNMERGEABLE = 13
-    MADV_HUGEPAGE = 14
-    MADV_NOHUGEPAGE = 15
-    MADV_DONTDUMP = 16
-    MADV_DODUMP = 17
-    MADV_WIPEONFORK = 18
-    MADV_KEEPONFORK = 19
-    MADV_COLD = 20
-    MADV_PAGEOUT = 21
-    MADV_POPULATE_READ = 22
-    MADV_POPULATE_WRITE = 23
-    MADV_DONTNEED_LOCKED = 24
-    MADV_COLLAPSE = 25
-    MADV_GUARD_INSTALL = 102
-    MADV_GUARD_REMOVE = 103
+# ------------------------------------------------------------------ the advice there is
+# An advice is one row of TABLE: its name and number, what it does to (a part of) an area, and for those that only change
+# vm_flags which they set and clear, and which they can't be given with.
+
+ctypedef int (*advice_fn)(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint64_t end,
+                          const Advice *a) noexcept nogil
+
+cdef struct Advice:
+    const char *name
+    int number
+    advice_fn do
+    uint64_t sets, clears, refused
 
 
-cdef int64_t advised_flags(kw_world *w, kw_vma *v, int advice, uint64_t *flags) noexcept nogil:
-    """The flags that an advice about the future leaves; -EINVAL where it makes no sense."""
-    cdef uint64_t f = v.flags
-    if advice == MADV_NORMAL:
-        f &= ~<uint64_t>(VM_RAND_READ | VM_SEQ_READ)
-    elif advice == MADV_RANDOM:
-        f = (f & ~<uint64_t>VM_SEQ_READ) | VM_RAND_READ
-    elif advice == MADV_SEQUENTIAL:
-        f = (f & ~<uint64_t>VM_RAND_READ) | VM_SEQ_READ
-    elif advice == MADV_DONTFORK:
-        f |= VM_DONTCOPY
-    elif advice == MADV_DOFORK:
-        if f & VM_SPECIAL:
-            return -EINVAL
-        f &= ~<uint64_t>VM_DONTCOPY
-    elif advice == MADV_DONTDUMP:
-        f |= VM_DONTDUMP
-    elif advice == MADV_DODUMP:
-        if (f & VM_SPECIAL and not f & VM_HUGETLB) or f & VM_DROPPABLE:
-            return -EINVAL
-        f &= ~<uint64_t>VM_DONTDUMP
-    elif advice == MADV_WIPEONFORK:
-        if v.backing or f & VM_SHARED:
-            return -EINVAL
-        f |= VM_WIPEONFORK
-    elif advice == MADV_KEEPONFORK:
-        if f & VM_DROPPABLE:
-            return -EINVAL
-        f &= ~<uint64_t>VM_WIPEONFORK
-    elif advice == MADV_HUGEPAGE or advice == MADV_NOHUGEPAGE:
-        if f & (VM_SPECIAL | VM_HUGETLB):
-            return -EINVAL
-        f &= ~<uint64_t>(VM_HUGEPAGE | VM_NOHUGEPAGE)
-        f |= VM_HUGEPAGE if advice == MADV_HUGEPAGE else VM_NOHUGEPAGE
-    else:
+cdef int change_flags(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint64_t end,
+                      const Advice *a) noexcept nogil:
+    cdef uint64_t flags = w.vmas[v].flags
+    if flags & a.refused:
         return -EINVAL
-    flags[0] = f
-    return 0
+    return min(0, set_flags(w, v, start, end, (flags & ~a.clears) | a.sets))
 
 
-cdef int advise_vma(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint64_t end, int advice) noexcept nogil:
-    cdef kw_vma *p = &w.vmas[v]
-    cdef uint64_t flags = p.flags
-    cdef int rc
-    if p.page_shift > 12 and (start | end) & (KW_PMD_SIZE - 1):
+cdef int do_dump(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint64_t end, const Advice *a) noexcept nogil:
+    if w.vmas[v].flags & VM_SPECIAL and not w.vmas[v].flags & VM_HUGETLB:
         return -EINVAL
-    if advice == MADV_MERGEABLE:
-        if flags & VM_MERGEABLE or not vma_compatible(flags):
-            return 0
-        slot_insert(w, mm)
-        return min(0, set_flags(w, v, start, end, flags | VM_MERGEABLE))
-    if advice == MADV_UNMERGEABLE:
-        if not flags & VM_MERGEABLE:
-            return 0
-        if p.anon_vma:
-            rc = unmerge_range(w, mm, start, end, w.cursor.strategy)
-            if rc < 0:
-                return rc
-        return min(0, set_flags(w, v, start, end, flags & ~VM_MERGEABLE))
-    if advice == MADV_DONTNEED or advice == MADV_DONTNEED_LOCKED:
-        if flags & VM_PFNMAP or flags & VM_LOCKED and advice == MADV_DONTNEED:
-            return -EINVAL
-        return discard_range(w, mm, start, end)
-    if advice == MADV_FREE:
-        if p.backing or flags & (VM_SPECIAL | VM_HUGETLB | VM_LOCKED):
-            return -EINVAL
-        return clean_range(w, mm, start, end)
-    if advice == MADV_WILLNEED:
+    return change_flags(w, mm, v, start, end, a)
+
+
+cdef int wipe_on_fork(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint64_t end,
+                      const Advice *a) noexcept nogil:
+    return -EINVAL if w.vmas[v].backing else change_flags(w, mm, v, start, end, a)
+
+
+cdef int mergeable(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint64_t end, const Advice *a) noexcept nogil:
+    if w.vmas[v].flags & VM_MERGEABLE or not vma_compatible(w.vmas[v].flags):
         return 0
-    if advice == MADV_COLD or advice == MADV_PAGEOUT:
-        return -EINVAL if flags & (VM_LOCKED | VM_PFNMAP | VM_HUGETLB) else 0
-    if advice == MADV_GUARD_INSTALL or advice == MADV_GUARD_REMOVE:
-        if flags & (VM_SPECIAL | VM_HUGETLB) or flags & VM_LOCKED and advice == MADV_GUARD_INSTALL:
-            return -EINVAL
-        if advice == MADV_GUARD_INSTALL:
-            p.flags |= VM_MAYBE_GUARD
-            if not p.backing:
-                anon_vma_prepare(w, p)
-        return guard_range(w, mm, start, end, advice == MADV_GUARD_INSTALL)
-    rc = <int>advised_flags(w, p, advice, &flags)
-    if rc < 0:
-        return rc
-    return min(0, set_flags(w, v, start, end, flags))
+    slot_insert(w, mm)
+    return change_flags(w, mm, v, start, end, a)
 
 
-cdef int sys_collapse(kw_world *w, int32_t mm, kw_vma *v, uint64_t start, uint64_t end) noexcept nogil:
+cdef int unmergeable(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint64_t end, const Advice *a) noexcept nogil:
+    cdef int rc
+    if not w.vmas[v].flags & VM_MERGEABLE:
+        return 0
+    if w.vmas[v].anon_vma:
+        rc = unmerge_range(w, mm, start, end, w.cursor.strategy)
+        if rc < 0:
+            return rc
+    return change_flags(w, mm, v, start, end, a)
+
+
+cdef int dont_need(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint64_t end, const Advice *a) noexcept nogil:
+    return -EINVAL if w.vmas[v].flags & a.refused else discard_range(w, mm, start, end)
+
+
+cdef int free_lazily(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint64_t end, const Advice *a) noexcept nogil:
+    if w.vmas[v].backing or w.vmas[v].flags & a.refused:
+        return -EINVAL
+    return clean_range(w, mm, start, end)
+
+
+cdef int nothing(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint64_t end, const Advice *a) noexcept nogil:
+    # The model has no swap and no reclaim.
+    return -EINVAL if w.vmas[v].flags & a.refused else 0
+
+
+cdef int remove(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint64_t end, const Advice *a) noexcept nogil:
+    # Punches holes into files, which are not modelled; private memory has none.
+    return -EINVAL
+
+
+cdef int guard_install(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint64_t end,
+                       const Advice *a) noexcept nogil:
+    cdef kw_vma *p = &w.vmas[v]
+    if p.flags & a.refused:
+        return -EINVAL
+    p.flags |= VM_MAYBE_GUARD
+    if not p.backing:
+        anon_vma_prepare(w, p)
+    return guard_range(w, mm, start, end, True)
+
+
+cdef int guard_remove(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint64_t end,
+                      const Advice *a) noexcept nogil:
+    return -EINVAL if w.vmas[v].flags & a.refused else guard_range(w, mm, start, end, False)
+
+
+cdef int collapse_all(kw_world *w, int32_t mm, int32_t at, uint64_t start, uint64_t end,
+                      const Advice *a) noexcept nogil:
     """The huge pages that lie wholly in [start, end) of v. One that can't be had at all ends it; one whose pages are
     busy just now is passed over."""
+    cdef kw_vma *v = &w.vmas[at]
     cdef uint64_t addr = (start + KW_PMD_SIZE - 1) & ~(KW_PMD_SIZE - 1)
     cdef uint64_t first = (v.start + KW_PMD_SIZE - 1) & ~(KW_PMD_SIZE - 1)
     cdef int rc, last = 0
@@ -174,10 +151,13 @@ cdef int sys_populate(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bin
 
 cdef int sys_madvise(kw_world *w, int32_t mm, uint64_t start, uint64_t end, int advice) noexcept nogil:
     """Holes are passed over, what is there is done, and the holes are told of at the end."""
+    cdef const Advice *a = advice_of(advice)
     cdef int hole = 0, rc
     cdef int32_t v
     cdef uint64_t stop
-    if advice == MADV_POPULATE_READ or advice == MADV_POPULATE_WRITE:
+    if a == NULL:
+        return -EINVAL
+    if a.do == NULL:     # of a whole range, not area by area
         return sys_populate(w, mm, start, end, advice == MADV_POPULATE_WRITE)
     while start < end:
         v = vma_find_from(w, mm, start)
@@ -187,10 +167,9 @@ cdef int sys_madvise(kw_world *w, int32_t mm, uint64_t start, uint64_t end, int 
             hole = -ENOMEM
             start = w.vmas[v].start
         stop = min(end, w.vmas[v].end)
-        if advice == MADV_COLLAPSE:
-            rc = sys_collapse(w, mm, &w.vmas[v], start, stop)
-        else:
-            rc = advise_vma(w, mm, v, start, stop, advice)
+        if w.vmas[v].page_shift > 12 and (start | stop) & (KW_PMD_SIZE - 1) and a.do != collapse_all:
+            return -EINVAL
+        rc = a.do(w, mm, v, start, stop, a)
         if rc < 0:
             return rc
         start = stop
@@ -251,3 +230,53 @@ cdef int sys_uffd_wp(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bint
             return rc
         start = stop
     return 0
+
+
+# ------------------------------------------------------------------ the table
+
+cdef enum:
+    MADV_POPULATE_WRITE = 23
+
+cdef Advice TABLE[25]
+TABLE[:] = [
+    # name, number, what it does, vm_flags it sets, clears, is refused with
+    Advice(b"normal", 0, change_flags, 0, VM_RAND_READ | VM_SEQ_READ, 0),
+    Advice(b"random", 1, change_flags, VM_RAND_READ, VM_SEQ_READ, 0),
+    Advice(b"sequential", 2, change_flags, VM_SEQ_READ, VM_RAND_READ, 0),
+    Advice(b"willneed", 3, nothing, 0, 0, 0),
+    Advice(b"dontneed", 4, dont_need, 0, 0, VM_PFNMAP | VM_LOCKED),
+    Advice(b"free", 8, free_lazily, 0, 0, VM_SPECIAL | VM_HUGETLB | VM_LOCKED),
+    Advice(b"remove", 9, remove, 0, 0, 0),
+    Advice(b"dontfork", 10, change_flags, VM_DONTCOPY, 0, 0),
+    Advice(b"dofork", 11, change_flags, 0, VM_DONTCOPY, VM_SPECIAL),
+    Advice(b"mergeable", 12, mergeable, VM_MERGEABLE, 0, 0),
+    Advice(b"unmergeable", 13, unmergeable, 0, VM_MERGEABLE, 0),
+    Advice(b"hugepage", 14, change_flags, VM_HUGEPAGE, VM_NOHUGEPAGE, VM_SPECIAL | VM_HUGETLB),
+    Advice(b"nohugepage", 15, change_flags, VM_NOHUGEPAGE, VM_HUGEPAGE, VM_SPECIAL | VM_HUGETLB),
+    Advice(b"dontdump", 16, change_flags, VM_DONTDUMP, 0, 0),
+    Advice(b"dodump", 17, do_dump, 0, VM_DONTDUMP, VM_DROPPABLE),
+    Advice(b"wipeonfork", 18, wipe_on_fork, VM_WIPEONFORK, 0, VM_SHARED),
+    Advice(b"keeponfork", 19, change_flags, 0, VM_WIPEONFORK, VM_DROPPABLE),
+    Advice(b"cold", 20, nothing, 0, 0, VM_LOCKED | VM_PFNMAP | VM_HUGETLB),
+    Advice(b"pageout", 21, nothing, 0, 0, VM_LOCKED | VM_PFNMAP | VM_HUGETLB),
+    Advice(b"populate_read", 22, NULL, 0, 0, 0),
+    Advice(b"populate_write", 23, NULL, 0, 0, 0),
+    Advice(b"dontneed_locked", 24, dont_need, 0, 0, VM_PFNMAP),
+    Advice(b"collapse", 25, collapse_all, 0, 0, 0),
+    Advice(b"guard_install", 102, guard_install, 0, 0, VM_SPECIAL | VM_HUGETLB | VM_LOCKED),
+    Advice(b"guard_remove", 103, guard_remove, 0, 0, VM_SPECIAL | VM_HUGETLB),
+]
+
+
+cdef const Advice *advice_of(int number) noexcept nogil:
+    """The row of a number, NULL: there is none."""
+    cdef int i
+    for i in range(25):
+        if TABLE[i].number == number:
+            return &TABLE[i]
+    return NULL
+
+
+def advice_numbers():
+    """{name: number} of madvise's advice, in the order of the numbers."""
+    return {TABLE[i].name.decode(): TABLE[i].number for i in range(25)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import weakref
-from pathlib import Path
 
 import numpy as np
 
@@ -13,12 +12,10 @@ from .. import _core, layout
 from ..errors import check
 from ..gate import as_flag, as_int, shown
 from ..layout import BLOCK, FRAME_FIELDS, Frame, MmFlag, Thp
-from ..layout.arena import reserve, shape_of
 from ..memory.frames import Frames
-from . import _doors
+from . import _doors, saved
 from .mm import Mm
 
-_HUGE_FROM = 1 << 20  # frames: from here on the hot arrays ask for huge pages
 _LRU_MOST = 63
 
 
@@ -96,23 +93,17 @@ class Host:
         ctl["nr_frames"], ctl["nr_nodes"], ctl["nr_blocks"] = nr_frames, nr_nodes, nr_blocks
         ctl["huge_zero"], ctl["levels"] = -1, levels
         _thp(thp)
-        self._build(ctl, huge)
+        arrays = saved.new_arrays(ctl, huge)
+        arrays["b_heads"][:] = -1
+        arrays["cursor"]["cache_base"] = 1
+        self._bind(arrays)
         self.thp = thp
         self._init_frames()
 
-    def _build(self, ctl: np.ndarray, huge: bool | None = None) -> None:
-        """Reserve all arrays for what `ctl` says and bind them."""
-        if huge is None:
-            huge = int(ctl["nr_frames"][0]) >= _HUGE_FROM
-        a = {"ctl": ctl}
-        for name, array in layout.ARRAYS.items():
-            if name != "ctl":
-                length, *columns = shape_of(array, ctl)
-                a[name] = reserve(length, array.dtype, shape=tuple(columns), huge=huge and array.random)
-        a["b_heads"][:] = -1
-        a["cursor"]["cache_base"] = 1
-        self._arrays = a
-        self.world = _core.World(a)
+    def _bind(self, arrays: dict[str, np.ndarray]) -> None:
+        """Take these arrays for one's own."""
+        self._arrays = arrays
+        self.world = _core.World(arrays)
         self.world.owner = weakref.ref(self)
         # What was made from it and outlives it says so. (A reference from here to its doors would be a cycle.)
         weakref.finalize(self, self.world.close).atexit = False
@@ -424,58 +415,54 @@ class Host:
 
     def _used(self, name: str) -> int:
         """Records of an array that were ever used."""
-        if name.startswith("f_"):
-            used = np.flatnonzero(self._arrays["b_count"] < BLOCK)
-            return min(self.nr_frames, (int(used[-1]) + 1) * BLOCK) if len(used) else 0
-        length = layout.ARRAYS[name].shape[0]
-        if length.endswith("_cap"):
-            return self._ctl(f"{length.removesuffix('_cap')}_used")
-        return len(self._arrays[name])
+        return saved.used_records(self._arrays, name)
 
     def __getstate__(self) -> dict:
-        return {name: np.ascontiguousarray(a[: self._used(name)]).copy() for name, a in self._arrays.items()}
+        return saved.state_of(self)
 
     def __setstate__(self, state: dict) -> None:
-        from .saved import check_state
+        self._bind(saved.from_state(state))
 
-        check_state(state)
-        self._build(state["ctl"].copy())
-        for name, a in state.items():
-            if name != "ctl":
-                self._arrays[name][: len(a)] = a
-        nid_known = len(state["f_nid"])
-        if self.nr_nodes > 1 and nid_known < self.nr_frames:
-            blocks = np.arange(nid_known, self.nr_frames) // BLOCK
-            self._arrays["f_nid"][nid_known:] = blocks * self.nr_nodes // self._ctl("nr_blocks")
-
-    def save(self, path) -> None:
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write all state into a directory, one .npy file per array; `Host.load` continues exactly.
+
+        It is written beside the place and put there when it is whole. Two saves of the same Host are the same files.
 
         Parameters
         ----------
-        path : str or Path
+        path : path
             A directory that is not there yet, or an empty one.
-        """
-        path = Path(path)
-        path.mkdir(parents=True, exist_ok=True)
-        if any(path.iterdir()):
-            raise FileExistsError(f"{path}: not empty")
-        for name, a in self._arrays.items():
-            np.save(path / f"{name}.npy", a[: self._used(name)], allow_pickle=False)
-
-    @classmethod
-    def load(cls, path) -> Host:
-        """A Host as `save` left it.
+        overwrite : bool
+            Replace what ksmwalk saved there before.
 
         Raises
         ------
-        FileNotFoundError, ValueError
-            A file is missing, or holds what no Host could; named.
+        FileExistsError
+            Something is there already.
+        ValueError
+            `load` would refuse this Host: somebody wrote into its arrays or page tables.
+        OSError
+            A symbolic link, no room, no permission. What was there is still there.
         """
-        from .saved import read_state
+        saved.save(self, path, overwrite)
 
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Host:
+        """A Host as `save` left it.
+
+        Parameters
+        ----------
+        path : path
+            The directory. The files in it must be regular ones, no links.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError, OSError
+            A file is missing, can't be read, is of a newer version, or holds what no Host could; named, with the field
+            and the record.
+        """
         self = cls.__new__(cls)
-        self.__setstate__(read_state(Path(os.fspath(path))))
+        self._bind(saved.load(path))
         return self
 
     def __repr__(self) -> str:

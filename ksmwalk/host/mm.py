@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import errno
-import os
-from collections.abc import Callable
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from .. import _core
-from ..errors import check
-from ..gate import MAX_U64, as_array, as_flag, as_int, as_row, shown
+from ..gate import MAX_U64, as_flag, as_int, shown
 from ..ksm.rmap import RmapItem, rmap_items
 from ..layout import PAGE_SIZE, PMD_SIZE, MmFlag, Vm
-from ..layout.madvise import ADVICE, Madvise
 from ..tables.tables import PageTables
-from . import _doors
+from . import _advice, _doors
+from .contents import Contents
+from .door import refuse, up
 from .vma import Vma
 
 if TYPE_CHECKING:
-    from .host import Host
+    pass
 
-#: advice that Mm takes: nothing can be removed of private memory, and shared memory has no holes here
-_ADVICE_NUMBERS = frozenset(ADVICE.values()) - {Madvise.REMOVE}
+#: advice names of madvise(2) with their numbers
+ADVICE: dict[str, int] = _advice.advice_numbers()
+_ADVICE_NUMBERS = frozenset(ADVICE.values())
 
 # Plain integers: arithmetic on enum members takes a microsecond.
 _MAY = int(Vm.MAYREAD | Vm.MAYWRITE | Vm.MAYEXEC)
@@ -45,8 +41,6 @@ KINDS = {
     "droppable": Vm.DROPPABLE | Vm.NORESERVE | Vm.WIPEONFORK,
     "dax": Vm.DAX,
 }
-_FORCE, _KEEP = 1, 2  # FAULT_* of memory/_fault.pxd
-_AT_ONCE = 1 << 17  # scattered addresses in one compiled call: between two, Ctrl-C is heard
 EFAULT = -errno.EFAULT
 #: frames that an entry can name
 _MOST_PFN = (1 << 40) - 1
@@ -55,10 +49,6 @@ _FURTHER = int(
     Vm.LOCKED | Vm.IO | Vm.SEQ_READ | Vm.RAND_READ | Vm.DONTCOPY | Vm.DONTEXPAND | Vm.ACCOUNT | Vm.NORESERVE
     | Vm.WIPEONFORK | Vm.DONTDUMP | Vm.HUGEPAGE | Vm.NOHUGEPAGE
 )  # fmt: skip
-
-
-def _up(n: int, size: int = PAGE_SIZE) -> int:
-    return (n + size - 1) & -size
 
 
 def _prot(prot: str) -> int:
@@ -71,11 +61,7 @@ def _prot(prot: str) -> int:
     return (_READ if "r" in prot else 0) | (_WRITE if "w" in prot else 0) | (_EXEC if "x" in prot else 0)
 
 
-def _refuse(code: int, what: str) -> OSError:
-    return OSError(code, f"{os.strerror(code)}: {what}")
-
-
-class Mm:
+class Mm(Contents):
     """An address space; `Host.new_mm`, `fork` make them. `Mm(host, number)` is the same door as `host.mm_by_number`.
 
     A bad call raises the `OSError` that the system call would fail with, and does what the system call does
@@ -95,47 +81,7 @@ class Mm:
     exclusive mark of anonymous pages is deduced from their mappings, pins don't count in it.
     """
 
-    host: Host
-    index: int
-    _world: _core.World
-    _life: _core.Life
-    _tables: PageTables | None
-
-    def __new__(cls, host: Host, index: int) -> Mm:
-        if not hasattr(host, "mm_by_number"):
-            raise TypeError(f"host {shown(host)}: must be a Host")
-        return host.mm_by_number(index)
-
-    @classmethod
-    def _door(cls, host: Host, index: int, life: _core.Life) -> Mm:
-        self = object.__new__(cls)
-        self.host, self.index, self._world, self._life, self._tables = host, index, host.world, life, None
-        return self
-
     # ---------------------------------------------------------- looking
-
-    def _at(self) -> int:
-        if self._life.gone:
-            raise ProcessLookupError(errno.ESRCH, f"{os.strerror(errno.ESRCH)}: address space {self.index} has exited")
-        return self.index
-
-    def _field(self, name: str) -> int:
-        return int(self._world.arrays["mms"][name][self._at()])
-
-    @property
-    def number(self) -> int:
-        """The same as `index`."""
-        return self.index
-
-    @property
-    def alive(self) -> bool:
-        """False once it has exited."""
-        return not self._life.gone
-
-    @property
-    def task_size(self) -> int:
-        """First address beyond user memory, bytes."""
-        return (1 << (47 if self.host.levels == 4 else 56)) - PAGE_SIZE
 
     @property
     def tables(self) -> PageTables:
@@ -164,15 +110,6 @@ class Mm:
     def thp_disabled(self) -> bool:
         """PR_GET_THP_DISABLE."""
         return bool(self._field("flags") & MmFlag.THP_DISABLED)
-
-    @property
-    def nid(self) -> int:
-        """NUMA node that new pages come from while it has any; may be set."""
-        return self._field("nid")
-
-    @nid.setter
-    def nid(self, node: int) -> None:
-        self._world.arrays["mms"]["nid"][self._at()] = as_int(node, "nid", 0, self.host.nr_nodes - 1)
 
     @property
     def vmas(self) -> list[Vma]:
@@ -245,21 +182,11 @@ class Mm:
 
     # ---------------------------------------------------------- mapping
 
-    def _range(self, addr: int, length: int, what: str, wrapped: int = errno.EINVAL) -> tuple[int, int]:
-        """[start, end) of a call's range, page aligned; `wrapped`: errno where it leaves 64 bits."""
-        self._at()
-        addr, length = as_int(addr, "addr"), as_int(length, "length")
-        end = addr + _up(length)
-        if addr % PAGE_SIZE or end > MAX_U64:
-            code = errno.EINVAL if addr % PAGE_SIZE else wrapped
-            raise _refuse(code, f"{what} {addr:#x}, length {length:#x}")
-        return addr, end
-
     def _user_range(self, addr: int, length: int, what: str) -> tuple[int, int]:
         """As `_range`, not empty and within user memory."""
         start, end = self._range(addr, length, what)
         if start == end or end > self.task_size:
-            raise _refuse(errno.EINVAL, f"{what} {start:#x}-{end:#x}: empty, or beyond {self.task_size:#x}")
+            raise refuse(errno.EINVAL, f"{what} {start:#x}-{end:#x}: empty, or beyond {self.task_size:#x}")
         return start, end
 
     def _locked_range(self, addr: int, length: int, what: str) -> tuple[int, int]:
@@ -267,13 +194,10 @@ class Mm:
         self._at()
         addr, length = as_int(addr, "addr"), as_int(length, "length")
         start = addr & -PAGE_SIZE
-        end = start + (_up(length + (addr - start)) & MAX_U64)
+        end = start + (up(length + (addr - start)) & MAX_U64)
         if end > MAX_U64:
-            raise _refuse(errno.EINVAL, f"{what} {addr:#x}, length {length:#x}")
+            raise refuse(errno.EINVAL, f"{what} {addr:#x}, length {length:#x}")
         return start, end
-
-    def _check(self, code: int, what: str) -> int:
-        return check(code, what, self._world.arrays["bad"])
 
     def mmap(
         self,
@@ -339,10 +263,10 @@ class Mm:
         if flags & ~_FURTHER:
             raise ValueError(f"flags {flags:#x}: only bits of {_FURTHER:#x} may be given, the rest follows from the kind")
         if length == 0 or offset % size or (addr is not None and addr % size):
-            raise _refuse(errno.EINVAL, f"mmap of {length} bytes at {addr}, offset {offset}")
+            raise refuse(errno.EINVAL, f"mmap of {length} bytes at {addr}, offset {offset}")
         if kind == "droppable" and shared:
-            raise _refuse(errno.EINVAL, "droppable memory can't be shared")
-        length = _up(length, size)
+            raise refuse(errno.EINVAL, "droppable memory can't be shared")
+        length = up(length, size)
         pfn = as_int(pfn, "pfn", 0, max(0, _MOST_PFN + 1 - length // PAGE_SIZE))
         if backing is not None:
             backing = self.host.check_object(backing)
@@ -364,7 +288,7 @@ class Mm:
         else:
             start = addr
         if not start and addr is None or start + length > self.task_size or offset + length > 1 << 47:
-            raise _refuse(errno.ENOMEM, f"no place for {length:#x} bytes at {start:#x}")
+            raise refuse(errno.ENOMEM, f"no place for {length:#x} bytes at {start:#x}")
         if addr is not None:
             self._check(_doors.munmap(self._world, self.index, start, start + length), f"mmap at {start:#x}")
         return self._map(start, length, vm, kind, shared, backing, offset, pfn)
@@ -435,7 +359,7 @@ class Mm:
             number = as_int(advice, "advice", -1 << 31, (1 << 31) - 1)
         start, end = self._range(addr, length, f"madvise {advice}")
         if number not in _ADVICE_NUMBERS:
-            raise _refuse(errno.EINVAL, f"advice {advice!r}")
+            raise refuse(errno.EINVAL, f"advice {advice!r}")
         code = _doors.madvise(self._world, self.index, start, end, number)
         self._check(code, f"madvise {advice} {start:#x}-{end:#x}")
 
@@ -463,7 +387,7 @@ class Mm:
         """
         at = self._at()
         # Lengths are rounded in 64 bits: the last 4095 wrap to nothing.
-        addr, old, new = as_int(addr, "addr"), _up(as_int(old, "old")) & MAX_U64, _up(as_int(new, "new")) & MAX_U64
+        addr, old, new = as_int(addr, "addr"), up(as_int(old, "old")) & MAX_U64, up(as_int(new, "new")) & MAX_U64
         new_addr = None if new_addr is None else as_int(new_addr, "new_addr")
         code = _doors.mremap(self._world, at, addr, old, new, as_flag(maymove, "maymove"), new_addr)
         where = "" if new_addr is None else f", to {new_addr:#x}"
@@ -549,234 +473,6 @@ class Mm:
         on = as_flag(on, "on")
         start, end = self._user_range(addr, length, "uffd_wp")
         self._check(_doors.uffd_wp(self._world, self.index, start, end, on), f"uffd_wp {start:#x}-{end:#x}")
-
-    # ---------------------------------------------------------- contents
-
-    def _pages(self, addr: int) -> int:
-        if type(addr) is not int or not 0 <= addr <= MAX_U64:
-            addr = as_int(addr, "addr")
-        if addr % PAGE_SIZE:
-            raise ValueError(f"addr {addr:#x}: must be page aligned")
-        self._at()
-        return addr
-
-    @contextmanager
-    def _on_node(self, nid: int | None):
-        """With new pages from a node for the time being."""
-        with self._world:
-            before = self.nid
-            if nid is not None:
-                self.nid = nid
-            try:
-                yield
-            finally:
-                if nid is not None:
-                    self._world.arrays["mms"]["nid"][self.index] = before
-
-    def write(self, addr: int, keys, *, nid: int | None = None) -> None:
-        """Store contents into a page, or into consecutive pages at array speed, with all faults that takes.
-
-        Parameters
-        ----------
-        addr : int
-            Bytes, page aligned.
-        keys : int, or array of uint64
-            Content of the page, or of each of the pages from `addr` on.
-        nid : int, optional
-            NUMA node for new pages, instead of the address space's.
-
-        Raises
-        ------
-        OSError
-            EFAULT: no area there, or none that may be written to; pages before it are written.
-        ArenaFullError
-            No frame or no table page left.
-
-        Models: stores and their faults in Linux 6.18. Differs: a store replaces the whole content of a page.
-        """
-        addr = self._pages(addr)
-        if nid is not None:
-            with self._on_node(nid):
-                self.write(addr, keys)
-            return
-        if type(keys) is int and 0 <= keys <= MAX_U64:
-            code = _doors.write_one(self._world, self.index, addr, keys, 0)
-        elif isinstance(keys, np.ndarray) and keys.ndim or isinstance(keys, (list, tuple)):
-            keys = as_array(keys, "keys")
-            self._store(addr, len(keys), keys, 0)
-            return
-        else:
-            code = _doors.write_one(self._world, self.index, addr, as_int(keys, "keys"), 0)
-        if code < 0:
-            self._check(code, f"write at {addr:#x}")
-
-    def _store(self, addr: int, n: int, keys, mode: int) -> None:
-        if addr + n * PAGE_SIZE > MAX_U64:
-            raise _refuse(errno.EFAULT, f"{n} pages from {addr:#x} on: beyond all memory")
-        done, code = _doors.write(self._world, self._at(), addr, n, keys, mode)
-        if code < 0:
-            self._check(code, f"write at {addr + done * PAGE_SIZE:#x} ({done} of {n} pages done)")
-
-    def poke(self, addr: int, keys) -> None:
-        """Store as a debugger does through /proc/PID/mem: past the permissions of private areas.
-
-        Models: FOLL_FORCE of Linux 6.18. Differs: nothing known.
-        """
-        addr = self._pages(addr)
-        if not isinstance(keys, (list, tuple)) and not (isinstance(keys, np.ndarray) and keys.ndim):
-            keys = [as_int(keys, "keys")]
-        keys = as_array(keys, "keys")
-        self._store(addr, len(keys), keys, _FORCE)
-
-    def populate(self, addr: int, length: int, keys=None, *, nid: int | None = None) -> None:
-        """Fault in a range for writing, at array speed; contents stay, or become `keys`.
-
-        Parameters
-        ----------
-        addr, length : int
-            Bytes, page aligned.
-        keys : array of uint64, optional
-            Content of each page. Without it new pages are empty and old ones stay as they are.
-        nid : int, optional
-            NUMA node for new pages, instead of the address space's.
-
-        Raises
-        ------
-        OSError, ArenaFullError
-            As `write`.
-
-        Models: MAP_POPULATE and MADV_POPULATE_WRITE of Linux 6.18. Differs: nothing known.
-        """
-        start, end = self._range(addr, length, "populate")
-        n = (end - start) // PAGE_SIZE
-        if keys is not None:
-            keys = as_array(keys, "keys")
-            if len(keys) != n:
-                raise ValueError(f"{len(keys)} keys for {n} pages")
-        if nid is None:
-            self._store(start, n, keys, 0 if keys is not None else _KEEP)
-            return
-        with self._on_node(nid):
-            self._store(start, n, keys, 0 if keys is not None else _KEEP)
-
-    def read(self, addr: int, n: int | None = None):
-        """Load from a page or from `n` consecutive pages, with the faults that takes.
-
-        Returns
-        -------
-        int, or ndarray of uint64 of shape (n,)
-            Contents.
-
-        Models: loads and their faults in Linux 6.18. Differs: nothing known.
-        """
-        if n is None:
-            addr, count = as_int(addr, "addr") & -PAGE_SIZE, 1
-            at = self._at()
-        else:
-            addr, count = self._run(addr, n)
-            at = self.index
-            if addr + count * PAGE_SIZE > self.task_size:
-                raise _refuse(errno.EFAULT, f"read of {count} pages from {addr:#x} on: beyond user memory")
-        out = np.empty(count, np.uint64)
-        done, code = _doors.read(self._world, at, addr, count, out, 0)
-        if code < 0:
-            self._check(code, f"read at {addr + done * PAGE_SIZE:#x} ({done} of {count} pages done)")
-        return int(out[0]) if n is None else out
-
-    def write_at(self, addrs: ArrayLike, keys: ArrayLike) -> None:
-        """Store contents into pages anywhere, in the order given, at array speed, with all faults that takes.
-
-        Parameters
-        ----------
-        addrs : array of int, shape (n,)
-            Bytes, page aligned; an address may come again.
-        keys : int, or array of uint64 of shape (n,)
-            Content of all of the pages, or of each.
-
-        Raises
-        ------
-        OSError, ArenaFullError
-            As `write`, with the index and the address at which it stopped; the pages before it are written.
-        ValueError, TypeError
-            An address that is not page aligned, with its index; no integers; another number of keys. Nothing is
-            written.
-
-        Models: stores and their faults in Linux 6.18. Differs: a store replaces the whole content of a page.
-        """
-        at = as_array(addrs, "addrs")
-        odd = np.flatnonzero(at % np.uint64(PAGE_SIZE))
-        if len(odd):
-            raise ValueError(f"addrs[{odd[0]}] {int(at[odd[0]]):#x}: must be page aligned")
-        new, one = as_row(keys, "keys")
-        if not one and len(new) != len(at):
-            raise ValueError(f"{len(new)} keys for {len(at)} addresses")
-        self._at_once("write_at", at, lambda part: _doors.write_at(
-            self._world, self._at(), at[part], new if one else new[part]
-        ))  # fmt: skip
-
-    def read_at(self, addrs: ArrayLike) -> np.ndarray:
-        """Load from pages anywhere, in the order given, at array speed, with the faults that takes.
-
-        Parameters
-        ----------
-        addrs : array of int, shape (n,)
-            Bytes; each stands for the page it lies in.
-
-        Returns
-        -------
-        ndarray of uint64, shape (n,)
-            Contents.
-
-        Raises
-        ------
-        OSError, ArenaFullError
-            As `read`, with the index and the address at which it stopped.
-        ValueError, TypeError
-            No integers, or negative ones, with the index.
-
-        Models: loads and their faults in Linux 6.18. Differs: nothing known.
-        """
-        at = as_array(addrs, "addrs")
-        out = np.empty(len(at), np.uint64)
-        self._at_once("read_at", at, lambda part: _doors.read_at(self._world, self._at(), at[part], out[part]))
-        return out
-
-    def _at_once(self, what: str, addrs: np.ndarray, call: Callable[[slice], tuple[int, int]]) -> None:
-        """Part after part of many addresses, and where it stopped."""
-        self._at()
-        with self._world:
-            for i in range(0, len(addrs), _AT_ONCE):
-                done, code = call(slice(i, i + _AT_ONCE))
-                if code < 0:
-                    at = i + done
-                    self._check(code, f"{what} at addrs[{at}] {int(addrs[at]):#x} ({at} of {len(addrs)} pages done)")
-
-    def _run(self, addr: int, n: int) -> tuple[int, int]:
-        """A run of pages within what page tables can map."""
-        addr = self._pages(addr)
-        if type(n) is not int or n < 0 or addr + n * PAGE_SIZE > 1 << 57:
-            n = as_int(n, "n", 0, max(0, ((1 << 57) - addr) // PAGE_SIZE))
-        return addr, n
-
-    def read_keys(self, addr: int, n: int) -> np.ndarray:
-        """Look at the contents of `n` pages without touching them: uint64, 0 where nothing is present.
-
-        Models: nothing of Linux, it only looks. Differs: nothing known.
-        """
-        addr, n = self._run(addr, n)
-        out = np.empty(n, np.uint64)
-        _doors.look(self._world, self.index, addr, n, out, None)
-        return out
-
-    def read_pfns(self, addr: int, n: int) -> np.ndarray:
-        """Look up the frames of `n` pages without touching them: int64, -1 where nothing is present.
-
-        Models: frame numbers of /proc/PID/pagemap of Linux 6.18. Differs: nothing known.
-        """
-        addr, n = self._run(addr, n)
-        out = np.empty(n, np.int64)
-        _doors.look(self._world, self.index, addr, n, None, out)
-        return out
 
     def __repr__(self) -> str:
         return f"<Mm {self.index}, {'exited' if self._life.gone else f'{len(self.vmas)} areas'}>"

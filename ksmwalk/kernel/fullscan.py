@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..proc import processes
 from . import knobs, signals, trace
 from .session import LONG
 
@@ -69,7 +70,7 @@ def timed_scans(scans: int, pages: int, patience: float, give_up: Callable[[], o
     Timed
     """
     knobs.write("pages_to_scan", pages)
-    knobs.write("sleep_millisecs", LONG[0])
+    _tick()
     timed = Timed()
     with _stamps() as instance:
         cpu = _cpu_seconds()
@@ -79,8 +80,7 @@ def timed_scans(scans: int, pages: int, patience: float, give_up: Callable[[], o
             if number == 1:
                 knobs.write("run", 1)
             else:
-                # another value wakes ksmd for one batch
-                knobs.write("sleep_millisecs", LONG[(number - 1) % 2])
+                _tick()
             while (done := int(knobs.read("full_scans"))) < before + number and time.monotonic() - start < patience:
                 time.sleep(_POLL_SECONDS)
             timed.waited = time.monotonic() - start
@@ -157,6 +157,11 @@ def _stamps() -> Iterator[Path | None]:
                         switch.write_text("0")
 
 
+def _tick() -> None:
+    """Wake ksmd out of the wait between two batches, which only a time that is not the one it waits for does."""
+    knobs.write("sleep_millisecs", LONG[knobs.read("sleep_millisecs") == LONG[0]])
+
+
 def _traced(instance: Path) -> list[float]:
     """Seconds between start and stop of each scan in the trace."""
     seconds, start = [], None
@@ -171,9 +176,5 @@ def _traced(instance: Path) -> list[float]:
 
 def _cpu_seconds() -> float:
     """CPU time of ksmd so far."""
-    for entry in os.scandir("/proc"):
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                if Path(entry.path, "comm").read_bytes() == b"ksmd\n":
-                    return int(Path(entry.path, "schedstat").read_text().split()[0]) / 1e9
-    return 0.0
+    pid = processes.kernel_thread("ksmd")
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9 if pid else 0.0

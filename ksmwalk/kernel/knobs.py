@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..ksm import sysfs
+from ..proc import processes
 from . import signals, state
 from .state import KernelUnavailable, lock, to_stderr
 
@@ -123,8 +124,7 @@ def _foreign() -> str | None:
         return None
     pid, name = foreign[0]
     more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
-    clean = "".join(letter if letter.isprintable() else "?" for letter in name)
-    return f"another process has mergeable memory: {pid} ({clean}){more}"
+    return f"another process has mergeable memory: {pid} ({processes.printable(name)}){more}"
 
 
 def mergeable_processes() -> list[tuple[int, str]]:
@@ -134,28 +134,16 @@ def mergeable_processes() -> list[tuple[int, str]]:
     -------
     list of (int, str)
 
-    Models: ``ksm_mergeable`` of ksm_stat (Linux 6.16); older kernels: ksm_merge_any, or ``mg`` among the VmFlags.
-    Differs: nothing known.
+    Models: see `proc.processes.marked`.
+    Differs: see there.
     """
     found = []
-    for entry in os.scandir("/proc"):
-        if entry.name.isdigit():
-            # a process may be gone by the time it is read
-            with contextlib.suppress(OSError):
-                if _mergeable(Path(entry.path)):
-                    found.append((int(entry.name), Path(entry.path, "comm").read_text(errors="replace").strip()))
-    return sorted(found)
-
-
-def _mergeable(process: Path) -> bool:
-    stat = process / "ksm_stat"
-    text = stat.read_text() if stat.exists() else ""
-    if "ksm_mergeable:" in text:
-        return "ksm_mergeable: yes" in text
-    if "ksm_merge_any: yes" in text:
-        return True
-    smaps = (process / "smaps").read_text(errors="replace").splitlines()
-    return any(line.startswith("VmFlags:") and " mg" in line for line in smaps)
+    for pid in processes.every_pid(own=True):
+        # a process may be gone by the time it is read
+        with contextlib.suppress(OSError):
+            if processes.marked(pid):
+                found.append((pid, processes.comm(pid)))
+    return found
 
 
 def saved() -> dict[Path, str]:

@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from ..host import ADVICE
 from ..layout import PAGE_SIZE as PAGE
-from ..layout.madvise import ADVICE
 from ..scenarios import records
 from ..scenarios.format import Scenario, ScenarioError
 from ..scenarios.ops import row

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..layout import PAGE_SIZE as PAGE
+from ..proc import processes
 from ..scenarios import records
 from ..scenarios.format import Scenario
 from ..scenarios.ops import KNOB, row
@@ -40,10 +41,10 @@ class Session:
     def __init__(self, events: trace.Events | None):
         self._events = events
         self._kinds = pages.FrameKinds()
-        pids = [entry.name for entry in os.scandir("/proc") if entry.name.isdigit() and _comm(entry.name) == "ksmd"]
-        if not pids:
+        pid = processes.kernel_thread("ksmd")
+        if pid is None:
             raise KernelUnavailable("no ksmd among the processes")
-        self._ksmd = [os.open(f"/proc/{pids[0]}/{name}", os.O_RDONLY) for name in ("stat", "syscall")]
+        self._ksmd = [os.open(f"/proc/{pid}/{name}", os.O_RDONLY) for name in ("stat", "syscall")]
         self._run = os.open(KSM / "run", os.O_RDWR)
         self._sleep = os.open(KSM / "sleep_millisecs", os.O_WRONLY)
         self._tick = 0
@@ -177,12 +178,6 @@ class Session:
                 if attempt + 1 == attempts:
                     raise
         raise AssertionError("no attempt")
-
-
-def _comm(pid: str) -> str:
-    with contextlib.suppress(OSError):
-        return Path("/proc", pid, "comm").read_text().strip()
-    return ""
 
 
 @contextlib.contextmanager

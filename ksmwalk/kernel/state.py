@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ..proc import processes
+
 DIRECTORY = Path("/run/ksmwalk")
 #: what ksmwalk 0.1 locks: in a directory in which anybody may make files
 OLD_LOCK = Path("/run/lock/ksmwalk-ksm.lock")
@@ -178,10 +180,9 @@ def holder(fd: int) -> int | None:
 def describe(pid: int) -> str:
     """Return pid and command of a process, in characters that can be printed."""
     try:
-        words = Path("/proc", str(pid), "cmdline").read_bytes().decode(errors="replace").replace("\0", " ").strip()
+        clean = processes.printable(" ".join(processes.command_line(pid)))
     except OSError:
-        words = ""
-    clean = "".join(letter if letter.isprintable() else "?" for letter in words)
+        clean = ""
     return f"pid {pid}" + (f" ({clean[:100]}{'...' if len(clean) > 100 else ''})" if clean else "")
 
 

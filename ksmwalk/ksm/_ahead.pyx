@@ -8,6 +8,7 @@ from ksmwalk._core cimport entry_pfn, leaf_find
 from ksmwalk.ksm._stable cimport stable_root, unstable_root
 from ksmwalk.layout._layout cimport *
 
+
 cdef extern from * nogil:
     void prefetch "__builtin_prefetch"(const void *p) noexcept
 

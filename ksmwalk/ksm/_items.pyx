@@ -10,6 +10,7 @@ from libc.string cimport memset
 from ksmwalk._core cimport World, alone
 from ksmwalk.layout._layout cimport *
 
+
 from ksmwalk.layout._poison cimport kw_poison, kw_unpoison
 
 

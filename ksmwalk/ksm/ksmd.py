@@ -9,9 +9,9 @@ from typing import Literal, SupportsIndex
 import numpy as np
 
 from .. import _core
-from ..errors import Strict, misspelt
-from ..gate import as_flag, as_int
-from ..layout import EVENT, PAGE_SIZE
+from ..errors import Strict, check, misspelt
+from ..gate import as_flag, as_int, shown
+from ..layout import EVENT, PAGE_SIZE, Code
 from . import _engine, sysfs
 from .scan import MOST, KsmScan
 
@@ -42,7 +42,7 @@ class Events(Strict):
     Differs: ksm_advisor is left out; frames and mms are numbers of this Host.
     """
 
-    __slots__ = ("_bound", "_taken", "_lost")
+    __slots__ = ("_bound", "_taken", "_lost", "__weakref__")
 
     def __init__(self, world: _core.World):
         self._bound = world
@@ -171,16 +171,18 @@ class Ksm(Strict, sysfs.Files):
         OSError
             The write is refused, with the kernel's errno: EINVAL, ERANGE, or EBUSY (16) while something is merged.
         TypeError
-            The value is neither an integer (bool is taken) nor a text.
+            The name is no text; the value is neither an integer (for a switch: or bool) nor a text.
         AttributeError
             There is no tunable of this name.
 
         Models: the store functions of /sys/kernel/mm/ksm of Linux 6.18. Differs: nothing known.
         """
+        if not isinstance(name, str):
+            raise TypeError(f"name {shown(name)}: must be the name of a tunable")
         if name in sysfs.COUNTERS:
             raise AttributeError(f"{name} is a counter: KSM counts it, it can only be read")
         if name not in sysfs.KNOBS:
-            raise misspelt(sysfs.Files, name)
+            raise misspelt(Ksm, name, sysfs.KNOBS)
         knob = sysfs.KNOBS[name]
         number = knob.read(value)
         if name == "run":
@@ -208,7 +210,9 @@ class Ksm(Strict, sysfs.Files):
             code = _engine.py_unmerge_all(self._world)
             if code < 0:
                 self._ksm["run"][0] = 0
-                raise sysfs.refuse(errno.ENOMEM, "run", 2)
+                if code == Code.NOFRAMES:
+                    raise sysfs.refuse(errno.ENOMEM, "run", 2)
+                check(code, "run = 2", self._world.arrays["bad"])
 
     @property
     def now_ms(self) -> int:
@@ -277,11 +281,12 @@ class Ksm(Strict, sysfs.Files):
         Models: ksm_do_scan() of Linux 6.18. Differs: nothing known.
         """
         n = self.pages_to_scan if n is None else as_int(n, "n", 0, MOST)
-        cursor = self._cursor
+        world = self._world
+        cursor = world.arrays["cursor"]
         if n and not cursor["slot"][0] and self.registered:
             self._ksm["advisor"][0, [_SCAN_START, _CPU_START]] = self.now_ms, self.cpu_ms
         before = cursor["seqnr"][0]
-        done, code = _engine.py_scan(self._world, n)
+        done, code = _engine.py_scan(world, n)
         if cursor["seqnr"][0] != before and self._ksm["advisor_mode"][0]:
             self._advise()
         if code:
@@ -342,7 +347,7 @@ class Ksm(Strict, sysfs.Files):
         BadEntryError, ArenaFullError
             As `do_scan`.
         ValueError, TypeError
-            `limit` is no positive integer; there is no such `each`.
+            `limit` is no positive integer; `until` can't be called; there is no such `each`.
 
         Examples
         --------
@@ -357,9 +362,11 @@ class Ksm(Strict, sysfs.Files):
 
         Models: nothing of Linux, it only calls what does. Differs: nothing known.
         """
+        if until is not None and not callable(until):
+            raise TypeError(f"until {shown(until)}: must be callable")
         limit = as_int(limit, "limit", 1, MOST)
-        if each not in ("full scan", "batch"):
-            raise ValueError(f'each {each!r}: must be "full scan" or "batch"')
+        if not isinstance(each, str) or each not in ("full scan", "batch"):
+            raise ValueError(f'each {shown(each)}: must be "full scan" or "batch"')
         rows: list[tuple[int, ...]] = []
         merged, since = self._merged(), self.full_scans
         while len(rows) < limit and self.registered:

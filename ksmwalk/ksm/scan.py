@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import Strict, check
-from ..gate import as_flag, as_int
+from ..gate import as_flag, as_int, shown
 from ..layout import Strategy
 from . import _cursor, _items
 from .rmap import RmapItem
@@ -41,7 +41,7 @@ class KsmScan(Strict, _cursor.Cursor):
     Differs: nothing known.
     """
 
-    __slots__ = ()
+    __slots__ = ("__weakref__",)
 
     # ---------------------------------------------------------- the cursor's record
 
@@ -77,7 +77,7 @@ class KsmScan(Strict, _cursor.Cursor):
     @strategy.setter
     def strategy(self, name: str) -> None:
         if not isinstance(name, str) or name not in STRATEGIES:
-            raise ValueError(f"strategy {name!r}: must be one of {', '.join(STRATEGIES)}")
+            raise ValueError(f"strategy {shown(name)}: must be one of {', '.join(STRATEGIES)}")
         self._cursor["strategy"][0] = STRATEGIES[name]
 
     @property

@@ -28,14 +28,18 @@ def refuse(code: int, knob: str, value: object) -> OSError:
     return OSError(code, f"{os.strerror(code)}: {knob} = {value!r}")
 
 
-def _text(value: object, name: str) -> str:
-    """What would be written into the file."""
+def _text(value: object, name: str, switch: bool) -> str:
+    """What would be written into the file; True and False go into a switch only."""
     if isinstance(value, str):
         return value
+    if isinstance(value, (bool, np.bool_)) and switch:
+        return str(int(value))
     try:
-        return str(int(value) if isinstance(value, np.bool_) else operator.index(value))  # type: ignore[arg-type]
+        if not isinstance(value, bool):
+            return str(operator.index(value))  # type: ignore[arg-type]
     except TypeError:
-        raise TypeError(f"{name} {shown(value)}: must be an integer, or the text that would be written") from None
+        pass
+    raise TypeError(f"{name} {shown(value)}: must be an integer, or the text that would be written")
 
 
 def _number(bits: int, signed: bool, too_big: int) -> Callable[[str], int]:
@@ -132,7 +136,7 @@ class Knob(Generic[T]):
             Neither an integer nor a text.
         """
         try:
-            number = self.parse(_text(value, self.name))
+            number = self.parse(_text(value, self.name, self.parse is _bool or self.high <= 2))
         except ValueError as err:
             raise refuse(err.args[0], self.name, value) from None
         if not self.low <= number <= self.high:

@@ -6,8 +6,8 @@ from libc.errno cimport EFAULT
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from ksmwalk._core cimport (
-    entry_leaf, entry_none, entry_pfn, interrupted, interrupted_at, leaf_find, level_size, make_entry,
-    make_leaf, mm_changed, no_entry, pmd_make, pmd_present, pte_find, pte_make, pte_present,
+    bad_entry, entry_leaf, entry_none, entry_pfn, interrupted, interrupted_at, leaf_find, level_size,
+    make_entry, make_leaf, mm_changed, no_entry, pmd_make, pmd_present, pte_find, pte_make, pte_present,
 )
 from ksmwalk.memory._frames cimport (
     folio_get, folio_mappings, frame_alloc, frame_map, frame_new, frame_unmap, huge_alloc, huge_map,
@@ -44,7 +44,11 @@ cdef int64_t backing_page(kw_world *w, int32_t backing, uint64_t pgoff, bint hug
     if p == NULL:
         return no_entry(w, backing, pgoff << 12)
     if p[0]:
-        return <int64_t>entry_pfn(p[0], 2 if huge else 1)
+        # Small pages of a file stand where a huge one would.
+        if huge and not entry_leaf(p[0], 2):
+            return -EFAULT
+        pfn = normal_pfn(w, p[0], 2 if huge else 1)
+        return pfn if pfn >= 0 else bad_entry(w, pgoff << 12, 2 if huge else 1, p[0], BAD_PFN)
     if huge:
         pfn = hugetlb_alloc(w, 0)
     else:
@@ -324,8 +328,8 @@ cdef void map_around(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t
         pgoff = v.pgoff + ((a - v.start) >> 12)
         if p[0] == 0 and pgoff < <uint64_t>w.mms[v.backing].nr_pages:
             have = pte_find(w, w.mms[v.backing].root, pgoff << 12)
-            if have != NULL and have[0]:
-                pfn = <int64_t>entry_pfn(have[0], 1)
+            pfn = normal_pfn(w, have[0], 1) if have != NULL and have[0] else KW_NONE
+            if pfn >= 0:
                 p[0] = make_entry(<uint64_t>pfn, prot_bits(v.flags))
                 frame_map(w, pfn)
         p += 1

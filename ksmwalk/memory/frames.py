@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import _core
 from ..errors import Strict
-from ..gate import as_row, shown
+from ..gate import MAX_U64, as_int, as_row, shown
 from ..layout import FRAME_FIELDS, Frame, MmFlag
 
 _FIXED = Frame.KSM | Frame.ZERO
@@ -112,6 +112,7 @@ class Frames(Strict):
 
     def describe(self, pfn: int) -> str:
         """One line about a frame, for people."""
+        pfn = as_int(pfn, "pfn", -MAX_U64, MAX_U64)
         if not 0 <= pfn < len(self):
             raise IndexError(f"frame {pfn}: this host has frames 0 to {len(self) - 1}")
         flags = Frame(int(self.flags[pfn]))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
+# the parent of all kernel threads
+_KTHREADD = b"2"
 
-def printable(text: str) -> str:
+
+def printable(name: object) -> str:
     """A name from outside as text that a terminal prints and does not obey.
 
     Parameters
     ----------
-    text : str
+    name : str, or what has a text
         Undecodable bytes as surrogates, as `errors="surrogateescape"` leaves them.
 
     Returns
@@ -19,6 +23,7 @@ def printable(text: str) -> str:
         Undecodable bytes replaced by U+FFFD; control characters, line ends, marks that turn the direction of writing
         and whatever else is not printable as escapes: `\\x1b`, `\\n`, `\\u202e`.
     """
+    text = str(name)
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() else _escape(letter) for letter in text)
@@ -28,10 +33,10 @@ def _escape(letter: str) -> str:
     return "\ufffd" if "\ud800" <= letter <= "\udfff" else letter.encode("unicode_escape").decode()
 
 
-def every_pid() -> list[int]:
-    """The numbers of all processes but this one, ascending; each may be gone by the time it is looked at."""
-    own = os.getpid()
-    return sorted(int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != own)
+def every_pid(own: bool = False) -> list[int]:
+    """The numbers of all processes, this one if it is `own`, ascending; each may be gone by the time it is looked at."""
+    pids = sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
+    return [pid for pid in pids if own or pid != os.getpid()]
 
 
 def _read(pid: int, path: str) -> bytes:
@@ -45,6 +50,15 @@ def comm(pid: int) -> str:
     Raises OSError where the process is gone.
     """
     return _read(pid, "comm").removesuffix(b"\n").decode(errors="surrogateescape")
+
+
+def kernel_thread(name: str) -> int | None:
+    """The number of the kernel's own thread of this name, or None; any process may call itself that."""
+    for pid in every_pid():
+        with contextlib.suppress(OSError):
+            if comm(pid) == name and _read(pid, "stat").rpartition(b")")[2].split()[1] == _KTHREADD:
+                return pid
+    return None
 
 
 def command_line(pid: int) -> list[str]:

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from ..host import ADVICE
 from ..ksm import sysfs
 from ..layout import PAGE_SIZE
-from ..layout.madvise import ADVICE
 
 #: page numbers stay below this: 57 bits of address are what five levels of tables hold
 VPN_END = 1 << 45
@@ -207,7 +207,7 @@ def OPTIONS(check: Check, op: Op, value: object) -> dict[str, Any]:
 
 
 def ADVICE_NAME(check: Check, op: Op, value: object) -> str:
-    """A name of `Madvise`."""
+    """A name of `ADVICE`."""
     if not isinstance(value, str) or value not in ADVICE:
         check.fail("no advice of this name", value)
     return value

@@ -143,6 +143,7 @@ def claim_tables(World world not None, int32_t mm):
 
     KW_EBADENTRY, noted in the `bad` array: an entry leads out of the rows, or to a table that has an owner already.
     """
+    alone(world)
     cdef int64_t root = world.w.mms[mm].root
     if root <= 0 or root >= world.w.ctl.rows_used or world.w.r_owner[root] != 0:
         return bad_entry(&world.w, 0, <int>world.w.ctl.levels + 1, root, BAD_FRAME)

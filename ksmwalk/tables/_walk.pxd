@@ -66,6 +66,12 @@ cdef struct walk_state:
     int64_t rows[6]        # of the tables the walk stands on, by level; -1: none
     int64_t freed          # world.rows_freed when they were last known to be there
 
+cdef void prepare(walk_state *s, Tables tables, int32_t mm, int32_t vma, const walk_ops *ops, void *user) noexcept
+cdef int descend(walk_state *s, int64_t row, int level, uint64_t a, uint64_t end) noexcept nogil
+cdef int inside_vma(walk_state *s, uint64_t start, uint64_t end) noexcept nogil
+cdef int over_vmas(walk_state *s, uint64_t a, uint64_t end) noexcept nogil
+# The walk by its parts, for `_callbacks`: all entries of one table; pre_vma, one vma, post_vma; vma by vma.
+
 # A walk without vmas over [start, end): addresses as the tables index them, the upper half right behind the lower one
 # (from 1 << 47 with 4 levels), not sign-extended. 0, or what a callback returned. -22: start >= end.
 cdef int walk_tables(Tables tables, uint64_t start, uint64_t end, const walk_ops *ops, void *user) noexcept

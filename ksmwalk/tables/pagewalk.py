@@ -13,8 +13,8 @@ from enum import IntEnum
 
 from ..errors import ArenaFullError, BadEntryError
 from ..gate import as_int, shown
-from . import _walk
-from ._walk import Entry, MmWalk
+from . import _callbacks
+from ._callbacks import Entry, MmWalk
 from .tables import PageTables
 
 __all__ = [
@@ -39,7 +39,7 @@ class Action(IntEnum):
     AGAIN = 2
 
 
-_walk.set_actions(*Action)
+_callbacks.set_actions(*Action)
 
 
 @dataclass(slots=True)
@@ -129,7 +129,7 @@ def _run(tables: PageTables, mm_no, vma_no, start, end, ops, mm, vma, private, w
     stop = tables.on_bad == "raise"
     if stop:
         tables.forget_bad()
-    result, code = _walk.run_walk(
+    result, code = _callbacks.run_walk(
         tables._tables, mm_no, vma_no, start, end, ops, ops._functions(), mm, vma, private, stop, whole_mm, high
     )
     if code:

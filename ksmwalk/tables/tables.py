@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from ..errors import ArenaFullError, BadEntryError, check
 from ..gate import MAX_U64, as_array, as_flag, as_int, shown
 from ..layout import Code
 from ..layout.arena import reserve
-from . import _map, _read
+from . import _map, _read, saved
 
 USER_RW = Pte.P | Pte.RW | Pte.US | Pte.A | Pte.D | Pte.NX
 _BAD_KEPT = 1024  # bad entries kept with their details; all are counted
@@ -39,12 +39,6 @@ def _image_rows(rows) -> np.ndarray:
 
 def _levels(levels: int) -> int:
     return as_int(levels, "levels", 4, 5)
-
-
-def _world_of(rows: np.ndarray, ctl: np.ndarray, mms: np.ndarray) -> _core.World:
-    """The binding of page tables that stand alone: mm 1 of a world without areas and frames."""
-    owner = reserve(len(rows), np.int32)
-    return _core.World({"rows": rows, "r_owner": owner, "ctl": ctl, "mms": mms, "bad": np.zeros(1, layout.BAD)})
 
 
 class PageTables:
@@ -81,7 +75,8 @@ class PageTables:
         ctl["levels"] = levels
         ctl["rows_used"] = 1
         ctl["rows_cap"] = capacity + 1
-        world = _world_of(rows, ctl, np.zeros(2, layout.MM))
+        ctl["mms_used"] = 2
+        world = saved.world_of(rows, ctl, np.zeros(2, layout.MM))
         check(_map.new_root(world, 1))
         self._bind(world, 1, levels, on_bad)
 
@@ -440,71 +435,56 @@ class PageTables:
 
     # ---------------------------------------------------------- keeping
 
-    def save(self, path) -> None:
-        """Write the tables to a directory of .npy files (no pickles), for `load`."""
-        path = Path(path)
-        path.mkdir(parents=True, exist_ok=True)
-        for name, array in self.__getstate__()["arrays"].items():
-            np.save(path / f"{name}.npy", array, allow_pickle=False)
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write the tables to a directory of .npy files (no pickles), for `load`.
 
-    @classmethod
-    def load(cls, path) -> PageTables:
-        """Read what `save` wrote.
+        They are written beside the place and put there when they are whole.
+
+        Parameters
+        ----------
+        path : path
+            A directory that is not there yet, or an empty one.
+        overwrite : bool
+            Replace what ksmwalk saved there before.
 
         Raises
         ------
+        FileExistsError
+            Something is there already.
         ValueError
-            Something is missing or does not fit, named.
+            `load` would refuse them: somebody wrote into the rows of an arena.
+        OSError
+            A symbolic link, no room, no permission. What was there is still there.
         """
-        path = Path(path)
+        saved.save(self, path, overwrite)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> PageTables:
+        """Read what `save` wrote.
+
+        Parameters
+        ----------
+        path : path
+            The directory. The files in it must be regular ones, no links.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError, OSError
+            Something is missing, can't be read, is of a newer version, or does not fit; named.
+        """
+        self = cls.__new__(cls)
+        arrays = saved.load(path)
         try:
-            arrays = {f.stem: np.load(f, allow_pickle=False) for f in sorted(path.glob("*.npy"))}
-            self = cls.__new__(cls)
-            self.__setstate__({"arrays": arrays})
-        except KeyError as err:
-            raise ValueError(f"{path}: no {err.args[0]}.npy") from err
+            saved.rebuild(self, arrays)
+        except ValueError as err:
+            raise ValueError(f"{path}: {err}") from None
         return self
 
-    def __getstate__(self):
-        kind = np.array([self._world is None, self.levels, self._root, self.max_pfn, self.on_bad == "raise"], np.int64)
-        arrays = {"kind": kind, "rows": np.array(self.rows)}
-        if self._world is None and self._frames is not None:
-            arrays["frames"], arrays["order"] = self._frames, self._order
-        if self._world is not None:
-            ctl = self._world.arrays["ctl"]
-            names = ("rows_used", "rows_free", "rows_live", "rows_cap")
-            arrays["ctl"] = np.array([int(ctl[n][0]) for n in names] + [self.nr_tables], np.int64)
-        return {"arrays": arrays}
+    def __getstate__(self) -> dict:
+        return saved.state_of(self)
 
-    def __setstate__(self, state):
-        a = state["arrays"]
-        if a["kind"].shape != (5,):
-            raise ValueError(f"kind of shape {a['kind'].shape}: not written by PageTables.save")
-        image, levels, root, max_pfn, raises = (int(x) for x in a["kind"])
-        on_bad = "raise" if raises else "report"
-        rows = _image_rows(a["rows"])
-        if not 0 <= root < len(rows):
-            raise ValueError(f"root {root}: must be a row from 0 to {len(rows) - 1}")
-        if image:
-            self._set(None, 0, rows, root, _levels(levels), a.get("frames"), a.get("order"), max_pfn, on_bad)
-            return
-        if a["ctl"].shape != (5,):
-            raise ValueError(f"ctl of shape {a['ctl'].shape}: not written by PageTables.save")
-        used, free, live, cap, nr_tables = (int(x) for x in a["ctl"])
-        if not (len(rows) == used <= cap and 0 <= free < used):
-            raise ValueError(f"ctl {a['ctl'].tolist()}: does not fit {len(rows)} rows")
-        arena = reserve(cap, np.uint64, shape=(512,))
-        arena[:used] = rows
-        ctl = np.zeros(1, layout.CTL)
-        for name, value in zip(("rows_used", "rows_free", "rows_live", "rows_cap"), (used, free, live, cap), strict=True):
-            ctl[name] = value
-        ctl["levels"] = _levels(levels)
-        mms = np.zeros(2, layout.MM)
-        mms["root"][1], mms["nr_tables"][1] = root, nr_tables
-        world = _world_of(arena, ctl, mms)
-        if _map.claim_tables(world, 1) != nr_tables:
-            raise ValueError(f"rows: the tables below row {root} are not {nr_tables}, each reached once")
-        self._bind(world, 1, levels, on_bad)
+    def __setstate__(self, state: dict) -> None:
+        saved.rebuild(self, saved.from_state(state))
 
     def __repr__(self) -> str:
         kind = "image" if self.readonly else "arena"

@@ -10,7 +10,7 @@ import sys
 import time
 
 import pytest
-from living import ksm_to_ourselves, sees_frames
+from living import alive, ksm_to_ourselves, sees_frames
 
 from ksmwalk.commands import cli, demo, scanning
 from ksmwalk.commands.child import Giant, footprint
@@ -128,3 +128,16 @@ def test_the_slice_costs_what_it_says():
         assert lookups == 1 << 20 and 0 < each < 1e-5
         part = scanning.cut_out(what, vma, giant.address, giant.address + (1 << 32))
         assert part.nr_pages == 1 and part.vmas[0].size == 1 << 32 and len(what.vmas) > 1
+
+
+def test_an_interrupted_demo_leaves_no_process_behind(monkeypatch, capsys):
+    pids = []
+
+    def interrupted(giant, args):
+        pids.append(giant.pid)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "measure", interrupted)
+    assert cli.main(["demo", "--span", "1G"]) == 130
+    out, err = capsys.readouterr()
+    assert out == "" and "Traceback" not in err and not alive(pids[0])

@@ -407,3 +407,31 @@ def test_help_has_examples(command, capsys):
         cli.main([command, "--help"])
     out = capsys.readouterr().out
     assert "examples:\n" in out and out.count(f"  ksmwalk {command} ") + out.count(f"sudo ksmwalk {command} ") >= 3
+
+
+def test_an_interrupt_ends_it_with_the_screen_in_order(sparse, monkeypatch, capsys):
+    ended = []
+
+    def interrupted(pid, **options):
+        raise KeyboardInterrupt
+
+    def steps(items, what):
+        try:
+            yield from items
+        finally:
+            ended.append(what)
+
+    monkeypatch.setattr(scan, "process", interrupted)
+    monkeypatch.setattr(scan, "progress", steps)
+    assert cli.main(["scan", str(sparse[0].pid)]) == 130
+    out, err = capsys.readouterr()
+    assert out == "" and "Traceback" not in err and ended == ["processes"]
+
+
+@pytest.mark.parametrize("command", ["scan", "map"])
+def test_nobody_hears_of_a_reader_that_has_gone(sparse, command):
+    ours, theirs = os.pipe()
+    os.close(ours)
+    result = subprocess.run([sys.executable, "-m", "ksmwalk", command, str(sparse[0].pid)], stdout=theirs, stderr=subprocess.PIPE)
+    os.close(theirs)
+    assert (result.returncode, result.stderr) == (141, b"")

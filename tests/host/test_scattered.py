@@ -9,7 +9,7 @@ import pytest
 
 import ksmwalk
 from ksmwalk.errors import ArenaFullError
-from ksmwalk.host import mm as mm_module
+from ksmwalk.host import contents
 from ksmwalk.host.host import Host
 
 PAGE, PMD = 4096, 1 << 21
@@ -69,7 +69,7 @@ def one_by_one(call, addrs):
 
 
 def same(one, two):
-    one, two = one.__getstate__(), two.__getstate__()
+    one, two = one.__getstate__()["arrays"], two.__getstate__()["arrays"]
     for name in one:
         assert np.array_equal(one[name], two[name]), name
 
@@ -81,7 +81,7 @@ def test_scattered_is_what_one_after_the_other_is(seed, bad, monkeypatch):
         slow, one, places = machine(np.random.default_rng([seed, run]), bad)
         fast, two, _ = machine(np.random.default_rng([seed, run]), bad)
         rng = np.random.default_rng([seed, run, 1])
-        monkeypatch.setattr(mm_module, "_AT_ONCE", int(rng.choice([1, 7, 64, 1 << 17])))
+        monkeypatch.setattr(contents, "_AT_ONCE", int(rng.choice([1, 7, 64, 1 << 17])))
         for _ in range(4):
             addrs = addresses(rng, places, int(rng.choice([0, 1, 5, 40, 300])), bad)
             keys = rng.integers(0, 5, len(addrs)).astype(np.uint64)

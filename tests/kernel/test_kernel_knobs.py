@@ -10,6 +10,7 @@ import time
 import pytest
 
 from ksmwalk.kernel import knobs, state, trace
+from ksmwalk.proc.processes import kernel_thread
 
 REASON = "needs root" if os.geteuid() else knobs.why_not() if not knobs.KSM.is_dir() else None
 pytestmark = [pytest.mark.root, pytest.mark.skipif(REASON is not None, reason=str(REASON))]
@@ -184,6 +185,24 @@ def test_more_signals_while_it_cleans_up_leave_nothing_behind(signals):
         assert not os.path.exists(state.DIRECTORY / "tracefs")
         with trace.tracefs(quiet) as root:
             assert root is None or not list(root.glob(f"instances/ksmwalk-{process.pid}"))
+
+
+def test_a_process_whose_name_is_no_text_or_ksmds_is_not_minded():
+    """Names are what a process calls itself: bytes of any kind, a kernel thread's name too."""
+    pid = kernel_thread("ksmd")
+    code = (
+        "import ctypes, sys; prctl = ctypes.CDLL(None).prctl; prctl(15, sys.argv[1].encode('latin-1'))\n"
+        "prctl(67, 1, 0, 0, 0); print('ready', flush=True); sys.stdin.read()"
+    )
+    with knobs.lock(quiet, wait=60):
+        for name in ("\xff\x1b[2J", "ksmd"):
+            with subprocess.Popen(
+                [sys.executable, "-S", "-c", code, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            ) as process:
+                assert process.stdout.readline() == b"ready\n"
+                assert kernel_thread("ksmd") == pid and process.pid in dict(knobs.mergeable_processes())
+                assert (knobs.why_not() or "x").isprintable()
+                process.stdin.close()
 
 
 def test_a_refused_value_is_an_errno():

@@ -3,6 +3,8 @@
 import argparse
 import copy
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from ksmwalk.commands import verification_page as page
 from ksmwalk.kernel import run as running
 from ksmwalk.kernel import trace, verify
 from ksmwalk.kernel.pages import Process, _coalesced
+from ksmwalk.proc import processes
 from ksmwalk.scenarios.compare import first_difference
 from ksmwalk.scenarios.format import Scenario, ScenarioError, dumps, load, scenario_from_json
 from ksmwalk.scenarios.generate import MAX_OPS, generate
@@ -276,3 +279,12 @@ def test_a_raw_system_call_is_refused_unless_it_is_known_to_be_harmless():
     for number in (0, 9, 57, 59, 62, 157, 169, 231, 1 << 63):
         with pytest.raises(ScenarioError, match=rf"x: op 1 syscall: .*: {number}$"):
             running.check(Scenario("x", [["spawn", "A"], ["syscall", "A", number]]))
+
+
+def test_a_process_whose_name_is_no_text_does_not_stop_the_look_for_ksmd():
+    program = "import sys; open('/proc/self/comm', 'wb').write(b'\\xff\\x1b[2J'); print(flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout.readline() == b"\n"
+        assert "\ufffd" in processes.printable(processes.comm(child.pid))
+        assert processes.kernel_thread("ksmd") != child.pid
+        child.stdin.close()

@@ -1,9 +1,9 @@
 """The names and values that KSM's Python face takes, and what it says of those it does not."""
 
 import copy
-import gc
 import inspect
 import pickle
+import weakref
 
 import numpy as np
 import pytest
@@ -102,10 +102,21 @@ def test_a_row_of_the_tables_is_a_field_of_the_record_or_worked_out():
 @pytest.mark.parametrize("value", [np.uint64(1), np.int8(1), True, np.True_, "1", 1])
 def test_a_knob_takes_every_kind_of_integer(value):
     host = Host(1024)
-    for name in ("smart_scan", "run", "pages_to_scan"):
+    switch = isinstance(value, (bool, np.bool_))
+    for name in ("smart_scan", "run", "merge_across_nodes") if switch else ("smart_scan", "run", "pages_to_scan"):
         setattr(host.ksm, name, 0)
         setattr(host.ksm, name, value)
         assert getattr(host.ksm, name) == 1
+
+
+@pytest.mark.parametrize("value", [True, np.False_])
+def test_a_number_is_no_switch(value):
+    host = Host(1024)
+    for name in ("pages_to_scan", "sleep_millisecs", "max_page_sharing", "advisor_max_cpu"):
+        before = getattr(host.ksm, name)
+        with pytest.raises(TypeError, match=name):
+            setattr(host.ksm, name, value)
+        assert getattr(host.ksm, name) == before
 
 
 @pytest.mark.parametrize("value", [5.0, 0.5, None, [5], b"5", np.float64(5), float("nan"), 5j, object()])
@@ -161,8 +172,8 @@ def test_every_door_says_that_its_host_is_gone():
     ksm, scan, events = host.ksm, host.ksm.scan, host.ksm.events
     item, _ = scan.scan_get_next_rmap_item()
     world = host.world
+    assert all(weakref.ref(door)() is door for door in (ksm, scan, events, host.frames))
     del mm, host
-    gc.collect()
     assert world.owner() is None, "no door keeps the Host"
     calls = [
         lambda: ksm.run, lambda: setattr(ksm, "run", 1), lambda: ksm.pages_shared, ksm.counters, ksm.do_scan,
@@ -263,3 +274,7 @@ def test_run_until_a_condition_batch_by_batch():
             host.ksm.run_until(limit=bad)
     with pytest.raises(ValueError, match="each 'scan'"):
         host.ksm.run_until(each="scan")
+    before = host.ksm.counters()
+    with pytest.raises(TypeError, match="until 5"):
+        host.ksm.run_until(5)
+    assert host.ksm.counters() == before

@@ -21,7 +21,7 @@ def host():
 
 def pmd_of(host):
     """(row, index) of the entry that points to the pte table of BASE."""
-    rows, row = host.tables.rows, int(host.mms["root"][host.mm_list[0].number])
+    rows, row = host.world.arrays["rows"], int(host.mms["root"][host.mm_list[0].number])
     for level in (4, 3):
         row = (int(rows[row, BASE >> (3 + 9 * level) & 511]) & PFN) >> 12
     return row, BASE >> 21 & 511
@@ -36,10 +36,38 @@ def test_a_guard_marker_is_no_page(host):
 def test_the_scan_calls_an_entry_bad_that_points_to_the_first_table_page_never_used(host):
     used = int(host.world.arrays["ctl"]["rows_used"][0])
     row, index = pmd_of(host)
-    entry = int(host.tables.rows[row, index])
+    entry = int(host.world.arrays["rows"][row, index])
     assert entry & 1
-    host._arrays["rows"][row, index] = entry & ~PFN | (used - 1) << 12
+    host.world.arrays["rows"][row, index] = entry & ~PFN | (used - 1) << 12
     KsmScan(host.world).scan_get_next_rmap_item()
-    host._arrays["rows"][row, index] = entry & ~PFN | used << 12
+    host.world.arrays["rows"][row, index] = entry & ~PFN | used << 12
     with pytest.raises(BadEntryError, match="level 2"):
         KsmScan(host.world).scan_get_next_rmap_item()
+
+
+def test_a_broken_ksm_page_is_write_enabled_by_the_first_store_only(host):
+    mm = host.mm_list[0]
+    mm.write(BASE + PAGE, 7)
+    host.ksm.run = 1
+    for _ in range(3):
+        host.ksm.do_scan(10)
+    assert host.ksm.pages_sharing == 1
+    mm.madvise(BASE, 2 * PAGE, "unmergeable")
+    row, index = pmd_of(host)
+    table = host.world.arrays["rows"][(int(host.world.arrays["rows"][row, index]) & PFN) >> 12]
+    assert not int(table[0]) & 2 and not int(table[1]) & 2
+    mm.write(BASE, 8)
+    assert int(table[0]) & 2 and not int(table[1]) & 2
+
+
+@pytest.mark.parametrize("level", [2, 3])
+def test_scans_and_unmerging_pass_over_what_is_not_present_in_an_upper_table(host, level):
+    rows, row = host.world.arrays["rows"], int(host.mms["root"][host.mm_list[0].number])
+    for above in range(4, level, -1):
+        row = (int(rows[row, BASE >> (3 + 9 * above) & 511]) & PFN) >> 12
+    rows[row, BASE >> (3 + 9 * level) & 511] = 0x3E00
+    scan = KsmScan(host.world)
+    assert scan.scan_get_next_rmap_item() is None
+    scan.strategy, scan.real_lookups = "per-address", True
+    assert scan.scan_get_next_rmap_item() is None
+    host.mm_list[0].madvise(BASE, 4 * PAGE, "unmergeable")

@@ -220,7 +220,7 @@ def test_unmerging_32_tib(strategy):
     assert work["found"] == 1000
     if strategy == "per-address":
         assert work["lookups"] == 2**33 + 1000 and work["lookup_misses"] == 2**33
-        assert work["pte"] == 0
+        assert work["pte"] == 0 and work["resched"] == work["lookups"]
     else:
         assert work["lookups"] == 0
         assert work["pte"] == 1000 * 512
@@ -569,4 +569,17 @@ def test_whole_areas_can_go_from_a_host_without_table_pages():
             mm.mmap(2 << 30, (2 << 40) + (i << 32), kind="pfnmap", pfn=9)
     mm.munmap(1 << 40, 1 << 46)
     assert mm.vmas == [] and host.tables.nr_tables == 1
+    check(host)
+
+
+@pytest.mark.parametrize("store", [True, False])
+def test_a_file_of_small_pages_gives_no_huge_one(store):
+    """Where a table stands in the file's tree, its row number is no frame."""
+    host = Host(4096)
+    mm = host.new_mm()
+    file = host.new_object(2 * PMD)
+    mm.write(mm.mmap(PMD, shared=True, backing=file), [1, 2, 3])
+    huge = mm.mmap(PMD, kind="hugetlb", shared=True, backing=file)
+    with pytest.raises(OSError, match="Bad address"):
+        mm.write(huge, 5) if store else mm.read(huge, 1)
     check(host)

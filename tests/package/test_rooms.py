@@ -93,7 +93,6 @@ def test_no_starred_cimport_but_the_layout():
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.xfail(reason="the engine is not split yet", strict=True)
 def test_no_file_is_longer_than_500_lines():
     long = {str(path.relative_to(SOURCE)): n for path in sources(".py", ".pyx", ".pxd", ".pyi", ".h", ".c")
             if (n := len(path.read_text().splitlines())) > 500}
@@ -156,3 +155,16 @@ def test_names_of_before_the_rooms_still_import():
             continue
         assert importlib.import_module(old) is importlib.import_module(new), old
         assert importlib.import_module(new).__spec__.name == new
+
+
+def test_every_compiled_door_of_a_world_looks_at_the_mark():
+    """One thread at a time: what Python calls with a World asks whether it is alone, or enters."""
+    without = []
+    for path in sources(".pyx"):
+        for function in re.split(r"\n(?=def |cdef )", path.read_text()):
+            if function.startswith("def ") and "World world" in function.split("):")[0]:
+                if not re.search(r"^ +(alone|enter)\(world\)", function, re.M):
+                    without.append(f"{path.relative_to(SOURCE)}: {function.split('(')[0]}")
+                elif "with nogil" in function and " leave(world)" not in function:
+                    without.append(f"{path.relative_to(SOURCE)}: {function.split('(')[0]} does not leave")
+    assert not without, without

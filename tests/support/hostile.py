@@ -18,7 +18,8 @@ from ksmwalk import Host, KsmwalkError, MmWalkOps, PageTables, entries, layout
 PAGE, M = 4096, 1 << 20
 AT = 1 << 30
 SPARE = 4 << 30  # bytes of address space a trial may take
-SECONDS = 5
+SECONDS = 5  # a call may take; looking the Host through afterwards is slow Python
+CHECKING = 60
 USER = (1 << 47) - PAGE
 
 
@@ -47,27 +48,127 @@ class Broken:
 
 
 VALUES = [
-    None, True, False, -1, 0, 1, 2, 7, 4095, 4096, 4097, 2**21, 2**31 - 1, 2**31, 2**32, 2**40, 2**47 - 4096, 2**47, 2**48,
-    2**57, 2**62, 2**63 - 4096, 2**63 - 1, 2**63, 2**64 - 8192, 2**64 - 4096, 2**64 - 1, 2**64, 2**64 + AT, 2**200, -4096,
-    -(2**31), -(2**63), -(2**64), 1.0, 1.5, 1e30, float("nan"), float("inf"), 1j, "x", "", "1", "rw", "raise", b"", b"1",
-    bytearray(4096), [], [1], [1.5], [-1], [2**64], [2**63, -1], [None], ["x"], [[1], [2, 3]], deep(5), deep(5000), (), (1, 2), {}, {1: 2},
-    {1}, object, Broken(), Index(), range(3), range(2**62), slice(None), lambda *a: 1, sys,
-    np.uint8(1), np.uint64(AT), np.uint64(2**64 - 4096), np.int64(-1), np.int64(AT), np.float64(1.5), np.float32("nan"), np.bool_(True),
-    np.array(AT), np.array(1.5), np.array([]), np.zeros(0, np.uint64), np.zeros(16), np.full(16, np.nan), np.zeros(16, bool),
-    np.arange(16), np.full(16, -1), np.arange(16, dtype=np.uint64), np.arange(32, dtype=np.uint64)[::2], np.arange(16, dtype=">u8"),
-    np.zeros((4, 4), np.uint64), np.zeros((1, 512), np.uint64), np.zeros(16, "U4"), np.array([1, "x"], object), np.zeros(16, object),
-    np.full(16, 2**64 - 1, np.uint64), np.full(16, 2**40, np.uint64), np.zeros(16, layout.MAPPING), np.zeros(3, layout.MAPPING)[::2],
-    np.zeros(16, "M8[s]"), np.zeros(10**6, np.uint64), np.ma.masked_all(16),
-]  # fmt: skip
+    None,
+    True,
+    False,
+    -1,
+    0,
+    1,
+    2,
+    7,
+    4095,
+    4096,
+    4097,
+    2**21,
+    2**31 - 1,
+    2**31,
+    2**32,
+    2**40,
+    2**47 - 4096,
+    2**47,
+    2**48,
+    2**57,
+    2**62,
+    2**63 - 4096,
+    2**63 - 1,
+    2**63,
+    2**64 - 8192,
+    2**64 - 4096,
+    2**64 - 1,
+    2**64,
+    2**64 + AT,
+    2**200,
+    -4096,
+    -(2**31),
+    -(2**63),
+    -(2**64),
+    1.0,
+    1.5,
+    1e30,
+    float("nan"),
+    float("inf"),
+    1j,
+    "x",
+    "",
+    "1",
+    "rw",
+    "raise",
+    b"",
+    b"1",
+    bytearray(4096),
+    [],
+    [1],
+    [1.5],
+    [-1],
+    [2**64],
+    [2**63, -1],
+    [None],
+    ["x"],
+    [[1], [2, 3]],
+    deep(5),
+    deep(5000),
+    (),
+    (1, 2),
+    {},
+    {1: 2},
+    {1},
+    object,
+    Broken(),
+    Index(),
+    range(3),
+    range(2**62),
+    slice(None),
+    lambda *a: 1,
+    sys,
+    np.uint8(1),
+    np.uint64(AT),
+    np.uint64(2**64 - 4096),
+    np.int64(-1),
+    np.int64(AT),
+    np.float64(1.5),
+    np.float32("nan"),
+    np.bool_(True),
+    np.array(AT),
+    np.array(1.5),
+    np.array([]),
+    np.zeros(0, np.uint64),
+    np.zeros(16),
+    np.full(16, np.nan),
+    np.zeros(16, bool),
+    np.arange(16),
+    np.full(16, -1),
+    np.arange(16, dtype=np.uint64),
+    np.arange(32, dtype=np.uint64)[::2],
+    np.arange(16, dtype=">u8"),
+    np.zeros((4, 4), np.uint64),
+    np.zeros((1, 512), np.uint64),
+    np.zeros(16, "U4"),
+    np.array([1, "x"], object),
+    np.zeros(16, object),
+    np.full(16, 2**64 - 1, np.uint64),
+    np.full(16, 2**40, np.uint64),
+    np.zeros(16, layout.MAPPING),
+    np.zeros(3, layout.MAPPING)[::2],
+    np.zeros(16, "M8[s]"),
+    np.zeros(10**6, np.uint64),
+    np.ma.masked_all(16),
+]
 
 
 #: doors that are what is wanted
 FITTING = {
-    ("Host.pin", "mm"): ["an Mm"], ("Mm", "host"): ["a Host", "another Host"],
-    ("Vma", "mm"): ["an Mm"], ("walk_page_range", "mm"): ["an Mm", "an Mm of another Host"], ("walk_page_range", "ops"): ["ops"],
-    ("walk_page_range_vma", "vma"): ["a Vma"], ("walk_page_range_vma", "ops"): ["ops"], ("walk_page_vma", "vma"): ["a Vma"],
-    ("walk_page_vma", "ops"): ["ops"], ("walk_page_range_novma", "tables"): ["page tables"], ("walk_page_range_novma", "ops"): ["ops"],
-}  # fmt: skip
+    ("Host.pin", "mm"): ["an Mm"],
+    ("Mm", "host"): ["a Host", "another Host"],
+    ("Vma", "mm"): ["an Mm"],
+    ("walk_page_range", "mm"): ["an Mm", "an Mm of another Host"],
+    ("walk_page_range", "ops"): ["ops"],
+    ("walk_page_range_vma", "vma"): ["a Vma"],
+    ("walk_page_range_vma", "ops"): ["ops"],
+    ("walk_page_vma", "vma"): ["a Vma"],
+    ("walk_page_vma", "ops"): ["ops"],
+    ("walk_page_range_novma", "tables"): ["page tables"],
+    ("walk_page_range_novma", "ops"): ["ops"],
+}
 
 
 class Scene:
@@ -93,10 +194,17 @@ class Scene:
         self.image = PageTables.from_image(np.array(self.tables.rows), self.tables.root)
         self.pinned = host.pin(mm, AT)
         self.doors = {
-            "another Host": self.other, "an Mm of another Host": self.stranger, "a dead Mm": self.dead,
-            "tables of a dead Mm": dead_tables, "a Vma": mm.vmas[0], "ops": MmWalkOps(pte_entry=lambda *a: 0), "an Mm": mm,
-            "a Host": host, "a World": self.other.world, "page tables": self.tables,
-        }  # fmt: skip
+            "another Host": self.other,
+            "an Mm of another Host": self.stranger,
+            "a dead Mm": self.dead,
+            "tables of a dead Mm": dead_tables,
+            "a Vma": mm.vmas[0],
+            "ops": MmWalkOps(pte_entry=lambda *a: 0),
+            "an Mm": mm,
+            "a Host": host,
+            "a World": self.other.world,
+            "page tables": self.tables,
+        }
 
     def check(self):
         self.mm.read_keys(AT, 16)
@@ -194,10 +302,19 @@ def targets(scene):
     span = integer(0, 1 << 64)
     levels = integer(4, 5)
     out = {
-        "Host": (lambda nr_frames=64, nr_nodes=1, levels=4, thp="never", huge=None: Host(
-            nr_frames, nr_nodes, levels, thp=thp, huge=huge), {"nr_frames": 1024},
-            {"nr_frames": integer(2, 1 << 31), "nr_nodes": integer(1, 2), "levels": levels, "thp": text("never", "always"),
-             "huge": either(flag, none)}),
+        "Host": (
+            lambda nr_frames=64, nr_nodes=1, levels=4, thp="never", huge=None: Host(
+                nr_frames, nr_nodes, levels, thp=thp, huge=huge
+            ),
+            {"nr_frames": 1024},
+            {
+                "nr_frames": integer(2, 1 << 31),
+                "nr_nodes": integer(1, 2),
+                "levels": levels,
+                "thp": text("never", "always"),
+                "huge": either(flag, none),
+            },
+        ),
         "Host.new_mm": (host.new_mm, {"nid": 0}, {"nid": nid}),
         "Host.mm_by_number": (host.mm_by_number, {"number": 1}, {"number": any_mm}),
         "Host.thp": (set_(host, "thp"), {"value": "never"}, {"value": nothing}),
@@ -212,91 +329,234 @@ def targets(scene):
         "Mm.nid": (set_(mm, "nid"), {"value": 0}, {"value": nid}),
         "Mm.vma_by_number": (mm.vma_by_number, {"number": 1}, {"number": integer(1, 3)}),
         "Mm.find_vma": (mm.find_vma, {"addr": AT}, {"addr": U64}),
-        "Mm.mmap": (mm.mmap, {"length": PAGE, "addr": 2 * AT, "prot": "rw", "shared": False, "kind": "anon", "noreserve": False,
-                              "backing": None, "offset": 0, "flags": 0, "pfn": 0},
-                    {"length": integer(1, USER - 2 * AT), "addr": either(USER_ADDR, none), "prot": text("rw", "x", ""),
-                     "shared": flag, "kind": nothing, "noreserve": flag, "backing": either(none, integer(scene.object, scene.object)),
-                     "offset": integer(0, 1 << 47), "flags": U64, "pfn": PFN}),
-        "Mm.mmap of raw frames": (mm.mmap, {"length": PAGE, "kind": "pfnmap", "pfn": 9}, {"length": USER_LEN, "kind": nothing, "pfn": PFN}),
+        "Mm.mmap": (
+            mm.mmap,
+            {
+                "length": PAGE,
+                "addr": 2 * AT,
+                "prot": "rw",
+                "shared": False,
+                "kind": "anon",
+                "noreserve": False,
+                "backing": None,
+                "offset": 0,
+                "flags": 0,
+                "pfn": 0,
+            },
+            {
+                "length": integer(1, USER - 2 * AT),
+                "addr": either(USER_ADDR, none),
+                "prot": text("rw", "x", ""),
+                "shared": flag,
+                "kind": nothing,
+                "noreserve": flag,
+                "backing": either(none, integer(scene.object, scene.object)),
+                "offset": integer(0, 1 << 47),
+                "flags": U64,
+                "pfn": PFN,
+            },
+        ),
+        "Mm.mmap of raw frames": (
+            mm.mmap,
+            {"length": PAGE, "kind": "pfnmap", "pfn": 9},
+            {"length": USER_LEN, "kind": nothing, "pfn": PFN},
+        ),
         "Mm.munmap": (mm.munmap, {"addr": AT, "length": PAGE}, {"addr": USER_ADDR, "length": USER_LEN}),
-        "Mm.mprotect": (mm.mprotect, {"addr": AT, "length": PAGE, "prot": "r"},
-                        {"addr": integer(AT, AT), "length": integer(0, 16 * PAGE), "prot": text("rw", "x", "")}),
-        "Mm.madvise": (mm.madvise, {"addr": AT, "length": PAGE, "advice": "dontneed"},
-                       {"addr": integer(AT, AT), "length": integer(0, 16 * PAGE), "advice": integer(0, 200)}),
-        "Mm.mremap": (mm.mremap, {"addr": AT, "old": PAGE, "new": 2 * PAGE, "new_addr": None, "maymove": True},
-                      {"addr": integer(AT, AT), "old": USER_LEN, "new": integer(1, USER), "maymove": flag,
-                       "new_addr": either(none, USER_ADDR)}),
+        "Mm.mprotect": (
+            mm.mprotect,
+            {"addr": AT, "length": PAGE, "prot": "r"},
+            {"addr": integer(AT, AT), "length": integer(0, 16 * PAGE), "prot": text("rw", "x", "")},
+        ),
+        "Mm.madvise": (
+            mm.madvise,
+            {"addr": AT, "length": PAGE, "advice": "dontneed"},
+            {"addr": integer(AT, AT), "length": integer(0, 16 * PAGE), "advice": integer(0, 200)},
+        ),
+        "Mm.mremap": (
+            mm.mremap,
+            {"addr": AT, "old": PAGE, "new": 2 * PAGE, "new_addr": None, "maymove": True},
+            {
+                "addr": integer(AT, AT),
+                "old": USER_LEN,
+                "new": integer(1, USER),
+                "maymove": flag,
+                "new_addr": either(none, USER_ADDR),
+            },
+        ),
         "Mm.prctl_merge": (mm.prctl_merge, {"on": True}, {"on": flag}),
         "Mm.thp_disable": (mm.thp_disable, {"on": True}, {"on": flag}),
         # a length that wraps when it is rounded locks nothing, as in Linux
-        "Mm.mlock": (mm.mlock, {"addr": AT, "length": PAGE}, {"addr": integer(AT, AT), "length": either(
-            integer(0, 16 * PAGE), integer(2**64 - 4095, 2**64 - 1))}),
-        "Mm.munlock": (mm.munlock, {"addr": AT, "length": PAGE}, {"addr": integer(AT, AT), "length": either(
-            integer(0, 16 * PAGE), integer(2**64 - 4095, 2**64 - 1))}),
+        "Mm.mlock": (
+            mm.mlock,
+            {"addr": AT, "length": PAGE},
+            {"addr": integer(AT, AT), "length": either(integer(0, 16 * PAGE), integer(2**64 - 4095, 2**64 - 1))},
+        ),
+        "Mm.munlock": (
+            mm.munlock,
+            {"addr": AT, "length": PAGE},
+            {"addr": integer(AT, AT), "length": either(integer(0, 16 * PAGE), integer(2**64 - 4095, 2**64 - 1))},
+        ),
         "Mm.uffd_wp": (mm.uffd_wp, {"addr": AT, "length": PAGE, "on": True}, {"addr": USER_ADDR, "length": USER_LEN, "on": flag}),
-        "Mm.write": (mm.write, {"addr": AT, "keys": 5, "nid": None},
-                     {"addr": integer(AT, AT), "keys": either(U64, row(0, 2**64 - 1)), "nid": either(nid, none)}),
+        "Mm.write": (
+            mm.write,
+            {"addr": AT, "keys": 5, "nid": None},
+            {"addr": integer(AT, AT), "keys": either(U64, row(0, 2**64 - 1)), "nid": either(nid, none)},
+        ),
         "Mm.write of many": (mm.write, {"addr": AT, "keys": [1, 2]}, {"keys": either(U64, row(0, 2**64 - 1))}),
         "Mm.poke": (mm.poke, {"addr": AT, "keys": [5]}, {"addr": integer(AT, AT), "keys": either(U64, row(0, 2**64 - 1))}),
-        "Mm.populate": (mm.populate, {"addr": AT, "length": 16 * PAGE, "keys": None, "nid": None},
-                        {"addr": integer(AT, AT), "length": integer(0, 16 * PAGE), "keys": either(none, row(0, 2**64 - 1, 16)),
-                         "nid": either(nid, none)}),
+        "Mm.populate": (
+            mm.populate,
+            {"addr": AT, "length": 16 * PAGE, "keys": None, "nid": None},
+            {
+                "addr": integer(AT, AT),
+                "length": integer(0, 16 * PAGE),
+                "keys": either(none, row(0, 2**64 - 1, 16)),
+                "nid": either(nid, none),
+            },
+        ),
         "Mm.read": (mm.read, {"addr": AT, "n": 2}, {"addr": integer(AT, AT), "n": either(none, integer(0, 16))}),
         "Mm.read_keys": (mm.read_keys, {"addr": AT, "n": 2}, {"addr": integer(0, 1 << 57), "n": pages}),
         "Mm.read_pfns": (mm.read_pfns, {"addr": AT, "n": 2}, {"addr": integer(0, 1 << 57), "n": pages}),
         "Vma": (ksmwalk.Vma, {"mm": mm, "index": 1}, {"mm": nothing, "index": integer(1, 3)}),
         "in Vma": (lambda addr: addr in mm.vmas[0], {"addr": AT}, {"addr": integer(-(1 << 64), 1 << 64)}),
-        "PageTables": (PageTables, {"levels": 4, "capacity": 64, "on_bad": "raise"},
-                       {"levels": levels, "capacity": integer(1, 1 << 34), "on_bad": text("raise", "report")}),
-        "PageTables.of_world": (PageTables.of_world, {"world": host.world, "mm": 1, "levels": 4, "on_bad": "raise"},
-                                {"world": lambda v: v is scene.other.world, "mm": integer(1, 4), "levels": levels, "on_bad": text("raise")}),
-        "PageTables.from_image": (PageTables.from_image, {"rows": rows, "root": 1, "levels": 4, "frames": None, "max_pfn": 0, "on_bad": "raise"},
-                                  {"rows": nothing, "root": integer(0, len(rows) - 1), "levels": levels, "frames": none,
-                                   "max_pfn": integer(0, 1 << 40), "on_bad": text("raise")}),
+        "PageTables": (
+            PageTables,
+            {"levels": 4, "capacity": 64, "on_bad": "raise"},
+            {"levels": levels, "capacity": integer(1, 1 << 34), "on_bad": text("raise", "report")},
+        ),
+        "PageTables.of_world": (
+            PageTables.of_world,
+            {"world": host.world, "mm": 1, "levels": 4, "on_bad": "raise"},
+            {"world": lambda v: v is scene.other.world, "mm": integer(1, 4), "levels": levels, "on_bad": text("raise")},
+        ),
+        "PageTables.from_image": (
+            PageTables.from_image,
+            {"rows": rows, "root": 1, "levels": 4, "frames": None, "max_pfn": 0, "on_bad": "raise"},
+            {
+                "rows": nothing,
+                "root": integer(0, len(rows) - 1),
+                "levels": levels,
+                "frames": none,
+                "max_pfn": integer(0, 1 << 40),
+                "on_bad": text("raise"),
+            },
+        ),
         "PageTables.from_image with frames": (
-            PageTables.from_image, {"rows": np.zeros((16, 512), np.uint64), "root": 1, "frames": np.arange(16)},
-            {"rows": nothing, "root": integer(0, 15), "frames": either(none, row(0, 2**64 - 1, 16))}),
+            PageTables.from_image,
+            {"rows": np.zeros((16, 512), np.uint64), "root": 1, "frames": np.arange(16)},
+            {"rows": nothing, "root": integer(0, 15), "frames": either(none, row(0, 2**64 - 1, 16))},
+        ),
         "PageTables.on_bad": (set_(tables, "on_bad"), {"value": "report"}, {"value": text("raise")}),
-        "PageTables.mappings": (tables.mappings, {"start": 0, "end": 2 * AT, "view": "kernel", "runs": False, "limit": None, "out": None},
-                                {"start": span, "end": either(span, none), "view": nothing, "runs": flag, "limit": either(U64, none),
-                                 "out": either(none, lambda v: getattr(v, "dtype", None) == layout.MAPPING and v.flags.c_contiguous)}),
+        "PageTables.mappings": (
+            tables.mappings,
+            {"start": 0, "end": 2 * AT, "view": "kernel", "runs": False, "limit": None, "out": None},
+            {
+                "start": span,
+                "end": either(span, none),
+                "view": nothing,
+                "runs": flag,
+                "limit": either(U64, none),
+                "out": either(none, lambda v: getattr(v, "dtype", None) == layout.MAPPING and v.flags.c_contiguous),
+            },
+        ),
         "PageTables.mappings of an image": (image.mappings, {"start": 0, "end": None}, {"start": span, "end": either(span, none)}),
         "PageTables.lookup": (tables.lookup, {"addr": AT, "view": "kernel"}, {"addr": U64, "view": nothing}),
-        "PageTables.map": (tables.map, {"addr": 2 * AT, "pfn": 9, "flags": 7, "level": 1},
-                           {"addr": integer(0, 1 << 48), "pfn": PFN, "flags": U64, "level": integer(1, 3)}),
-        "PageTables.map_range": (tables.map_range, {"addr": 2 * AT, "pfns": [9], "flags": 7, "level": 1},
-                                 {"addr": integer(0, 1 << 48), "pfns": row(0, 2**40 - 1), "flags": U64, "level": integer(1, 3)}),
+        "PageTables.map": (
+            tables.map,
+            {"addr": 2 * AT, "pfn": 9, "flags": 7, "level": 1},
+            {"addr": integer(0, 1 << 48), "pfn": PFN, "flags": U64, "level": integer(1, 3)},
+        ),
+        "PageTables.map_range": (
+            tables.map_range,
+            {"addr": 2 * AT, "pfns": [9], "flags": 7, "level": 1},
+            {"addr": integer(0, 1 << 48), "pfns": row(0, 2**40 - 1), "flags": U64, "level": integer(1, 3)},
+        ),
         "PageTables.unmap": (tables.unmap, {"start": 0, "end": 2 * AT}, {"start": integer(0, 2 * AT), "end": integer(0, 1 << 48)}),
         "PageTables.split": (tables.split, {"addr": 4 * AT}, {"addr": integer(4 * AT, 4 * AT + 2 * M)}),
-        "walk_page_range": (ksmwalk.walk_page_range, {"mm": mm, "start": AT, "end": AT + PAGE, "ops": ops, "private": None},
-                            {"mm": none, "start": span, "end": span, "ops": nothing, "private": anything}),
-        "walk_page_range_vma": (ksmwalk.walk_page_range_vma, {"vma": mm.vmas[0], "start": AT, "end": AT + PAGE, "ops": ops, "private": None},
-                                {"vma": nothing, "start": span, "end": span, "ops": nothing, "private": anything}),
-        "walk_page_vma": (ksmwalk.walk_page_vma, {"vma": mm.vmas[0], "ops": ops, "private": None},
-                          {"vma": nothing, "ops": nothing, "private": anything}),
-        "walk_page_range_novma": (ksmwalk.walk_page_range_novma, {"tables": tables, "start": AT, "end": AT + PAGE, "ops": ops, "private": None},
-                                  {"tables": nothing, "start": span, "end": span, "ops": nothing, "private": anything}),
-        "MmWalkOps": (lambda **fns: ksmwalk.walk_page_range(mm, AT, AT + M, MmWalkOps(**fns)), {name: None for name in CALLBACKS},
-                      {name: functions for name in CALLBACKS}),
-        "Entry.value": (in_callback(scene, lambda entry, walk, value: [setattr(entry, "value", value), setattr(entry, "value", old)][:0]
-                                    if (old := entry.value) else None), {"value": 0}, {"value": U64}),
-        "MmWalk.action": (in_callback(scene, lambda entry, walk, value: setattr(walk, "action", value if not integer(2, 2)(value) else 0)),
-                          {"value": 0}, {"value": integer(0, 2)}),
-        "what a callback returns": (in_callback(scene, lambda entry, walk, value: value), {"value": 0},
-                                    {"value": lambda v: v is None or isinstance(v, int)}),
-    }  # fmt: skip
+        "walk_page_range": (
+            ksmwalk.walk_page_range,
+            {"mm": mm, "start": AT, "end": AT + PAGE, "ops": ops, "private": None},
+            {"mm": none, "start": span, "end": span, "ops": nothing, "private": anything},
+        ),
+        "walk_page_range_vma": (
+            ksmwalk.walk_page_range_vma,
+            {"vma": mm.vmas[0], "start": AT, "end": AT + PAGE, "ops": ops, "private": None},
+            {"vma": nothing, "start": span, "end": span, "ops": nothing, "private": anything},
+        ),
+        "walk_page_vma": (
+            ksmwalk.walk_page_vma,
+            {"vma": mm.vmas[0], "ops": ops, "private": None},
+            {"vma": nothing, "ops": nothing, "private": anything},
+        ),
+        "walk_page_range_novma": (
+            ksmwalk.walk_page_range_novma,
+            {"tables": tables, "start": AT, "end": AT + PAGE, "ops": ops, "private": None},
+            {"tables": nothing, "start": span, "end": span, "ops": nothing, "private": anything},
+        ),
+        "MmWalkOps": (
+            lambda **fns: ksmwalk.walk_page_range(mm, AT, AT + M, MmWalkOps(**fns)),
+            {name: None for name in CALLBACKS},
+            {name: functions for name in CALLBACKS},
+        ),
+        "Entry.value": (
+            in_callback(
+                scene,
+                lambda entry, walk, value: (
+                    [setattr(entry, "value", value), setattr(entry, "value", old)][:0] if (old := entry.value) else None
+                ),
+            ),
+            {"value": 0},
+            {"value": U64},
+        ),
+        "MmWalk.action": (
+            in_callback(scene, lambda entry, walk, value: setattr(walk, "action", value if not integer(2, 2)(value) else 0)),
+            {"value": 0},
+            {"value": integer(0, 2)},
+        ),
+        "what a callback returns": (
+            in_callback(scene, lambda entry, walk, value: value),
+            {"value": 0},
+            {"value": lambda v: v is None or isinstance(v, int)},
+        ),
+    }
     ksm, number = host.ksm, integer(0, 2**63 - 1)
     out |= {
         "Ksm.do_scan": (ksm.do_scan, {"n": 5}, {"n": either(none, number)}),
-        "Ksm.write": (ksm.write, {"name": "pages_to_scan", "value": 5}, {"name": text("run"), "value": either(U64, text("1"))}),
+        "Ksm.write": (
+            ksm.write,
+            {"name": "pages_to_scan", "value": 5},
+            {"name": text("run"), "value": either(U64, flag, text("1"))},
+        ),
+        "Ksm.pages_to_scan": (
+            set_(ksm, "pages_to_scan"),
+            {"value": 5},
+            {"value": either(integer(0, 2**32 - 1), text("1"))},
+        ),
         "Ksm.now_ms": (set_(ksm, "now_ms"), {"value": 5}, {"value": number}),
         "Ksm.cpu_ms": (set_(ksm, "cpu_ms"), {"value": 5}, {"value": number}),
         "KsmScan.scan": (ksm.scan.scan, {"n": 5}, {"n": number}),
         "KsmScan.strategy": (set_(ksm.scan, "strategy"), {"value": "range"}, {"value": nothing}),
         "KsmScan.real_lookups": (set_(ksm.scan, "real_lookups"), {"value": True}, {"value": flag}),
         "Events.on": (set_(ksm.events, "on"), {"value": True}, {"value": flag}),
+        "Ksm.run_until": (
+            ksm.run_until,
+            {"until": lambda k: True, "limit": 3, "each": "full scan"},
+            {"until": either(none, callable), "limit": integer(1, 2**63 - 1), "each": nothing},
+        ),
+        "Frames.set_key": (
+            host.frames.set_key,
+            {"pfns": [scene.pinned], "keys": [5]},
+            {"pfns": either(integer(1, 1023), row(1, 1023)), "keys": either(U64, row(0, 2**64 - 1, 1))},
+        ),
+        "Mm.write_at": (
+            mm.write_at,
+            {"addrs": [AT, AT + PAGE], "keys": [1, 2]},
+            {"addrs": row(AT, AT, 2), "keys": either(U64, row(0, 2**64 - 1, 2))},
+        ),
+        "Mm.write_at everywhere": (mm.write_at, {"addrs": [AT, AT + PAGE], "keys": 1}, {"addrs": row(AT, AT)}),
+        "Mm.read_at": (mm.read_at, {"addrs": [AT, AT + PAGE]}, {"addrs": row(AT, AT)}),
         "Frames.describe": (host.frames.describe, {"pfn": 1}, {"pfn": integer(0, 1023)}),
-    }  # fmt: skip
+    }
     for name in (
         "none",
         "present",
@@ -322,15 +582,42 @@ def targets(scene):
     return out
 
 
-ALLOWED = (OSError, ValueError, TypeError, LookupError, ReferenceError, KsmwalkError, MemoryError)
+ALLOWED = (AttributeError, OSError, ValueError, TypeError, LookupError, ReferenceError, KsmwalkError, MemoryError)
 #: what numpy, Cython and Python say for themselves
 FOREIGN = (
-    "an integer is required", "can't convert", "cannot be interpreted", "too large to convert", "Buffer dtype", "Cannot convert",
-    "cannot convert", "must be real number", "has no attribute", "setting an array element", "could not convert", "invalid literal",
-    "unsupported operand", "not supported between", "truth value", "only integer scalar", "only length-1", "positional argument",
-    "out of bounds for", "has incorrect type", "inhomogeneous", "bad operand", "not iterable", "not subscriptable", "unhashable",
-    "ufunc", "does not support", "not callable object", "Expected ", "shape mismatch", "broadcast", "object is not callable",
-)  # fmt: skip
+    "an integer is required",
+    "can't convert",
+    "cannot be interpreted",
+    "too large to convert",
+    "Buffer dtype",
+    "Cannot convert",
+    "cannot convert",
+    "must be real number",
+    "has no attribute",
+    "setting an array element",
+    "could not convert",
+    "invalid literal",
+    "unsupported operand",
+    "not supported between",
+    "truth value",
+    "only integer scalar",
+    "only length-1",
+    "positional argument",
+    "out of bounds for",
+    "has incorrect type",
+    "inhomogeneous",
+    "bad operand",
+    "not iterable",
+    "not subscriptable",
+    "unhashable",
+    "ufunc",
+    "does not support",
+    "not callable object",
+    "Expected ",
+    "shape mismatch",
+    "broadcast",
+    "object is not callable",
+)
 
 
 def problem(target, parameter, value):
@@ -348,11 +635,15 @@ def problem(target, parameter, value):
             wrong = next((f"not ours: {type(error).__name__}: {error}" for words in FOREIGN if words in str(error)), None)
         if not str(error) and not isinstance(error, MemoryError):
             wrong = "no message"
+    except AttributeError as error:
+        # A tunable that there is not, by its name: it is an attribute too.
+        wrong = None if (target, parameter) == ("Ksm.write", "name") else f"AttributeError: {error}"
     except BaseException as error:
         wrong = f"{type(error).__name__}: {error}"
     else:
         fits = any(value is scene.doors[name] for name in FITTING.get((target, parameter), ()))
         wrong = None if fits or may[parameter](value) else "succeeded without a word"
+    signal.setitimer(signal.ITIMER_REAL, CHECKING)
     try:
         scene.check()
     except BaseException as error:
@@ -362,10 +653,7 @@ def problem(target, parameter, value):
 
 def trials():
     values = [*range(len(VALUES)), *(("door", name) for name in DOORS)]
-    return [
-        (target, parameter, value)
-        for target, (_, _, may) in targets(Scene()).items() for parameter in may for value in values
-    ]  # fmt: skip
+    return [(target, parameter, value) for target, (_, _, may) in targets(Scene()).items() for parameter in may for value in values]
 
 
 def describe(trial):

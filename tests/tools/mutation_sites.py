@@ -116,8 +116,9 @@ def depth(code: str) -> int:
 def sites() -> list[Site]:
     """Every site of the engine, in the order of the source."""
     out: list[Site] = []
+    seen: Counter[str] = Counter()
     for path in engine_files():
-        file, level, seen = path.relative_to(PACKAGE).as_posix(), 0, Counter()
+        file, level = path.relative_to(PACKAGE).as_posix(), 0
         for number, function, code in code_lines(path.read_text()):
             alone = level == 0 and depth(code) == 0
             level = max(0, level + depth(code))

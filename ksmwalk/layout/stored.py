@@ -1,0 +1,270 @@
+"""Arrays kept in a directory: one .npy file each, and format.json, which says what they are and in which version.
+
+Written whole or not at all: into a directory beside the one asked for, which then takes its place. Symbolic links are
+not followed, and what is read is looked at before memory is reserved for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import os
+import secrets
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+FORMAT = "format.json"
+_LONGEST_FORMAT = 1 << 16  # bytes
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def check_version(found: object, kind: str, version: int) -> None:
+    """Refuse what is no `kind` of a version that is read.
+
+    Parameters
+    ----------
+    found : dict
+        With `kind` and `version`, as they were kept.
+    kind : str
+    version : int
+        The newest version that can be read; all from 1 on can.
+
+    Raises
+    ------
+    ValueError
+        Naming what was found.
+    """
+    if not isinstance(found, Mapping) or not {"kind", "version"} <= set(found):
+        raise ValueError(f"no kind and version: not a {kind}, or kept before there were versions, which is not read any more")
+    if found["kind"] != kind:
+        raise ValueError(f"kind {found['kind']!r}: must be {kind!r}")
+    number = found["version"]
+    if type(number) is not int or number < 1:
+        raise ValueError(f"version {number!r}: no version of a {kind}")
+    if number > version:
+        raise ValueError(f"version {number}: of a newer ksmwalk than this, which reads a {kind} up to version {version}")
+
+
+# ------------------------------------------------------------------ writing
+
+
+def write(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], kind: str, version: int, overwrite: bool) -> None:
+    """Write arrays into a directory.
+
+    Parameters
+    ----------
+    path : path
+        A directory that is not there yet, or an empty one; with `overwrite` one that holds something written so.
+    arrays : dict of str to ndarray
+    kind : str
+    version : int
+    overwrite : bool
+
+    Raises
+    ------
+    FileExistsError
+        Something is there already.
+    OSError
+        A symbolic link (ELOOP), no room, no permission; what was there is still there.
+    """
+    path = Path(os.path.abspath(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    there = _what_is_there(path, overwrite)
+    made = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    made.mkdir()
+    try:
+        _fill(made, arrays, {"kind": kind, "version": version, "arrays": list(arrays)})
+        _put_in_place(made, path, there)
+    except BaseException:
+        _remove(made)
+        raise
+    _sync(path.parent)
+
+
+def _what_is_there(path: Path, overwrite: bool) -> bool:
+    """Whether something is to be replaced."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return False
+    if stat.S_ISLNK(mode):
+        raise OSError(errno.ELOOP, f"{path}: a symbolic link, which is not followed")
+    if not stat.S_ISDIR(mode):
+        raise FileExistsError(errno.EEXIST, f"{path}: not a directory")
+    names = os.listdir(path)
+    if not names:
+        return False
+    if not overwrite:
+        raise FileExistsError(errno.EEXIST, f"{path}: not empty; overwrite=True would replace it")
+    strange = sorted(name for name in names if name != FORMAT and not name.endswith(".npy"))
+    if strange or FORMAT not in names:
+        found = strange[0] if strange else f"no {FORMAT}"
+        raise FileExistsError(errno.EEXIST, f"{path}: not written by ksmwalk ({found}), so not overwritten")
+    return True
+
+
+def _fill(made: Path, arrays: Mapping[str, np.ndarray], about: dict[str, Any]) -> None:
+    for name, array in arrays.items():
+        with _new(made / f"{name}.npy") as file:
+            np.lib.format.write_array(file, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
+    with _new(made / FORMAT) as file:
+        file.write((json.dumps(about, indent=1) + "\n").encode())
+    # All are written by now, so that waiting for the disk once is nearly enough.
+    for name in os.listdir(made):
+        _sync(made / name)
+    _sync(made)
+
+
+def _new(path: Path) -> IO[bytes]:
+    return open(os.open(path, _CREATE, 0o666), "wb")
+
+
+def _put_in_place(made: Path, path: Path, there: bool) -> None:
+    if not there:
+        os.rename(made, path)  # an empty directory gives way
+        return
+    old = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    os.rename(path, old)
+    try:
+        os.rename(made, path)
+    except BaseException:
+        os.rename(old, path)
+        raise
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    """Remove a directory of files, as far as that goes; links in it are not followed."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(path):
+            os.unlink(path / name)
+        os.rmdir(path)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+# ------------------------------------------------------------------ reading
+
+
+class Stored:
+    """An array in a file: what its header says, which is true to the file's size, until `read` fetches the content.
+
+    Attributes
+    ----------
+    where : str
+        The file.
+    dtype : dtype
+    shape : tuple of int
+    """
+
+    def __init__(self, where: str, file: IO[bytes]):
+        self.where, self._file = where, file
+        try:
+            major = np.lib.format.read_magic(file)
+            if major == (1, 0):
+                self.shape, fortran, self.dtype = np.lib.format.read_array_header_1_0(file)
+            elif major == (2, 0):
+                self.shape, fortran, self.dtype = np.lib.format.read_array_header_2_0(file)
+            else:
+                raise ValueError(f"version {major} of the .npy format")
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as err:
+            raise ValueError(f"{where}: no .npy file: {err}") from None
+        if fortran or self.dtype.hasobject or any(type(n) is not int or n < 0 for n in self.shape):
+            raise ValueError(f"{where}: dtype {self.dtype}, shape {self.shape}: not of an array kept by ksmwalk")
+        size = math.prod(self.shape) * self.dtype.itemsize
+        have = os.fstat(file.fileno()).st_size - file.tell()
+        if size != have:
+            raise ValueError(f"{where}: {have} bytes of content, must be {size} for shape {self.shape} of {self.dtype}")
+
+    def read(self, out: np.ndarray | None = None) -> np.ndarray:
+        """The content, read into a contiguous array of this dtype and shape."""
+        if out is None:
+            out = np.empty(self.shape, self.dtype)
+        left = memoryview(out.reshape(-1).view(np.uint8)) if out.size else memoryview(b"")
+        while left:
+            n = self._file.readinto(left)  # type: ignore[attr-defined]
+            if not n:
+                raise ValueError(f"{self.where}: ends too early")
+            left = left[n:]
+        return out
+
+
+@contextlib.contextmanager
+def opened(path: str | os.PathLike[str], kind: str, version: int, allowed: set[str]) -> Iterator[dict[str, Stored]]:
+    """The arrays that `write` left in a directory, to be read while this is open.
+
+    Parameters
+    ----------
+    path : path
+        The directory. It may be reached through a symbolic link; the files in it may not be one.
+    kind : str
+    version : int
+        As for `check_version`.
+    allowed : set of str
+        Names that such a directory may have arrays of.
+
+    Raises
+    ------
+    FileNotFoundError
+        A file is missing.
+    ValueError
+        A file holds something else; named.
+    OSError
+        A file can't be opened, or is none (a link, a device, a pipe).
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise FileNotFoundError(errno.ENOENT, f"{path}: no directory of a {kind}")
+    with contextlib.ExitStack() as stack:
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        stack.callback(os.close, folder)
+        with _file(path, folder, FORMAT) as file:
+            about = _about(str(path / FORMAT), file.read(_LONGEST_FORMAT + 1))
+        try:
+            check_version(about, kind, version)
+        except ValueError as err:
+            raise ValueError(f"{path / FORMAT}: {err}") from None
+        names = about.get("arrays")
+        if not isinstance(names, list) or not all(isinstance(name, str) and name in allowed for name in names):
+            raise ValueError(f"{path / FORMAT}: arrays {names!r}: not those of a {kind}")
+        yield {
+            name: Stored(str(path / f"{name}.npy"), stack.enter_context(_file(path, folder, f"{name}.npy"))) for name in names
+        }
+
+
+def _about(where: str, raw: bytes) -> dict[str, Any]:
+    try:
+        about = json.loads(raw) if len(raw) <= _LONGEST_FORMAT else None
+    except (ValueError, RecursionError):
+        about = None
+    if not isinstance(about, dict):
+        raise ValueError(f"{where}: not a JSON object")
+    return about
+
+
+def _file(path: Path, folder: int, name: str) -> IO[bytes]:
+    try:
+        fd = os.open(name, _READ, dir_fd=folder)
+    except FileNotFoundError:
+        raise FileNotFoundError(errno.ENOENT, f"{path / name}: missing") from None
+    except OSError as err:
+        if err.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, f"{path / name}: a symbolic link, which is not followed") from None
+        raise OSError(err.errno, f"{path / name}: {os.strerror(err.errno or 0)}") from None
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, f"{path / name}: not a regular file")
+    return open(fd, "rb", buffering=0)

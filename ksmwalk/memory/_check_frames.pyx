@@ -1,0 +1,138 @@
+"""Frames that came from outside, held against the page tables before the engine works on them.
+
+The contract stands in `_check.pxd`.
+"""
+from libc.stdint cimport int32_t, int64_t, uint16_t
+
+from ksmwalk.memory._check cimport SEEN_LISTED, Check, counted, refuse, within
+from ksmwalk.layout._layout cimport *
+
+
+cdef extern from * nogil:
+    int popcount "__builtin_popcountll"(unsigned long long) noexcept
+
+cdef enum:
+    FRAME_BITS = 0x7ff                   # all of FRAME_*
+    MOST_REFS = 1 << 30                  # of a folio: far from where a count would wrap
+    LRU_MOST = 64
+
+
+cdef int one_frame(Check *c, int64_t pfn) noexcept nogil:
+    cdef kw_world *w = c.w
+    cdef uint16_t f = w.f_flags[pfn]
+    cdef int64_t head = pfn & ~<int64_t>511
+    cdef bint unused = (w.b_free[pfn >> 6] >> (pfn & 63)) & 1
+    if f & ~FRAME_BITS or unused == (f & FRAME_USED != 0):
+        return refuse(c, b"f_flags", NULL, pfn, f, b"bits that no frame has, or not what b_free says")
+    if w.f_mapcount[pfn] < 0:
+        return refuse(c, b"f_mapcount", NULL, pfn, w.f_mapcount[pfn], b"negative")
+    if not 0 <= w.f_refs[pfn] < MOST_REFS:
+        return refuse(c, b"f_refs", NULL, pfn, w.f_refs[pfn], b"negative, or too many")
+    if unused:
+        if f or w.f_mapcount[pfn] or w.f_refs[pfn] or w.f_node[pfn]:
+            return refuse(c, b"f_flags", NULL, pfn, f, b"a free frame with flags, mappings, references or a node")
+        return within(c, b"f_head", NULL, pfn, w.f_head[pfn], 0, w.ctl.nr_frames, b"no frame")
+    if not f & FRAME_ZERO and counted(c, b"f_mapcount", NULL, pfn, w.f_mapcount[pfn], c.mapped[pfn], b"entries that map it"):
+        return -1
+    if f & (FRAME_HEAD | FRAME_TAIL) == 0:
+        head = pfn
+    elif f & FRAME_HEAD:
+        if f & FRAME_TAIL or head != pfn or pfn + 512 > c.known:
+            return refuse(c, b"f_flags", NULL, pfn, f, b"no place for the head of a folio")
+    elif head == pfn or not w.f_flags[head] & FRAME_HEAD or w.f_refs[pfn]:
+        return refuse(c, b"f_flags", NULL, pfn, f, b"part of a folio without a head, or with references of its own")
+    if w.f_head[pfn] != head:
+        return refuse(c, b"f_head", NULL, pfn, w.f_head[pfn], b"not the head of its folio")
+    if pfn & 511 and not f & FRAME_TAIL and w.f_flags[pfn & ~<int64_t>511] & FRAME_HEAD:
+        return refuse(c, b"f_flags", NULL, pfn, f, b"in the midst of a folio, but not part of it")
+    c.held[head] += c.mapped[pfn]
+    return 0
+
+
+cdef int one_block(Check *c, int64_t b) noexcept nogil:
+    """A block of 512 frames: its count of free ones, nothing free beyond the end of memory, one NUMA node."""
+    cdef kw_world *w = c.w
+    cdef int64_t n = 0, pfn, end = min((b + 1) * 512, w.ctl.nr_frames)
+    cdef int i
+    for i in range(8):
+        n += popcount(w.b_free[b * 8 + i])
+    if counted(c, b"b_count", NULL, b, w.b_count[b], n, b"bits set in b_free"):
+        return -1
+    for i in range(<int>(end - b * 512), 512):
+        if (w.b_free[b * 8 + (i >> 6)] >> (i & 63)) & 1:
+            return refuse(c, b"b_free", NULL, b, i, b"a free frame beyond the end of memory")
+    if b * 512 >= c.known:
+        return counted(c, b"b_count", NULL, b, w.b_count[b], end - b * 512, b"frames, of which none is used")
+    for pfn in range(b * 512, end):
+        if w.f_nid[pfn] >= w.ctl.nr_nodes or w.f_nid[pfn] != w.f_nid[b * 512]:
+            return refuse(c, b"f_nid", NULL, pfn, w.f_nid[pfn], b"no NUMA node of this Host, or not that of its block")
+    return 0
+
+
+cdef int block_list(Check *c, int kind, int64_t nid) noexcept nogil:
+    cdef kw_world *w = c.w
+    cdef int64_t at = kind * w.ctl.nr_nodes + nid
+    cdef int32_t b = w.b_heads[at], before = -1
+    while b != -1:
+        if not 0 <= b < w.ctl.nr_blocks or c.blocks[b]:
+            if before < 0:
+                return refuse(c, b"b_heads", NULL, at, b, b"no block, or one that is on a list already")
+            return refuse(c, b"b_next", NULL, before, b, b"no block, or one that is on a list already")
+        c.blocks[b] = SEEN_LISTED
+        if w.b_prev[b] != before:
+            return refuse(c, b"b_prev", NULL, b, w.b_prev[b], b"not the block before it")
+        if (w.b_count[b] == 512) != kind or w.b_count[b] == 0 or w.f_nid[b * <int64_t>512] != nid:
+            return refuse(c, b"b_count", NULL, b, w.b_count[b], b"on the list of another NUMA node, or of fuller blocks")
+        before = b
+        b = w.b_next[b]
+    return 0
+
+
+cdef int lru(Check *c) noexcept nogil:
+    cdef kw_ctl *ctl = c.w.ctl
+    cdef int64_t i, j, marked = 0
+    if within(c, b"ctl", b"lru_batch", 0, ctl.lru_batch, 0, LRU_MOST, b"no size of the batch"):
+        return -1
+    if within(c, b"ctl", b"lru_pending", 0, ctl.lru_pending, 0, max(<int64_t>1, ctl.lru_batch), b"more than the batch takes"):
+        return -1
+    for i in range(ctl.lru_pending):
+        if not 0 < ctl.lru[i] < c.known or c.w.f_head[ctl.lru[i]] != ctl.lru[i] or not c.w.f_flags[ctl.lru[i]] & FRAME_LRU:
+            return refuse(c, b"ctl", b"lru", i, ctl.lru[i], b"no frame that waits in the batch")
+        for j in range(i):
+            if ctl.lru[i] == ctl.lru[j]:
+                return refuse(c, b"ctl", b"lru", i, ctl.lru[i], b"in the batch twice")
+        c.held[ctl.lru[i]] += 1
+    for i in range(c.known):
+        marked += c.w.f_flags[i] & FRAME_LRU != 0
+    return counted(c, b"ctl", b"lru_pending", 0, ctl.lru_pending, marked, b"frames that wait in the batch")
+
+
+cdef int frames(Check *c) noexcept nogil:
+    cdef kw_world *w = c.w
+    cdef int64_t i, used = 0
+    cdef int64_t zero = w.ctl.huge_zero
+    if w.f_flags[0] != (FRAME_ZERO | FRAME_USED):
+        return refuse(c, b"f_flags", NULL, 0, w.f_flags[0], b"frame 0 is the shared zero page")
+    for i in range(w.ctl.nr_blocks):
+        if one_block(c, i):
+            return -1
+        used += min(<int64_t>512, w.ctl.nr_frames - i * 512) - w.b_count[i]
+    if counted(c, b"ctl", b"frames_used", 0, w.ctl.frames_used, used, b"frames in use"):
+        return -1
+    for i in range(c.known):
+        if one_frame(c, i):
+            return -1
+    if lru(c):
+        return -1
+    for i in range(c.known):
+        if w.f_refs[i] < c.held[i] and not w.f_flags[i] & FRAME_ZERO:
+            return counted(c, b"f_refs", NULL, i, w.f_refs[i], c.held[i], b"references at least")
+    for i in range(2 * w.ctl.nr_nodes):
+        if block_list(c, i >= w.ctl.nr_nodes, i % w.ctl.nr_nodes):
+            return -1
+    for i in range(w.ctl.nr_blocks):
+        if not c.blocks[i] and w.b_count[i]:
+            return refuse(c, b"b_count", NULL, i, w.b_count[i], b"free frames in a block that is on no list")
+    if zero != -1 and (zero & 511 or not 0 < zero < c.known - 511 or not w.f_flags[zero] & FRAME_ZERO):
+        return refuse(c, b"ctl", b"huge_zero", 0, zero, b"not the huge zero page")
+    return 0
