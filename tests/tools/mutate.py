@@ -199,7 +199,7 @@ def recordings(work: Path) -> str:
 def pytest(work: Path, *words: str) -> tuple[list[str], str]:
     """Tests that fail with what is in `work`, ready to be named again, and how it ended if not by a failure."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-m", "not root", "-k", LEFT_OUT]
-    out, code = run([*command, f"--basetemp={work / 'tmp'}", *words], work, 600)
+    out, code = run([*command, f"--basetemp={work / 'tmp'}", *words], work, 300)
     failed = re.findall(r"^(?:FAILED|ERROR) (?:\S*/)?(tests/\S+)", out, re.M)
     return failed, "" if code in (0, 1) else f"{code}: {(out.strip().splitlines() or ['no output'])[-1][:80]}"
 
@@ -367,7 +367,7 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="name the mutations and run none")
     parser.add_argument("--only", metavar="NAME", nargs="+", help="only mutations whose name contains one of these")
     parser.add_argument("--seed", type=int, default=1, help="of the draw, and of random programs (default: 1)")
-    parser.add_argument("--count", type=int, default=48, help="mutations drawn beside those made by hand (default: 48)")
+    parser.add_argument("--count", type=int, default=60, help="mutations drawn beside those made by hand (default: 60)")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--aimed", metavar="NAME", nargs="+", help="random programs aimed at the line, mutant against engine")
     parser.add_argument("--scenarios", type=int, default=10000, help="how many of them have to reach it (default: 10000)")

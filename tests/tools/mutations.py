@@ -200,12 +200,12 @@ MUTATIONS: dict[str, tuple[str, str]] = {
         "    return",
     ),
     "a process without mergeable memory stays": (
-        "if w.mms[mm].flags & MM_EXITING or cur.address == 0:",
-        "if w.mms[mm].flags & MM_EXITING:",
+        "if exiting or w.cursor.address == 0:",
+        "if exiting:",
     ),
     "an exiting process keeps items the cursor passed": (
-        "items_drop_after(w, mm, 0 if w.mms[mm].flags & MM_EXITING else cur.link)",
-        "items_drop_after(w, mm, cur.link)",
+        "items_drop_after(w, mm, 0 if exiting else w.cursor.link)",
+        "items_drop_after(w, mm, w.cursor.link)",
     ),
     # ---------------------------------------------------------------- ages, areas, faults, folios, ranges
     "an age wraps at 256 instead of staying at 255": (
@@ -301,8 +301,8 @@ MUTATIONS: dict[str, tuple[str, str]] = {
         "                ):\n",
     ),
     "MADV_UNMERGEABLE leaves KSM pages": (
-        "            rc = unmerge_range(w, mm, start, end, w.cursor.strategy)\n",
-        "            rc = 0\n",
+        "    if w.vmas[v].anon_vma:\n        rc = unmerge_range(w, mm, start, end,",
+        "    if False:\n        rc = unmerge_range(w, mm, start, end,",
     ),
     "MADV_COLLAPSE takes a page that somebody holds": (
         "if folio_extra_refs(w, pfn) or w.f_flags[pfn] & FRAME_LOCKED:\n            return -EAGAIN",
