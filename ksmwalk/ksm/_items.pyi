@@ -1,6 +1,5 @@
-from typing import Any
-
 from .._core import World
+from ..signatures import AddressSpace
 
 class RmapItem:
     @property
@@ -8,7 +7,7 @@ class RmapItem:
     @property
     def address(self) -> int: ...
     @property
-    def mm(self) -> Any: ...
+    def mm(self) -> AddressSpace: ...  # its number in a World without a Host
     @property
     def stable(self) -> bool: ...
     @property

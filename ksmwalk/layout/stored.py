@@ -193,7 +193,7 @@ class Stored:
         """The content, read into a contiguous array of this dtype and shape."""
         if out is None:
             out = np.empty(self.shape, self.dtype)
-        left = memoryview(out.reshape(-1).view(np.uint8)) if out.size else memoryview(b"")
+        left = out.reshape(-1).view(np.uint8).data if out.size else memoryview(b"")
         while left:
             n = self._file.readinto(left)  # type: ignore[attr-defined]
             if not n:

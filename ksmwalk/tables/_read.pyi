@@ -1,22 +1,21 @@
-import numpy as np
-
 from .._core import Life, World
+from ..signatures import AnyArray, I64Array, RecordArray, U64Array
 
 class Tables:
-    arrays: tuple
+    arrays: tuple[AnyArray | None, ...]
     world: World | None
     mm: int
     life: Life | None
     def __init__(
         self,
-        rows: np.ndarray,
+        rows: U64Array,
         root: int,
         levels: int,
-        frames: np.ndarray | None,
-        order: np.ndarray | None,
+        frames: U64Array | None,
+        order: I64Array | None,
         max_pfn: int,
-        bad: np.ndarray,
-        work: np.ndarray,
+        bad: RecordArray,
+        work: RecordArray,
         world: World | None = None,
         mm: int = 0,
         life: Life | None = None,
@@ -28,5 +27,5 @@ class Tables:
 
 def choose_wide(wide: bool) -> bool: ...
 def read_mappings(
-    tables: Tables, start: int, end: int, hardware: bool, runs: bool, out: np.ndarray, budget: int
+    tables: Tables, start: int, end: int, hardware: bool, runs: bool, out: RecordArray, budget: int
 ) -> int: ...
