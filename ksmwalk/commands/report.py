@@ -106,7 +106,12 @@ def wrap(text: str, room: float, measure: Callable[[str], float] | None = None) 
         if line:
             lines.append(line)
         while len(word) > 1 and measure(word) > room:
-            fits = max(1, bisect.bisect_right(range(len(word)), room, key=lambda n, word=word: measure(word[:n])) - 1)
+            long = word
+
+            def width(n: int, long: str = long) -> float:
+                return measure(long[:n])
+
+            fits = max(1, bisect.bisect_right(range(len(word)), room, key=width) - 1)
             lines.append(word[:fits])
             word = word[fits:]
         line = word

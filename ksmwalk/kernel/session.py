@@ -143,7 +143,7 @@ class Session:
         try:
             os.pwrite(self._run, str(value).encode(), 0)
         except OSError as error:
-            return -error.errno
+            return -(error.errno or 0)
         return 0
 
     # ------------------------------------------------------------ one scenario

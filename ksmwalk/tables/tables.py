@@ -113,8 +113,9 @@ class PageTables:
 
     @classmethod
     def from_image(
-        cls, rows: ArrayLike, root: int, levels: int = 4, frames: Integers | None = None, *, max_pfn: int = 0, on_bad: str = "report"
-    ) -> PageTables:
+        cls, rows: ArrayLike, root: int, levels: int = 4, frames: Integers | None = None,
+        *, max_pfn: int = 0, on_bad: str = "report",
+    ) -> PageTables:  # fmt: skip
         """Page tables read from an existing physical image, in which entries may be anything at all.
 
         Parameters
