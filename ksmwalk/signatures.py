@@ -20,9 +20,12 @@ RecordArray: TypeAlias = NDArray[np.void]
 AnyArray: TypeAlias = NDArray[Any]
 
 #: one integer, of Python or of numpy
-Integer: TypeAlias = "int | np.integer[Any]"
+Integer: TypeAlias = int | np.integer[Any]
 #: a row of integers, of any integer dtype
-Integers: TypeAlias = "NDArray[np.integer[Any]] | Sequence[Integer]"
+Integers: TypeAlias = NDArray[np.integer[Any]] | Sequence[Integer]
+
+#: what a check of arrays found wrong: array, field, record, entry of a table page, what it holds, what was counted, why
+Refusal: TypeAlias = tuple[str, str | None, int, int | None, int, int | None, str]
 
 
 class AddressSpace(Protocol):
@@ -61,6 +64,8 @@ class Area(Protocol):
     def vm_flags(self) -> int: ...
     @property
     def vm_pgoff(self) -> int: ...
+    @property
+    def anon_vma(self) -> int | None: ...
     @property
     def page_size(self) -> int: ...
     @property

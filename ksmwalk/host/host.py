@@ -108,11 +108,11 @@ class Host:
     def _bind(self, arrays: dict[str, AnyArray]) -> None:
         """Take these arrays for one's own."""
         self._arrays = arrays
-        self.world = _core.World(arrays)
+        self.world: _core.World = _core.World(arrays)
         self.world.owner = weakref.ref(self)
         # What was made from it and outlives it says so. (A reference from here to its doors would be a cycle.)
         weakref.finalize(self, self.world.close).atexit = False
-        self.frames = Frames(self.world)
+        self.frames: Frames = Frames(self.world)
         self._mms: weakref.WeakValueDictionary[int, Mm] = weakref.WeakValueDictionary()
         self._lives: dict[int, _core.Life] = {}
         self._pins: dict[int, int] = {}

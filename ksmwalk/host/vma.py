@@ -33,7 +33,7 @@ _WHY_NOT = (
 )
 #: anything of these and KSM keeps away, marked or not
 INCOMPATIBLE = 0
-for _bits, _ in _WHY_NOT:
+for _bits, _why in _WHY_NOT:
     INCOMPATIBLE |= int(_bits)
 # Plain integers: arithmetic on enum members takes a microsecond.
 _WHY_NOT_BITS = tuple((int(bits), text) for bits, text in _WHY_NOT)

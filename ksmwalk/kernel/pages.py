@@ -111,7 +111,7 @@ class Process:
 
     def __init__(self, pid: int, spans: dict[int, int] | None = None):
         self.pid = pid
-        self.spans = dict(spans or {})  # vpn -> n of every mapping ever made
+        self.spans: dict[int, int] = dict(spans or {})  # vpn -> n of every mapping ever made
         self._opened: tuple[int, int] | None = None
 
     def files(self) -> tuple[int, int]:

@@ -76,7 +76,7 @@ class Run:
     def __init__(self, session: Session, scenario: Scenario):
         self.session = session
         self.scenario = scenario
-        self.recorder = Recorder(events=session._events is not None)
+        self.recorder: Recorder = Recorder(events=session._events is not None)
         self.live: dict[str, Process] = {}
         self.name_of_mm: dict[str, str] = {}
 
@@ -95,12 +95,12 @@ class Run:
             if error := knobs.write(knob, value):
                 raise ScenarioError(f"{self.scenario.name}: tunables: {knob}", os.strerror(-error), value)
         counters = session.counters()
-        self.base = {name: counters.get(name, 0) for name in ("pages_scanned", "pages_skipped", "ksm_zero_pages")}
+        self.base: dict[str, int] = {name: counters.get(name, 0) for name in ("pages_scanned", "pages_skipped", "ksm_zero_pages")}
         # Some ways out of a KSM-placed zero page (MADV_FREE before, say) leave this counter too high for ever.
         self.base["general_profit"] = self.base["ksm_zero_pages"] * PAGE
         if session._events is not None:
             session._events.read()
-        self.pool = worker.Pool(names)
+        self.pool: worker.Pool = worker.Pool(names)
         return self
 
     def __exit__(self, *_: object) -> None:

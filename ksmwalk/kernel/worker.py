@@ -56,7 +56,7 @@ class Pool:
     def __init__(self, names: list[str]):
         if reason := available():
             raise KernelUnavailable(reason)
-        self.slot = {name: index for index, name in enumerate(names)}
+        self.slot: dict[str, int] = {name: index for index, name in enumerate(names)}
         self.pid: dict[str, int] = {}
         self._to: list[int] = []  # our ends: commands to, answers from
         self._from: list[int] = []

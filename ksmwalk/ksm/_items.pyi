@@ -1,7 +1,11 @@
+from typing import final
+
 from .._core import World
 from ..signatures import AddressSpace
 
+@final
 class RmapItem:
+    def __init__(self, *args: object, **kwargs: object) -> None: ...  # TypeError: the cursor makes them
     @property
     def index(self) -> int: ...
     @property

@@ -170,6 +170,10 @@ class Stored:
     shape : tuple of int
     """
 
+    where: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
     def __init__(self, where: str, file: IO[bytes]):
         self.where, self._file = where, file
         try:

@@ -37,7 +37,7 @@ class Child:
     """
 
     def __init__(self) -> None:
-        self.process = subprocess.Popen(
+        self.process: subprocess.Popen[bytes] = subprocess.Popen(
             [sys.executable, "-S", "-E", "-P", PROGRAM, str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -45,7 +45,7 @@ class Child:
         )
         assert self.process.stdin is not None and self.process.stdout is not None
         self._stdin, self._stdout = self.process.stdin, self.process.stdout
-        self.pid = self.process.pid
+        self.pid: int = self.process.pid
         try:
             # its own start, with all that Python maps in it, is over when it answers
             self.do("None")

@@ -18,7 +18,7 @@ NOHUGEPAGE, MERGEABLE = 15, 12
 PRIVATE_ANON_NORESERVE, READ_WRITE = 0x4022, 3
 _PR_SET_PDEATHSIG = 1
 
-libc = ctypes.CDLL(None, use_errno=True)
+libc: ctypes.CDLL = ctypes.CDLL(None, use_errno=True)
 _ulong = ctypes.c_ulong
 libc.prctl.argtypes = [ctypes.c_int, _ulong, _ulong, _ulong, _ulong]
 libc.mmap.restype = ctypes.c_void_p

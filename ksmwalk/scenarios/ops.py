@@ -85,7 +85,7 @@ class Check:
 
     def __init__(self, file: str):
         self.file = file
-        self.where = file
+        self.where: str = file
         self.alive: set[str] = set()
 
     def fail(self, what: str, value: object) -> NoReturn:

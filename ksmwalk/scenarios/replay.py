@@ -137,9 +137,9 @@ class Replay:
 
     def __init__(self, scenario: Scenario, host: Host | None = None, contents: Contents | None = None):
         self.scenario = scenario
-        self.host = host or Host(_frames_for(scenario))
-        self.contents = contents or Contents(scenario.ops)
-        self.recorder = Recorder()
+        self.host: Host = host or Host(_frames_for(scenario))
+        self.contents: Contents = contents or Contents(scenario.ops)
+        self.recorder: Recorder = Recorder()
         self.live: dict[str, Mm] = {}
         self.name_of: dict[int, str] = {}
         self._arrays = self.host.world.arrays

@@ -1,9 +1,12 @@
 from typing import Any
 
+from typing_extensions import disjoint_base
+
 from ..signatures import AddressSpace, Area, U64Array
 from ._read import Tables
 from .pagewalk import Action, Callback, MmWalkOps
 
+@disjoint_base
 class Entry:
     @property
     def level(self) -> int: ...
@@ -23,6 +26,7 @@ class Entry:
     def ptes(self) -> U64Array | None: ...
     def __int__(self) -> int: ...
 
+@disjoint_base
 class MmWalk:
     private: Any  # whatever the caller passed
     @property

@@ -1,13 +1,18 @@
+from typing import Self
+
+from typing_extensions import disjoint_base
+
 from .._core import Life, World
 from ..signatures import AnyArray, I64Array, RecordArray, U64Array
 
+@disjoint_base
 class Tables:
     arrays: tuple[AnyArray | None, ...]
     world: World | None
     mm: int
     life: Life | None
-    def __init__(
-        self,
+    def __new__(
+        cls,
         rows: U64Array,
         root: int,
         levels: int,
@@ -19,7 +24,7 @@ class Tables:
         world: World | None = None,
         mm: int = 0,
         life: Life | None = None,
-    ) -> None: ...
+    ) -> Self: ...
     def check(self) -> None: ...
     @property
     def bad_count(self) -> int: ...

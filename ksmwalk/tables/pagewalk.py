@@ -32,11 +32,11 @@ __all__ = [
 
 _EINVAL = -errno.EINVAL
 
-EntryCallback: TypeAlias = Callable[[Entry, int, int, MmWalk], "int | None"]
-HoleCallback: TypeAlias = Callable[[int, int, int, MmWalk], "int | None"]
-RangeCallback: TypeAlias = Callable[[int, int, MmWalk], "int | None"]
+EntryCallback: TypeAlias = Callable[[Entry, int, int, MmWalk], int | None]
+HoleCallback: TypeAlias = Callable[[int, int, int, MmWalk], int | None]
+RangeCallback: TypeAlias = Callable[[int, int, MmWalk], int | None]
 DoneCallback: TypeAlias = Callable[[MmWalk], object]
-Callback: TypeAlias = "EntryCallback | HoleCallback | RangeCallback | DoneCallback"
+Callback: TypeAlias = EntryCallback | HoleCallback | RangeCallback | DoneCallback
 
 
 class Action(IntEnum):
