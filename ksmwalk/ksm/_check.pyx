@@ -383,6 +383,7 @@ def check_ksm(World world not None, int64_t known):
     cdef Check c
     cdef kw_ctl *ctl = world.w.ctl
     cdef int code
+    enter(world)
     c.w = &world.w
     c.known = known
     c.entry = -1

@@ -9,9 +9,9 @@ from typing import Literal, SupportsIndex
 import numpy as np
 
 from .. import _core
-from ..errors import Strict, misspelt
+from ..errors import Strict, check, misspelt
 from ..gate import as_flag, as_int, shown
-from ..layout import EVENT, PAGE_SIZE
+from ..layout import EVENT, PAGE_SIZE, Code
 from ..signatures import AnyArray, RecordArray
 from . import _engine, sysfs
 from .scan import MOST, KsmScan
@@ -211,7 +211,9 @@ class Ksm(Strict, sysfs.Files):
             code = _engine.py_unmerge_all(self._world)
             if code < 0:
                 self._ksm["run"][0] = 0
-                raise sysfs.refuse(errno.ENOMEM, "run", 2)
+                if code == Code.NOFRAMES:
+                    raise sysfs.refuse(errno.ENOMEM, "run", 2)
+                check(code, "run = 2", self._world.arrays["bad"])
 
     @property
     def now_ms(self) -> int:

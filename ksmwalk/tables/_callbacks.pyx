@@ -14,6 +14,7 @@ from ksmwalk.tables._walk cimport (
 )
 from ksmwalk.layout._layout cimport *
 
+
 from ksmwalk.gate import as_int, shown
 
 # What a Python callback answers to the C walker after its result or exception was put aside.

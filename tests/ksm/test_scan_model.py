@@ -1,8 +1,11 @@
 """Both strategies of the cursor, page by page and in batches, against the reference cursor, with churn between."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scantools import OPERATIONS, PAGE, Sut, World
+
+from ksmwalk import Host
 
 #: a start in which there is something to scan: most random programs would otherwise scan nothing
 PREFIX = [
@@ -91,3 +94,19 @@ def test_exit_elsewhere_moves_the_slot_right_behind_the_cursor():
     assert world.suts[0].slots() == [order[0], order[-1], order[1]]
     world.run(("next", 60))
     assert world.suts[0].slots() == [order[0], order[1]]
+
+
+@pytest.mark.parametrize("strategy, looked_at", [("range", "pte"), ("per-address", "lookups")])
+def test_unmerging_everything_looks_at_marked_areas_only(strategy, looked_at):
+    host = Host(4096)
+    mm = host.new_mm()
+    for number, pages in enumerate((3, 5)):
+        start = (1 << 32) + number * 64 * PAGE
+        mm.mmap(pages * PAGE, start)
+        mm.populate(start, pages * PAGE)
+        if number == 0:
+            mm.madvise(start, pages * PAGE, "mergeable")
+    host.ksm.scan.strategy = strategy
+    host.ksm.scan.reset_work()
+    host.ksm.write("run", 2)
+    assert host.ksm.scan.work[looked_at] == 3

@@ -58,3 +58,16 @@ def test_a_broken_ksm_page_is_write_enabled_by_the_first_store_only(host):
     assert not int(table[0]) & 2 and not int(table[1]) & 2
     mm.write(BASE, 8)
     assert int(table[0]) & 2 and not int(table[1]) & 2
+
+
+@pytest.mark.parametrize("level", [2, 3])
+def test_scans_and_unmerging_pass_over_what_is_not_present_in_an_upper_table(host, level):
+    rows, row = host.world.arrays["rows"], int(host.mms["root"][host.mm_list[0].number])
+    for above in range(4, level, -1):
+        row = (int(rows[row, BASE >> (3 + 9 * above) & 511]) & PFN) >> 12
+    rows[row, BASE >> (3 + 9 * level) & 511] = 0x3E00
+    scan = KsmScan(host.world)
+    assert scan.scan_get_next_rmap_item() is None
+    scan.strategy, scan.real_lookups = "per-address", True
+    assert scan.scan_get_next_rmap_item() is None
+    host.mm_list[0].madvise(BASE, 4 * PAGE, "unmergeable")

@@ -220,7 +220,7 @@ def test_unmerging_32_tib(strategy):
     assert work["found"] == 1000
     if strategy == "per-address":
         assert work["lookups"] == 2**33 + 1000 and work["lookup_misses"] == 2**33
-        assert work["pte"] == 0
+        assert work["pte"] == 0 and work["resched"] == work["lookups"]
     else:
         assert work["lookups"] == 0
         assert work["pte"] == 1000 * 512

@@ -18,7 +18,16 @@ import time
 
 import numpy as np
 
-from ksmwalk import BadEntryError, Host, MmWalkOps, PageTables, walk_page_range_novma, walk_page_range_vma
+from ksmwalk import (
+    ArenaFullError,
+    BadEntryError,
+    Host,
+    Mm,
+    MmWalkOps,
+    PageTables,
+    walk_page_range_novma,
+    walk_page_range_vma,
+)
 
 PAGE = 4096
 MOST_ROWS = 8
@@ -201,32 +210,100 @@ def walk(tables: PageTables, rng: np.random.Generator) -> None:
     assert result in (0, 1)
 
 
-def broken_host(rng: np.random.Generator) -> bool:
-    """A Host whose table pages were scribbled on, scanned and walked; whether a bad entry stopped that."""
-    host = Host(1024, levels=int(rng.integers(4, 6)))
+def busy_host(rng: np.random.Generator) -> tuple[Host, list[Mm], int]:
+    """A Host with shared, merged, huge, empty and file pages in two related processes and one alone."""
+    host = Host(4096, levels=int(rng.integers(4, 6)))
     mm = host.new_mm()
     start = mm.mmap(8 << 20, addr=(1 << 30) - (4 << 20))
     for page in rng.integers(0, 2048, 6).tolist():
-        mm.write(start + page * PAGE, page)
+        mm.write(start + page * PAGE, page % 4)
     mm.madvise(start, 8 << 20, "mergeable")
-    rows = host._arrays["rows"][: len(host.tables.rows)]
+    huge = mm.mmap(4 << 20, addr=(1 << 30) + (8 << 20))
+    mm.madvise(huge, 4 << 20, "hugepage")
+    mm.write(huge + 5 * PAGE, 7)
+    shared = mm.mmap(64 * PAGE, addr=(1 << 30) + (16 << 20), shared=True)
+    mm.populate(shared, 20 * PAGE)
+    mms = [mm, mm.fork(), host.new_mm()]
+    alone = mms[2].mmap(1 << 20, addr=start)
+    mms[2].write(alone, rng.integers(0, 4, 40).astype(np.uint64))
+    mms[2].madvise(alone, 1 << 20, "mergeable")
+    host.ksm.use_zero_pages = int(rng.integers(0, 2))
+    host.ksm.run = 1
+    for _ in range(int(rng.integers(0, 4))):
+        host.ksm.do_scan(10_000)
+    return host, mms, start
+
+
+def scribble(host: Host, rng: np.random.Generator) -> None:
+    """Write nonsense over a few entries in use, past the read-only views."""
+    rows = host.world.arrays["rows"][: len(host.tables.rows)]
     used = np.argwhere(rows)
-    for row, index in used[rng.integers(0, len(used), int(rng.integers(1, 4)))]:
-        rows[row, index] = random_entries(rng, 1, len(rows))[0]
+    for row, index in used[rng.integers(0, len(used), int(rng.integers(1, 5)))]:
+        other = rows[tuple(used[rng.integers(0, len(used))])]
+        rows[row, index] = other if rng.random() < 0.4 else random_entries(rng, 1, len(rows))[0]
+
+
+def walk_areas(mm: Mm) -> None:
+    for vma in mm.vmas:
+        walk_page_range_vma(vma, vma.vm_start, vma.vm_end, MmWalkOps(pmd_entry=lambda *a: 0))
+
+
+def something_done(host: Host, mms: list[Mm], start: int, rng: np.random.Generator) -> None:
+    """One call, whichever."""
+    mm = mms[int(rng.integers(0, len(mms)))]
+    span = 24 << 20
+    addr = start + int(rng.integers(0, span // PAGE)) * PAGE
+    length = int(rng.integers(1, 3000)) * PAGE
     scan = host.ksm.scan
     scan.strategy = "range" if rng.random() < 0.7 else "per-address"
-    scan.real_lookups = bool(rng.random() < 0.3)
-    try:
-        for _ in range(3):
-            assert scan.scan(10_000) <= 4096
-        walk_page_range_vma(mm.vmas[0], start, start + (8 << 20), MmWalkOps(pmd_entry=lambda *a: 0))
-        mm.tables.mappings(limit=1 << 16)
-    except BadEntryError as err:
-        assert 1 <= err.level <= host.levels
-        return True
-    except ValueError as err:
-        assert str(err).startswith("more than "), err
-    return False
+    scan.real_lookups = bool(rng.random() < 0.2)
+    advice = ("mergeable", "unmergeable", "dontneed", "free", "hugepage", "collapse", "guard_install", "guard_remove")
+    calls = [
+        lambda: scan.scan(10_000),
+        lambda: host.ksm.do_scan(10_000),
+        lambda: setattr(host.ksm, "run", 2),
+        lambda: mm.madvise(addr, length, str(rng.choice(advice))),
+        lambda: mm.write(addr, rng.integers(0, 4, int(rng.integers(1, 600))).astype(np.uint64)),
+        lambda: mm.read(addr, int(rng.integers(1, 600))),
+        lambda: mm.write_at(addr + rng.integers(0, 900, 50) * PAGE, 3),
+        lambda: mm.read_pfns(addr, 600),
+        lambda: mm.munmap(addr, length),
+        lambda: mm.mprotect(addr, length, str(rng.choice(["r", "rw", "none"]))),
+        lambda: mm.mremap(addr, length, length, addr + (1 << 32)),
+        lambda: mm.mlock(addr, length),
+        lambda: mm.uffd_wp(addr, length, bool(rng.integers(0, 2))),
+        lambda: mm.populate(addr, length),
+        lambda: mms.append(mm.fork()) if len(mms) < 6 else None,
+        lambda: mm.exec(),
+        lambda: (mm.exit(), mms.remove(mm)) if len(mms) > 1 else None,
+        lambda: mm.prctl_merge(bool(rng.integers(0, 2))),
+        lambda: walk_areas(mm),
+        lambda: mm.tables.mappings(limit=1 << 16),
+        lambda: host.drain(),
+    ]
+    calls[int(rng.integers(0, len(calls)))]()
+
+
+def broken_host(rng: np.random.Generator) -> bool:
+    """A Host whose table pages were scribbled on, and then everything done with it; whether a bad entry stopped a call.
+
+    Nothing may crash or hang; calls end well, with the error of a system call, or with the entry and its place.
+    """
+    host, mms, start = busy_host(rng)
+    met = False
+    for _ in range(3):
+        scribble(host, rng)
+        for _ in range(12):
+            try:
+                something_done(host, mms, start, rng)
+            except BadEntryError as err:
+                assert 1 <= err.level <= host.levels and err.addr < 1 << 57, err
+                met = True
+            except (OSError, ArenaFullError):
+                pass
+            except ValueError as err:
+                assert str(err).startswith("more than "), err
+    return met
 
 
 def run(count: int, seed: int) -> tuple[int, int]:

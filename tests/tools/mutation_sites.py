@@ -125,6 +125,8 @@ def sites() -> list[Site]:
             if FAST_ONLY.search(code):
                 continue
             for column, old, new, told in breaks(code, alone):
+                if code[:column].count('"') % 2:  # within a text
+                    continue
                 if not (told.startswith("[dropped]") or told.startswith("[not]")):
                     told = (code[:column] + told + code[column + len(old) :]).strip()
                     told = re.sub(r" +", " ", told)
@@ -138,13 +140,23 @@ def sites() -> list[Site]:
 
 def memory_side(file: str) -> bool:
     """Faults, areas, folios and ranges: the memory room, and the system calls on it."""
-    return file.startswith(("memory/", "host/"))
+    return file.startswith(("memory/", "host/")) and not checks_only(file)
+
+
+def checks_only(file: str) -> bool:
+    """What looks over arrays that came from elsewhere."""
+    return "/_check" in file
+
+
+def one_will_do(file: str) -> bool:
+    return file.endswith(".pxd") or checks_only(file)
 
 
 def drawn(seed: int, count: int) -> list[Site]:
-    """`count` sites, half of them on the memory side, two at least of each module, ordered as the source is.
+    """`count` sites, half of them on the memory side, one at least of each module, ordered as the source is.
 
-    Of a declaration file one: all modules that include it have to be compiled for it.
+    No more than one of a declaration file, as all modules that include it have to be compiled for it, and of the checks
+    of arrays that came from elsewhere.
     """
     def rank(site: Site) -> str:
         return hashlib.sha256(f"{seed} {site.name}".encode()).hexdigest()
@@ -155,8 +167,8 @@ def drawn(seed: int, count: int) -> list[Site]:
         mine = [site for site in every if memory_side(site.file) == side]
         quota = count // 2 if side else count - count // 2
         files = sorted({site.file for site in mine})
-        first = [site for file in files for site in [s for s in mine if s.file == file][: 1 + file.endswith(".pyx")]]
+        first = [next(site for site in mine if site.file == file) for file in files]
         names = {site.name for site in first}
-        rest = [site for site in mine if site.name not in names and site.file.endswith(".pyx")]
+        rest = [site for site in mine if site.name not in names and not one_will_do(site.file)]
         chosen += (first + rest)[:quota]
     return sorted(chosen, key=lambda site: (site.file, site.line, site.column))

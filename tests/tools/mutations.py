@@ -200,12 +200,12 @@ MUTATIONS: dict[str, tuple[str, str]] = {
         "    return",
     ),
     "a process without mergeable memory stays": (
-        "if w.mms[mm].flags & MM_EXITING or cur.address == 0:",
-        "if w.mms[mm].flags & MM_EXITING:",
+        "if exiting or w.cursor.address == 0:",
+        "if exiting:",
     ),
     "an exiting process keeps items the cursor passed": (
-        "items_drop_after(w, mm, 0 if w.mms[mm].flags & MM_EXITING else cur.link)",
-        "items_drop_after(w, mm, cur.link)",
+        "items_drop_after(w, mm, 0 if exiting else w.cursor.link)",
+        "items_drop_after(w, mm, w.cursor.link)",
     ),
     # ---------------------------------------------------------------- ages, areas, faults, folios, ranges
     "an age wraps at 256 instead of staying at 255": (
@@ -301,8 +301,8 @@ MUTATIONS: dict[str, tuple[str, str]] = {
         "                ):\n",
     ),
     "MADV_UNMERGEABLE leaves KSM pages": (
-        "            rc = unmerge_range(w, mm, start, end, w.cursor.strategy)\n",
-        "            rc = 0\n",
+        "    if w.vmas[v].anon_vma:\n        rc = unmerge_range(w, mm, start, end,",
+        "    if False:\n        rc = unmerge_range(w, mm, start, end,",
     ),
     "MADV_COLLAPSE takes a page that somebody holds": (
         "if folio_extra_refs(w, pfn) or w.f_flags[pfn] & FRAME_LOCKED:\n            return -EAGAIN",
@@ -316,8 +316,26 @@ MUTATIONS: dict[str, tuple[str, str]] = {
 
 #: name of a mutation: why nothing can tell it from the engine as it stands
 EQUIVALENT: dict[str, str] = {
+    "child_row: if (e & (PTE_P | PTE_PS)) != PTE_P or row <= 0 or row [>= -> >] w.ctl.rows_used:":
+        "the first row never used has no owner yet, so the comparison of owners turns it away",
+    "vma_find_from: if v <= [0 -> 1] or v >= w.ctl.vmas_used or w.vmas[v].mm != mm or w.vmas[v].start > addr:":
+        "where the area found last is record 1 the search starts at the first area instead, and finds the same",
+    "examine: [dropped] w.ksm.changes_seen = w.ctl.changes":
+        "keys in the unstable tree are looked up more often, and what a visit itself changes never changes such a key",
 }
 
 #: a dozen that build and are caught quickly, over all rooms
 CI: tuple[str, ...] = (
+    "pruning takes the emptiest dup",
+    "no checksum is kept",
+    "the page visited is listed first",
+    "an age wraps at 256 instead of staying at 255",
+    "a skipped page stays in its tree",
+    "areas are joined although a parent may share the anon_vma",
+    "mprotect drops VM_ACCOUNT although there are pages",
+    "an anon_vma shared with a parent is given to a neighbour",
+    "the child has no count of zero pages",
+    "fork leaves the parent's pages writable",
+    "a store goes into a page that others map",
+    "empty parts of a huge page being split stay",
 )

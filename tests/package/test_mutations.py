@@ -1,0 +1,33 @@
+"""The list of mutations fits the engine as it stands (`tests/tools/mutate.py` runs them)."""
+
+import mutate
+from mutation_sites import drawn, memory_side, sites
+from mutations import CI, EQUIVALENT, MUTATIONS
+
+
+def test_each_mutation_by_hand_breaks_a_text_that_occurs_once():
+    assert len(mutate.by_hand()) == len(MUTATIONS)
+
+
+def test_names_of_sites_are_unique_and_a_draw_repeats():
+    names = [site.name for site in sites()]
+    assert len(names) == len(set(names))
+    assert drawn(1, 60) == drawn(1, 60) != drawn(2, 60)
+
+
+def test_every_module_of_the_engine_is_drawn_from():
+    everything = {site.file for site in sites()}
+    assert {site.file for site in drawn(1, 60)} == everything
+
+
+def test_there_are_eighty_at_least_and_thirty_in_faults_areas_folios_and_ranges():
+    every = [*mutate.by_hand(), *mutate.by_operators(1, 60)]
+    assert len(every) >= 80 and sum(memory_side(mutation.file) for mutation in every) >= 30
+
+
+def test_a_dozen_by_hand_are_for_every_pull_request():
+    assert len(CI) == len(set(CI)) == 12 and set(CI) <= set(MUTATIONS)
+
+
+def test_what_is_argued_to_be_equivalent_is_a_mutation_that_there_is():
+    assert set(EQUIVALENT) <= {site.name for site in sites()} | set(MUTATIONS)
