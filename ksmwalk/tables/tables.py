@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from .. import _core, entries, layout
 from ..entries import Pte
-from ..errors import ArenaFullError, BadEntryError, check
+from ..errors import ArenaFullError, BadEntryError, Settled, check
 from ..gate import MAX_U64, as_array, as_flag, as_int, shown
 from ..layout import Code
 from ..layout.arena import reserve
@@ -42,7 +42,7 @@ def _levels(levels: int) -> int:
     return as_int(levels, "levels", 4, 5)
 
 
-class PageTables:
+class PageTables(Settled):
     """One set of page tables.
 
     Those of an address space (`mm.tables`) are its own for its life: after its exit or exec every use raises
@@ -391,8 +391,8 @@ class PageTables:
         flags = as_int(flags, "flags")
         if level > 1:
             flags |= Pte.PS
-        if len(p):
-            entries.pack(p, flags, level)  # complains about what does not fit
+        for i in range(0, len(p), 1 << 20):
+            entries.pack(p[i : i + (1 << 20)], flags, level)  # complains about what does not fit
         code, at = _map.map_pages(world, self._mm, addr, p, flags, level)
         check(code, f"address {at:#x}", world.arrays["bad"])
 
