@@ -417,7 +417,7 @@ class Mm(Contents):
         with self._world:
             new = self._check(_doors.mm_exec(self._world, self._at()), "exec")
             self.host._moved(self, new)
-            self.index = new
+            self.__dict__["index"] = new
             self._tables = None
         return self
 
@@ -442,9 +442,10 @@ class Mm(Contents):
 
         Models: prctl(PR_SET_THP_DISABLE) of Linux 6.18. Differs: without the flags of 6.18.
         """
-        flags = self._world.arrays["mms"]["flags"]
-        at = self._at()
-        flags[at] = flags[at] | MmFlag.THP_DISABLED if as_flag(on, "on") else flags[at] & ~np.uint32(MmFlag.THP_DISABLED)
+        on = as_flag(on, "on")
+        with self._world:
+            flags, at = self._world.arrays["mms"]["flags"], self._at()
+            flags[at] = flags[at] | MmFlag.THP_DISABLED if on else flags[at] & ~np.uint32(MmFlag.THP_DISABLED)
 
     thpdisable = thp_disable
 

@@ -325,6 +325,19 @@ cdef void py_post(walk_state *s) noexcept:
             walk.failed = err
 
 
+cdef int check_place(Tables tables, int32_t mm, int32_t vma, bint whole_mm) except -1:
+    """What calls itself an mm or a vma need not be one of those that these tables belong to."""
+    if not (mm or vma or whole_mm):
+        return 0
+    cdef kw_world *w
+    if tables.world is None or tables.world.w.vmas == NULL or mm <= 0 or mm != tables.mm:
+        raise ValueError(f"mm {mm}: not the address space of these page tables")
+    w = &tables.world.w
+    if not whole_mm and (vma <= 0 or vma >= w.ctl.vmas_used or w.vmas[vma].mm != mm):
+        raise LookupError(f"vma {vma}: not an area of address space {mm}")
+    return 0
+
+
 def run_walk(Tables tables not None, int32_t mm, int32_t vma, uint64_t start, uint64_t end, ops, tuple fns, mm_door,
              vma_door, private, bint stop_on_bad, bint whole_mm, high=None):
     """One walk with Python callbacks: (result, code). Code 0, WALK_BAD or WALK_NOROWS.
@@ -368,6 +381,7 @@ def run_walk(Tables tables not None, int32_t mm, int32_t vma, uint64_t start, ui
         walk.entries.append(entry)
     walk.s = &s
     try:
+        check_place(tables, mm, vma, whole_mm)
         if whole_mm:
             code = over_vmas(&s, start, end)
         elif vma:

@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 _EINVAL = -errno.EINVAL
+_MOST_RECORDS = (1 << 31) - 1
 
 EntryCallback: TypeAlias = Callable[[Entry, int, int, MmWalk], int | None]
 HoleCallback: TypeAlias = Callable[[int, int, int, MmWalk], int | None]
@@ -137,6 +138,7 @@ def _run(
     tables: PageTables, mm_no: int, vma_no: int, start: int, end: int, ops: MmWalkOps, mm: AddressSpace | None,
     vma: Area | None, private: object, whole_mm: bool = False, high: int | None = None,
 ) -> int:  # fmt: skip
+    mm_no, vma_no = as_int(mm_no, "mm", 0, _MOST_RECORDS), as_int(vma_no, "vma", 0, _MOST_RECORDS)
     stop = tables.on_bad == "raise"
     if stop:
         tables.forget_bad()
