@@ -9,8 +9,8 @@ from libc.stdint cimport int64_t, uint64_t, uint8_t
 from libc.string cimport memset
 
 from ksmwalk._core cimport (
-    alone, below, busy, enter, entry_none, entry_pfn, entry_present, leave, level_index, level_shift,
-    level_size,
+    alone, busy, entry_none, entry_pfn, entry_present, level_index, level_shift, level_size,
+    enter as world_enter, leave as world_leave,
 )
 from ksmwalk.layout._layout cimport *
 
@@ -338,7 +338,7 @@ cdef class Tables:
         if self.life is not None and self.life.gone:
             self.life.check()
         if self.world is not None:
-            enter(self.world)
+            world_enter(self.world)
             self.sync()
             return 0
         if self.depth and self.thread != me:
@@ -349,7 +349,7 @@ cdef class Tables:
 
     cdef void leave(self) noexcept:
         if self.world is not None:
-            leave(self.world)
+            world_leave(self.world)
         else:
             self.depth -= 1
 
