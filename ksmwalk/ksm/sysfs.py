@@ -36,7 +36,7 @@ def _text(value: object, name: str, switch: bool) -> str:
         return str(int(value))
     try:
         if not isinstance(value, bool):
-            return str(operator.index(value))  # type: ignore[arg-type]
+            return str(operator.index(value))  # type: ignore[arg-type] # what it refuses is the question
     except TypeError:
         pass
     raise TypeError(f"{name} {shown(value)}: must be an integer, or the text that would be written")
