@@ -11,10 +11,12 @@ marker. The table says what each version found, and what it got wrong.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ksmwalk import Frame, Host, MmWalkOps, Pte, entries, walk_page_range, walk_page_range_vma
+from ksmwalk import Entry, Frame, Host, Mm, MmWalk, MmWalkOps, Pte, entries, walk_page_range, walk_page_range_vma
 
 PAGE, PMD, GIB = 4096, 2 << 20, 1 << 30
 SPARSE, HUGE, ODD = 64 * GIB, 512 * GIB, 600 * GIB
@@ -69,25 +71,29 @@ class Search:
             return None
         return int(entries.pfn(entry, level))
 
-    def mergeable(self, pfn: int | None) -> bool:
+    def mergeable(self, pfn: int | None) -> TypeGuard[int]:
         return pfn is not None and bool(self.frames.flags[pfn] & Frame.ANON)
 
     def found(self, addr: int, pfn: int) -> int:
         self.address, self.pfn = addr, pfn
         return FOUND
 
+    def next_page(self, mm: Mm, start: int) -> bool:
+        """Find the first page from an address on."""
+        raise NotImplementedError
+
 
 class Version1(Search):
     """pte_entry and test_walk, over the whole process."""
 
-    def next_page(self, mm, start: int) -> bool:
+    def next_page(self, mm: Mm, start: int) -> bool:
         ops = MmWalkOps(test_walk=self.test_walk, pte_entry=self.pte_entry)
         return walk_page_range(mm, start, mm.tables.end // 2, ops) == FOUND
 
-    def test_walk(self, start, next, walk):
-        return 0 if walk.vma.mergeable and walk.vma.anon_vma else 1
+    def test_walk(self, start: int, next: int, walk: MmWalk) -> int:
+        return 0 if walk.vma is not None and walk.vma.mergeable and walk.vma.anon_vma else 1
 
-    def pte_entry(self, entry, addr, next, walk):
+    def pte_entry(self, entry: Entry, addr: int, next: int, walk: MmWalk) -> int:
         self.callbacks += 1
         if entry.none or not entry.present:
             return 0
@@ -98,7 +104,7 @@ class Version1(Search):
 class ByArea(Search):
     """The later versions: area by area, one walk of [cursor, end of the area) with a pmd_entry."""
 
-    def next_page(self, mm, start: int) -> bool:
+    def next_page(self, mm: Mm, start: int) -> bool:
         ops = MmWalkOps(pmd_entry=self.pmd_entry)
         for vma in mm.vmas:
             if vma.vm_end <= start or not (vma.mergeable and vma.anon_vma):
@@ -107,19 +113,18 @@ class ByArea(Search):
                 return True
         return False
 
-    def pmd_entry(self, entry, addr, next, walk):
+    def pmd_entry(self, entry: Entry, addr: int, next: int, walk: MmWalk) -> int:
         self.callbacks += 1
         if not entry.present:
             return 0
-        if entry.leaf:
-            return self.huge(entry, addr)
-        return self.small(entry.ptes, addr, next)
+        ptes = entry.ptes  # None for a leaf
+        return self.huge(entry, addr) if ptes is None else self.small(ptes, addr, next)
 
-    def huge(self, entry, addr):
+    def huge(self, entry: Entry, addr: int) -> int:
         pfn = self.normal_page(addr, entry.value, 2)
         return self.found(addr, pfn + (addr & PMD - 1) // PAGE) if self.mergeable(pfn) else 0
 
-    def small(self, ptes, addr, next):
+    def small(self, ptes: NDArray[np.uint64], addr: int, next: int) -> int:
         first = (addr & PMD - 1) // PAGE
         for i, pte in enumerate(ptes[first:first + (next - addr) // PAGE].tolist()):
             if self.skip(pte):
@@ -129,14 +134,14 @@ class ByArea(Search):
                 return self.found(addr + i * PAGE, pfn)
         return 0
 
-    def skip(self, pte):
+    def skip(self, pte: int) -> bool:
         return not entries.present(pte)
 
 
 class Version2(ByArea):
     """pmd_entry, huge pages skipped, the cursor kept inside."""
 
-    def huge(self, entry, addr):
+    def huge(self, entry: Entry, addr: int) -> int:
         self.address = addr + PMD
         return 0
 
@@ -144,7 +149,7 @@ class Version2(ByArea):
 class Version3(ByArea):
     """Huge pages handled, ptes only asked if they are none."""
 
-    def skip(self, pte):
+    def skip(self, pte: int) -> bool:
         return entries.none(pte)
 
 
@@ -155,7 +160,7 @@ class Version4(ByArea):
 class Version5(ByArea):
     """As right; here with the ptes as one array."""
 
-    def small(self, ptes, addr, next):
+    def small(self, ptes: NDArray[np.uint64], addr: int, next: int) -> int:
         first = (addr & PMD - 1) // PAGE
         part = ptes[first:first + (next - addr) // PAGE]
         usable = np.flatnonzero(entries.present(part) & ~entries.special(part))
@@ -166,7 +171,7 @@ class Version5(ByArea):
         return self.found(addr + int(usable[anon[0]]) * PAGE, int(pfns[anon[0]]))
 
 
-VERSIONS = {"v1": Version1, "v2": Version2, "v3": Version3, "v4": Version4, "v5": Version5}
+VERSIONS: dict[str, type[Search]] = {"v1": Version1, "v2": Version2, "v3": Version3, "v4": Version4, "v5": Version5}
 
 
 @dataclass
@@ -191,7 +196,7 @@ class Outcome:
         return "nothing"
 
 
-def huge_pages(mm) -> int:
+def huge_pages(mm: Mm) -> int:
     return int((mm.tables.mappings()["level"] == 2).sum())
 
 
@@ -230,7 +235,7 @@ def table() -> list[Outcome]:
 def main() -> None:
     print(f"{'':4}{'how it searches':58}{'found':>7}{'missed':>8}{'splits':>8}{'callbacks':>11}  what it got wrong")
     for row in table():
-        how = VERSIONS[row.version].__doc__.split(".")[0].strip()
+        how = str(VERSIONS[row.version].__doc__).split(".")[0].strip()
         print(f"{row.version:4}{how:58.57}{row.found:7}{row.missed:8}{row.split:8}{row.callbacks:11}  {row.wrong}")
 
 

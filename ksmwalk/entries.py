@@ -9,12 +9,14 @@ Levels: 1 pte, 2 pmd, 3 pud, 4 p4d (the folded top with 4 levels), 5 pgd.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntFlag
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar, overload
 
 import numpy as np
 
 from .gate import as_array, as_int
+from .signatures import AnyArray, BoolArray, Integer, Integers, U64Array
 
 PTE, PMD, PUD, P4D, PGD = 1, 2, 3, 4, 5
 
@@ -92,8 +94,12 @@ PKEY_SHIFT = 59
 _AD = int(Pte.A | Pte.D)
 
 
-def _entries(e):
-    """(uint64 array, whether the caller gave a scalar)."""
+_Kind = TypeVar("_Kind")
+_Numbers_co = TypeVar("_Numbers_co", covariant=True)
+
+
+def _entries(e: object) -> tuple[Any, bool]:
+    """(uint64 scalar or array, whether the caller gave a scalar)."""
     if isinstance(e, (int, np.integer)):
         return np.uint64(as_int(e, "entry")), True
     if not isinstance(e, np.ndarray):
@@ -105,7 +111,7 @@ def _entries(e):
     return e, e.ndim == 0
 
 
-def _bits(value, name: str, high: int):
+def _bits(value: object, name: str, high: int) -> tuple[Any, bool]:
     """(uint64 scalar or array, whether the caller gave a scalar)."""
     if isinstance(value, (list, tuple)) or isinstance(value, np.ndarray) and value.ndim:
         return as_array(value, name, np.uint64, 0, high, ndim=None), False
@@ -118,11 +124,15 @@ def _level(level: int) -> Level:
     return LEVELS[level]
 
 
-def _answer(value, scalar, kind):
+def _answer(value: Any, scalar: bool, kind: Callable[[Any], _Kind]) -> _Kind | AnyArray:
     return kind(value) if scalar else value
 
 
-def none(e):
+@overload
+def none(e: Integer) -> bool: ...
+@overload
+def none(e: Integers) -> BoolArray: ...
+def none(e: Integer | Integers) -> bool | BoolArray:
     """Whether entries are none: nothing but the A and D bits, which hardware may leave behind.
 
     Models: pte_none and its kin of Linux 6.18, x86-64. Differs: nothing known.
@@ -131,7 +141,11 @@ def none(e):
     return _answer((a & np.uint64(~_AD & (1 << 64) - 1)) == 0, scalar, bool)
 
 
-def present(e, level: int = PTE):
+@overload
+def present(e: Integer, level: int = PTE) -> bool: ...
+@overload
+def present(e: Integers, level: int = PTE) -> BoolArray: ...
+def present(e: Integer | Integers, level: int = PTE) -> bool | BoolArray:
     """Whether entries are present to the kernel at a level.
 
     pte and pud: P or PROT_NONE; pmd: also PS alone (a huge page being split); p4d and pgd: P.
@@ -149,7 +163,11 @@ def present(e, level: int = PTE):
     return _answer((a & np.uint64(mask)) != 0, scalar, bool)
 
 
-def hardware_present(e):
+@overload
+def hardware_present(e: Integer) -> bool: ...
+@overload
+def hardware_present(e: Integers) -> BoolArray: ...
+def hardware_present(e: Integer | Integers) -> bool | BoolArray:
     """Whether the MMU sees entries: P alone.
 
     Models: the x86-64 MMU. Differs: nothing known.
@@ -158,7 +176,11 @@ def hardware_present(e):
     return _answer((a & np.uint64(Pte.P)) != 0, scalar, bool)
 
 
-def leaf(e, level: int = PTE):
+@overload
+def leaf(e: Integer, level: int = PTE) -> bool: ...
+@overload
+def leaf(e: Integers, level: int = PTE) -> BoolArray: ...
+def leaf(e: Integer | Integers, level: int = PTE) -> bool | BoolArray:
     """Whether entries are leaves: every present pte; a present pmd or pud with PS; never a p4d or pgd.
 
     Models: pmd_leaf, pud_leaf of Linux 6.18, x86-64. Differs: nothing known.
@@ -176,7 +198,11 @@ def leaf(e, level: int = PTE):
     return _answer(value, scalar, bool)
 
 
-def special(e):
+@overload
+def special(e: Integer) -> bool: ...
+@overload
+def special(e: Integers) -> BoolArray: ...
+def special(e: Integer | Integers) -> bool | BoolArray:
     """Whether entries are special: no `struct page` is to be used (zero page, raw pfn mappings).
 
     Models: pte_special, pmd_special of Linux 6.18, x86-64. Differs: nothing known.
@@ -185,7 +211,11 @@ def special(e):
     return _answer((a & np.uint64(Pte.SPECIAL)) != 0, scalar, bool)
 
 
-def prot_none(e):
+@overload
+def prot_none(e: Integer) -> bool: ...
+@overload
+def prot_none(e: Integers) -> BoolArray: ...
+def prot_none(e: Integer | Integers) -> bool | BoolArray:
     """Whether entries are PROT_NONE: bit 8 set with P clear.
 
     Models: pte_protnone of Linux 6.18, x86-64. Differs: nothing known.
@@ -194,7 +224,11 @@ def prot_none(e):
     return _answer((a & np.uint64(Pte.P | Pte.PROTNONE)) == np.uint64(Pte.PROTNONE), scalar, bool)
 
 
-def swap_like(e, level: int = PTE):
+@overload
+def swap_like(e: Integer, level: int = PTE) -> bool: ...
+@overload
+def swap_like(e: Integers, level: int = PTE) -> BoolArray: ...
+def swap_like(e: Integer | Integers, level: int = PTE) -> bool | BoolArray:
     """Whether entries are neither none nor present: swap, migration, guard and other markers; never a page to scan.
 
     Models: is_swap_pte of Linux 6.18, x86-64. Differs: the kinds are not told apart.
@@ -203,13 +237,17 @@ def swap_like(e, level: int = PTE):
     return _answer(~(np.asarray(none(a)) | np.asarray(present(a, level))), scalar, bool)
 
 
-def _decoded(a):
+def _decoded(a: Any) -> Any:
     """Entries with the inversion of the frame bits undone."""
     inverted = (a != 0) & ((a & np.uint64(Pte.P)) == 0)
     return np.where(inverted, a ^ np.uint64(PFN_MASK), a)
 
 
-def pfn(e, level: int = PTE):
+@overload
+def pfn(e: Integer, level: int = PTE) -> int: ...
+@overload
+def pfn(e: Integers, level: int = PTE) -> U64Array: ...
+def pfn(e: Integer | Integers, level: int = PTE) -> int | U64Array:
     """Frame numbers that entries hold, decoded (a non-zero entry with P clear stores them inverted).
 
     A large leaf's low bits (bit 12 is PAT) are masked by its size; for a table entry it is the table's frame.
@@ -230,7 +268,11 @@ def pfn(e, level: int = PTE):
     return _answer(value >> np.uint64(12), scalar, int)
 
 
-def flags(e, level: int = PTE):
+@overload
+def flags(e: Integer, level: int = PTE) -> int: ...
+@overload
+def flags(e: Integers, level: int = PTE) -> U64Array: ...
+def flags(e: Integer | Integers, level: int = PTE) -> int | U64Array:
     """All bits of entries that are not frame bits (of a large leaf: bit 12, PAT, among them).
 
     Models: pte_flags, pmd_flags, pud_flags of Linux 6.18, x86-64. Differs: of a large leaf the unused bits 13 up are out.
@@ -244,7 +286,13 @@ def flags(e, level: int = PTE):
     return _answer(value, scalar, int)
 
 
-def pack(pfn, flags, level: int = PTE):
+@overload
+def pack(pfn: Integer, flags: Integer, level: int = PTE) -> int: ...
+@overload
+def pack(pfn: Integers, flags: Integer | Integers, level: int = PTE) -> U64Array: ...
+@overload
+def pack(pfn: Integer, flags: Integers, level: int = PTE) -> U64Array: ...
+def pack(pfn: Integer | Integers, flags: Integer | Integers, level: int = PTE) -> int | U64Array:
     """Entries of frame numbers and flags; the frame bits are inverted where P is clear. Inverse of `unpack`.
 
     Parameters
@@ -270,7 +318,7 @@ def pack(pfn, flags, level: int = PTE):
     if not scalar and not one and not alike and p.shape != f.shape:
         raise ValueError(f"pfn of shape {p.shape} and flags of shape {f.shape}: must be alike")
     large = (f & np.uint64(Pte.PS)) != 0
-    allowed = np.uint64(~PFN_MASK & (1 << 64) - 1)
+    allowed: Any = np.uint64(~PFN_MASK & (1 << 64) - 1)
     if lv.number in (PMD, PUD):
         step = np.uint64((lv.size >> 12) - 1)
         if np.any(large & ((p & step) != 0)):
@@ -279,7 +327,7 @@ def pack(pfn, flags, level: int = PTE):
     if np.any((f & ~allowed) != 0):
         raise ValueError("flags with frame bits set")
     e = (p << np.uint64(12)) | f
-    frame_bits = np.uint64(PFN_MASK)
+    frame_bits: Any = np.uint64(PFN_MASK)
     if lv.number in (PMD, PUD):
         # Of a large leaf fewer bits are frame bits: those below, PAT among them, are never inverted.
         frame_bits = np.where(large, frame_bits & np.uint64(~(lv.size - 1) & (1 << 64) - 1), frame_bits)
@@ -287,14 +335,18 @@ def pack(pfn, flags, level: int = PTE):
     return _answer(e, scalar, int)
 
 
-class Unpacked(NamedTuple):
+class Unpacked(NamedTuple, Generic[_Numbers_co]):
     """A packed entry taken apart: frame number and flags, each a scalar or an array."""
 
-    pfn: object
-    flags: object
+    pfn: _Numbers_co
+    flags: _Numbers_co
 
 
-def unpack(e, level: int = PTE) -> Unpacked:
+@overload
+def unpack(e: Integer, level: int = PTE) -> Unpacked[int]: ...
+@overload
+def unpack(e: Integers, level: int = PTE) -> Unpacked[U64Array]: ...
+def unpack(e: Integer | Integers, level: int = PTE) -> Unpacked[int | U64Array]:
     """Frame numbers and flags of entries: the inverse of `pack`.
 
     Models: what `pfn` and `flags` do. Differs: nothing known.

@@ -7,10 +7,9 @@ import os
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from . import _core
 from .layout import Bad, Code
+from .signatures import RecordArray
 
 
 class KsmwalkError(Exception):
@@ -32,13 +31,18 @@ class BadEntryError(KsmwalkError, ValueError):
         Why it can't be followed.
     """
 
+    addr: int
+    level: int
+    entry: int
+    kind: Bad
+
     def __init__(self, addr: int, level: int, entry: int, kind: int):
         self.addr, self.level, self.entry, self.kind = int(addr), int(level), int(entry), Bad(int(kind))
         super().__init__(
             f"entry {self.entry:#018x} at address {self.addr:#x}, level {self.level}: {_WHY[self.kind]}"
         )
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type[BadEntryError], tuple[int, int, int, Bad]]:
         return type(self), (self.addr, self.level, self.entry, self.kind)
 
 
@@ -93,7 +97,7 @@ _FULL = {
 _MAX_ERRNO = 4095
 
 
-def check(code: int, where: str = "", bad: np.ndarray | None = None) -> int:
+def check(code: int, where: str = "", bad: RecordArray | None = None) -> int:
     """Pass a count or an index through; raise what a negative answer of a compiled function stands for.
 
     Parameters

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import operator
 import reprlib
+from typing import Any, TypeVar, overload
 
 import numpy as np
+from numpy.typing import NDArray
+
+from .signatures import AnyArray, U64Array
 
 __all__ = ["MAX_U64", "as_array", "as_flag", "as_int", "as_row", "shown"]
 
 MAX_U64 = (1 << 64) - 1
+_Int = TypeVar("_Int", bound="np.integer[Any]")
 _REPR = reprlib.Repr()
 _REPR.maxlevel, _REPR.maxstring, _REPR.maxother = 2, 60, 60
 
@@ -78,15 +83,21 @@ def as_flag(value: object, name: str) -> bool:
     raise TypeError(f"{name} {shown(value)}: must be True or False")
 
 
+@overload
+def as_array(value: object, name: str, *, ndim: int | None = 1) -> U64Array: ...
+@overload
+def as_array(
+    value: object, name: str, dtype: type[_Int], low: int | None = None, high: int | None = None, *, ndim: int | None = 1
+) -> NDArray[_Int]: ...
 def as_array(
     value: object,
     name: str,
-    dtype: object = np.uint64,
+    dtype: type[np.integer[Any]] = np.uint64,
     low: int | None = None,
     high: int | None = None,
     *,
     ndim: int | None = 1,
-) -> np.ndarray:
+) -> AnyArray:
     """Pass an array of integers through: contiguous, of the dtype wanted, a copy only where it must be.
 
     Parameters
@@ -119,10 +130,10 @@ def as_array(
     return np.require(a, wanted, "C")
 
 
-def _integers(value: object, name: str, ndim: int | None) -> np.ndarray:
+def _integers(value: object, name: str, ndim: int | None) -> AnyArray:
     kind = "an array of integers" if ndim is None else "one row of integers" if ndim == 1 else f"integers in {ndim} dimensions"
     try:
-        a = np.asarray(value)
+        a: AnyArray = np.asarray(value)
     except Exception:
         # Ragged, nested too deep, or something that calls itself an array and is none.
         raise TypeError(f"{name} {shown(value)}: must be {kind}") from None
@@ -134,7 +145,7 @@ def _integers(value: object, name: str, ndim: int | None) -> np.ndarray:
     return a
 
 
-def _check_bounds(a: np.ndarray, name: str, low: int, high: int) -> None:
+def _check_bounds(a: AnyArray, name: str, low: int, high: int) -> None:
     have = np.iinfo(a.dtype)
     wrong = np.zeros(a.shape, bool)
     if have.min < low:
@@ -147,9 +158,15 @@ def _check_bounds(a: np.ndarray, name: str, low: int, high: int) -> None:
         raise ValueError(f"{name}{where} {shown(int(a[at]))}: must be from {shown(low)} to {shown(high)}")
 
 
+@overload
+def as_row(value: object, name: str) -> tuple[U64Array, bool]: ...
+@overload
 def as_row(
-    value: object, name: str, dtype: object = np.uint64, low: int | None = None, high: int | None = None
-) -> tuple[np.ndarray, bool]:
+    value: object, name: str, dtype: type[_Int], low: int | None = None, high: int | None = None
+) -> tuple[NDArray[_Int], bool]: ...
+def as_row(
+    value: object, name: str, dtype: type[np.integer[Any]] = np.uint64, low: int | None = None, high: int | None = None
+) -> tuple[AnyArray, bool]:
     """Pass one integer, or one row of integers, through as an array, and say whether it was one integer.
 
     Parameters, errors: as `as_array`.

@@ -41,18 +41,18 @@ class Giant(Child):
 
     def _fill(self, span: int, pages: int, mark: bool) -> None:
         try:
-            self.address = self.do(f"new({span})")
+            self.address: int = self.do(f"new({span})")
         except ChildError as error:
             raise KsmwalkError(f"no process with {span} bytes of address space: {error.why}") from None
         # One page is to stay one page; a kernel without huge pages refuses, and does so anyway.
         self.do(f"libc.madvise({self.address}, {span}, NOHUGEPAGE)")
-        self.unmarked = None
+        self.unmarked: str | None = None
         if mark:
             try:
                 self.do(f"call('madvise', {self.address}, {span}, MERGEABLE)")
             except ChildError as error:
                 self.unmarked = error.why
-        self.marked = mark and self.unmarked is None
+        self.marked: bool = mark and self.unmarked is None
         step = span // PAGE // pages
         first, after = step // 2 * PAGE, (step // 2 + step * pages) * PAGE
         self.do(f"put({self.address}, range({first}, {after}, {step * PAGE}), range(1, {pages + 1}))")

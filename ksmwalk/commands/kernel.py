@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..kernel import stepper
 from ..kernel.knobs import KernelUnavailable, to_stderr, unusable
-from ..kernel.verify import Results, verify
+from ..kernel.verify import Replay, Results, verify
 from ..kernel.worker import WorkerDied
 from ..scenarios.format import Recording, Scenario, ScenarioError, load, save
 from ..scenarios.generate import generate
@@ -22,7 +22,7 @@ from .report import printable
 UNABLE = (KernelUnavailable, stepper.Disturbed, WorkerDied, ScenarioError, ValueError, OSError)
 
 
-def add_parsers(subparsers) -> None:
+def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Register ``verify`` and ``record`` with an argparse subparsers object.
 
     Parameters
@@ -103,7 +103,7 @@ def _broken(path: Path, error: Exception) -> dict[str, str]:
     return {"file": str(path), "error": text}
 
 
-def run_verify(args: argparse.Namespace, replay=None) -> int:
+def run_verify(args: argparse.Namespace, replay: Replay | None = None) -> int:
     """Carry out ``ksmwalk verify``.
 
     Parameters
@@ -125,7 +125,9 @@ def run_verify(args: argparse.Namespace, replay=None) -> int:
     if not files and args.random <= 0:
         return UNUSABLE
     if replay is None:
-        from ..scenarios.replay import replay
+        from ..scenarios.replay import replay as model
+
+        replay = model
     try:
         with stepper.session(to_stderr) as session:
             say = to_stderr if args.json else print
@@ -171,7 +173,7 @@ def _command(args: argparse.Namespace) -> str:
     return " ".join([*parts, f"--docs {args.docs}"])
 
 
-def _progress(total: int):
+def _progress(total: int) -> Callable[[int, Results], None] | None:
     """A line that counts on, where somebody sees it."""
     if not sys.stderr.isatty():
         return None
@@ -218,10 +220,11 @@ def run_record(args: argparse.Namespace) -> int:
                     broken.append(_broken(path, error))
                     continue
                 save(made, target)
-                done.append({"file": str(target), "records": len(made.records), "nondet": made.nondet})
+                nr_records = len(made.records or ())
+                done.append({"file": str(target), "records": nr_records, "nondet": made.nondet})
                 if not args.json:
                     unsteady = f", not repeatable: {', '.join(made.nondet)}" if made.nondet else ""
-                    print(f"{printable(target)}: {len(made.records)} records{unsteady}")
+                    print(f"{printable(target)}: {nr_records} records{unsteady}")
     except BrokenPipeError:
         raise
     except UNABLE as error:

@@ -36,8 +36,8 @@ try:
     from matplotlib.figure import Figure
     from matplotlib.font_manager import FontProperties
     from matplotlib.patches import Patch, Rectangle
-except ImportError as error:
-    raise KsmwalkError(f"drawing needs matplotlib ({error}): pip install 'ksmwalk[plot]'") from error
+except ImportError as _error:
+    raise KsmwalkError(f"drawing needs matplotlib ({_error}): pip install 'ksmwalk[plot]'") from _error
 
 # One colour a kind, told apart by lightness as well as by hue.
 COLOURS = ("#3b7dd8", "#1b2a6b", "#2a9d5c", "#f2b705", "#a8a8a8", "#35b5c9")

@@ -21,7 +21,7 @@ from .report import printable
 WRONG = (ScenarioError, KsmwalkError, OSError, MemoryError)
 
 
-def add_parser(subparsers) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Register ``replay`` with an argparse subparsers object."""
     parser = subparsers.add_parser(
         "replay",

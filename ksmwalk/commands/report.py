@@ -106,11 +106,16 @@ def wrap(text: str, room: float, measure: Callable[[str], float] | None = None) 
         if line:
             lines.append(line)
         while len(word) > 1 and measure(word) > room:
-            fits = max(1, bisect.bisect_right(range(len(word)), room, key=lambda n, word=word: measure(word[:n])) - 1)
+            fits = _fits(word, room, measure)
             lines.append(word[:fits])
             word = word[fits:]
         line = word
     return [*lines, line] if line else lines
+
+
+def _fits(word: str, room: float, measure: Callable[[str], float]) -> int:
+    """How many letters of a word have room; one at least."""
+    return max(1, bisect.bisect_right(range(len(word)), room, key=lambda letters: measure(word[:letters])) - 1)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, right: Iterable[int] = ()) -> str:

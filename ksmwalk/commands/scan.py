@@ -27,7 +27,7 @@ PAGE = 4096
 MOST_AREAS = 4096
 
 # What --sort takes: the total it sorts by, the largest first; these two stand beside the totals, the smallest first.
-SORT = {
+SORT: dict[str, str | None] = {
     "saved": "lookups_saved",
     "anon": "anonymous",
     "present": "present",

@@ -82,11 +82,11 @@ class Screen:
     """
 
     def __init__(self, out: TextIO | None = None):
-        self.out = out or report.output()
-        self.terminal = self.out.isatty()
-        self.width = _width(self.out, self.terminal)
-        self.rich = rich is not None and self.terminal
-        self.ellipsis = "…" if self.can_write("…") else "..."
+        self.out: TextIO = out or report.output()
+        self.terminal: bool = self.out.isatty()
+        self.width: int | None = _width(self.out, self.terminal)
+        self.rich: bool = rich is not None and self.terminal
+        self.ellipsis: str = "…" if self.can_write("…") else "..."
 
     def can_write(self, text: str) -> bool:
         """Whether the encoding has these letters."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import overload
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from ..gate import MAX_U64, as_array, as_int, as_row
 from ..layout import PAGE_SIZE
+from ..signatures import I64Array, Integer, Integers, U64Array
 from . import _doors
 from .door import Door, refuse
 
@@ -42,7 +43,7 @@ class Contents(Door):
                 if nid is not None:
                     self._world.arrays["mms"]["nid"][self.index] = before
 
-    def write(self, addr: int, keys, *, nid: int | None = None) -> None:
+    def write(self, addr: int, keys: Integer | Integers, *, nid: int | None = None) -> None:
         """Store contents into a page, or into consecutive pages at array speed, with all faults that takes.
 
         Parameters
@@ -79,14 +80,14 @@ class Contents(Door):
         if code < 0:
             self._check(code, f"write at {addr:#x}")
 
-    def _store(self, addr: int, n: int, keys, mode: int) -> None:
+    def _store(self, addr: int, n: int, keys: U64Array | None, mode: int) -> None:
         if addr + n * PAGE_SIZE > MAX_U64:
             raise refuse(errno.EFAULT, f"{n} pages from {addr:#x} on: beyond all memory")
         done, code = _doors.write(self._world, self._at(), addr, n, keys, mode)
         if code < 0:
             self._check(code, f"write at {addr + done * PAGE_SIZE:#x} ({done} of {n} pages done)")
 
-    def poke(self, addr: int, keys) -> None:
+    def poke(self, addr: int, keys: Integer | Integers) -> None:
         """Store as a debugger does through /proc/PID/mem: past the permissions of private areas.
 
         Models: FOLL_FORCE of Linux 6.18. Differs: nothing known.
@@ -97,7 +98,7 @@ class Contents(Door):
         keys = as_array(keys, "keys")
         self._store(addr, len(keys), keys, _FORCE)
 
-    def populate(self, addr: int, length: int, keys=None, *, nid: int | None = None) -> None:
+    def populate(self, addr: int, length: int, keys: Integers | None = None, *, nid: int | None = None) -> None:
         """Fault in a range for writing, at array speed; contents stay, or become `keys`.
 
         Parameters
@@ -128,7 +129,11 @@ class Contents(Door):
         with self._on_node(nid):
             self._store(start, n, keys, 0 if keys is not None else _KEEP)
 
-    def read(self, addr: int, n: int | None = None):
+    @overload
+    def read(self, addr: int, n: None = None) -> int: ...
+    @overload
+    def read(self, addr: int, n: int) -> U64Array: ...
+    def read(self, addr: int, n: int | None = None) -> int | U64Array:
         """Load from a page or from `n` consecutive pages, with the faults that takes.
 
         Returns
@@ -152,7 +157,7 @@ class Contents(Door):
             self._check(code, f"read at {addr + done * PAGE_SIZE:#x} ({done} of {count} pages done)")
         return int(out[0]) if n is None else out
 
-    def write_at(self, addrs: ArrayLike, keys: ArrayLike) -> None:
+    def write_at(self, addrs: Integers, keys: Integer | Integers) -> None:
         """Store contents into pages anywhere, in the order given, at array speed, with all faults that takes.
 
         Parameters
@@ -183,7 +188,7 @@ class Contents(Door):
             self._world, self._at(), at[part], new if one else new[part]
         ))  # fmt: skip
 
-    def read_at(self, addrs: ArrayLike) -> np.ndarray:
+    def read_at(self, addrs: Integers) -> U64Array:
         """Load from pages anywhere, in the order given, at array speed, with the faults that takes.
 
         Parameters
@@ -210,7 +215,7 @@ class Contents(Door):
         self._at_once("read_at", at, lambda part: _doors.read_at(self._world, self._at(), at[part], out[part]))
         return out
 
-    def _at_once(self, what: str, addrs: np.ndarray, call: Callable[[slice], tuple[int, int]]) -> None:
+    def _at_once(self, what: str, addrs: U64Array, call: Callable[[slice], tuple[int, int]]) -> None:
         """Part after part of many addresses, and where it stopped."""
         self._at()
         with self._world:
@@ -227,7 +232,7 @@ class Contents(Door):
             n = as_int(n, "n", 0, max(0, ((1 << 57) - addr) // PAGE_SIZE))
         return addr, n
 
-    def read_keys(self, addr: int, n: int) -> np.ndarray:
+    def read_keys(self, addr: int, n: int) -> U64Array:
         """Look at the contents of `n` pages without touching them: uint64, 0 where nothing is present.
 
         Models: nothing of Linux, it only looks. Differs: nothing known.
@@ -237,7 +242,7 @@ class Contents(Door):
         _doors.look(self._world, self.index, addr, n, out, None)
         return out
 
-    def read_pfns(self, addr: int, n: int) -> np.ndarray:
+    def read_pfns(self, addr: int, n: int) -> I64Array:
         """Look up the frames of `n` pages without touching them: int64, -1 where nothing is present.
 
         Models: frame numbers of /proc/PID/pagemap of Linux 6.18. Differs: nothing known.

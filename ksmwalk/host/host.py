@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import weakref
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,8 +14,12 @@ from ..errors import check
 from ..gate import as_flag, as_int, shown
 from ..layout import BLOCK, FRAME_FIELDS, Frame, MmFlag, Thp
 from ..memory.frames import Frames
+from ..signatures import AnyArray, RecordArray, U64Array
 from . import _doors, saved
 from .mm import Mm
+
+if TYPE_CHECKING:
+    from ..ksm.ksmd import Ksm
 
 _LRU_MOST = 63
 
@@ -36,7 +41,7 @@ def _thp(value: str) -> Thp:
     return Thp[value.upper()]
 
 
-def _view(array: np.ndarray, n: int) -> np.ndarray:
+def _view(array: AnyArray, n: int) -> AnyArray:
     """The first n records, to look at only."""
     view = array[:n]
     view.flags.writeable = False
@@ -100,18 +105,18 @@ class Host:
         self.thp = thp
         self._init_frames()
 
-    def _bind(self, arrays: dict[str, np.ndarray]) -> None:
+    def _bind(self, arrays: dict[str, AnyArray]) -> None:
         """Take these arrays for one's own."""
         self._arrays = arrays
-        self.world = _core.World(arrays)
+        self.world: _core.World = _core.World(arrays)
         self.world.owner = weakref.ref(self)
         # What was made from it and outlives it says so. (A reference from here to its doors would be a cycle.)
         weakref.finalize(self, self.world.close).atexit = False
-        self.frames = Frames(self.world)
+        self.frames: Frames = Frames(self.world)
         self._mms: weakref.WeakValueDictionary[int, Mm] = weakref.WeakValueDictionary()
         self._lives: dict[int, _core.Life] = {}
         self._pins: dict[int, int] = {}
-        self._ksm = None
+        self._ksm: Ksm | None = None
 
     def _init_frames(self) -> None:
         a, n, nodes = self._arrays, self.nr_frames, self.nr_nodes
@@ -138,7 +143,7 @@ class Host:
             self._chain(mine[~whole & (a["b_count"][mine] > 0)], nid)
             self._chain(mine[whole], nodes + nid)
 
-    def _chain(self, blocks: np.ndarray, head: int) -> None:
+    def _chain(self, blocks: AnyArray, head: int) -> None:
         """Link blocks in this order into one of the allocator's lists."""
         if not len(blocks):
             return
@@ -175,12 +180,12 @@ class Host:
         return self._ctl("frames_used")
 
     @property
-    def mms(self) -> np.ndarray:
+    def mms(self) -> RecordArray:
         """Records of all address spaces (layout.MM), read-only; record 0 heads the list of mm slots."""
         return _view(self._arrays["mms"], self._ctl("mms_used"))
 
     @property
-    def vmas(self) -> np.ndarray:
+    def vmas(self) -> RecordArray:
         """Records of all areas (layout.VMA), read-only."""
         return _view(self._arrays["vmas"], self._ctl("vmas_used"))
 
@@ -192,11 +197,8 @@ class Host:
     @property
     def mm_list(self) -> list[Mm]:
         """The living address spaces, by number."""
-        out = []
         state = self._arrays["mms"]["flags"][: self._ctl("mms_used")] & int(MmFlag.USED | MmFlag.EXITING | MmFlag.BACKING)
-        for number in np.flatnonzero(state == MmFlag.USED):
-            out.append(self.mm_by_number(int(number)))
-        return out
+        return [self.mm_by_number(int(number)) for number in np.flatnonzero(state == MmFlag.USED)]
 
     def mm_by_number(self, number: int) -> Mm:
         """The address space with this number in `mms` (one that exited too, until its slot is cleaned).
@@ -243,7 +245,7 @@ class Host:
         self._arrays["ctl"]["lru_batch"] = n
 
     @property
-    def ksm(self):
+    def ksm(self) -> Ksm:
         """KSM of this host."""
         if self._ksm is None:
             from ..ksm.ksmd import Ksm
@@ -251,7 +253,7 @@ class Host:
             self._ksm = Ksm(self.world)
         return self._ksm
 
-    def memory(self) -> dict:
+    def memory(self) -> dict[str, Any]:
         """What the arrays cost.
 
         Returns
@@ -417,10 +419,10 @@ class Host:
         """Records of an array that were ever used."""
         return saved.used_records(self._arrays, name)
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return saved.state_of(self)
 
-    def __setstate__(self, state: dict) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
         self._bind(saved.from_state(state))
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
@@ -466,10 +468,8 @@ class Host:
         return self
 
     def __repr__(self) -> str:
-        return (
-            f"<Host {self.nr_frames} frames on {self.nr_nodes} node(s), {self.frames_used} used,"
-            f" {len(self.mm_list)} address spaces>"
-        )
+        used, spaces = self.frames_used, len(self.mm_list)
+        return f"<Host {self.nr_frames} frames on {self.nr_nodes} node(s), {used} used, {spaces} address spaces>"
 
 
 class TableArena:
@@ -487,7 +487,7 @@ class TableArena:
         self._host = host
 
     @property
-    def rows(self) -> np.ndarray:
+    def rows(self) -> U64Array:
         return _view(self._host._arrays["rows"], self._host._ctl("rows_used"))
 
     @property

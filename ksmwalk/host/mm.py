@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,9 +14,6 @@ from . import _advice, _doors
 from .contents import Contents
 from .door import refuse, up
 from .vma import Vma
-
-if TYPE_CHECKING:
-    pass
 
 #: advice names of madvise(2) with their numbers
 ADVICE: dict[str, int] = _advice.advice_numbers()
@@ -280,7 +276,9 @@ class Mm(Contents):
         with self._world:
             return self._place(length, addr, size, vm, kind, shared, backing, offset, pfn)
 
-    def _place(self, length, addr, size, vm, kind, shared, backing, offset, pfn) -> int:
+    def _place(
+        self, length: int, addr: int | None, size: int, vm: int, kind: str, shared: bool, backing: int | None, offset: int, pfn: int
+    ) -> int:
         """Find the place, or clear it, and map there."""
         if addr is None:
             align = PMD_SIZE if length % PMD_SIZE == 0 and (kind in ("anon", "droppable") and not shared) else size
@@ -293,7 +291,9 @@ class Mm(Contents):
             self._check(_doors.munmap(self._world, self.index, start, start + length), f"mmap at {start:#x}")
         return self._map(start, length, vm, kind, shared, backing, offset, pfn)
 
-    def _map(self, start, length, vm, kind, shared, backing, offset, pfn) -> int:
+    def _map(
+        self, start: int, length: int, vm: int, kind: str, shared: bool, backing: int | None, offset: int, pfn: int
+    ) -> int:
         mine = backing is None and (kind in ("file", "dax") or shared and kind not in ("pfnmap", "io"))
         if mine:
             backing = self.host.new_object(offset + length, device=kind == "dax")
@@ -303,7 +303,7 @@ class Mm(Contents):
         try:
             self._check(_doors.mmap(self._world, self.index, start, length, vm, backing or 0, pgoff, shift), what)
         finally:
-            if mine:
+            if mine and backing:
                 _doors.backing_done(self._world, backing)
         if kind == "pfnmap" and pfn:
             code = _doors.map_raw(self._world, self.index, start, length // PAGE_SIZE, pfn, vm)

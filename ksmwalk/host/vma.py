@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ..gate import as_int, shown
 from ..layout import Vm
+from ..signatures import AnyArray
+
+if TYPE_CHECKING:
+    from .mm import Mm
 
 #: the letters of smaps' VmFlags, in the kernel's order
 LETTERS = (
@@ -27,7 +33,7 @@ _WHY_NOT = (
 )
 #: anything of these and KSM keeps away, marked or not
 INCOMPATIBLE = 0
-for _bits, _ in _WHY_NOT:
+for _bits, _why in _WHY_NOT:
     INCOMPATIBLE |= int(_bits)
 # Plain integers: arithmetic on enum members takes a microsecond.
 _WHY_NOT_BITS = tuple((int(bits), text) for bits, text in _WHY_NOT)
@@ -76,24 +82,29 @@ class Vma:
 
     __slots__ = ("vm_mm", "index", "_serial", "_records")
 
-    def __init__(self, mm, index: int):
-        host = getattr(mm, "host", None)
-        if not hasattr(host, "mm_by_number"):
+    vm_mm: Mm
+    index: int
+    _serial: int
+    _records: AnyArray
+
+    def __init__(self, mm: Mm, index: int):
+        if not hasattr(getattr(mm, "host", None), "mm_by_number"):
             raise TypeError(f"mm {shown(mm)}: must be an Mm")
+        host = mm.host
         index = as_int(index, "vma", -1 << 63, (1 << 64) - 1)
         records = host._arrays["vmas"]
         if not 0 < index < host._ctl("vmas_used") or int(records["mm"][index]) != mm._at():
             raise LookupError(f"vma {shown(index)}: not an area of address space {mm.index}")
         self._bind(mm, index)
 
-    def _bind(self, mm, index: int) -> None:
+    def _bind(self, mm: Mm, index: int) -> None:
         self.vm_mm = mm
         self.index = index
         self._records = mm.host._arrays["vmas"]
         self._serial = int(self._records["serial"][index])
 
     @classmethod
-    def _door(cls, mm, index: int) -> Vma:
+    def _door(cls, mm: Mm, index: int) -> Vma:
         """As the constructor, for a number that compiled code has just given."""
         self = cls.__new__(cls)
         self._bind(mm, index)
@@ -163,7 +174,7 @@ class Vma:
     def __contains__(self, addr: int) -> bool:
         return self.vm_start <= as_int(addr, "addr", -1 << 64, 1 << 64) < self.vm_end
 
-    def __eq__(self, other) -> bool:
+    def __eq__(self, other: object) -> bool:
         return isinstance(other, Vma) and other.vm_mm is self.vm_mm and other._serial == self._serial
 
     def __hash__(self) -> int:

@@ -78,11 +78,11 @@ def write_file(path: Path, text: str) -> int:
     try:
         fd = os.open(path, os.O_WRONLY)
     except OSError as error:
-        return -error.errno
+        return -(error.errno or 0)
     try:
         os.write(fd, text.encode())
     except OSError as error:
-        return -error.errno
+        return -(error.errno or 0)
     finally:
         os.close(fd)
     return 0

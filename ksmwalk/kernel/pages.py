@@ -6,9 +6,10 @@ import os
 
 import numpy as np
 
+from ..layout import PAGE_SHIFT
 from ..proc.frames import Kpf, frame_records, has
 from ..proc.gather import read_span
-from ..proc.pagemap import PAGE_SHIFT, PM_PFN, PM_PRESENT, scan_regions
+from ..proc.pagemap import PM_PFN, PM_PRESENT, scan_regions
 from ..scenarios.records import ANON, HUGE, KSM, OTHER, ZERO
 
 #: larger spans are not read entry by entry: their present parts are asked for first
@@ -20,7 +21,7 @@ _GAP = 256
 class FrameKinds:
     """/proc/kpageflags, kept open."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._fd = os.open("/proc/kpageflags", os.O_RDONLY)
 
     def close(self) -> None:
@@ -110,7 +111,7 @@ class Process:
 
     def __init__(self, pid: int, spans: dict[int, int] | None = None):
         self.pid = pid
-        self.spans = dict(spans or {})  # vpn -> n of every mapping ever made
+        self.spans: dict[int, int] = dict(spans or {})  # vpn -> n of every mapping ever made
         self._opened: tuple[int, int] | None = None
 
     def files(self) -> tuple[int, int]:

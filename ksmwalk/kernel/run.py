@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..host import ADVICE
 from ..layout import PAGE_SIZE as PAGE
-from ..scenarios import records
 from ..scenarios.format import Scenario, ScenarioError
 from ..scenarios.ops import row
+from ..scenarios.records import Pages, Recorder
 from . import knobs, pages, signals, worker
 from .pages import Process
 
@@ -76,7 +76,7 @@ class Run:
     def __init__(self, session: Session, scenario: Scenario):
         self.session = session
         self.scenario = scenario
-        self.recorder = records.Recorder(events=session._events is not None)
+        self.recorder: Recorder = Recorder(events=session._events is not None)
         self.live: dict[str, Process] = {}
         self.name_of_mm: dict[str, str] = {}
 
@@ -95,15 +95,15 @@ class Run:
             if error := knobs.write(knob, value):
                 raise ScenarioError(f"{self.scenario.name}: tunables: {knob}", os.strerror(-error), value)
         counters = session.counters()
-        self.base = {name: counters.get(name, 0) for name in ("pages_scanned", "pages_skipped", "ksm_zero_pages")}
+        self.base: dict[str, int] = {name: counters.get(name, 0) for name in ("pages_scanned", "pages_skipped", "ksm_zero_pages")}
         # Some ways out of a KSM-placed zero page (MADV_FREE before, say) leave this counter too high for ever.
         self.base["general_profit"] = self.base["ksm_zero_pages"] * PAGE
         if session._events is not None:
             session._events.read()
-        self.pool = worker.Pool(names)
+        self.pool: worker.Pool = worker.Pool(names)
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         with signals.held():
             for process in self.live.values():
                 process.close()
@@ -123,7 +123,7 @@ class Run:
             for name, base in self.base.items():
                 if name in counters:
                     counters[name] -= base
-            told = self._told(op) if session._events is not None else ()
+            told = self._told(op)
             yield self.recorder.record(op, ret, counters, self._stats(), self._pages(), told)
 
     def _stats(self) -> dict[str, list[int]]:
@@ -138,16 +138,16 @@ class Run:
             out[name] = [_number(values.get(field, "0")) for field in STAT_NAMES]
         return out
 
-    def _pages(self) -> dict[str, records.Pages]:
+    def _pages(self) -> dict[str, Pages]:
         found = {name: pages.present(p.files()[0], p.disjoint(), p.pid) for name, p in self.live.items()}
         kinds = self.session._kinds
         return {name: (vpns, frames, kinds(frames)) for name, (vpns, frames) in found.items()}
 
-    def _told(self, op: list[Any]) -> list[tuple]:
+    def _told(self, op: list[Any]) -> list[tuple[Any, ...]]:
         """The events with our names in the place of the kernel's pointers."""
-        out = []
+        out: list[tuple[Any, ...]] = []
         ours = {process.pid for process in self.live.values()}
-        for event in self.session._events.read():
+        for event in self.session._events.read() if self.session._events is not None else ():
             what = event[0]
             if what == "enter":
                 _, mm, pid = event
@@ -244,7 +244,7 @@ class Run:
             finally:
                 os.close(fd)
         except OSError as error:
-            return -error.errno
+            return -(error.errno or 0)
         return 0
 
     def do_prctl(self, name: str, value: int) -> int:

@@ -72,7 +72,7 @@ class Session:
             if name not in have:
                 self.left_out.append(f"no {name} in ksm_stat")
                 self.ignore.add(short)
-        self.missing = {name for name in knobs.DEFAULTS if not (KSM / name).exists()}
+        self.missing: set[str] = {name for name in knobs.DEFAULTS if not (KSM / name).exists()}
         self.left_out += [f"no knob {name}" for name in sorted(self.missing)]
         # what operations need and this kernel lacks
         self.lacking: set[str] = set()
@@ -143,7 +143,7 @@ class Session:
         try:
             os.pwrite(self._run, str(value).encode(), 0)
         except OSError as error:
-            return -error.errno
+            return -(error.errno or 0)
         return 0
 
     # ------------------------------------------------------------ one scenario

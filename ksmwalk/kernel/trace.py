@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from . import signals, state
 from .state import to_stderr
@@ -60,7 +61,7 @@ class Events:
         os.close(self._pipe)
         (self.instance / "tracing_on").write_text("0")
 
-    def read(self) -> list[tuple]:
+    def read(self) -> list[tuple[Any, ...]]:
         """Return the events since the last call, in order, and forget them.
 
         Returns
@@ -87,7 +88,7 @@ class Events:
         return [_event(line) for line in text.decode().splitlines() if line.strip()]
 
 
-def _event(line: str) -> tuple:
+def _event(line: str) -> tuple[Any, ...]:
     match = _LINE.search(line)
     if match:
         pid, name, fields = int(match[1]), match[2], match[3]
@@ -148,7 +149,7 @@ def _mount(place: Path) -> bool:
         place.mkdir(0o700)
     if (place / "instances").is_dir():
         return True
-    return _libc.mount(b"tracefs", os.fsencode(place), b"tracefs", _NOSUID_NODEV_NOEXEC, None) == 0
+    return bool(_libc.mount(b"tracefs", os.fsencode(place), b"tracefs", _NOSUID_NODEV_NOEXEC, None) == 0)
 
 
 @contextlib.contextmanager

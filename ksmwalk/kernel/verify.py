@@ -99,8 +99,8 @@ class Results:
     kernel_seconds: float = 0.0
     model_seconds: float = 0.0
     values: int = 0
-    changes: Counter = field(default_factory=Counter)
-    ops: Counter = field(default_factory=Counter)
+    changes: Counter[str] = field(default_factory=Counter)
+    ops: Counter[str] = field(default_factory=Counter)
 
     def count(self, status: str) -> int:
         """Return how many scenarios came to a status."""

@@ -8,6 +8,7 @@ import select
 import signal
 import struct
 from pathlib import Path
+from typing import Any
 
 from .knobs import KernelUnavailable
 
@@ -55,7 +56,7 @@ class Pool:
     def __init__(self, names: list[str]):
         if reason := available():
             raise KernelUnavailable(reason)
-        self.slot = {name: index for index, name in enumerate(names)}
+        self.slot: dict[str, int] = {name: index for index, name in enumerate(names)}
         self.pid: dict[str, int] = {}
         self._to: list[int] = []  # our ends: commands to, answers from
         self._from: list[int] = []
@@ -82,7 +83,7 @@ class Pool:
         # Descriptors 3 on must be the slots' in order. dup2 one after the other would overwrite those still to come,
         # so they go to high numbers first.
         high = 3 + 2 * len(self.slot) + max(self._theirs)
-        actions = [(os.POSIX_SPAWN_OPEN, fd, "/dev/null", os.O_RDWR, 0) for fd in (0, 1, 2)]
+        actions: list[tuple[Any, ...]] = [(os.POSIX_SPAWN_OPEN, fd, "/dev/null", os.O_RDWR, 0) for fd in (0, 1, 2)]
         actions += [(os.POSIX_SPAWN_DUP2, fd, high + i) for i, fd in enumerate(self._theirs)]
         for i in range(len(self._theirs)):
             actions += [(os.POSIX_SPAWN_DUP2, high + i, 3 + i), (os.POSIX_SPAWN_CLOSE, high + i)]
@@ -146,4 +147,5 @@ class Pool:
             if pid:
                 del self.pid[name]
                 raise WorkerDied(f"process {name} ended by itself, wait status {status:#x}")
-        return struct.unpack("=q", os.read(fd, 8))[0]
+        answer: int = struct.unpack("=q", os.read(fd, 8))[0]
+        return answer

@@ -1,4 +1,4 @@
 from .._core import World
-from ..memory._check import Refusal
+from ..signatures import Refusal
 
 def check_ksm(world: World, known: int) -> Refusal | None: ...

@@ -342,14 +342,13 @@ cdef int unmerge_all(kw_world *w) noexcept nogil:
     cdef int err
     while mm:
         following = w.mms[mm].slot_next
-        w.cursor.slot = mm
+        cursor_reset(w, mm)
         if not w.mms[mm].flags & MM_EXITING:
             err = unmerge_mm(w, mm, w.cursor.strategy)
             if err < 0:
                 return err
         items_drop(w, mm)
-        w.cursor.link = 0
-        w.cursor.slot = following
+        cursor_reset(w, following)
         if w.mms[mm].flags & MM_EXITING:
             slot_remove(w, mm)
         mm = following

@@ -133,16 +133,18 @@ cdef bint skip_holes(Search *s, const uint64_t *row) noexcept nogil:
 
     A hole: on to the end of the entry, nothing below it is touched.
     """
-    cdef int level = s.level, i = level_index(s.at, level), stop = 512
-    cdef uint64_t next
+    cdef int level = s.level, first = level_index(s.at, level), stop = 512, i
+    cdef uint64_t size = level_size(level), next
     if ((s.at ^ (s.end - 1)) >> level_shift(level + 1)) == 0:
         stop = level_index(s.end - 1, level) + 1
-    while i < stop and entry_none(row[i]):
-        next = entry_end(s)
-        count_pass(s.w.work, s.levels, level, <int64_t>((next - s.at) >> 12) if s.per_address else 1, s.per_address)
-        s.w.work.holes += 1
+    i = first
+    if entry_none(row[i]):
+        i = kw_first(row, first, stop, ~(PTE_A | PTE_D))
+        next = min((s.at & ~(size - 1)) + <uint64_t>(i - first) * size, s.end)
+        count_pass(s.w.work, s.levels, level, <int64_t>((next - s.at) >> 12) if s.per_address else i - first,
+                   s.per_address)
+        s.w.work.holes += i - first
         s.at = next
-        i += 1
     return i < stop
 
 

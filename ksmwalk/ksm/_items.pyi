@@ -1,14 +1,17 @@
-from typing import Any
+from typing import final
 
 from .._core import World
+from ..signatures import AddressSpace
 
+@final
 class RmapItem:
+    def __init__(self, *args: object, **kwargs: object) -> None: ...  # TypeError: the cursor makes them
     @property
     def index(self) -> int: ...
     @property
     def address(self) -> int: ...
     @property
-    def mm(self) -> Any: ...
+    def mm(self) -> AddressSpace: ...  # its number in a World without a Host
     @property
     def stable(self) -> bool: ...
     @property

@@ -9,9 +9,10 @@ from typing import Literal, SupportsIndex
 import numpy as np
 
 from .. import _core
-from ..errors import Strict, misspelt
+from ..errors import Strict, check, misspelt
 from ..gate import as_flag, as_int, shown
-from ..layout import EVENT, PAGE_SIZE
+from ..layout import EVENT, PAGE_SIZE, Code
+from ..signatures import AnyArray, RecordArray
 from . import _engine, sysfs
 from .scan import MOST, KsmScan
 
@@ -49,7 +50,7 @@ class Events(Strict):
         self._taken = int(world.arrays["event_pos"][0])
         self._lost = 0
 
-    def _array(self, name: str) -> np.ndarray:
+    def _array(self, name: str) -> AnyArray:
         """An array of the Host, if it is still there."""
         self._bound.live()
         return self._bound.arrays[name]
@@ -69,7 +70,7 @@ class Events(Strict):
     def __len__(self) -> int:
         return min(int(self._array("event_pos")[0]) - self._taken, len(self._array("events")))
 
-    def take(self) -> np.ndarray:
+    def take(self) -> RecordArray:
         """Return the events since the last call, oldest first.
 
         Returns
@@ -136,11 +137,11 @@ class Ksm(Strict, sysfs.Files):
         return self._bound
 
     @property
-    def _ksm(self) -> np.ndarray:
+    def _ksm(self) -> AnyArray:
         return self._world.arrays["ksm"]
 
     @property
-    def _cursor(self) -> np.ndarray:
+    def _cursor(self) -> AnyArray:
         return self._world.arrays["cursor"]
 
     def _number(self, field: str) -> int:
@@ -210,7 +211,9 @@ class Ksm(Strict, sysfs.Files):
             code = _engine.py_unmerge_all(self._world)
             if code < 0:
                 self._ksm["run"][0] = 0
-                raise sysfs.refuse(errno.ENOMEM, "run", 2)
+                if code == Code.NOFRAMES:
+                    raise sysfs.refuse(errno.ENOMEM, "run", 2)
+                check(code, "run = 2", self._world.arrays["bad"])
 
     @property
     def now_ms(self) -> int:
@@ -319,7 +322,7 @@ class Ksm(Strict, sysfs.Files):
         *,
         limit: int = 1000,
         each: Literal["full scan", "batch"] = "full scan",
-    ) -> np.ndarray:
+    ) -> RecordArray:
         """Let ksmd work until a condition holds, and return the counters over time.
 
         Parameters

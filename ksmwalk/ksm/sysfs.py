@@ -99,6 +99,12 @@ class Knob(Generic[T]):
     """
 
     name: str
+    field: str
+    default: int
+    parse: Callable[[str], int]
+    low: int
+    high: int
+    kept: int
 
     def __init__(
         self, doc: str, field: str, default: int, parse: Callable[[str], int], low: int = 0, high: int = MAX_U64,
@@ -196,41 +202,41 @@ class Files:
 
     __slots__ = ()
 
-    run = Number("0 stopped, 1 merging, 2 stopped and everything unmerged.", "run", 0, _u32, 0, 2)
-    pages_to_scan = Number("Visits in a batch.", "pages_to_scan", PAGES_TO_SCAN_DEFAULT, _u32)
-    sleep_millisecs = Number(
+    run: Number = Number("0 stopped, 1 merging, 2 stopped and everything unmerged.", "run", 0, _u32, 0, 2)
+    pages_to_scan: Number = Number("Visits in a batch.", "pages_to_scan", PAGES_TO_SCAN_DEFAULT, _u32)
+    sleep_millisecs: Number = Number(
         "Milliseconds between batches; kept, but time is an input here.", "sleep_millisecs", 20, _u32
     )
-    smart_scan = Number("1: pages that did not merge for long are skipped now and then.", "smart_scan", 1, _bool)
-    use_zero_pages = Number("1: empty pages are mapped to the shared zero page.", "use_zero_pages", 0, _bool)
-    max_page_sharing = Number("rmap_items that one KSM page takes.", "max_page_sharing", 256, _i32_erange, 2)
-    merge_across_nodes = Number(
+    smart_scan: Number = Number("1: pages that did not merge for long are skipped now and then.", "smart_scan", 1, _bool)
+    use_zero_pages: Number = Number("1: empty pages are mapped to the shared zero page.", "use_zero_pages", 0, _bool)
+    max_page_sharing: Number = Number("rmap_items that one KSM page takes.", "max_page_sharing", 256, _i32_erange, 2)
+    merge_across_nodes: Number = Number(
         "0: only pages of one NUMA node are merged.", "merge_across_nodes", 1, _u64_erange, 0, 1
     )
-    stable_node_chains_prune_millisecs = Number(
+    stable_node_chains_prune_millisecs: Number = Number(
         "Milliseconds after which a passing search prunes a chain.", "prune_millisecs", 2000, _u32
     )
-    advisor_mode = Choice('"none" or "scan-time".', "advisor_mode", 0, _mode)
-    advisor_max_cpu = Number(
+    advisor_mode: Choice = Choice('"none" or "scan-time".', "advisor_mode", 0, _mode)
+    advisor_max_cpu: Number = Number(
         "Percent of a CPU that the advisor lets ksmd use.", "advisor_max_cpu", 70, _u64, kept=(1 << 32) - 1
     )
-    advisor_min_pages_to_scan = Number("pages_to_scan that the advisor starts with.", "advisor_min_pages", 500, _u64)
-    advisor_max_pages_to_scan = Number("Most pages_to_scan of the advisor.", "advisor_max_pages", 30000, _u64)
-    advisor_target_scan_time = Number(
+    advisor_min_pages_to_scan: Number = Number("pages_to_scan that the advisor starts with.", "advisor_min_pages", 500, _u64)
+    advisor_max_pages_to_scan: Number = Number("Most pages_to_scan of the advisor.", "advisor_max_pages", 30000, _u64)
+    advisor_target_scan_time: Number = Number(
         "Seconds a full scan should take with the advisor.", "advisor_target", 200, _u64, 1
     )
 
-    pages_scanned = Counter("Visits so far, pages.", "pages_scanned")
-    pages_skipped = Counter("Pages that smart_scan skipped so far.", "pages_skipped")
-    full_scans = Counter("Full scans completed.")
-    pages_shared = Counter("KSM pages: what is kept of the pages that were merged.", "pages_shared")
-    pages_sharing = Counter("Mappings of KSM pages beyond the first: pages that are saved.", "pages_sharing")
-    pages_unshared = Counter("Pages that were compared and are unlike all others.", "pages_unshared")
-    pages_volatile = Counter("Pages that changed too fast, or were not looked at twice yet.")
-    ksm_zero_pages = Counter("Mappings of the shared zero page that KSM placed.", "zero_pages")
-    stable_node_chains = Counter("Contents with more than one KSM page.", "chains")
-    stable_node_dups = Counter("KSM pages of such contents.", "dups")
-    general_profit = Counter("Bytes saved, less what the rmap_items cost; may be negative.")
+    pages_scanned: Counter = Counter("Visits so far, pages.", "pages_scanned")
+    pages_skipped: Counter = Counter("Pages that smart_scan skipped so far.", "pages_skipped")
+    full_scans: Counter = Counter("Full scans completed.")
+    pages_shared: Counter = Counter("KSM pages: what is kept of the pages that were merged.", "pages_shared")
+    pages_sharing: Counter = Counter("Mappings of KSM pages beyond the first: pages that are saved.", "pages_sharing")
+    pages_unshared: Counter = Counter("Pages that were compared and are unlike all others.", "pages_unshared")
+    pages_volatile: Counter = Counter("Pages that changed too fast, or were not looked at twice yet.")
+    ksm_zero_pages: Counter = Counter("Mappings of the shared zero page that KSM placed.", "zero_pages")
+    stable_node_chains: Counter = Counter("Contents with more than one KSM page.", "chains")
+    stable_node_dups: Counter = Counter("KSM pages of such contents.", "dups")
+    general_profit: Counter = Counter("Bytes saved, less what the rmap_items cost; may be negative.")
 
     def write(self, name: str, value: SupportsIndex | str) -> None:
         """Write a tunable."""

@@ -11,10 +11,16 @@ import math
 import mmap
 import os
 import weakref
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import DTypeLike
 
+from ..signatures import AnyArray, RecordArray
 from . import Array
+
+if TYPE_CHECKING:
+    import ctypes
 
 _SMALL = 1 << 16  # bytes: below this an array is better off among others than on pages of its own
 _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
@@ -25,7 +31,7 @@ _GUARD = (1 << 20) if os.environ.get("KSMWALK_GUARD") else 0
 _SHADOW = 0x7FFF8000  # where AddressSanitizer keeps, on x86-64, a byte for every eight
 
 
-def _forget_poison(libc, start: int, size: int):
+def _forget_poison(libc: ctypes.CDLL, start: int, size: int) -> None:
     """Drop what AddressSanitizer knows of an arena: poison stays behind when it is unmapped, for who comes next there.
 
     Its own call would write a byte for every eight of an arena that may be of terabytes; dropped pages read as zero.
@@ -65,7 +71,7 @@ def _guarded(size: int, flags: int) -> tuple[mmap.mmap, int]:
     return buf, _GUARD
 
 
-def shape_of(array: Array, ctl: np.ndarray) -> tuple[int, ...]:
+def shape_of(array: Array, ctl: RecordArray) -> tuple[int, ...]:
     """The shape of one of a Host's arrays, worked out with the fields of its `ctl` record.
 
     Parameters
@@ -82,7 +88,7 @@ def shape_of(array: Array, ctl: np.ndarray) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def reserve(capacity: int, dtype, *, shape: tuple[int, ...] = (), huge: bool = False) -> np.ndarray:
+def reserve(capacity: int, dtype: DTypeLike, *, shape: tuple[int, ...] = (), huge: bool = False) -> AnyArray:
     """Reserve a zeroed array of `capacity` records that occupies memory only where it is written.
 
     Parameters

@@ -54,8 +54,16 @@ def structs(header: str) -> dict[str, list[Field]]:
     found = {}
     for body, name in re.findall(r"typedef struct \{(.*?)\} (kw_\w+);", header, re.S):
         found[name] = list(_fields(body))
-    found["kw_world"] = list(_fields(re.search(r"struct kw_world \{(.*?)\n\};", header, re.S)[1]))
+    found["kw_world"] = list(_fields(_world(header)))
     return found
+
+
+def _world(header: str) -> str:
+    """What stands between the braces of kw_world."""
+    found = re.search(r"struct kw_world \{(.*?)\n\};", header, re.S)
+    if not found:
+        raise SystemExit("_layout.h: no struct kw_world")
+    return found[1]
 
 
 def _fields(body: str) -> Iterator[Field]:
@@ -147,7 +155,7 @@ def pxd(header: str) -> str:
 
 
 def _function_pointers(header: str) -> list[str]:
-    body = without_comments(re.search(r"struct kw_world \{(.*?)\n\};", header, re.S)[1])
+    body = without_comments(_world(header))
     return [f"{' '.join(text.split())} noexcept nogil" for text in body.split(";") if "(" in text]
 
 
@@ -177,7 +185,7 @@ def records(header: str) -> str:
         f'"""The records, bits and arrays. {MADE}"""',
         "",
         "from enum import IntEnum, IntFlag",
-        "from typing import NamedTuple",
+        "from typing import Any, NamedTuple",
         "",
         "import numpy as np",
         "",
@@ -185,7 +193,7 @@ def records(header: str) -> str:
     for name, fields in found.items():
         if name in NO_RECORDS:
             continue
-        out.append(f"{name[3:].upper()} = np.dtype([")
+        out.append(f"{name[3:].upper()}: np.dtype[np.void] = np.dtype([")
         for f in fields:
             out.append(f'    ("{f.name}", "{NUMPY[f.ctype]}"{f", ({f.length},)" if f.length else ""}),')
         out.append("], align=True)")
@@ -198,7 +206,7 @@ def records(header: str) -> str:
         "class Array(NamedTuple):",
         '    """An array of a Host: a record, its shape in numbers and fields of CTL, whether it is accessed at random."""',
         "",
-        "    dtype: np.dtype",
+        "    dtype: np.dtype[Any]",
         "    shape: tuple[str, ...]",
         "    random: bool",
         "",

@@ -170,6 +170,10 @@ class Stored:
     shape : tuple of int
     """
 
+    where: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
     def __init__(self, where: str, file: IO[bytes]):
         self.where, self._file = where, file
         try:
@@ -193,7 +197,7 @@ class Stored:
         """The content, read into a contiguous array of this dtype and shape."""
         if out is None:
             out = np.empty(self.shape, self.dtype)
-        left = memoryview(out.reshape(-1).view(np.uint8)) if out.size else memoryview(b"")
+        left = out.reshape(-1).view(np.uint8).data if out.size else memoryview(b"")
         while left:
             n = self._file.readinto(left)  # type: ignore[attr-defined]
             if not n:

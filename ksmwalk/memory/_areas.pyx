@@ -100,7 +100,8 @@ cdef void backing_clear(kw_world *w, int32_t backing, int64_t row, int level) no
         if entry_leaf(p[i], level):
             pfn = normal_pfn(w, p[i], level)
             p[i] = 0
-            if pfn >= 0:
+            # A folio is held once, at its head.
+            if pfn >= 0 and w.f_head[pfn] == pfn:
                 folio_put(w, pfn)
             continue
         child = child_row(w, p + i)

@@ -1,6 +1,5 @@
 from .._core import World
-
-Refusal = tuple[str, str | None, int, int | None, int, int | None, str]
+from ..signatures import Refusal
 
 def check_memory(world: World, known: int) -> Refusal | None: ...
 def check_tables(world: World) -> Refusal | None: ...

@@ -358,6 +358,7 @@ def check_memory(World world not None, int64_t known):
     cdef int64_t nr_blocks = ctl.nr_blocks
     if not 1 <= known <= ctl.nr_frames:
         raise ValueError(f"{known} frames of {ctl.nr_frames}")
+    enter(world)
     start(&c, &world.w)
     c.known = known
     c.strict = True
@@ -384,6 +385,7 @@ def check_tables(World world not None):
     """The same for an arena of page tables alone, in which entries may be anything that a walk can pass by."""
     cdef Check c
     cdef int code
+    enter(world)
     start(&c, &world.w)
     c.known = 0
     c.strict = False

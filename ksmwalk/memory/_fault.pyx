@@ -6,15 +6,15 @@ from libc.errno cimport EFAULT
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from ksmwalk._core cimport (
-    entry_leaf, entry_none, entry_pfn, interrupted, interrupted_at, leaf_find, level_size, make_entry,
-    make_leaf, mm_changed, no_entry, pmd_make, pmd_present, pte_find, pte_make, pte_present,
+    bad_entry, entry_leaf, entry_none, entry_pfn, interrupted, interrupted_at, leaf_find, level_size,
+    make_entry, make_leaf, mm_changed, no_entry, pmd_make, pmd_present, pte_find, pte_make, pte_present,
 )
 from ksmwalk.memory._frames cimport (
     folio_get, folio_mappings, frame_alloc, frame_map, frame_new, frame_unmap, huge_alloc, huge_map,
     huge_unmap, hugetlb_alloc, lru_add, normal_pfn,
 )
 from ksmwalk.memory._leaves cimport huge_flags, ksm_zero_gone, pmd_split, prot_bits, pte_ksm_zero, touched
-from ksmwalk.memory._areas cimport anon_vma_prepare, vma_find, vma_find_from
+from ksmwalk.memory._areas cimport VM_ACCESS, anon_vma_prepare, vma_find, vma_find_from
 from ksmwalk.memory._folio cimport make_huge_zero, map_huge, page_ours
 from ksmwalk.layout._layout cimport *
 
@@ -47,7 +47,8 @@ cdef int64_t backing_page(kw_world *w, int32_t backing, uint64_t pgoff, bint hug
         # Small pages of a file stand where a huge one would.
         if huge and not entry_leaf(p[0], 2):
             return -EFAULT
-        return <int64_t>entry_pfn(p[0], 2 if huge else 1)
+        pfn = normal_pfn(w, p[0], 2 if huge else 1)
+        return pfn if pfn >= 0 else bad_entry(w, pgoff << 12, 2 if huge else 1, p[0], BAD_PFN)
     if huge:
         pfn = hugetlb_alloc(w, 0)
     else:
@@ -327,8 +328,8 @@ cdef void map_around(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t
         pgoff = v.pgoff + ((a - v.start) >> 12)
         if p[0] == 0 and pgoff < <uint64_t>w.mms[v.backing].nr_pages:
             have = pte_find(w, w.mms[v.backing].root, pgoff << 12)
-            if have != NULL and have[0]:
-                pfn = <int64_t>entry_pfn(have[0], 1)
+            pfn = normal_pfn(w, have[0], 1) if have != NULL and have[0] else KW_NONE
+            if pfn >= 0:
                 p[0] = make_entry(<uint64_t>pfn, prot_bits(v.flags))
                 frame_map(w, pfn)
         p += 1
@@ -404,9 +405,18 @@ cdef int64_t write_range(kw_world *w, int32_t mm, uint64_t addr, int64_t n, cons
     return done
 
 
+cdef inline uint64_t *ptes_at(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr) noexcept nogil:
+    """The pte of addr if pages of the area are there for the taking; NULL: a fault has to see to it."""
+    if not v.flags & VM_ACCESS or v.flags & (VM_PFNMAP | VM_IO | VM_HUGETLB):
+        return NULL
+    return pte_find(w, w.mms[mm].root, addr)
+
+
 cdef int64_t read_range(kw_world *w, int32_t mm, uint64_t addr, int64_t n, uint64_t *keys, int mode,
                         int *code) noexcept nogil:
     cdef int64_t i, pfn
+    cdef uint64_t *pte = NULL
+    cdef uint64_t stop = 0      # up to where the ptes in hand go
     cdef int32_t at = vma_find_from(w, mm, addr)
     code[0] = KW_OK
     for i in range(n):
@@ -418,13 +428,23 @@ cdef int64_t read_range(kw_world *w, int32_t mm, uint64_t addr, int64_t n, uint6
         if i & 0xffff == 0xffff and interrupted():
             code[0] = KW_EINTR
             return i
-        pfn = fault_read(w, mm, &w.vmas[at], addr, mode)
-        if pfn < 0:
-            code[0] = <int>pfn
-            return i
+        if addr >= stop:
+            pte = ptes_at(w, mm, &w.vmas[at], addr)
+            stop = min(w.vmas[at].end, (addr & ~(KW_PMD_SIZE - 1)) + KW_PMD_SIZE)
+        pfn = <int64_t>entry_pfn(pte[0], 1) if pte != NULL and pte_present(pte[0]) else w.ctl.nr_frames
+        if pfn < w.ctl.nr_frames:
+            pte[0] |= PTE_A
+        else:
+            pfn = fault_read(w, mm, &w.vmas[at], addr, mode)
+            stop = 0            # tables may have come
+            if pfn < 0:
+                code[0] = <int>pfn
+                return i
         if keys != NULL:
             keys[i] = w.f_key[pfn]
         addr += KW_PAGE_SIZE
+        if pte != NULL:
+            pte += 1
     return n
 
 
@@ -433,15 +453,22 @@ cdef int64_t look_range(kw_world *w, int32_t mm, uint64_t addr, int64_t n, uint6
     """Contents and frames without a fault: key 0 and frame -1 where nothing is present."""
     cdef int64_t i, pfn
     cdef int level = 0
-    cdef uint64_t *p
+    cdef uint64_t *p = NULL
     for i in range(n):
+        # One descent a table of ptes.
+        if i == 0 or addr & (KW_PMD_SIZE - 1) == 0 or level != 1:
+            p = leaf_find(w, w.mms[mm].root, addr, &level)
+            if p == NULL:
+                p = pte_find(w, w.mms[mm].root, addr)
+                level = 1 if p != NULL else 0
         pfn = KW_NONE
-        p = leaf_find(w, w.mms[mm].root, addr, &level)
-        if p != NULL:
+        if p != NULL and (level > 1 or pte_present(p[0])):
             pfn = <int64_t>entry_pfn(p[0], level) + <int64_t>((addr & (level_size(level) - 1)) >> 12)
         if keys != NULL:
             keys[i] = w.f_key[pfn] if 0 <= pfn < w.ctl.nr_frames else 0
         if pfns != NULL:
             pfns[i] = pfn
         addr += KW_PAGE_SIZE
+        if level == 1:
+            p += 1
     return n

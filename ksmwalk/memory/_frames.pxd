@@ -34,9 +34,10 @@ cdef void frame_free(kw_world *w, int64_t pfn) noexcept nogil
 # ------------------------------------------------------------------ counts
 
 cdef inline void put_refs(kw_world *w, int64_t head, int n) noexcept nogil:
-    w.f_refs[head] -= n
-    kw_check(w.f_refs[head] >= 0)
-    if w.f_refs[head] == 0:
+    # Entries written by hand may take more than there is.
+    if w.f_refs[head] > n:
+        w.f_refs[head] -= n
+    elif w.f_flags[head] & FRAME_USED:
         frame_free(w, head)
 
 cdef inline void frame_map(kw_world *w, int64_t pfn) noexcept nogil:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from .. import _core
 from ..errors import Strict
 from ..gate import MAX_U64, as_int, as_row, shown
 from ..layout import FRAME_FIELDS, Frame, MmFlag
+from ..signatures import Integer, Integers
 
 _FIXED = Frame.KSM | Frame.ZERO
 
@@ -53,6 +54,7 @@ class Frames(Strict):
     node: NDArray[np.int32]
 
     def __init__(self, world: _core.World):
+        self._world: _core.World
         object.__setattr__(self, "_world", world)
         for name in FRAME_FIELDS:
             view = world.arrays[f"f_{name}"].view()
@@ -67,7 +69,7 @@ class Frames(Strict):
                 raise AttributeError(f"{name}: {what}")
             super().__setattr__(name, value)
 
-    def set_key(self, pfns: ArrayLike, keys: ArrayLike) -> None:
+    def set_key(self, pfns: Integer | Integers, keys: Integer | Integers) -> None:
         """Change the content of frames, as a device does that was given them: no fault, no mapping changes.
 
         Everything that maps them sees the new content. The epoch of every address space rises: what an engine
@@ -118,7 +120,7 @@ class Frames(Strict):
         flags = Frame(int(self.flags[pfn]))
         if not flags & Frame.USED:
             return f"frame {pfn}: free"
-        names = "|".join(f.name.lower() for f in Frame if f in flags and f != Frame.USED) or "used"
+        names = "|".join(str(f.name).lower() for f in Frame if f in flags and f != Frame.USED) or "used"
         return (
             f"frame {pfn}: {names}, head {self.head[pfn]}, mapcount {self.mapcount[pfn]},"
             f" refs {self.refs[pfn]}, key {self.key[pfn]:#x}, node {self.nid[pfn]}"

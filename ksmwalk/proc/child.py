@@ -37,13 +37,15 @@ class Child:
     """
 
     def __init__(self) -> None:
-        self.process = subprocess.Popen(
+        self.process: subprocess.Popen[bytes] = subprocess.Popen(
             [sys.executable, "-S", "-E", "-P", PROGRAM, str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             process_group=0,
         )
-        self.pid = self.process.pid
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self._stdin, self._stdout = self.process.stdin, self.process.stdout
+        self.pid: int = self.process.pid
         try:
             # its own start, with all that Python maps in it, is over when it answers
             self.do("None")
@@ -53,8 +55,8 @@ class Child:
 
     def tell(self, line: str, data: bytes = b"") -> None:
         """Start a line, with `data` behind it, without waiting for its end."""
-        self.process.stdin.write(line.encode() + b"\n" + data)
-        self.process.stdin.flush()
+        self._stdin.write(line.encode() + b"\n" + data)
+        self._stdin.flush()
 
     def do(self, line: str, data: bytes = b"") -> Any:
         """Run a line, with `data` behind it, and return its value.
@@ -66,7 +68,7 @@ class Child:
         """
         try:
             self.tell(line, data)
-            answer = self.process.stdout.readline().decode().strip()
+            answer = self._stdout.readline().decode().strip()
         except BrokenPipeError:
             answer = ""
         if not answer.startswith("="):
@@ -87,8 +89,8 @@ class Child:
         self.process.kill()
         # what was not sent any more is nobody's loss
         with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.close()
-        self.process.stdout.close()
+            self._stdin.close()
+        self._stdout.close()
         self.process.wait()
 
     def __enter__(self) -> Self:

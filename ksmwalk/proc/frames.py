@@ -6,6 +6,7 @@ from enum import IntFlag
 
 import numpy as np
 
+from ..signatures import BoolArray, I64Array, U64Array
 from .gather import gather
 
 #: records that cost about as much to read as the system call that is saved by reading them: frames are not cheap for
@@ -33,7 +34,7 @@ class Kpf(IntFlag):
     ZERO_PAGE = 1 << 24
 
 
-def has(flags: np.ndarray, wanted: int) -> np.ndarray:
+def has(flags: U64Array, wanted: int) -> BoolArray:
     """Return which frames have one of some flags.
 
     Parameters
@@ -45,10 +46,11 @@ def has(flags: np.ndarray, wanted: int) -> np.ndarray:
     -------
     ndarray of bool
     """
-    return flags & np.uint64(wanted) != 0
+    found: BoolArray = flags & np.uint64(wanted) != 0
+    return found
 
 
-def frame_records(fd: int, pfn: np.ndarray, pid: int = 0, gap: int = FRAME_GAP) -> np.ndarray:
+def frame_records(fd: int, pfn: I64Array, pid: int = 0, gap: int = FRAME_GAP) -> U64Array:
     """Return the record of each frame, where frames come in any order and any number of times.
 
     Parameters

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from ..signatures import I64Array, U64Array
 from .errors import ProcessExited
 
 RECORD = 8
@@ -24,10 +25,10 @@ PIECES_WORTH_THREADS = 4
 MAX_WORKERS = 4
 
 
-def read_span(fd: int, first: int, count: int, pid: int) -> np.ndarray:
+def read_span(fd: int, first: int, count: int, pid: int) -> U64Array:
     """`count` records from number `first` on, uint64[count]; a short read means that the process is gone."""
     buffer = np.empty(count, np.uint64)
-    _read_into(fd, memoryview(buffer).cast("B"), first, pid)
+    _read_into(fd, buffer.data.cast("B"), first, pid)
     return buffer
 
 
@@ -46,7 +47,7 @@ def _read_into(fd: int, view: memoryview, first: int, pid: int) -> None:
         done += n
 
 
-def gather(fd: int, index: np.ndarray, gap: int, pid: int) -> np.ndarray:
+def gather(fd: int, index: I64Array, gap: int, pid: int) -> U64Array:
     """The records with the numbers `index` (int64[n]), as uint64[n].
 
     Records up to `gap` apart and ascending are read in one call, together with those between them. The kernel's work
@@ -69,7 +70,7 @@ def gather(fd: int, index: np.ndarray, gap: int, pid: int) -> np.ndarray:
     return out
 
 
-def _gather_piece(out: np.ndarray, fd: int, index: np.ndarray, gap: int, pid: int) -> None:
+def _gather_piece(out: U64Array, fd: int, index: I64Array, gap: int, pid: int) -> None:
     # Runs also end at every 2^SPAN_SHIFT-th record, which bounds the buffer whatever the gaps are.
     step = np.diff(index)
     cuts = np.flatnonzero((step > gap + 1) | (step < 1) | (np.diff(index >> SPAN_SHIFT) != 0)) + 1
@@ -95,9 +96,9 @@ def _gather_piece(out: np.ndarray, fd: int, index: np.ndarray, gap: int, pid: in
         run = after
 
 
-def _read_runs(fd: int, into: np.ndarray, first: np.ndarray, length: np.ndarray, at: np.ndarray, pid: int) -> None:
+def _read_runs(fd: int, into: U64Array, first: I64Array, length: I64Array, at: I64Array, pid: int) -> None:
     """Read run after run of `length` records from number `first` on into the array, at `at`."""
-    view = memoryview(into).cast("B")
+    view = into.data.cast("B")
     preadv = os.preadv
     starts, ends = (at * RECORD).tolist(), ((at + length) * RECORD).tolist()
     for number, start, end in zip(first.tolist(), starts, ends, strict=True):

@@ -65,7 +65,7 @@ class VmaRecord:
         return self.end - self.start
 
     @property
-    def key(self) -> tuple:
+    def key(self) -> tuple[int | str, ...]:
         """What must be equal in two readings for the mapping to count as unchanged."""
         return (self.start, self.end, self.perms, self.offset, self.device, self.inode, self.name)
 
@@ -98,7 +98,7 @@ class VmaRecord:
         return f"{self.start:x}-{self.end:x} {self.perms} {printable(self.name)}".rstrip()
 
 
-def _record(header: re.Match, fields: dict[bytes, int], flags: tuple[str, ...]) -> VmaRecord:
+def _record(header: re.Match[bytes], fields: dict[bytes, int], flags: tuple[str, ...]) -> VmaRecord:
     start, end, perms, offset, device, inode, name = header.groups()
     hugetlb = fields.get(b"Shared_Hugetlb", 0) + fields.get(b"Private_Hugetlb", 0)
     leaves = (fields.get(key, 0) for key in (b"AnonHugePages", b"ShmemPmdMapped", b"FilePmdMapped"))

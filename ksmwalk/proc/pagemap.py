@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..layout import PAGE_SHIFT
+from ..signatures import I64Array, U64Array
 from .errors import ProcessExited
 from .gather import read_span
 from .maps import VmaRecord
@@ -48,15 +49,15 @@ PAGES_PER_READ = 1 << 17
 class Regions:
     """Runs of present pages of equal categories, ascending: `start`, `end` in bytes, all uint64[n]."""
 
-    start: np.ndarray
-    end: np.ndarray
-    categories: np.ndarray
+    start: U64Array
+    end: U64Array
+    categories: U64Array
 
     @property
     def nr_pages(self) -> int:
         return int((self.end - self.start).sum()) >> PAGE_SHIFT
 
-    def pages(self) -> tuple[np.ndarray, np.ndarray]:
+    def pages(self) -> tuple[I64Array, U64Array]:
         """(page number, categories) of each present page, int64[nr_pages] ascending and uint64[nr_pages]."""
         lengths = ((self.end - self.start) >> np.uint64(PAGE_SHIFT)).astype(np.int64)
         before = np.cumsum(lengths) - lengths
@@ -76,7 +77,7 @@ def scan_regions(fd: int, pid: int, start: int, end: int, regions_per_call: int 
     Raises ScanMissing where the kernel has no such call, ProcessExited where the address space is gone.
     """
     vec = np.empty((regions_per_call, 3), np.uint64)
-    found = []
+    found: list[U64Array] = []
     while start < end:
         arg = bytearray(
             _SCAN_ARG.pack(
@@ -122,7 +123,7 @@ def read_regions(fd: int, pid: int, vmas: list[VmaRecord]) -> Regions:
     return regions_of(np.concatenate(pages), np.concatenate(categories))
 
 
-def regions_of(pages: np.ndarray, categories: np.ndarray) -> Regions:
+def regions_of(pages: U64Array, categories: U64Array) -> Regions:
     """Runs of neighbouring pages with equal categories; `pages` are page numbers, ascending."""
     if not len(pages):
         return Regions(pages, pages, categories)

@@ -27,7 +27,7 @@ class State:
             lines.append(
                 f"{name:9} " + " ".join(f"{key}={value}" for key, value in zip(STATS, self.stats[name], strict=False))
             )
-            runs: list[list] = []
+            runs: list[list[Any]] = []
             for vpn, code in sorted(self.pages.get(name, {}).items()):
                 if runs and runs[-1][0] + runs[-1][1] == vpn and runs[-1][2] == code:
                     runs[-1][1] += 1
@@ -39,8 +39,8 @@ class State:
 
     def apply(self, record: Record) -> None:
         """Let a record change the state."""
-        if row(record["op"]).ends:
-            name = row(record["op"]).process(record["op"])
+        op = record["op"]
+        if row(op).ends and (name := row(op).process(op)) is not None:
             self.stats.pop(name, None)
             self.pages.pop(name, None)
         self.counters.update(record.get("c", {}))
@@ -89,7 +89,7 @@ def without_events(records: Iterable[Record]) -> list[Record]:
     for record in records:
         record = {key: value for key, value in record.items() if key != "t"}
         if "p" in record:
-            runs = {}
+            runs: dict[str, list[list[Any]]] = {}
             for name in sorted(record["p"]):
                 runs[name] = []
                 for vpn, n, code in record["p"][name]:

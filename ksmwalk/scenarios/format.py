@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ..host import ADVICE
 from ..layout import PAGE_SIZE as PAGE
 from . import ops as operations
-from .ops import ADVICE, KNOBS, MOST_RECORDS, VPN_END, Check, Op, ScenarioError, is_int
+from .ops import KNOBS, MOST_RECORDS, VPN_END, Check, Op, ScenarioError, is_int
 from .records import check_record
 
 __all__ = [
@@ -127,7 +128,7 @@ def scenario_from_json(data: object, file: str = "scenario") -> Scenario:
         operations.KNOB(check, [], knob): operations.KNOB_VALUE(check, [knob], value)
         for knob, value in tunables.items()
     }
-    made = Scenario(name, [check.op(index, op) for index, op in enumerate(ops)], note, tunables)
+    made = Scenario(name, [check.op(index, op) for index, op in enumerate(check.listed(ops))], note, tunables)
     check.where = file
     if (steps := made.nr_records) > MOST_RECORDS:
         check.fail(f"a scenario makes {MOST_RECORDS} records at most, not", steps)

@@ -29,7 +29,7 @@ class _Space:
     def __init__(self, other: _Space | None = None):
         self.pages: dict[int, str] = dict(other.pages) if other else {}  # vpn -> protection
         self.areas: list[tuple[int, int]] = list(other.areas) if other else []
-        self.merge_any = other.merge_any if other else False
+        self.merge_any: bool = other.merge_any if other else False
 
     def map(self, vpn: int, n: int, prot: str = "rw") -> None:
         self.unmap(vpn, n)
@@ -168,7 +168,7 @@ class _Maker:
         space.map(vpn, n)
         if huge:
             self.add("madvise", name, vpn, n, "hugepage")
-        steps = [lambda: self.add("fill", name, vpn, self.contents(n))]
+        steps: list[Callable[[], None]] = [lambda: self.add("fill", name, vpn, self.contents(n))]
         if mark and rng.random() < 0.9:
             steps.insert(rng.randint(0, 1), lambda: self.add("madvise", name, vpn, n, "mergeable"))
         for step in steps:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 from ..host import ADVICE
 from ..ksm import sysfs
@@ -69,7 +69,7 @@ def _op_text(op: object) -> str:
     return text if len(text) < 100 else text[:96] + " ..."
 
 
-def is_int(value: object) -> bool:
+def is_int(value: object) -> TypeGuard[int]:
     """Whether it is a whole number, and no truth value."""
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -85,7 +85,7 @@ class Check:
 
     def __init__(self, file: str):
         self.file = file
-        self.where = file
+        self.where: str = file
         self.alive: set[str] = set()
 
     def fail(self, what: str, value: object) -> NoReturn:
@@ -98,7 +98,7 @@ class Check:
             self.fail(f"{what} is a whole number of {low} to {high - 1}, not", value)
         return value
 
-    def listed(self, value: object) -> list:
+    def listed(self, value: object) -> list[Any]:
         """Check that it is a list."""
         if not isinstance(value, list):
             self.fail("a list is wanted, not", value)
@@ -145,17 +145,19 @@ def _name(check: Check, value: object) -> str:
 
 def PROCESS(check: Check, op: Op, value: object) -> str:
     """One that is alive."""
-    if _name(check, value) not in check.alive:
+    name = _name(check, value)
+    if name not in check.alive:
         check.fail("no such process at this point", value)
-    return value
+    return name
 
 
 def NEWBORN(check: Check, op: Op, value: object) -> str:
     """One that this operation makes."""
-    if _name(check, value) in check.alive:
+    name = _name(check, value)
+    if name in check.alive:
         check.fail("there is a process of this name already", value)
-    check.alive.add(value)
-    return value
+    check.alive.add(name)
+    return name
 
 
 def VPN(check: Check, op: Op, value: object) -> int:
@@ -175,9 +177,9 @@ def NEW_PAGES(check: Check, op: Op, value: object) -> int:
 
 def NEW_VPN(check: Check, op: Op, value: object) -> int | None:
     """A page number for the pages counted before it; none where they stay in their place."""
-    start = op[2] if value is None else VPN(check, op, value)
-    check.number(op[-1], "a number of pages", 1, VPN_END - start + 1)
-    return value
+    vpn = None if value is None else VPN(check, op, value)
+    check.number(op[-1], "a number of pages", 1, VPN_END - (op[2] if vpn is None else vpn) + 1)
+    return vpn
 
 
 def PROT(check: Check, op: Op, value: object) -> str:
@@ -193,7 +195,7 @@ def OPTIONS(check: Check, op: Op, value: object) -> dict[str, Any]:
     """What mmap may be told besides: a protection, and what is on or off."""
     if not isinstance(value, dict):
         check.fail("options of mmap are an object, not", value)
-    out = {}
+    out: dict[str, Any] = {}
     for key, one in value.items():
         if key == "prot":
             out[key] = PROT(check, op, one)
@@ -227,12 +229,13 @@ def CONTENTS(check: Check, op: Op, value: object) -> list[int | None]:
 
 def PAIRS(check: Check, op: Op, value: object) -> list[list[int]]:
     """Pairs of a page number and a content id."""
-    for pair in check.listed(value):
+    pairs = check.listed(value)
+    for pair in pairs:
         if not isinstance(pair, list) or len(pair) != 2:
             check.fail("a pair [vpn, id] is wanted, not", pair)
         VPN(check, op, pair[0])
         _content(check, pair[1])
-    return value
+    return pairs
 
 
 def VPNS(check: Check, op: Op, value: object) -> list[int]:
@@ -327,7 +330,7 @@ def _bytes(op: Op) -> list[Span]:
     return [(op[2], -(-op[4] // PAGE_SIZE))]
 
 
-def _nothing(op: Op) -> Iterable:
+def _nothing(op: Op) -> Iterable[Any]:
     return ()
 
 
@@ -351,7 +354,8 @@ def _advised_to(op: Op) -> bool:
 
 
 def _listed(op: Op) -> list[int | None]:
-    return op[3]
+    contents: list[int | None] = op[3]
+    return contents
 
 
 def _paired(op: Op) -> list[int]:
@@ -401,11 +405,13 @@ class Operation:
 
     def process(self, op: Op) -> str | None:
         """Return the process an operation acts on, which must be there; None where it acts on none."""
-        return self.arg(op, PROCESS)
+        name: str | None = self.arg(op, PROCESS)
+        return name
 
     def made(self, op: Op) -> str | None:
         """Return the process an operation makes."""
-        return self.arg(op, NEWBORN)
+        name: str | None = self.arg(op, NEWBORN)
+        return name
 
 
 _MERGE_ANY = "PR_SET_MEMORY_MERGE"
@@ -452,4 +458,5 @@ def singles(op: Op) -> Iterable[Op]:
 
 def nr_records(op: Op) -> int:
     """Return how many records an operation makes."""
-    return OPS[op[0]].arg(op, BATCHES, 1)
+    n: int = OPS[op[0]].arg(op, BATCHES, 1)
+    return n

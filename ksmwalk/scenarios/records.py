@@ -36,6 +36,8 @@ _PROCESS = 1 << 48
 
 Record = dict[str, Any]
 Pages = tuple[np.ndarray, np.ndarray, np.ndarray]
+#: its kind, and what that kind says
+Event = tuple[Any, ...]
 
 
 # ---------------------------------------------------------------- the check on the way in
@@ -168,7 +170,7 @@ class Recorder:
         counters: Mapping[str, int],
         stats: Mapping[str, Sequence[int]],
         pages: Mapping[str, Pages],
-        events: Iterable[tuple] = (),
+        events: Iterable[Event] = (),
     ) -> Record:
         """Return the record of one operation.
 
@@ -239,7 +241,7 @@ class Recorder:
                 self._names.append(name)
         return arrays
 
-    def _pages(self, arrays: dict[str, Pages]) -> dict[str, list[list]]:
+    def _pages(self, arrays: dict[str, Pages]) -> dict[str, list[list[Any]]]:
         if not self._events:
             # nothing tells when a KSM page is gone: a frame that comes back later is taken for another page
             mapped = {int(frame) for _, frames, kinds in arrays.values() for frame in frames[kinds == KSM]}
@@ -293,7 +295,7 @@ class Recorder:
             view.tag = np.where(view.kind == KSM, view.tag, tag[start:stop])
             start = stop
 
-    def _changes(self, before: _View, now: _View) -> list[list]:
+    def _changes(self, before: _View, now: _View) -> list[list[Any]]:
         place = np.searchsorted(before.vpn, now.vpn)
         if len(before.vpn):
             place[place == len(before.vpn)] = 0
@@ -337,7 +339,7 @@ class Recorder:
 
     # ------------------------------------------------------------ events
 
-    def _event(self, event: tuple, arrays: dict[str, Pages]) -> str:
+    def _event(self, event: Event, arrays: dict[str, Pages]) -> str:
         what, *rest = event
         if what == "new":
             frame, name, err, *item = rest
@@ -361,9 +363,8 @@ class Recorder:
             return f"add k{number} {name} {err}"
         if what == "rmi":
             frame, name, *item = rest
-            number = self._of_item.pop(item[0], None) if item else None
-            if number is None:
-                number = self._oldest(frame)
+            known = self._of_item.pop(item[0], None) if item else None
+            number = self._oldest(frame) if known is None else known
             self._leaving = frame, number
             return f"rmi k{number} {name}"
         if what == "rmk":

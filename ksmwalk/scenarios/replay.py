@@ -137,9 +137,9 @@ class Replay:
 
     def __init__(self, scenario: Scenario, host: Host | None = None, contents: Contents | None = None):
         self.scenario = scenario
-        self.host = host or Host(_frames_for(scenario))
-        self.contents = contents or Contents(scenario.ops)
-        self.recorder = Recorder()
+        self.host: Host = host or Host(_frames_for(scenario))
+        self.contents: Contents = contents or Contents(scenario.ops)
+        self.recorder: Recorder = Recorder()
         self.live: dict[str, Mm] = {}
         self.name_of: dict[int, str] = {}
         self._arrays = self.host.world.arrays
@@ -149,7 +149,7 @@ class Replay:
             try:
                 ksm.write(knob, value)
             except OSError as error:
-                raise ScenarioError(f"{scenario.name}: tunables: {knob}", error.strerror, value) from None
+                raise ScenarioError(f"{scenario.name}: tunables: {knob}", error.strerror or "refused", value) from None
 
     def records(self) -> Iterator[Record]:
         """Run the operations and yield a record after each.
@@ -207,9 +207,9 @@ class Replay:
         kind[flags & Frame.ZERO != 0] = ZERO
         return vpn, frame, kind
 
-    def _told(self, where: str, op: list[Any]) -> list[tuple]:
+    def _told(self, where: str, op: list[Any]) -> list[tuple[Any, ...]]:
         events = self.host.ksm.events
-        told: list[tuple] = []
+        told: list[tuple[Any, ...]] = []
         for kind, mm, a, b, _, err in events.take().tolist():
             name = self.name_of.get(mm, "?")
             match kind:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from .format import Scenario, ScenarioError, scenario_from_json
 from .ops import BATCHES, CONTENTS, OPTIONS, PAGES, Op, row, singles
@@ -81,7 +82,7 @@ def _rolled(ops: list[Op]) -> list[Op]:
     return out
 
 
-def _fewer(items: list, shows: Callable[[list], bool]) -> list:
+def _fewer(items: list[Any], shows: Callable[[list[Any]], bool]) -> list[Any]:
     """Leave out ever smaller pieces, from the end, as long as the rest still shows it."""
     piece = len(items) // 2
     while piece:
@@ -107,7 +108,7 @@ def _simpler(scenario: Scenario, ask: _Budget) -> Scenario:
         for place in range(len(scenario.ops[index])):
             if isinstance(scenario.ops[index][place], list):
 
-                def shows(rest: list, index=index, place=place, base=scenario) -> bool:
+                def shows(rest: list[Any], index: int = index, place: int = place, base: Scenario = scenario) -> bool:
                     return ask(_replaced(base, index, place, rest))
 
                 scenario = _replaced(scenario, index, place, _fewer(scenario.ops[index][place], shows))
@@ -134,7 +135,7 @@ def _with_holes(scenario: Scenario, index: int, ask: _Budget) -> Scenario:
     return only(_fewer(stored, lambda kept: ask(only(kept))))
 
 
-def _replaced(scenario: Scenario, index: int, place: int, value: list) -> Scenario:
+def _replaced(scenario: Scenario, index: int, place: int, value: list[Any]) -> Scenario:
     op = [*scenario.ops[index]]
     op[place] = value
     return _with_ops(scenario, [*scenario.ops[:index], op, *scenario.ops[index + 1 :]])

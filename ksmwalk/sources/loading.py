@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import Unpack
 
 import numpy as np
 
 from ..errors import ArenaFullError, check
-from ..host import Host, _load
+from ..host import Host, Mm, _load
 from ..layout import PAGE_SHIFT, Frame, LoadedPage, Vm
 from ..proc.frames import Kpf, has
+from ..signatures import AnyArray, BoolArray, I32Array, I64Array, U16Array, U64Array
 from . import reading
-from .reading import PAGES_PER_BLOCK, ProcessCapture, capture
+from .reading import PAGES_PER_BLOCK, CaptureOptions, ProcessCapture, capture
 
 # Frames that a Host has above those of the process, so that an experiment can go on from there.
 _ROOM = 1 << 16
@@ -44,14 +46,14 @@ class ProcessImage:
     """
 
     host: Host
-    mm: object
+    mm: Mm
     capture: ProcessCapture
     true_frames: bool
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def process(pid: int, *, host: Host | None = None, mark: str = "as-is", **options) -> ProcessImage:
+def process(pid: int, *, host: Host | None = None, mark: str = "as-is", **options: Unpack[CaptureOptions]) -> ProcessImage:
     """Load a live process into a Host without touching its memory.
 
     Parameters
@@ -137,7 +139,7 @@ def load(what: ProcessCapture, *, host: Host | None = None, mark: str = "as-is")
     return ProcessImage(host, mm, what, what.pfn is not None, notes, seconds)
 
 
-def _leaf_pages(what: ProcessCapture) -> np.ndarray:
+def _leaf_pages(what: ProcessCapture) -> BoolArray:
     """Which pages lie in leaves of 2 MiB: bool[nr_pages]. 1 GiB leaves (hugetlb) count as 512 of them."""
     leaf = what.huge
     if leaf.any():
@@ -145,7 +147,7 @@ def _leaf_pages(what: ProcessCapture) -> np.ndarray:
     return leaf
 
 
-def _frames_needed(what: ProcessCapture, leaf: np.ndarray) -> int:
+def _frames_needed(what: ProcessCapture, leaf: BoolArray) -> int:
     """Frames of a Host for this process alone, a multiple of a block, with some room."""
     if what.pfn is not None and what.nr_pages:
         used = int(what.pfn.max()) + 1
@@ -155,7 +157,7 @@ def _frames_needed(what: ProcessCapture, leaf: np.ndarray) -> int:
     return -(-(used + _ROOM) // PAGES_PER_BLOCK) * PAGES_PER_BLOCK
 
 
-def _frame_numbers(what: ProcessCapture, leaf: np.ndarray, arrays: dict[str, np.ndarray]) -> np.ndarray:
+def _frame_numbers(what: ProcessCapture, leaf: BoolArray, arrays: dict[str, AnyArray]) -> I64Array:
     """The Host's frame of each page, int64[nr_pages]: the machine's own numbers where they are known, else made up.
 
     The shared zero page is frame 0 in every Host, whatever it is on the machine.
@@ -182,13 +184,13 @@ def _frame_numbers(what: ProcessCapture, leaf: np.ndarray, arrays: dict[str, np.
     return pfn
 
 
-def _first_free_block(arrays) -> int:
+def _first_free_block(arrays: dict[str, AnyArray]) -> int:
     """The block of 512 frames from which on every one is wholly free."""
     partly = np.flatnonzero(arrays["b_count"] < PAGES_PER_BLOCK)
     return int(partly[-1]) + 1 if len(partly) else 0
 
 
-def _add_vmas(host: Host, number: int, what: ProcessCapture, mark: str, slices) -> tuple[np.ndarray, np.ndarray]:
+def _add_vmas(host: Host, number: int, what: ProcessCapture, mark: str, slices: I64Array) -> tuple[U64Array, I32Array]:
     """Make the vmas: (vm_flags, backing) of each."""
     flags = np.array([vma.vm_flags for vma in what.vmas], np.uint64)
     marked = np.array([vma.mergeable if mark == "as-is" else vma.not_compatible is None for vma in what.vmas], bool)
@@ -217,7 +219,7 @@ def _add_vmas(host: Host, number: int, what: ProcessCapture, mark: str, slices) 
     return flags, backing
 
 
-def _add_objects(host: Host, what: ProcessCapture) -> tuple[np.ndarray, list[int]]:
+def _add_objects(host: Host, what: ProcessCapture) -> tuple[I32Array, list[int]]:
     """The file or shared object that each vma maps, int32[vmas], 0 where there is none; and all of them, to be dropped."""
     # How long an object really is can't be seen from outside; at least to where it is mapped.
     length: dict[tuple[str, int], int] = {}
@@ -226,10 +228,10 @@ def _add_objects(host: Host, what: ProcessCapture) -> tuple[np.ndarray, list[int
         if key is not None:
             length[key] = max(length.get(key, 0), vma.offset + vma.size)
     numbers = {key: host.new_object(nbytes) for key, nbytes in length.items()}
-    return np.array([numbers.get(key, 0) for key in keys], np.int32), list(numbers.values())
+    return np.array([0 if key is None else numbers[key] for key in keys], np.int32), list(numbers.values())
 
 
-def _kinds(what: ProcessCapture, leaf: np.ndarray, vm_flags: np.ndarray, slices: np.ndarray) -> np.ndarray:
+def _kinds(what: ProcessCapture, leaf: BoolArray, vm_flags: U64Array, slices: I64Array) -> U16Array:
     """Bits of each page for `_load.load_pages`: uint16[nr_pages]."""
     zero, anon = what.zero, what.anon
     kinds = np.where(anon, np.uint16(Frame.ANON), np.uint16(Frame.FILE))
@@ -251,10 +253,10 @@ def _kinds(what: ProcessCapture, leaf: np.ndarray, vm_flags: np.ndarray, slices:
     return kinds
 
 
-def _folio_pages(what: ProcessCapture) -> np.ndarray:
+def _folio_pages(what: ProcessCapture) -> BoolArray:
     """Which pages, mapped one by one, belong to huge pages of which every frame is seen here: bool[nr_pages]."""
     inside = np.zeros(what.nr_pages, bool)
-    if what.frame_flags is None:
+    if what.frame_flags is None or what.pfn is None:
         return inside
     wanted = np.uint64(Kpf.THP | Kpf.ANON)
     parts = np.flatnonzero((what.frame_flags & wanted == wanted) & ~what.huge)
@@ -274,7 +276,9 @@ def _folio_pages(what: ProcessCapture) -> np.ndarray:
     return inside
 
 
-def _map(host: Host, number: int, what: ProcessCapture, pfn, leaf, vm_flags, slices) -> np.ndarray:
+def _map(
+    host: Host, number: int, what: ProcessCapture, pfn: I64Array, leaf: BoolArray, vm_flags: U64Array, slices: I64Array
+) -> BoolArray:
     """Write the page tables, take the frames and count their mappings; which pages have frames nobody had before."""
     kinds = _kinds(what, leaf, vm_flags, slices)
     done = _load.load_pages(host.world, number, what.addr, pfn, kinds, slices, vm_flags)
@@ -283,10 +287,13 @@ def _map(host: Host, number: int, what: ProcessCapture, pfn, leaf, vm_flags, sli
     huge_zero = leaf & what.zero
     if huge_zero.any():
         host.world.arrays["ctl"]["huge_zero"] = int(pfn[huge_zero][0]) & ~(PAGES_PER_BLOCK - 1)
-    return kinds & np.uint16(LoadedPage.FRESH) != 0
+    fresh: BoolArray = kinds & np.uint16(LoadedPage.FRESH) != 0
+    return fresh
 
 
-def _fill_backing(host: Host, what: ProcessCapture, pfn, fresh, backing, slices) -> None:
+def _fill_backing(
+    host: Host, what: ProcessCapture, pfn: I64Array, fresh: BoolArray, backing: I32Array, slices: I64Array
+) -> None:
     """Give each file or shared object its pages, so that what is discarded can be faulted in again."""
     file = what.file & fresh
     for vma, number, (first, last) in zip(what.vmas, backing.tolist(), slices.tolist(), strict=True):

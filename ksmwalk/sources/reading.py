@@ -7,15 +7,18 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 import numpy as np
 
+from ..layout import PAGE_SHIFT
 from ..proc import maps, pagemap
 from ..proc.errors import NoAddressSpace, ProcessChanged, ProcessExited, not_allowed
 from ..proc.frames import Kpf, frame_records, has
 from ..proc.gather import gather
 from ..proc.maps import VmaRecord
-from ..proc.pagemap import PAGE_SHIFT, Regions
+from ..proc.pagemap import Regions
+from ..signatures import BoolArray, I64Array, U64Array
 
 PAGES_PER_BLOCK = 512
 # Records that cost about as much to read as the system call that is saved by reading them: absent pages are cheap for
@@ -66,12 +69,12 @@ class ProcessCapture:
     pid: int
     name: str
     vmas: list[VmaRecord]
-    addr: np.ndarray
-    categories: np.ndarray
-    pfn: np.ndarray | None = None
-    exclusive: np.ndarray | None = None
-    frame_flags: np.ndarray | None = None
-    frame_counts: np.ndarray | None = None
+    addr: U64Array
+    categories: U64Array
+    pfn: U64Array | None = None
+    exclusive: BoolArray | None = None
+    frame_flags: U64Array | None = None
+    frame_counts: U64Array | None = None
     found_by: str = "ioctl"
     attempts: int = 1
     seconds: dict[str, float] = field(default_factory=dict)
@@ -83,29 +86,29 @@ class ProcessCapture:
         return len(self.addr)
 
     @property
-    def zero(self) -> np.ndarray:
+    def zero(self) -> BoolArray:
         """Which pages are the shared zero page, small or huge: bool[nr_pages]."""
-        return self.categories & np.uint64(pagemap.PAGE_IS_PFNZERO) != 0
+        return has(self.categories, pagemap.PAGE_IS_PFNZERO)
 
     @property
-    def file(self) -> np.ndarray:
+    def file(self) -> BoolArray:
         """Which pages belong to a file or to shared memory: bool[nr_pages]."""
-        return self.categories & np.uint64(pagemap.PAGE_IS_FILE) != 0
+        return has(self.categories, pagemap.PAGE_IS_FILE)
 
     @property
-    def huge(self) -> np.ndarray:
+    def huge(self) -> BoolArray:
         """Which pages are mapped by a leaf of 2 MiB or more: bool[nr_pages]."""
-        return self.categories & np.uint64(pagemap.PAGE_IS_HUGE) != 0
+        return has(self.categories, pagemap.PAGE_IS_HUGE)
 
     @property
-    def anon(self) -> np.ndarray:
+    def anon(self) -> BoolArray:
         """Which pages are anonymous, KSM pages included: bool[nr_pages]."""
         if self.frame_flags is not None:
             return has(self.frame_flags, Kpf.ANON)
         return ~(self.file | self.zero)
 
     @property
-    def ksm(self) -> np.ndarray | None:
+    def ksm(self) -> BoolArray | None:
         """Which pages are KSM pages: bool[nr_pages]; None where frame flags can't be seen."""
         return None if self.frame_flags is None else has(self.frame_flags, Kpf.KSM)
 
@@ -126,6 +129,15 @@ class ProcessCapture:
         ends = np.array([vma.end for vma in self.vmas], np.uint64)
         first, last = np.searchsorted(self.addr, starts), np.searchsorted(self.addr, ends)
         return list(zip(first.tolist(), last.tolist(), strict=True))
+
+
+class CaptureOptions(TypedDict, total=False):
+    """What `capture` may be told besides the process."""
+
+    frames: bool
+    counts: bool
+    find: str
+    attempts: int
 
 
 def capture(
@@ -175,7 +187,7 @@ def capture(
         raise ValueError(f"attempts={attempts}: at least 1 is needed")
     between = _between or (lambda step: None)
     with _Process(pid) as process:
-        change = ""
+        change: str | None = None
         for attempt in range(1, attempts + 1):
             result = _read_once(process, frames, counts, find, between)
             result.attempts = attempt
@@ -183,7 +195,7 @@ def capture(
             change = maps.first_difference(result.vmas, process.maps()) or result.stray_page()
             if change is None:
                 return result
-    raise ProcessChanged(pid, attempts, change)
+    raise ProcessChanged(pid, attempts, change or "")
 
 
 class _Process:
@@ -204,7 +216,7 @@ class _Process:
     def __enter__(self) -> _Process:
         return self
 
-    def __exit__(self, *exc_info) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         os.close(self.pagemap)
         os.close(self.directory)
 
@@ -249,7 +261,7 @@ class _Process:
 
 
 class _Clock:
-    def __init__(self):
+    def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self.last = time.perf_counter()
 
@@ -259,7 +271,7 @@ class _Clock:
         self.last = now
 
 
-def _read_once(process: _Process, frames: bool, counts: bool, find: str, between) -> ProcessCapture:
+def _read_once(process: _Process, frames: bool, counts: bool, find: str, between: Callable[[str], None]) -> ProcessCapture:
     clock = _Clock()
     notes: list[str] = []
     vmas = process.smaps()
@@ -293,7 +305,9 @@ def _find(process: _Process, vmas: list[VmaRecord], find: str, notes: list[str])
     return pagemap.read_regions(process.pagemap, process.pid, vmas), "pagemap"
 
 
-def _read_frames(process: _Process, result: ProcessCapture, pages: np.ndarray, counts: bool, clock, between) -> None:
+def _read_frames(
+    process: _Process, result: ProcessCapture, pages: I64Array, counts: bool, clock: _Clock, between: Callable[[str], None]
+) -> None:
     if not _frames_visible(process, pages):
         result.notes.append(
             "Frame numbers are hidden from this user (CAP_SYS_ADMIN shows them): pages, zero pages, huge leaves and "
@@ -308,20 +322,20 @@ def _read_frames(process: _Process, result: ProcessCapture, pages: np.ndarray, c
     entries = entries[present]
     result.pfn = entries & np.uint64(pagemap.PM_PFN)
     result.exclusive = entries & np.uint64(pagemap.PM_EXCLUSIVE) != 0
-    _read_frame_flags(process.pid, result, counts)
+    _read_frame_flags(process.pid, result, result.pfn.view(np.int64), counts)
     clock.lap("frames")
     _settle(result, entries & np.uint64(pagemap.PM_FILE) != 0)
     clock.lap("settle")
 
 
-def _frames_visible(process: _Process, pages: np.ndarray) -> bool:
+def _frames_visible(process: _Process, pages: I64Array) -> bool:
     """Whether pagemap shows this reader frame numbers: root in a container may be refused, so ask pagemap itself."""
     few = pages[:PAGES_PER_BLOCK]
     entries = gather(process.pagemap, few, PAGEMAP_GAP, process.pid)
     return bool((entries[entries >> np.uint64(63) != 0] & np.uint64(pagemap.PM_PFN)).any())
 
 
-def _keep(result: ProcessCapture, keep: np.ndarray, why: str) -> None:
+def _keep(result: ProcessCapture, keep: BoolArray, why: str) -> None:
     """Drop the pages that went while they were read, from all arrays alike."""
     gone = len(keep) - int(np.count_nonzero(keep))
     if not gone:
@@ -333,7 +347,7 @@ def _keep(result: ProcessCapture, keep: np.ndarray, why: str) -> None:
             setattr(result, name, array[keep])
 
 
-def _read_frame_flags(pid: int, result: ProcessCapture, counts: bool) -> None:
+def _read_frame_flags(pid: int, result: ProcessCapture, pfn: I64Array, counts: bool) -> None:
     """Flags (and counts) of every frame."""
     try:
         files = [os.open("/proc/kpageflags", os.O_RDONLY | os.O_CLOEXEC)]
@@ -343,7 +357,6 @@ def _read_frame_flags(pid: int, result: ProcessCapture, counts: bool) -> None:
     try:
         if counts:
             files.append(os.open("/proc/kpagecount", os.O_RDONLY | os.O_CLOEXEC))
-        pfn = result.pfn.view(np.int64)
         leaf = whole_blocks(result, result.huge) if result.huge.any() else None
         result.frame_flags = _flags_of_frames(files[0], pfn, leaf, pid)
         if counts:
@@ -353,7 +366,7 @@ def _read_frame_flags(pid: int, result: ProcessCapture, counts: bool) -> None:
             os.close(fd)
 
 
-def _flags_of_frames(fd: int, pfn: np.ndarray, leaf: np.ndarray | None, pid: int) -> np.ndarray:
+def _flags_of_frames(fd: int, pfn: I64Array, leaf: BoolArray | None, pid: int) -> U64Array:
     """The flags of each frame; of a leaf's 512 only the first is read, as they are one folio with one set of flags."""
     if leaf is None:
         return frame_records(fd, pfn, pid)
@@ -372,7 +385,7 @@ def _flags_of_frames(fd: int, pfn: np.ndarray, leaf: np.ndarray | None, pid: int
     return out
 
 
-def _settle(result: ProcessCapture, file: np.ndarray) -> None:
+def _settle(result: ProcessCapture, file: BoolArray) -> None:
     """Let the later look win wherever finding and reading saw different states of a page."""
     flags = result.frame_flags
     if flags is None:
@@ -391,7 +404,7 @@ def _settle(result: ProcessCapture, file: np.ndarray) -> None:
         result.notes.append(f"{int(torn.sum())} pages of huge leaves were split meanwhile: taken as small pages.")
 
 
-def whole_blocks(result: ProcessCapture, candidate: np.ndarray) -> np.ndarray:
+def whole_blocks(result: ProcessCapture, candidate: BoolArray) -> BoolArray:
     """Which candidates lie in complete, aligned blocks of 2 MiB whose frames (if seen) follow one another."""
     aligned = result.addr & np.uint64((PAGES_PER_BLOCK << PAGE_SHIFT) - 1) == 0
     first = np.flatnonzero(aligned & candidate)

@@ -1,12 +1,19 @@
 from typing import Any
 
-import numpy as np
+from typing_extensions import disjoint_base
 
+from ..signatures import AddressSpace, Area, U64Array
 from ._read import Tables
+from .pagewalk import Action, Callback, MmWalkOps
 
+@disjoint_base
 class Entry:
-    level: int
-    value: int
+    @property
+    def level(self) -> int: ...
+    @property
+    def value(self) -> int: ...
+    @value.setter
+    def value(self, e: int) -> None: ...
     @property
     def none(self) -> bool: ...
     @property
@@ -16,29 +23,35 @@ class Entry:
     @property
     def pfn(self) -> int: ...
     @property
-    def ptes(self) -> np.ndarray | None: ...
+    def ptes(self) -> U64Array | None: ...
     def __int__(self) -> int: ...
 
+@disjoint_base
 class MmWalk:
-    mm: Any
-    ops: Any
-    private: Any
-    action: Any
+    private: Any  # whatever the caller passed
     @property
-    def vma(self) -> Any: ...
+    def mm(self) -> AddressSpace | None: ...
+    @property
+    def ops(self) -> MmWalkOps: ...
+    @property
+    def vma(self) -> Area | None: ...
+    @property
+    def action(self) -> Action: ...  # None once the walk has ended
+    @action.setter
+    def action(self, value: int) -> None: ...
 
-def set_actions(*actions: int) -> None: ...
+def set_actions(*actions: Action) -> None: ...
 def run_walk(
     tables: Tables,
     mm: int,
     vma: int,
     start: int,
     end: int,
-    ops: Any,
-    fns: tuple,
-    mm_door: Any,
-    vma_door: Any,
-    private: Any,
+    ops: MmWalkOps,
+    fns: tuple[Callback | None, ...],
+    mm_door: AddressSpace | None,
+    vma_door: Area | None,
+    private: object,
     stop_on_bad: bool,
     whole_mm: bool,
     high: int | None = None,

@@ -1,26 +1,30 @@
-import numpy as np
+from typing import Self
+
+from typing_extensions import disjoint_base
 
 from .._core import Life, World
+from ..signatures import AnyArray, I64Array, RecordArray, U64Array
 
+@disjoint_base
 class Tables:
-    arrays: tuple
+    arrays: tuple[AnyArray | None, ...]
     world: World | None
     mm: int
     life: Life | None
-    def __init__(
-        self,
-        rows: np.ndarray,
+    def __new__(
+        cls,
+        rows: U64Array,
         root: int,
         levels: int,
-        frames: np.ndarray | None,
-        order: np.ndarray | None,
+        frames: U64Array | None,
+        order: I64Array | None,
         max_pfn: int,
-        bad: np.ndarray,
-        work: np.ndarray,
+        bad: RecordArray,
+        work: RecordArray,
         world: World | None = None,
         mm: int = 0,
         life: Life | None = None,
-    ) -> None: ...
+    ) -> Self: ...
     def check(self) -> None: ...
     @property
     def bad_count(self) -> int: ...
@@ -28,5 +32,5 @@ class Tables:
 
 def choose_wide(wide: bool) -> bool: ...
 def read_mappings(
-    tables: Tables, start: int, end: int, hardware: bool, runs: bool, out: np.ndarray, budget: int
+    tables: Tables, start: int, end: int, hardware: bool, runs: bool, out: RecordArray, budget: int
 ) -> int: ...

@@ -10,9 +10,11 @@ import errno
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any, TypeAlias
 
 from ..errors import ArenaFullError, BadEntryError
 from ..gate import as_int, shown
+from ..signatures import AddressSpace, Area
 from . import _callbacks
 from ._callbacks import Entry, MmWalk
 from .tables import PageTables
@@ -29,6 +31,12 @@ __all__ = [
 ]
 
 _EINVAL = -errno.EINVAL
+
+EntryCallback: TypeAlias = Callable[[Entry, int, int, MmWalk], int | None]
+HoleCallback: TypeAlias = Callable[[int, int, int, MmWalk], int | None]
+RangeCallback: TypeAlias = Callable[[int, int, MmWalk], int | None]
+DoneCallback: TypeAlias = Callable[[MmWalk], object]
+Callback: TypeAlias = EntryCallback | HoleCallback | RangeCallback | DoneCallback
 
 
 class Action(IntEnum):
@@ -70,18 +78,18 @@ class MmWalkOps:
     Models: struct mm_walk_ops of Linux 6.18. Differs: no install_pte, no walk_lock.
     """
 
-    pgd_entry: Callable | None = None
-    p4d_entry: Callable | None = None
-    pud_entry: Callable | None = None
-    pmd_entry: Callable | None = None
-    pte_entry: Callable | None = None
-    pte_hole: Callable | None = None
-    hugetlb_entry: Callable | None = None
-    test_walk: Callable | None = None
-    pre_vma: Callable | None = None
-    post_vma: Callable | None = None
+    pgd_entry: EntryCallback | None = None
+    p4d_entry: EntryCallback | None = None
+    pud_entry: EntryCallback | None = None
+    pmd_entry: EntryCallback | None = None
+    pte_entry: EntryCallback | None = None
+    pte_hole: HoleCallback | None = None
+    hugetlb_entry: EntryCallback | None = None
+    test_walk: RangeCallback | None = None
+    pre_vma: RangeCallback | None = None
+    post_vma: DoneCallback | None = None
 
-    def _functions(self) -> tuple:
+    def _functions(self) -> tuple[Callback | None, ...]:
         fns = (
             self.pgd_entry,
             self.p4d_entry,
@@ -106,26 +114,29 @@ def _aligned(start: int, end: int, limit: int) -> None:
             raise ValueError(f"{name} {value:#x}: must be page aligned and within 0-{limit:#x}")
 
 
-def _arguments(start, end, ops) -> tuple[int, int]:
+def _arguments(start: object, end: object, ops: object) -> tuple[int, int]:
     if not isinstance(ops, MmWalkOps):
         raise TypeError(f"ops {shown(ops)}: must be MmWalkOps")
     return as_int(start, "start", 0, 1 << 64), as_int(end, "end", 0, 1 << 64)
 
 
-def _mm_of(vma):
+def _mm_of(vma: Area) -> AddressSpace | None:
     if not hasattr(vma, "vm_mm"):
         raise TypeError(f"vma {shown(vma)}: must be a Vma")
     return vma.vm_mm
 
 
-def _tables_of(mm) -> PageTables:
+def _tables_of(mm: AddressSpace) -> PageTables:
     tables = getattr(mm, "tables", None)
     if not isinstance(tables, PageTables):
         raise TypeError(f"mm {shown(mm)}: must be an Mm")
     return tables
 
 
-def _run(tables: PageTables, mm_no, vma_no, start, end, ops, mm, vma, private, whole_mm=False, high=None) -> int:
+def _run(
+    tables: PageTables, mm_no: int, vma_no: int, start: int, end: int, ops: MmWalkOps, mm: AddressSpace | None,
+    vma: Area | None, private: object, whole_mm: bool = False, high: int | None = None,
+) -> int:  # fmt: skip
     stop = tables.on_bad == "raise"
     if stop:
         tables.forget_bad()
@@ -140,7 +151,7 @@ def _run(tables: PageTables, mm_no, vma_no, start, end, ops, mm, vma, private, w
     return result
 
 
-def walk_page_range(mm, start: int, end: int, ops: MmWalkOps, private=None) -> int:
+def walk_page_range(mm: AddressSpace | None, start: int, end: int, ops: MmWalkOps, private: Any = None) -> int:
     """Walk a range of an address space, vma by vma.
 
     Parameters
@@ -179,7 +190,7 @@ def walk_page_range(mm, start: int, end: int, ops: MmWalkOps, private=None) -> i
     return _run(tables, mm.number, 0, start, end, ops, mm, None, private, whole_mm=True)
 
 
-def walk_page_range_vma(vma, start: int, end: int, ops: MmWalkOps, private=None) -> int:
+def walk_page_range_vma(vma: Area, start: int, end: int, ops: MmWalkOps, private: Any = None) -> int:
     """Walk a part of one vma; `test_walk` is not asked.
 
     Parameters
@@ -207,7 +218,7 @@ def walk_page_range_vma(vma, start: int, end: int, ops: MmWalkOps, private=None)
     return _run(tables, mm.number, vma.index, start, end, ops, mm, vma, private)
 
 
-def walk_page_vma(vma, ops: MmWalkOps, private=None) -> int:
+def walk_page_vma(vma: Area, ops: MmWalkOps, private: Any = None) -> int:
     """Walk one whole vma; `test_walk` is not asked.
 
     Models: walk_page_vma() of Linux 6.18. Differs: nothing known.
@@ -216,7 +227,7 @@ def walk_page_vma(vma, ops: MmWalkOps, private=None) -> int:
     return walk_page_range_vma(vma, vma.vm_start, vma.vm_end, ops, private)
 
 
-def walk_page_range_novma(tables: PageTables, start: int, end: int, ops: MmWalkOps, private=None) -> int:
+def walk_page_range_novma(tables: PageTables, start: int, end: int, ops: MmWalkOps, private: Any = None) -> int:
     """Walk page tables without vmas: a leaf, or an entry that is not present, is not descended into.
 
     Parameters

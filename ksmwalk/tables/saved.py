@@ -13,6 +13,7 @@ from ..errors import check
 from ..layout import stored
 from ..layout.arena import reserve
 from ..memory import _check
+from ..signatures import AnyArray, RecordArray, U64Array
 from . import _map
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _ARENA = np.dtype([(name, "i8") for name in ("rows_used", "rows_free", "rows_liv
 _DTYPES = {"about": _ABOUT, "rows": np.dtype("u8"), "frames": np.dtype("u8"), "arena": _ARENA}
 
 
-def kept_arrays(tables: PageTables) -> dict[str, np.ndarray]:
+def kept_arrays(tables: PageTables) -> dict[str, AnyArray]:
     """What is kept of page tables, no copies of their rows.
 
     Raises
@@ -38,8 +39,8 @@ def kept_arrays(tables: PageTables) -> dict[str, np.ndarray]:
     about = np.zeros(1, _ABOUT)
     about["image"], about["levels"], about["root"] = tables.readonly, tables.levels, tables.root
     about["max_pfn"], about["raises"] = tables.max_pfn, tables.on_bad == "raise"
-    arrays = {"about": about, "rows": tables.rows}
-    if tables.readonly:
+    arrays: dict[str, AnyArray] = {"about": about, "rows": tables.rows}
+    if tables._world is None:
         if tables._frames is not None:
             frames = np.empty(len(tables.rows), np.uint64)
             frames[tables._order] = tables._frames
@@ -63,9 +64,9 @@ def state_of(tables: PageTables) -> dict[str, Any]:
     return {"kind": KIND, "version": VERSION, "arrays": {name: np.array(a) for name, a in _loadable(tables).items()}}
 
 
-def _loadable(tables: PageTables) -> dict[str, np.ndarray]:
+def _loadable(tables: PageTables) -> dict[str, AnyArray]:
     arrays = kept_arrays(tables)
-    if tables.readonly:
+    if tables._world is None:
         return arrays
     # Those of an address space stand in an arena with others: what is loaded is the one among many table pages in use.
     alone = "vmas" not in tables._world.arrays
@@ -76,7 +77,7 @@ def _loadable(tables: PageTables) -> dict[str, np.ndarray]:
     return arrays
 
 
-def load(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+def load(path: str | os.PathLike[str]) -> dict[str, AnyArray]:
     """The arrays that `save` left, their dtypes and shapes checked."""
     with stored.opened(path, KIND, VERSION, set(_DTYPES)) as files:
         try:
@@ -86,7 +87,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         return {name: file.read() for name, file in files.items()}
 
 
-def from_state(state: object) -> dict[str, np.ndarray]:
+def from_state(state: object) -> dict[str, AnyArray]:
     """The same for what a pickle held."""
     stored.check_version(state, KIND, VERSION)
     assert isinstance(state, Mapping)
@@ -112,7 +113,7 @@ def _check_shapes(found: Mapping[str, Any]) -> None:
             raise ValueError(f"array {name}: shape {array.shape}, must be {shape}")
 
 
-def rebuild(tables: PageTables, arrays: Mapping[str, np.ndarray]) -> None:
+def rebuild(tables: PageTables, arrays: Mapping[str, AnyArray]) -> None:
     """Make page tables of what was kept."""
     image, levels, root, max_pfn, raises = (int(x) for x in arrays["about"][0])
     for name, value, low, high in (
@@ -138,7 +139,7 @@ def rebuild(tables: PageTables, arrays: Mapping[str, np.ndarray]) -> None:
     tables._bind(world, 1, levels, on_bad)
 
 
-def _arena_world(rows: np.ndarray, kept: np.void, root: int, levels: int) -> _core.World:
+def _arena_world(rows: U64Array, kept: np.void, root: int, levels: int) -> _core.World:
     for name, low, high in (
         ("rows_used", len(rows), len(rows)), ("rows_cap", max(2, len(rows)), 1 << 33), ("rows_free", 0, len(rows) - 1),
         ("rows_live", 1, len(rows) - 1), ("nr_tables", 1, len(rows) - 1),
@@ -161,7 +162,7 @@ def _arena_world(rows: np.ndarray, kept: np.void, root: int, levels: int) -> _co
     return world_of(arena, ctl, mms)
 
 
-def world_of(rows: np.ndarray, ctl: np.ndarray, mms: np.ndarray) -> _core.World:
+def world_of(rows: U64Array, ctl: RecordArray, mms: RecordArray) -> _core.World:
     """The binding of page tables that stand alone: mm 1 of a world without areas and frames."""
     owner = reserve(len(rows), np.int32)
     return _core.World({"rows": rows, "r_owner": owner, "ctl": ctl, "mms": mms, "bad": np.zeros(1, layout.BAD)})

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .. import _core, entries, layout
 from ..entries import Pte
@@ -12,20 +14,19 @@ from ..errors import ArenaFullError, BadEntryError, check
 from ..gate import MAX_U64, as_array, as_flag, as_int, shown
 from ..layout import Code
 from ..layout.arena import reserve
+from ..signatures import I64Array, Integers, Owner, RecordArray, U64Array
 from . import _map, _read, saved
 
 USER_RW = Pte.P | Pte.RW | Pte.US | Pte.A | Pte.D | Pte.NX
 _BAD_KEPT = 1024  # bad entries kept with their details; all are counted
 _GROW = 1 << 16  # bytes: smaller results are copied out of the reserved array
-
-
 #: table pages an arena may reserve: what 47 bits of address space hold
 _MOST_TABLES = 1 << 34
 #: frames that an entry can name
 _MOST_PFN = (1 << 40) - 1
 
 
-def _image_rows(rows) -> np.ndarray:
+def _image_rows(rows: object) -> U64Array:
     try:
         a = np.asarray(rows)
     except Exception:
@@ -35,10 +36,6 @@ def _image_rows(rows) -> np.ndarray:
     if not len(a):
         raise ValueError("rows: no table page at all")
     return np.ascontiguousarray(a)
-
-
-def _levels(levels: int) -> int:
-    return as_int(levels, "levels", 4, 5)
 
 
 class PageTables:
@@ -68,7 +65,7 @@ class PageTables:
     """
 
     def __init__(self, levels: int = 4, capacity: int = 1 << 20, on_bad: str = "raise"):
-        levels = _levels(levels)
+        levels = as_int(levels, "levels", 4, 5)
         capacity = as_int(capacity, "capacity", 1, _MOST_TABLES)
         rows = reserve(capacity + 1, np.uint64, shape=(512,))
         ctl = np.zeros(1, layout.CTL)
@@ -80,18 +77,21 @@ class PageTables:
         check(_map.new_root(world, 1))
         self._bind(world, 1, levels, on_bad)
 
-    def _bind(self, world, mm: int, levels: int, on_bad: str, work=None, life=None) -> None:
+    def _bind(self, world: _core.World, mm: int, levels: int, on_bad: str, life: _core.Life | None = None) -> None:
         rows = world.arrays["rows"]
-        self._set(world, mm, rows, int(world.arrays["mms"]["root"][mm]), levels, None, None, 0, on_bad, work, life)
+        self._set(world, mm, rows, int(world.arrays["mms"]["root"][mm]), levels, None, None, 0, on_bad, life)
 
-    def _set(self, world, mm, rows, root, levels, frames, order, max_pfn, on_bad, work=None, life=None) -> None:
+    def _set(
+        self, world: _core.World | None, mm: int, rows: U64Array, root: int, levels: int, frames: U64Array | None,
+        order: I64Array | None, max_pfn: int, on_bad: str, life: _core.Life | None = None,
+    ) -> None:  # fmt: skip
         self._world, self._mm, self._rows, self._root = world, mm, rows, root
-        self._host = None
+        self._host: Owner | None = None
         self._frames, self._order, self._max_pfn = frames, order, max_pfn
         self._levels = levels
         self.on_bad = on_bad
         self._bad = np.zeros(_BAD_KEPT, layout.BAD)
-        self._work = np.zeros(1, layout.WORK) if work is None else work
+        self._work = np.zeros(1, layout.WORK)
         self._tables = _read.Tables(rows, root, levels, frames, order, max_pfn, self._bad, self._work, world, mm, life)
 
     @classmethod
@@ -103,14 +103,15 @@ class PageTables:
             raise TypeError(f"world {shown(world)}: must be a World")
         self = cls.__new__(cls)
         mm = as_int(mm, "mm", 1, int(world.arrays["ctl"]["mms_used"][0]) - 1)
-        self._bind(world, mm, _levels(levels), on_bad, life=life)
+        self._bind(world, mm, as_int(levels, "levels", 4, 5), on_bad, life)
         self._host = world.live()  # kept as long as its tables are in use
         return self
 
     @classmethod
     def from_image(
-        cls, rows, root: int, levels: int = 4, frames=None, *, max_pfn: int = 0, on_bad: str = "report"
-    ) -> PageTables:
+        cls, rows: ArrayLike, root: int, levels: int = 4, frames: Integers | None = None,
+        *, max_pfn: int = 0, on_bad: str = "report",
+    ) -> PageTables:  # fmt: skip
         """Page tables read from an existing physical image, in which entries may be anything at all.
 
         Parameters
@@ -134,32 +135,32 @@ class PageTables:
             Wrong dtype or shape, frames not unique, a root that is not in the image; each named.
         """
         rows = _image_rows(rows)
-        order = None
+        order = ascending = None
         at = as_int(root, "root", 0, MAX_U64)
         max_pfn = as_int(max_pfn, "max_pfn", 0, _MOST_PFN + 1)
         if frames is not None:
-            frames = as_array(frames, "frames", np.uint64)
-            if len(frames) != len(rows):
-                raise ValueError(f"{len(frames)} frames for {len(rows)} rows: must be one a row")
-            order = np.argsort(frames, kind="stable").astype(np.int64)
-            frames = np.ascontiguousarray(frames[order])
-            twice = np.flatnonzero(frames[1:] == frames[:-1])
+            given = as_array(frames, "frames", np.uint64)
+            if len(given) != len(rows):
+                raise ValueError(f"{len(given)} frames for {len(rows)} rows: must be one a row")
+            order = np.argsort(given, kind="stable").astype(np.int64)
+            ascending = np.ascontiguousarray(given[order])
+            twice = np.flatnonzero(ascending[1:] == ascending[:-1])
             if twice.size:
-                raise ValueError(f"frame {int(frames[twice[0]]):#x}: given by more than one row")
-            i = int(np.searchsorted(frames, np.uint64(at)))
-            if i == len(frames) or int(frames[i]) != at:
+                raise ValueError(f"frame {int(ascending[twice[0]]):#x}: given by more than one row")
+            i = int(np.searchsorted(ascending, np.uint64(at)))
+            if i == len(ascending) or int(ascending[i]) != at:
                 raise ValueError(f"root {at:#x}: no row has that frame number")
             at = int(order[i])
         elif at >= len(rows):
             raise ValueError(f"root {shown(at)}: must be a row from 0 to {len(rows) - 1}")
         self = cls.__new__(cls)
-        self._set(None, 0, rows, at, _levels(levels), frames, order, max_pfn, on_bad)
+        self._set(None, 0, rows, at, as_int(levels, "levels", 4, 5), ascending, order, max_pfn, on_bad)
         return self
 
     # ---------------------------------------------------------- looking
 
     @property
-    def rows(self) -> np.ndarray:
+    def rows(self) -> U64Array:
         self._tables.check()
         used = len(self._rows) if self._world is None else int(self._world.arrays["ctl"]["rows_used"][0])
         view = self._rows[:used]
@@ -218,7 +219,7 @@ class PageTables:
         return addr - self._high if addr >= self._high + self.end // 2 else addr
 
     @property
-    def bad(self) -> np.ndarray:
+    def bad(self) -> RecordArray:
         """The first bad entries met since `forget_bad` (dtype layout.BAD: addr, raw, level, kind)."""
         return self._bad[: min(self.bad_count, len(self._bad))]
 
@@ -238,8 +239,8 @@ class PageTables:
         view: str = "kernel",
         runs: bool = False,
         limit: int | None = None,
-        out: np.ndarray | None = None,
-    ) -> np.ndarray:
+        out: RecordArray | None = None,
+    ) -> RecordArray:
         """All leaf mappings of a range in ascending order.
 
         Parameters
@@ -295,7 +296,7 @@ class PageTables:
                 raise TypeError(f"out {shown(out)}: must be an array of layout.MAPPING, of one dimension")
             if not out.flags.c_contiguous or not out.flags.writeable:
                 raise TypeError(f"out {shown(out)}: must be contiguous and writable")
-            n = _read.read_mappings(self._tables, start, end, hardware, runs, out, budget)
+            n = self._read(start, end, hardware, runs, out, budget)
             if n < 0:
                 raise ValueError(f"out of {len(out)} records: too short")
             result = out[:n]
@@ -306,7 +307,7 @@ class PageTables:
             raise BadEntryError(b["addr"], b["level"], b["raw"], b["kind"])
         return result
 
-    def _collect(self, start, end, hardware, runs, limit, budget):
+    def _collect(self, start: int, end: int, hardware: bool, runs: bool, limit: int | None, budget: int) -> RecordArray:
         # Address space for the longest possible answer; only what is written becomes memory. A full table may need
         # 512 records before they are joined, hence the slack.
         most = min((end - start >> 12) + 512, 1 << 33)
@@ -320,11 +321,16 @@ class PageTables:
                 if most < 1 << 12:
                     raise
                 most >>= 2
-        n = _read.read_mappings(self._tables, start, end, hardware, runs, out, budget)
+        n = self._read(start, end, hardware, runs, out, budget)
         if n < 0 or (limit is not None and n > limit):
             raise ValueError(f"more than {limit if limit is not None else most - 512} mappings in {start:#x}-{end:#x}")
         out = out[:n]
         return out.copy() if out.nbytes < _GROW else out
+
+    def _read(self, start: int, end: int, hardware: bool, runs: bool, out: np.ndarray, budget: int) -> int:
+        """Records written; negative: `out` is too short. A signal ends it."""
+        n = _read.read_mappings(self._tables, start, end, hardware, runs, out, budget)
+        return n if n == Code.FULL else check(n, f"mappings of {start:#x}-{end:#x}")
 
     def lookup(self, addr: int, view: str = "kernel") -> np.void | None:
         """The mapping (a layout.MAPPING record) that holds an address, None where there is none.
@@ -353,7 +359,7 @@ class PageTables:
         """
         self.map_range(addr, np.array([as_int(pfn, "pfn", 0, _MOST_PFN)], np.uint64), flags, level)
 
-    def map_range(self, addr: int, pfns, flags: int = USER_RW, level: int = 1) -> None:
+    def map_range(self, addr: int, pfns: Integers, flags: int = USER_RW, level: int = 1) -> None:
         """Map consecutive pages, tables made where missing.
 
         Parameters
@@ -480,10 +486,10 @@ class PageTables:
             raise ValueError(f"{path}: {err}") from None
         return self
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return saved.state_of(self)
 
-    def __setstate__(self, state: dict) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
         saved.rebuild(self, saved.from_state(state))
 
     def __repr__(self) -> str:

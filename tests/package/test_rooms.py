@@ -11,6 +11,7 @@ import pytest
 SOURCE = Path(__file__).parents[2] / "ksmwalk"
 #: rooms by floor, the lowest first; those of one floor don't know of each other
 FLOORS = [
+    {"signatures"},
     {"gate"},
     {"layout", "entries"},
     {"errors", "_core"},

@@ -184,7 +184,7 @@ def test_frames_agree_with_single_reads(child):
             pfn = int.from_bytes(entries.read(8), "little") & ((1 << 55) - 1)
             assert pfn == result.pfn[index]
             flags.seek(pfn * 8)
-            moving = 0b111_1111 | 1 << 8  # locks, LRU and dirtiness come and go
+            moving = 0b111_1111 | 1 << 8 | 1 << 25  # locks, LRU, dirtiness and idleness come and go
             assert int.from_bytes(flags.read(8), "little") & ~moving == int(result.frame_flags[index]) & ~moving
     assert len(within(result, area, 1 << 30)) == 750
 
