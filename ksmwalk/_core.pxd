@@ -83,6 +83,9 @@ cdef inline bint eligible(uint16_t flags) noexcept nogil:
 
 # ------------------------------------------------------------------ the binding to a Host's arrays
 
+cdef void *pointer(object array, bint writable) except? NULL
+    # Of the first byte of a C-contiguous array; the caller keeps the array alive.
+
 cdef class World:
     cdef kw_world w
     cdef readonly dict arrays      # keeps what the pointers point into alive

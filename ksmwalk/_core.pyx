@@ -32,12 +32,9 @@ include "layout/_arrays.pxi"
 
 # ------------------------------------------------------------------ the binding
 
-cdef void *address_of(object array, str name, Py_ssize_t itemsize, bint writable) except? NULL:
-    """Pointer to the first byte of a C-contiguous array; the caller keeps the array alive."""
+cdef void *pointer(object array, bint writable) except? NULL:
     cdef Py_buffer view
     cdef void *p
-    if array.dtype.itemsize != itemsize:
-        raise TypeError(f"array {name!r}: records of {array.dtype.itemsize} bytes ({array.dtype}), needed {itemsize}")
     PyObject_GetBuffer(array, &view, PyBUF_WRITABLE if writable else PyBUF_SIMPLE)
     p = view.buf
     PyBuffer_Release(&view)
@@ -66,7 +63,10 @@ cdef class World:
         for name, array in arrays.items():
             if name not in RECORD_SIZES:
                 raise TypeError(f"array {name!r}: not a field of kw_world")
-            at[name] = <size_t>address_of(array, name, RECORD_SIZES[name], True)
+            if array.dtype.itemsize != RECORD_SIZES[name]:
+                need = RECORD_SIZES[name]
+                raise TypeError(f"array {name!r}: records of {array.dtype.itemsize} bytes ({array.dtype}), needed {need}")
+            at[name] = <size_t>pointer(array, True)
         bind_arrays(&self.w, at)
 
     def close(self):

@@ -207,7 +207,7 @@ cdef int64_t move_areas(kw_world *w, int32_t mm, uint64_t addr, uint64_t old_len
         if rc == 0:
             rc = move_vma(w, mm, at, stop - at, to + (at - addr), length)
         if rc == 0 and new_len > old_len and w.vmas[vma_find(w, mm, to)].flags & VM_LOCKED:
-            rc = sys_mlock(w, mm, to, length, True)
+            rc = sys_mlock(w, mm, to, to + length, True)
         if rc < 0:
             return rc
         at = stop

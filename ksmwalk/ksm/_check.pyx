@@ -2,7 +2,7 @@
 
 The contract stands in `ksmwalk/memory/_check.pxd`; `check_memory` has passed the rest of the Host before.
 """
-from libc.stdint cimport int32_t, int64_t, uint64_t, uint8_t
+from libc.stdint cimport int32_t, int64_t, uint8_t
 from libc.stdlib cimport calloc, free
 
 from ksmwalk._core cimport World, enter, leave

@@ -37,7 +37,7 @@ def _text(value: object, name: str, switch: bool) -> str:
         return str(int(value))
     try:
         if not isinstance(value, bool):
-            number = operator.index(value)  # type: ignore[arg-type]
+            number = operator.index(value)  # type: ignore[arg-type] # what it refuses is the question
             return str(max(-_BEYOND, min(number, _BEYOND)))
     except TypeError:
         pass

@@ -248,7 +248,7 @@ class Stored:
             out = np.empty(self.shape, self.dtype)
         left = out.reshape(-1).view(np.uint8).data if out.size else memoryview(b"")
         while left:
-            n = self._file.readinto(left)  # type: ignore[attr-defined]
+            n = self._file.readinto(left)  # type: ignore[attr-defined] # opened unbuffered: FileIO has it, IO is not said to
             if not n:
                 raise ValueError(f"{self.where}: ends too early")
             left = left[n:]

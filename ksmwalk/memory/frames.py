@@ -52,9 +52,9 @@ class Frames(Strict):
     refs: NDArray[np.int32]
     key: NDArray[np.uint64]
     node: NDArray[np.int32]
-    _world: _core.World
 
     def __init__(self, world: _core.World):
+        self._world: _core.World
         object.__setattr__(self, "_world", world)
         for name in FRAME_FIELDS:
             view = world.arrays[f"f_{name}"].view()

@@ -370,7 +370,7 @@ def run_walk(Tables tables not None, int32_t mm, int32_t vma, uint64_t start, ui
     walk.fns = fns
     walk.high = high
     walk.entries = [None]
-    tables.enter()
+    tables.take_mark()
     prepare(&s, tables, mm, vma, &c, <void *>walk)
     s.stop_on_bad = stop_on_bad
     for level in range(1, 6):
@@ -389,7 +389,7 @@ def run_walk(Tables tables not None, int32_t mm, int32_t vma, uint64_t start, ui
         else:
             code = descend(&s, s.tables.root, <int>s.tables.levels, start, end)
     finally:
-        tables.leave()
+        tables.drop_mark()
         walk.s = NULL
         for entry in walk.entries[1:]:
             entry.p = NULL

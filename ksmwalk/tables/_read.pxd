@@ -1,7 +1,7 @@
 # Binding of one set of page tables, for the modules that walk them.
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
-from ksmwalk._core cimport Life, World, enter, leave
+from ksmwalk._core cimport Life, World
 from ksmwalk.layout._layout cimport *
 
 
@@ -14,8 +14,8 @@ cdef class Tables:
     cdef readonly int32_t mm       # whose tables they are in the World
     cdef readonly Life life        # of that mm; None: they are nobody's and stay
     cdef void sync(self) noexcept
-    cdef int enter(self) except -1
-    cdef void leave(self) noexcept
+    cdef int take_mark(self) except -1
+    cdef void drop_mark(self) noexcept
 
 cdef void note_bad(kw_tables *t, uint64_t addr, int level, uint64_t raw, int kind) noexcept nogil
 cdef int64_t row_of_frame(const kw_tables *t, uint64_t frame) noexcept nogil

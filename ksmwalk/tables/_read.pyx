@@ -3,14 +3,13 @@
 Reads any `kw_tables`, a Host's arena or a read-only image in which entries may be anything at all: every row number is
 checked before it is followed, and what can't be followed is noted and walked around.
 """
-from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport int64_t, uint64_t, uint8_t
 from libc.string cimport memset
 
 from ksmwalk._core cimport (
-    alone, below, busy, enter, entry_none, entry_pfn, entry_present, leave, level_index, level_shift,
-    level_size,
+    alone, busy, enter, entry_none, entry_pfn, entry_present, interrupted, leave, level_index, level_shift,
+    level_size, pointer,
 )
 from ksmwalk.layout._layout cimport *
 
@@ -203,13 +202,13 @@ cdef int emit_ptes(Walk *k, int64_t row, uint64_t a, uint64_t end, uint8_t above
 
 
 cdef int read_level(Walk *k, int64_t row, int level, uint64_t a, uint64_t end, uint8_t above) noexcept nogil:
-    """All mappings of [a, end) below one table; KW_EFULL: the output is full."""
+    """All mappings of [a, end) lower one table; KW_EFULL: the output is full; KW_EINTR."""
     cdef kw_tables *t = k.t
     cdef uint64_t *p = t.rows + row * 512
     cdef uint64_t size = level_size(level), next, e
     cdef int i = level_index(a, level), ahead, code
     cdef int last = i + <int>((end - 1 - (a & ~(size - 1))) >> level_shift(level))
-    cdef int64_t below
+    cdef int64_t lower
     cdef uint64_t f
     kw_check(last < 512)
     k.rows[level] = row
@@ -231,14 +230,16 @@ cdef int read_level(Walk *k, int64_t row, int level, uint64_t a, uint64_t end, u
         elif e & PTE_PS and level > 3:
             note_bad(t, a, level, e, BAD_LEAF)
         else:
-            below = child(k, e, a, level)
-            if below >= 0:
+            lower = child(k, e, a, level)
+            if lower >= 0:
                 if t.budget <= 0:
                     note_bad(t, a, level, e, BAD_BUDGET)
                     return KW_NONE  # ends the whole walk
                 t.budget -= 1
+                if t.budget & 1023 == 0 and interrupted():
+                    return KW_EINTR
                 if level > 2:
-                    code = read_level(k, below, level - 1, a, next, above & entry_perms(e))
+                    code = read_level(k, lower, level - 1, a, next, above & entry_perms(e))
                 else:
                     # While this table is read the next one is on its way.
                     for ahead in range(i + 1, min(i + 3, last + 1)):
@@ -248,22 +249,13 @@ cdef int read_level(Walk *k, int64_t row, int level, uint64_t a, uint64_t end, u
                             if f < <uint64_t>t.nrows:
                                 kw_prefetch_row(t.rows + f * 512)
                             break
-                    code = emit_ptes(k, below, a, next, above & entry_perms(e))
+                    code = emit_ptes(k, lower, a, next, above & entry_perms(e))
                 if code != KW_OK:
                     return code
         a = next
         i += 1
     k.rows[level] = -1
     return KW_OK
-
-
-cdef void *pointer(object array, bint writable) except? NULL:
-    cdef Py_buffer view
-    cdef void *p
-    PyObject_GetBuffer(array, &view, PyBUF_WRITABLE if writable else PyBUF_SIMPLE)
-    p = view.buf
-    PyBuffer_Release(&view)
-    return p
 
 
 cdef class Tables:
@@ -332,7 +324,7 @@ cdef class Tables:
         if self.world is not None:
             self.t.nrows = self.world.w.ctl.rows_used
 
-    cdef int enter(self) except -1:
+    cdef int take_mark(self) except -1:
         """Take the mark of the World, or of an image its own, and look how many rows there are."""
         cdef unsigned long me = <unsigned long>PyThread_get_thread_ident()
         if self.life is not None and self.life.gone:
@@ -347,7 +339,7 @@ cdef class Tables:
         self.depth += 1
         return 0
 
-    cdef void leave(self) noexcept:
+    cdef void drop_mark(self) noexcept:
         if self.world is not None:
             leave(self.world)
         else:
@@ -376,12 +368,12 @@ def read_mappings(Tables tables not None, uint64_t start, uint64_t end, bint har
     k.present = PTE_P if hardware else PTE_P | PTE_PROTNONE
     for lv in range(6):
         k.rows[lv] = -1
-    tables.enter()
+    tables.take_mark()
     k.t = &tables.t
     code = KW_OK
     if start != end and 0 <= tables.t.root < tables.t.nrows:
         tables.t.budget = budget
         with nogil:
             code = read_level(&k, tables.t.root, <int>tables.t.levels, start, end, PERM_R | PERM_W | PERM_X | PERM_U)
-    tables.leave()
+    tables.drop_mark()
     return k.n if code == KW_OK or code == KW_NONE else code

@@ -38,10 +38,6 @@ def _image_rows(rows: object) -> U64Array:
     return np.ascontiguousarray(a)
 
 
-def _levels(levels: int) -> int:
-    return as_int(levels, "levels", 4, 5)
-
-
 class PageTables(Settled):
     """One set of page tables.
 
@@ -69,7 +65,7 @@ class PageTables(Settled):
     """
 
     def __init__(self, levels: int = 4, capacity: int = 1 << 20, on_bad: str = "raise"):
-        levels = _levels(levels)
+        levels = as_int(levels, "levels", 4, 5)
         capacity = as_int(capacity, "capacity", 1, _MOST_TABLES)
         rows = reserve(capacity + 1, np.uint64, shape=(512,))
         ctl = np.zeros(1, layout.CTL)
@@ -107,7 +103,7 @@ class PageTables(Settled):
             raise TypeError(f"world {shown(world)}: must be a World")
         self = cls.__new__(cls)
         mm = as_int(mm, "mm", 1, int(world.arrays["ctl"]["mms_used"][0]) - 1)
-        self._bind(world, mm, _levels(levels), on_bad, life)
+        self._bind(world, mm, as_int(levels, "levels", 4, 5), on_bad, life)
         self._host = world.live()  # kept as long as its tables are in use
         return self
 
@@ -158,7 +154,7 @@ class PageTables(Settled):
         elif at >= len(rows):
             raise ValueError(f"root {shown(at)}: must be a row from 0 to {len(rows) - 1}")
         self = cls.__new__(cls)
-        self._set(None, 0, rows, at, _levels(levels), ascending, order, max_pfn, on_bad)
+        self._set(None, 0, rows, at, as_int(levels, "levels", 4, 5), ascending, order, max_pfn, on_bad)
         return self
 
     # ---------------------------------------------------------- looking
@@ -300,7 +296,7 @@ class PageTables(Settled):
                 raise TypeError(f"out {shown(out)}: must be an array of layout.MAPPING, of one dimension")
             if not out.flags.c_contiguous or not out.flags.writeable:
                 raise TypeError(f"out {shown(out)}: must be contiguous and writable")
-            n = _read.read_mappings(self._tables, start, end, hardware, runs, out, budget)
+            n = self._read(start, end, hardware, runs, out, budget)
             if n < 0:
                 raise ValueError(f"out of {len(out)} records: too short")
             result = out[:n]
@@ -325,11 +321,16 @@ class PageTables(Settled):
                 if most < 1 << 12:
                     raise
                 most >>= 2
-        n = _read.read_mappings(self._tables, start, end, hardware, runs, out, budget)
+        n = self._read(start, end, hardware, runs, out, budget)
         if n < 0 or (limit is not None and n > limit):
             raise ValueError(f"more than {limit if limit is not None else most - 512} mappings in {start:#x}-{end:#x}")
         out = out[:n]
         return out.copy() if out.nbytes < _GROW else out
+
+    def _read(self, start: int, end: int, hardware: bool, runs: bool, out: np.ndarray, budget: int) -> int:
+        """Records written; negative: `out` is too short. A signal ends it."""
+        n = _read.read_mappings(self._tables, start, end, hardware, runs, out, budget)
+        return n if n == Code.FULL else check(n, f"mappings of {start:#x}-{end:#x}")
 
     def lookup(self, addr: int, view: str = "kernel") -> np.void | None:
         """The mapping (a layout.MAPPING record) that holds an address, None where there is none.

@@ -210,6 +210,19 @@ def test_lists_and_trees_without_an_end_are_refused():
             Host.__new__(Host).__setstate__(forged)
 
 
+def test_a_nodes_list_of_items_is_refused_at_the_record_that_leads_nowhere():
+    state = crowded_host().__getstate__()
+    nodes, links = state["arrays"]["nodes"], state["arrays"]["links"]
+    node = next(int(i) for i in np.flatnonzero(nodes["count"] > 1))
+    first = int(nodes["items"][node])
+    assert links["left"][first]
+    for array, field, record in (("nodes", "items", node), ("links", "left", first)):
+        forged = {**state, "arrays": state["arrays"] | {array: state["arrays"][array].copy()}}
+        forged["arrays"][array][field][record] = 999999
+        with pytest.raises(ValueError, match=rf"{array}\.{field}: record {record} holds 999999: no rmap_item"):
+            Host.__new__(Host).__setstate__(forged)
+
+
 def test_a_refused_pickle_changes_nothing():
     host = busy_host()
     before = host.__getstate__()

@@ -71,3 +71,10 @@ def test_scans_and_unmerging_pass_over_what_is_not_present_in_an_upper_table(hos
     scan.strategy, scan.real_lookups = "per-address", True
     assert scan.scan_get_next_rmap_item() is None
     host.mm_list[0].madvise(BASE, 4 * PAGE, "unmergeable")
+
+
+def test_what_is_not_present_in_the_top_table_is_bad(host):
+    root = int(host.mms["root"][host.mm_list[0].number])
+    host.world.arrays["rows"][root, BASE >> 39 & 511] = 0x3E00
+    with pytest.raises(BadEntryError, match="level 4"):
+        KsmScan(host.world).scan_get_next_rmap_item()

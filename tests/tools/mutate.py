@@ -122,9 +122,11 @@ def users(file: str) -> list[str]:
 
 @functools.cache
 def snapshot() -> Path:
-    """Sources and compiled modules as they are when this is asked first: a run goes on while they change."""
+    """Sources, compiled modules and tests as they are when this is asked first: a run goes on while they change."""
     package = Path(tempfile.mkdtemp(prefix="mutate-")) / "ksmwalk"
     atexit.register(shutil.rmtree, package.parent)
+    shutil.copytree(ROOT / "tests", package.parent / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", package.parent)
     shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "*.c", "*.so"))
     for compiled in INSTALLED.rglob("*.so"):
         shutil.copy(compiled, package / compiled.relative_to(INSTALLED))
@@ -183,7 +185,7 @@ def run(command: list[str], work: Path, seconds: float) -> tuple[str, int | str]
 
 def recordings(work: Path) -> str:
     """The recording that a mutant replays otherwise, empty if there is none."""
-    out, code = run([sys.executable, str(RUNS), "golden", str(work), str(ROOT / "tests" / "golden")], work, 60)
+    out, code = run([sys.executable, str(RUNS), "golden", str(work), str(snapshot().parent / "tests" / "golden")], work, 60)
     caught = re.findall(r"^caught (.*)$", out, re.M)
     tried = re.findall(r"^try (.*)$", out, re.M)
     if caught:
@@ -207,14 +209,15 @@ def pytest(work: Path, *words: str) -> tuple[list[str], str]:
 def tests(work: Path, file: str) -> str:
     """The test of a room that fails with a mutant, empty if there is none."""
     room = "sources" if file == "host/_load.pyx" else file.split("/")[0]
-    folders = [ROOT / "tests" / name for name in dict.fromkeys((room, *ROOMS)) if (ROOT / "tests" / name).is_dir()]
-    words = [f"--ignore={ROOT / 'tests' / 'sources' / 'test_sources_capture.py'}"]  # of processes of this machine
+    root = snapshot().parent
+    folders = [root / "tests" / name for name in dict.fromkeys((room, *ROOMS)) if (root / "tests" / name).is_dir()]
+    words = [f"--ignore={root / 'tests' / 'sources' / 'test_sources_capture.py'}"]  # of processes of this machine
     while True:
         failed, ended = pytest(work, *words, *map(str, folders))
         if not failed:
             return ended
         # Once more alone: a test that fails now and then proves nothing.
-        again, ended = pytest(work, str(ROOT / failed[0]))
+        again, ended = pytest(work, str(root / failed[0]))
         if again or ended:
             return failed[0].removeprefix("tests/")
         words.append(f"--deselect={failed[0]}")

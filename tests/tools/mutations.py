@@ -320,6 +320,10 @@ EQUIVALENT: dict[str, str] = {
         "the first row never used has no owner yet, so the comparison of owners turns it away",
     "vma_find_from: if v <= [0 -> 1] or v >= w.ctl.vmas_used or w.vmas[v].mm != mm or w.vmas[v].start > addr:":
         "where the area found last is record 1 the search starts at the first area instead, and finds the same",
+    "sys_munmap: if w.vmas[v].page_shift > [12 -> 13] and start & (KW_PMD_SIZE - 1):":
+        "pages of an area are of 12 or of 21 bits",
+    "table_ahead: [dropped] n[0] = 0":
+        "its callers have set their counts to 0 already",
     "examine: [dropped] w.ksm.changes_seen = w.ctl.changes":
         "keys in the unstable tree are looked up more often, and what a visit itself changes never changes such a key",
 }
