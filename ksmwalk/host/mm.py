@@ -263,6 +263,8 @@ class Mm(Contents):
         if kind == "droppable" and shared:
             raise refuse(errno.EINVAL, "droppable memory can't be shared")
         length = up(length, size)
+        if length > self.task_size:
+            raise refuse(errno.ENOMEM, f"no place for {length:#x} bytes")
         pfn = as_int(pfn, "pfn", 0, max(0, _MOST_PFN + 1 - length // PAGE_SIZE))
         if backing is not None:
             backing = self.host.check_object(backing)

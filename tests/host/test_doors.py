@@ -1,6 +1,7 @@
 """Doors to what is gone: an address space, an area, a Host. Each says so; none shows or changes what took the place."""
 
 import copy
+import errno
 import gc
 import weakref
 
@@ -256,3 +257,16 @@ def test_a_walk_takes_no_other_records_than_those_of_the_tables():
     for number in (-5, 1 << 40):
         with pytest.raises(ValueError, match=f"vma {number}"):
             walk_page_range_vma(Pretender(vm_mm=mm, vm_start=0, vm_end=1 << 46, index=number), 0, 1 << 30, ops)
+
+
+@pytest.mark.parametrize("kind", ["anon", "file", "hugetlb", "pfnmap", "droppable"])
+def test_a_length_that_wraps_when_it_is_rounded_finds_no_place(kind):
+    host = Host(1 << 12)
+    mm = process(host)
+    before = mm.maps()
+    for length in ((1 << 64) - 1, (1 << 64) - PAGE, 1 << 63, 1 << 47):
+        for addr in (None, AT):
+            with pytest.raises(OSError, match="no place") as raised:
+                mm.mmap(length, addr, kind=kind)
+            assert raised.value.errno == errno.ENOMEM
+    assert mm.maps() == before
