@@ -82,10 +82,10 @@ class Mm(Contents):
     @property
     def tables(self) -> PageTables:
         """Its page tables."""
-        at = self._at()
-        if self._tables is None:
-            self._tables = PageTables.of_world(self._world, at, self.host.levels, life=self._life)
-        return self._tables
+        tables = self._tables
+        if tables is None or self._life.gone:
+            tables = self._tables = PageTables.of_world(self._world, self._at(), self.host.levels, life=self._life)
+        return tables
 
     @property
     def nr_tables(self) -> int:

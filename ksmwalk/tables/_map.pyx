@@ -3,8 +3,8 @@ from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from ksmwalk._core cimport (
     World, alone, bad_entry, below, enter, entry_leaf, entry_make, entry_none, entry_present, interrupted,
-    leaf_find, leave, level_index, level_shift, level_size, make_leaf, mm_changed, no_entry, row_alloc, row_owner,
-    split_leaf, table_empty, table_free,
+    leaf_find, leave, level_index, level_shift, level_size, make_leaf, mm_changed, no_entry, row_alloc,
+    row_owner, split_leaf, table_empty, table_free,
 )
 from ksmwalk.tables._read cimport honest_range
 from ksmwalk.layout._layout cimport *

@@ -207,7 +207,7 @@ class PageTables(Settled):
     @property
     def end(self) -> int:
         """Bytes that the tables can map, in both halves of the address space together."""
-        return 1 << (12 + 9 * self.levels)
+        return 1 << (12 + 9 * self._levels)
 
     @property
     def _high(self) -> int:
