@@ -41,7 +41,7 @@ INSTALLED = Path(SPEC.origin).parent if SPEC else PACKAGE
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 RUNS = Path(__file__).with_name("mutant_runs.py")
 #: rooms of the engine whose tests need neither root nor the kernel of this machine, those that notice most first
-ROOMS = ("ksm", "host", "memory", "tables", "layout")
+ROOMS = ("ksm", "host", "memory", "tables", "layout", "sources")
 #: tests that replay the recordings once more, or see to threads, other processes and time
 LEFT_OUT = "not (real or golden or contract or after_every_operation or saved_in_mid or two_processes or threads or million)"
 RECORDING, TESTS, EQUAL, SURVIVED, VOID = "recording", "tests", "equivalent", "SURVIVED", "does not compile"

@@ -324,6 +324,8 @@ EQUIVALENT: dict[str, str] = {
         "pages of an area are of 12 or of 21 bits",
     "table_ahead: [dropped] n[0] = 0":
         "its callers have set their counts to 0 already",
+    "start: [dropped] c.items = c.nodes = NULL":
+        "the checks of memory look at neither, and those of KSM set both themselves",
     "examine: [dropped] w.ksm.changes_seen = w.ctl.changes":
         "keys in the unstable tree are looked up more often, and what a visit itself changes never changes such a key",
 }
