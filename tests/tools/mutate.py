@@ -172,7 +172,9 @@ def make(work: Path, mutation: Mutation, text: str) -> bool:
 
 def run(command: list[str], work: Path, seconds: float) -> tuple[str, int | str]:
     """(what it printed, exit code or why it has none)."""
-    environment = {**os.environ, "PYTHONPATH": str(work), "PYTHONSAFEPATH": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    # With guards around the arenas a mutant that looks beyond one crashes there and then.
+    own = {"PYTHONPATH": str(work), "PYTHONSAFEPATH": "1", "PYTHONDONTWRITEBYTECODE": "1", "KSMWALK_GUARD": "1"}
+    environment = {**os.environ, **own}
     try:
         done = subprocess.run(
             command, cwd=work, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
