@@ -82,6 +82,20 @@ class Strict:
             raise misspelt(type(self), name)
 
 
+class Settled(Strict):
+    """The same for objects with a dictionary: what they were made with stays, names that begin with "_" are free."""
+
+    if not TYPE_CHECKING:
+
+        def __setattr__(self, name, value):
+            if name.startswith("_") or hasattr(type(self), name):
+                object.__setattr__(self, name, value)
+            elif name in self.__dict__:
+                raise AttributeError(f"{name} of this {type(self).__name__} can't be set")
+            else:
+                raise misspelt(type(self), name)
+
+
 class ArenaFullError(KsmwalkError, MemoryError):
     """An arena of a Host is full; the message names it and its capacity."""
 

@@ -60,7 +60,7 @@ def as_int(value: object, name: str, low: int = 0, high: int = MAX_U64) -> int:
         if isinstance(value, bool):
             raise TypeError(f"{name} {value!r}: must be an integer")
         try:
-            value = operator.index(value)  # type: ignore[arg-type]
+            value = operator.index(value)  # type: ignore[arg-type] # what it refuses is the question
         except TypeError:
             raise TypeError(f"{name} {shown(value)}: must be an integer") from None
     if not low <= value <= high:

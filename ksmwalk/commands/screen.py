@@ -22,7 +22,7 @@ try:
     import rich.table
     import rich.text
 except ImportError:
-    rich = None  # type: ignore[assignment]
+    rich = None  # type: ignore[assignment] # a module where it is installed
 
 #: what an elastic column is to have before others are left out for it
 _WISH = 24

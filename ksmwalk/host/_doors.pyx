@@ -5,7 +5,7 @@ Everything answers with integers: 0, an index or a count, -errno, or a KW_* code
 from libc.errno cimport EFAULT
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint64_t
 
-from ksmwalk._core cimport World, alone, enter, leave, make_entry, no_entry, pte_make
+from ksmwalk._core cimport World, alone, enter, interrupted_at, leave, make_entry, no_entry, pte_make
 from ksmwalk.memory._frames cimport folio_extra_refs, folio_get, folio_put, frame_alloc, lru_drain
 from ksmwalk.memory._leaves cimport prot_bits, touched
 from ksmwalk.memory._areas cimport backing_put, find_place, mm_alloc, vma_find, vma_find_from
@@ -270,6 +270,9 @@ def map_raw(World world not None, int32_t mm, uint64_t addr, int64_t n, uint64_t
     cdef int64_t i
     for i in range(n):
         if pte == NULL or addr & (KW_PMD_SIZE - 1) == 0:
+            if interrupted_at(addr):
+                touched(&world.w, mm)
+                return KW_EINTR
             pte = pte_make(&world.w, mm, addr)
             if pte == NULL:
                 return no_entry(&world.w, mm, addr)

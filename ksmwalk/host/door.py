@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Self
 
 from .. import _core
-from ..errors import check
+from ..errors import Settled, check
 from ..gate import MAX_U64, as_int, shown
 from ..layout import PAGE_SIZE
 from ..tables import PageTables
@@ -26,7 +26,7 @@ def refuse(code: int, what: str) -> OSError:
     return OSError(code, f"{os.strerror(code)}: {what}")
 
 
-class Door:
+class Door(Settled):
     """One address space of a Host, or what is left of it."""
 
     host: Host
@@ -43,7 +43,8 @@ class Door:
     @classmethod
     def _door(cls, host: Host, index: int, life: _core.Life) -> Self:
         self = object.__new__(cls)
-        self.host, self.index, self._world, self._life, self._tables = host, index, host.world, life, None
+        self.__dict__.update(host=host, index=index)
+        self._world, self._life, self._tables = host.world, life, None
         return self
 
     def _at(self) -> int:
@@ -76,7 +77,9 @@ class Door:
 
     @nid.setter
     def nid(self, node: int) -> None:
-        self._world.arrays["mms"]["nid"][self._at()] = as_int(node, "nid", 0, self.host.nr_nodes - 1)
+        node = as_int(node, "nid", 0, self.host.nr_nodes - 1)
+        with self._world:
+            self._world.arrays["mms"]["nid"][self._at()] = node
 
     def _check(self, code: int, what: str) -> int:
         return check(code, what, self._world.arrays["bad"])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _core, layout
-from ..errors import check
+from ..errors import Settled, check
 from ..gate import as_flag, as_int, shown
 from ..layout import BLOCK, FRAME_FIELDS, Frame, MmFlag, Thp
 from ..memory.frames import Frames
@@ -22,17 +22,6 @@ if TYPE_CHECKING:
     from ..ksm.ksmd import Ksm
 
 _LRU_MOST = 63
-
-
-def _capacities(nr_frames: int) -> dict[str, int]:
-    """Records reserved in each arena: address space, not memory."""
-    return {
-        "rows": 2 * nr_frames + 4096,
-        "vmas": nr_frames // 4 + (1 << 17),
-        "mms": nr_frames // 256 + (1 << 14),
-        "items": 8 * nr_frames + (1 << 16),
-        "stable": 2 * nr_frames + 1024,
-    }
 
 
 def _thp(value: str) -> Thp:
@@ -48,7 +37,7 @@ def _view(array: AnyArray, n: int) -> AnyArray:
     return view
 
 
-class Host:
+class Host(Settled):
     """A machine: frames, page tables, address spaces, KSM.
 
     Parameters
@@ -81,6 +70,9 @@ class Host:
     Differs: no swap, no page reclaim, no kernel memory in the frames; table pages have a frame numbering of their own.
     """
 
+    frames: Frames
+    world: _core.World
+
     def __init__(
         self, nr_frames: int, nr_nodes: int = 1, levels: int = 4, *, thp: str = "madvise", huge: bool | None = None
     ):
@@ -92,7 +84,7 @@ class Host:
         if huge is not None:
             huge = as_flag(huge, "huge")
         ctl = np.zeros(1, layout.CTL)
-        for name, cap in _capacities(nr_frames).items():
+        for name, cap in saved.capacities(nr_frames).items():
             ctl[f"{name}_cap"] = cap
             ctl[f"{name}_used"] = 1  # record 0 is "none"
         ctl["nr_frames"], ctl["nr_nodes"], ctl["nr_blocks"] = nr_frames, nr_nodes, nr_blocks
@@ -108,11 +100,11 @@ class Host:
     def _bind(self, arrays: dict[str, AnyArray]) -> None:
         """Take these arrays for one's own."""
         self._arrays = arrays
-        self.world: _core.World = _core.World(arrays)
+        world = _core.World(arrays)
+        self.__dict__.update(world=world, frames=Frames(world))
         self.world.owner = weakref.ref(self)
         # What was made from it and outlives it says so. (A reference from here to its doors would be a cycle.)
         weakref.finalize(self, self.world.close).atexit = False
-        self.frames: Frames = Frames(self.world)
         self._mms: weakref.WeakValueDictionary[int, Mm] = weakref.WeakValueDictionary()
         self._lives: dict[int, _core.Life] = {}
         self._pins: dict[int, int] = {}
@@ -231,7 +223,9 @@ class Host:
 
     @thp.setter
     def thp(self, value: str) -> None:
-        self._arrays["ctl"]["thp"] = _thp(value)
+        number = _thp(value)
+        with self.world:
+            self._arrays["ctl"]["thp"] = number
 
     @property
     def lru_batch(self) -> int:
@@ -241,8 +235,9 @@ class Host:
     @lru_batch.setter
     def lru_batch(self, n: int) -> None:
         n = as_int(n, "lru_batch", 0, _LRU_MOST)
-        self.drain()
-        self._arrays["ctl"]["lru_batch"] = n
+        with self.world:
+            self.drain()
+            self._arrays["ctl"]["lru_batch"] = n
 
     @property
     def ksm(self) -> Ksm:
@@ -409,9 +404,10 @@ class Host:
         """
         pfn, on = as_int(pfn, "pfn", 1, self.nr_frames - 1), as_flag(on, "on")
         flags = self._arrays["f_flags"]
-        if not flags[pfn] & Frame.USED:
-            raise ValueError(f"frame {pfn}: not in use")
-        flags[pfn] = flags[pfn] | Frame.LOCKED if on else flags[pfn] & ~np.uint16(Frame.LOCKED)
+        with self.world:
+            if not flags[pfn] & Frame.USED:
+                raise ValueError(f"frame {pfn}: not in use")
+            flags[pfn] = flags[pfn] | Frame.LOCKED if on else flags[pfn] & ~np.uint16(Frame.LOCKED)
 
     # ---------------------------------------------------------- keeping
 

@@ -82,10 +82,10 @@ class Mm(Contents):
     @property
     def tables(self) -> PageTables:
         """Its page tables."""
-        at = self._at()
-        if self._tables is None:
-            self._tables = PageTables.of_world(self._world, at, self.host.levels, life=self._life)
-        return self._tables
+        tables = self._tables
+        if tables is None or self._life.gone:
+            tables = self._tables = PageTables.of_world(self._world, self._at(), self.host.levels, life=self._life)
+        return tables
 
     @property
     def nr_tables(self) -> int:
@@ -263,6 +263,8 @@ class Mm(Contents):
         if kind == "droppable" and shared:
             raise refuse(errno.EINVAL, "droppable memory can't be shared")
         length = up(length, size)
+        if length > self.task_size:
+            raise refuse(errno.ENOMEM, f"no place for {length:#x} bytes")
         pfn = as_int(pfn, "pfn", 0, max(0, _MOST_PFN + 1 - length // PAGE_SIZE))
         if backing is not None:
             backing = self.host.check_object(backing)
@@ -417,7 +419,7 @@ class Mm(Contents):
         with self._world:
             new = self._check(_doors.mm_exec(self._world, self._at()), "exec")
             self.host._moved(self, new)
-            self.index = new
+            self.__dict__["index"] = new
             self._tables = None
         return self
 
@@ -442,9 +444,10 @@ class Mm(Contents):
 
         Models: prctl(PR_SET_THP_DISABLE) of Linux 6.18. Differs: without the flags of 6.18.
         """
-        flags = self._world.arrays["mms"]["flags"]
-        at = self._at()
-        flags[at] = flags[at] | MmFlag.THP_DISABLED if as_flag(on, "on") else flags[at] & ~np.uint32(MmFlag.THP_DISABLED)
+        on = as_flag(on, "on")
+        with self._world:
+            flags, at = self._world.arrays["mms"]["flags"], self._at()
+            flags[at] = flags[at] | MmFlag.THP_DISABLED if on else flags[at] & ~np.uint32(MmFlag.THP_DISABLED)
 
     thpdisable = thp_disable
 

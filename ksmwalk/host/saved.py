@@ -141,6 +141,17 @@ def _built(found: Mapping[str, Any], fill: Callable[[str, np.ndarray], object]) 
     return arrays
 
 
+def capacities(nr_frames: int) -> dict[str, int]:
+    """Records reserved in each arena: address space, not memory."""
+    return {
+        "rows": 2 * nr_frames + 4096,
+        "vmas": nr_frames // 4 + (1 << 17),
+        "mms": nr_frames // 256 + (1 << 14),
+        "items": 8 * nr_frames + (1 << 16),
+        "stable": 2 * nr_frames + 1024,
+    }
+
+
 def new_arrays(ctl: np.ndarray, huge: bool | None = None) -> dict[str, np.ndarray]:
     """Reserve the arrays of a Host for what its `ctl` says, empty.
 

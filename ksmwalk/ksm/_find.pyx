@@ -209,9 +209,9 @@ cdef int64_t one_entry(Search *s, uint64_t *p) noexcept nogil:
         if rc == KW_OK and not s.per_address:
             w.work.entries[s.level] -= 1
         return rc if rc < 0 else KW_NONE
-    row = below(w, p, s.level, s.at)
+    row = child_row(w, p)
     if row < 0:
-        return row
+        return below(w, p, s.level, s.at)
     s.level -= 1
     s.rows[s.level] = row
     return KW_NONE
@@ -284,9 +284,9 @@ cdef int64_t look_up(kw_world *w, int64_t root, uint64_t addr) noexcept nogil:
             if pfn >= w.ctl.nr_frames:
                 return bad_entry(w, addr, level, p[0], BAD_PFN)
             return pfn if eligible(w.f_flags[pfn]) else KW_NONE
-        row = below(w, p, level, addr)
+        row = child_row(w, p)
         if row < 0:
-            return row
+            return below(w, p, level, addr)
         level -= 1
 
 

@@ -61,7 +61,10 @@ class Events(Strict):
 
     @on.setter
     def on(self, value: bool) -> None:
-        self._array("ksm")["events_on"][0] = as_flag(value, "on")
+        value = as_flag(value, "on")
+        self._bound.live()
+        with self._bound:
+            self._array("ksm")["events_on"][0] = value
 
     @property
     def lost(self) -> int:
@@ -82,13 +85,15 @@ class Events(Strict):
             (an rmap_item left with its node): `a` frame of the KSM page, `b` rmap_item; RMK (a KSM page's node
             removed): `a` frame. `node` is the stable node where there is one.
         """
-        ring, written = self._array("events"), int(self._array("event_pos")[0])
-        fresh = min(written - self._taken, len(ring))
-        self._lost += written - self._taken - fresh
-        self._taken = written
-        if not fresh:
-            return np.empty(0, EVENT)
-        return ring[np.arange(written - fresh, written) % len(ring)].copy()
+        self._bound.live()
+        with self._bound:
+            ring, written = self._array("events"), int(self._array("event_pos")[0])
+            fresh = min(written - self._taken, len(ring))
+            self._lost += written - self._taken - fresh
+            self._taken = written
+            if not fresh:
+                return np.empty(0, EVENT)
+            return ring[np.arange(written - fresh, written) % len(ring)].copy()
 
     def __repr__(self) -> str:
         return f"<Events {'on' if self.on else 'off'}, {len(self)} to take, {self.lost} lost>"
@@ -186,9 +191,11 @@ class Ksm(Strict, sysfs.Files):
             raise misspelt(Ksm, name, sysfs.KNOBS)
         knob = sysfs.KNOBS[name]
         number = knob.read(value)
-        if name == "run":
-            self._set_run(number)
-            return
+        with self._world:
+            self._set_run(number) if name == "run" else self._set(knob, number, value)
+
+    def _set(self, knob: sysfs.Knob[int] | sysfs.Knob[str], number: int, value: object) -> None:
+        name = knob.name
         if name == "pages_to_scan" and self._ksm["advisor_mode"][0]:
             raise sysfs.refuse(errno.EINVAL, name, value)
         old = int(self._ksm[knob.field][0])
@@ -221,7 +228,9 @@ class Ksm(Strict, sysfs.Files):
 
     @now_ms.setter
     def now_ms(self, value: int) -> None:
-        self._ksm["now_ms"][0] = as_int(value, "now_ms", 0, _LATEST)
+        value = as_int(value, "now_ms", 0, _LATEST)
+        with self._world:
+            self._ksm["now_ms"][0] = value
 
     @property
     def cpu_ms(self) -> int:
@@ -229,7 +238,9 @@ class Ksm(Strict, sysfs.Files):
 
     @cpu_ms.setter
     def cpu_ms(self, value: int) -> None:
-        self._ksm["advisor"][0, _CPU_NOW] = as_int(value, "cpu_ms", 0, _LATEST)
+        value = as_int(value, "cpu_ms", 0, _LATEST)
+        with self._world:
+            self._ksm["advisor"][0, _CPU_NOW] = value
 
     # ---------------------------------------------------------- counters
 

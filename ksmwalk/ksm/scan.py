@@ -77,7 +77,8 @@ class KsmScan(Strict, _cursor.Cursor):
     def strategy(self, name: str) -> None:
         if not isinstance(name, str) or name not in STRATEGIES:
             raise ValueError(f"strategy {shown(name)}: must be one of {', '.join(STRATEGIES)}")
-        self._cursor["strategy"][0] = STRATEGIES[name]
+        with self._world:
+            self._cursor["strategy"][0] = STRATEGIES[name]
 
     @property
     def real_lookups(self) -> bool:
@@ -85,7 +86,9 @@ class KsmScan(Strict, _cursor.Cursor):
 
     @real_lookups.setter
     def real_lookups(self, on: bool) -> None:
-        self._cursor["real_lookups"][0] = as_flag(on, "real_lookups")
+        on = as_flag(on, "real_lookups")
+        with self._world:
+            self._cursor["real_lookups"][0] = on
 
     # ---------------------------------------------------------- scanning
 
@@ -154,7 +157,8 @@ class KsmScan(Strict, _cursor.Cursor):
 
     def reset_work(self) -> None:
         """Set all work counts to zero."""
-        self._world.arrays["work"][0] = 0
+        with self._world:
+            self._world.arrays["work"][0] = 0
 
     def __repr__(self) -> str:
         slot = int(self._cursor["slot"][0])

@@ -19,13 +19,14 @@ T = TypeVar("T")
 RMAP_ITEM_SIZE = 64
 
 ADVISORS = ("none", "scan-time")
+_BEYOND = 10**20  # no number that is kept is so large
 #: pages_to_scan when the advisor is switched off; switched on it starts at advisor_min_pages_to_scan
 PAGES_TO_SCAN_DEFAULT = 100
 
 
 def refuse(code: int, knob: str, value: object) -> OSError:
     """The OSError of a write that the kernel refuses, naming knob and value."""
-    return OSError(code, f"{os.strerror(code)}: {knob} = {value!r}")
+    return OSError(code, f"{os.strerror(code)}: {knob} = {shown(value)}")
 
 
 def _text(value: object, name: str, switch: bool) -> str:
@@ -36,7 +37,8 @@ def _text(value: object, name: str, switch: bool) -> str:
         return str(int(value))
     try:
         if not isinstance(value, bool):
-            return str(operator.index(value))  # type: ignore[arg-type]
+            number = operator.index(value)  # type: ignore[arg-type] # what it refuses is the question
+            return str(max(-_BEYOND, min(number, _BEYOND)))
     except TypeError:
         pass
     raise TypeError(f"{name} {shown(value)}: must be an integer, or the text that would be written")
@@ -48,7 +50,10 @@ def _number(bits: int, signed: bool, too_big: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         if not re.fullmatch(r"[+-]?[0-9]+\n?" if signed else r"\+?[0-9]+\n?", text):
             raise ValueError(errno.EINVAL)
-        number = int(text)
+        # Python does not read numbers of any length.
+        digits = text.strip("\n").lstrip("+-").lstrip("0") or "0"
+        number = int(digits) if len(digits) <= 20 else _BEYOND
+        number = -number if text[0] == "-" else number
         if not low <= number <= high:
             raise ValueError(too_big)
         return number

@@ -7,6 +7,7 @@ not followed, and what is read is looked at before memory is reserved for it.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import json
 import math
@@ -19,8 +20,12 @@ from typing import IO, Any
 
 import numpy as np
 
+from ..gate import as_flag
+
 FORMAT = "format.json"
 _LONGEST_FORMAT = 1 << 16  # bytes
+_AT_ONCE = 1 << 24  # bytes in one write: between two, Ctrl-C is heard
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -74,12 +79,15 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], kind: 
     OSError
         A symbolic link (ELOOP), no room, no permission; what was there is still there.
     """
+    overwrite = as_flag(overwrite, "overwrite")
     path = Path(os.path.abspath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     there = _what_is_there(path, overwrite)
     made = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     made.mkdir()
     try:
+        if path.is_dir():
+            os.chmod(made, stat.S_IMODE(path.stat().st_mode))
         _fill(made, arrays, {"kind": kind, "version": version, "arrays": list(arrays)})
         _put_in_place(made, path, there)
     except BaseException:
@@ -98,28 +106,59 @@ def _what_is_there(path: Path, overwrite: bool) -> bool:
         raise OSError(errno.ELOOP, f"{path}: a symbolic link, which is not followed")
     if not stat.S_ISDIR(mode):
         raise FileExistsError(errno.EEXIST, f"{path}: not a directory")
+    if os.path.samefile(path, os.curdir):
+        raise OSError(errno.EBUSY, f"{path}: the working directory, which can't be replaced; name another place")
     names = os.listdir(path)
     if not names:
         return False
     if not overwrite:
         raise FileExistsError(errno.EEXIST, f"{path}: not empty; overwrite=True would replace it")
-    strange = sorted(name for name in names if name != FORMAT and not name.endswith(".npy"))
-    if strange or FORMAT not in names:
-        found = strange[0] if strange else f"no {FORMAT}"
+    if found := _not_ours(path, names):
         raise FileExistsError(errno.EEXIST, f"{path}: not written by ksmwalk ({found}), so not overwritten")
     return True
 
 
+def _not_ours(path: Path, names: list[str]) -> str | None:
+    """What shows that a directory with files of these names is none that `write` made; None: it is."""
+    strange = sorted(name for name in names if name != FORMAT and not name.endswith(".npy"))
+    if strange or FORMAT not in names:
+        return strange[0] if strange else f"no {FORMAT}"
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with _file(path, folder, FORMAT) as file:
+            about = _about(str(path / FORMAT), file.read(_LONGEST_FORMAT + 1))
+    except (OSError, ValueError) as err:
+        return str(err)
+    finally:
+        os.close(folder)
+    arrays = about.get("arrays")
+    if not str(about.get("kind")).startswith("saved ") or not isinstance(arrays, list):
+        return f"{FORMAT} of something else"
+    known = {FORMAT, *(f"{name}.npy" for name in arrays)}
+    return next((name for name in sorted(names) if name not in known), None)
+
+
 def _fill(made: Path, arrays: Mapping[str, np.ndarray], about: dict[str, Any]) -> None:
-    for name, array in arrays.items():
-        with _new(made / f"{name}.npy") as file:
-            np.lib.format.write_array(file, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
-    with _new(made / FORMAT) as file:
-        file.write((json.dumps(about, indent=1) + "\n").encode())
+    name = FORMAT
+    try:
+        with _new(made / FORMAT) as file:
+            file.write((json.dumps(about, indent=1) + "\n").encode())
+        for name, array in arrays.items():
+            with _new(made / f"{name}.npy") as file:
+                _write_array(file, np.ascontiguousarray(array))
+    except OSError as err:
+        raise OSError(err.errno, f"{made.parent}: {name} can't be written: {os.strerror(err.errno or 0)}") from None
     # All are written by now, so that waiting for the disk once is nearly enough.
     for name in os.listdir(made):
         _sync(made / name)
     _sync(made)
+
+
+def _write_array(file: IO[bytes], array: np.ndarray) -> None:
+    np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+    raw = array.reshape(-1).view(np.uint8) if array.size else np.empty(0, np.uint8)
+    for i in range(0, len(raw), _AT_ONCE):
+        file.write(raw[i : i + _AT_ONCE].data)
 
 
 def _new(path: Path) -> IO[bytes]:
@@ -130,6 +169,9 @@ def _put_in_place(made: Path, path: Path, there: bool) -> None:
     if not there:
         os.rename(made, path)  # an empty directory gives way
         return
+    if _exchange(made, path):
+        _remove(made)  # what was there
+        return
     old = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     os.rename(path, old)
     try:
@@ -138,6 +180,13 @@ def _put_in_place(made: Path, path: Path, there: bool) -> None:
         os.rename(old, path)
         raise
     _remove(old)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Give two places each other's names at one stroke, so that there is no moment without; False: it can't be done."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    names = os.fsencode(one), os.fsencode(other)
+    return renameat2 is not None and renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0
 
 
 def _remove(path: Path) -> None:
@@ -199,7 +248,7 @@ class Stored:
             out = np.empty(self.shape, self.dtype)
         left = out.reshape(-1).view(np.uint8).data if out.size else memoryview(b"")
         while left:
-            n = self._file.readinto(left)  # type: ignore[attr-defined]
+            n = self._file.readinto(left)  # type: ignore[attr-defined] # opened unbuffered: FileIO has it, IO is not said to
             if not n:
                 raise ValueError(f"{self.where}: ends too early")
             left = left[n:]

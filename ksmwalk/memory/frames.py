@@ -97,6 +97,10 @@ class Frames(Strict):
         new, one = as_row(keys, "keys")
         if len(new) != len(at) and not one:
             raise ValueError(f"{len(new)} keys for {len(at)} frames")
+        with self._world:
+            self._set_keys(at, new)
+
+    def _set_keys(self, at: NDArray[np.int64], new: NDArray[np.uint64]) -> None:
         flags = self.flags[at]
         wrong = np.flatnonzero((flags & Frame.USED == 0) | (flags & _FIXED != 0))
         if len(wrong):

@@ -286,7 +286,9 @@ class Replay:
         self.live[name].munmap(vpn * PAGE, n * PAGE)
 
     def do_mremap(self, name: str, vpn: int, n: int, new_n: int, new_vpn: int | None) -> None:
-        self.live[name].mremap(vpn * PAGE, n * PAGE, new_n * PAGE, None if new_vpn is None else new_vpn * PAGE)
+        # Without a new place the call is made without MREMAP_MAYMOVE: grow in place or fail.
+        to = None if new_vpn is None else new_vpn * PAGE
+        self.live[name].mremap(vpn * PAGE, n * PAGE, new_n * PAGE, to, maymove=to is not None)
 
     def do_mprotect(self, name: str, vpn: int, n: int, prot: str) -> None:
         self.live[name].mprotect(vpn * PAGE, n * PAGE, prot)

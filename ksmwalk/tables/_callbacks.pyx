@@ -325,20 +325,28 @@ cdef void py_post(walk_state *s) noexcept:
             walk.failed = err
 
 
-def run_walk(Tables tables not None, int32_t mm, int32_t vma, uint64_t start, uint64_t end, ops, tuple fns, mm_door,
-             vma_door, private, bint stop_on_bad, bint whole_mm, high=None):
-    """One walk with Python callbacks: (result, code). Code 0, WALK_BAD or WALK_NOROWS.
+cdef int check_place(Tables tables, int32_t mm, int32_t vma, bint whole_mm) except -1:
+    """What calls itself an mm or a vma need not be one of those that these tables belong to."""
+    if not (mm or vma or whole_mm):
+        return 0
+    cdef kw_world *w
+    if tables.world is None or tables.world.w.vmas == NULL or mm <= 0 or mm != tables.mm:
+        raise ValueError(f"mm {mm}: not the address space of these page tables")
+    w = &tables.world.w
+    if not whole_mm and (vma <= 0 or vma >= w.ctl.vmas_used or w.vmas[vma].mm != mm):
+        raise LookupError(f"vma {vma}: not an area of address space {mm}")
+    return 0
 
-    `fns`: the ten callbacks or None, in the order of MmWalk.fns. Addresses are as the tables index them; callbacks are
-    given them plus `high` (None: as they are).
+
+cdef int bind_callbacks(walk_ops *c, tuple fns) except -1:
+    """The C callbacks for those that Python has given, in the order of MmWalk.fns.
+
+    Through void *, because the walker's callbacks are nogil functions and these need the GIL: it is held throughout,
+    nobody lets go of it below.
     """
-    cdef walk_ops c
-    cdef walk_state s
-    cdef MmWalk walk = MmWalk.__new__(MmWalk)
-    cdef Entry entry
-    cdef int code, level
-    # Through void *, because the walker's callbacks are nogil functions and these need the GIL: it is held throughout,
-    # nobody lets go of it below.
+    for fn in fns:
+        if fn is not None and not callable(fn):
+            raise TypeError(f"callback {shown(fn)}: not callable")
     c.pgd_entry = <entry_fn><void *>py_pgd if fns[0] is not None else NULL
     c.p4d_entry = <entry_fn><void *>py_p4d if fns[1] is not None else NULL
     c.pud_entry = <entry_fn><void *>py_pud if fns[2] is not None else NULL
@@ -349,6 +357,49 @@ def run_walk(Tables tables not None, int32_t mm, int32_t vma, uint64_t start, ui
     c.test_walk = <range_fn><void *>py_test if fns[7] is not None else NULL
     c.pre_vma = <range_fn><void *>py_pre if fns[8] is not None else NULL
     c.post_vma = <done_fn><void *>py_post if fns[9] is not None else NULL
+    return 0
+
+
+cdef int make_entries(MmWalk walk, walk_state *s) except -1:
+    """One reusable door for each level that has a callback: of hugetlb areas at pud or pmd level."""
+    cdef Entry entry
+    cdef tuple fns = walk.fns
+    cdef int level
+    walk.entries = [None, None, None, None, None, None]
+    for level in range(1, 6):
+        # A top entry of 4 levels is pgd and p4d in one.
+        if fns[5 - level] is None and (level != 4 or fns[0] is None) and (fns[5] is None or level not in (2, 3)):
+            continue
+        entry = Entry.__new__(Entry)
+        entry.tables = walk.tables
+        entry.s = s
+        entry.level = level
+        walk.entries[level] = entry
+    return 0
+
+
+cdef int forget(object door) except -1:
+    """The walk is over: the entry leads nowhere any more."""
+    cdef Entry entry
+    if door is not None:
+        entry = <Entry>door
+        entry.p = NULL
+        entry.s = NULL
+    return 0
+
+
+def run_walk(Tables tables not None, int32_t mm, int32_t vma, uint64_t start, uint64_t end, ops, tuple fns, mm_door,
+             vma_door, private, bint stop_on_bad, bint whole_mm, high=None):
+    """One walk with Python callbacks: (result, code). Code 0, WALK_BAD or WALK_NOROWS.
+
+    `fns`: the ten callbacks or None, in the order of MmWalk.fns. Addresses are as the tables index them; callbacks are
+    given them plus `high` (None: as they are).
+    """
+    cdef walk_ops c
+    cdef walk_state s
+    cdef MmWalk walk = MmWalk.__new__(MmWalk)
+    cdef int code
+    bind_callbacks(&c, fns)
     walk.tables = tables
     walk.mm = mm_door
     walk.ops = ops
@@ -356,18 +407,13 @@ def run_walk(Tables tables not None, int32_t mm, int32_t vma, uint64_t start, ui
     walk.given_vma = vma_door
     walk.fns = fns
     walk.high = high
-    walk.entries = [None]
     tables.take_mark()
     prepare(&s, tables, mm, vma, &c, <void *>walk)
     s.stop_on_bad = stop_on_bad
-    for level in range(1, 6):
-        entry = Entry.__new__(Entry)
-        entry.tables = tables
-        entry.s = &s
-        entry.level = level
-        walk.entries.append(entry)
+    make_entries(walk, &s)
     walk.s = &s
     try:
+        check_place(tables, mm, vma, whole_mm)
         if whole_mm:
             code = over_vmas(&s, start, end)
         elif vma:
@@ -377,9 +423,8 @@ def run_walk(Tables tables not None, int32_t mm, int32_t vma, uint64_t start, ui
     finally:
         tables.drop_mark()
         walk.s = NULL
-        for entry in walk.entries[1:]:
-            entry.p = NULL
-            entry.s = NULL
+        for door in walk.entries:
+            forget(door)
     if walk.failed is not None:
         # Not kept: the exception's traceback leads to the callback's frame, and that to the walk.
         failed, walk.failed = walk.failed, None

@@ -2,9 +2,9 @@
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from ksmwalk._core cimport (
-    World, alone, bad_entry, below, enter, entry_leaf, entry_make, entry_none, entry_present, leaf_find,
-    leave, level_index, level_shift, level_size, make_leaf, mm_changed, no_entry, row_alloc, row_owner,
-    split_leaf, table_empty, table_free,
+    World, alone, bad_entry, below, enter, entry_leaf, entry_make, entry_none, entry_present, interrupted,
+    leaf_find, leave, level_index, level_shift, level_size, make_leaf, mm_changed, no_entry, row_alloc,
+    row_owner, split_leaf, table_empty, table_free,
 )
 from ksmwalk.tables._read cimport honest_range
 from ksmwalk.layout._layout cimport *
@@ -18,6 +18,8 @@ cdef int map_into(kw_world *w, int32_t mm, uint64_t *addr, const uint64_t *pfns,
     cdef uint64_t size = level_size(level), first = addr[0]
     cdef uint64_t *p
     while i < n:
+        if (i >> 9) & 511 == 511 and interrupted():
+            return KW_EINTR
         p = entry_make(w, mm, addr[0], level)
         if p == NULL:
             if leaf_find(w, w.mms[mm].root, addr[0], &above) != NULL:

@@ -31,6 +31,8 @@ __all__ = [
 ]
 
 _EINVAL = -errno.EINVAL
+_MOST_RECORDS = (1 << 31) - 1
+_TOP = 1 << 64
 
 EntryCallback: TypeAlias = Callable[[Entry, int, int, MmWalk], int | None]
 HoleCallback: TypeAlias = Callable[[int, int, int, MmWalk], int | None]
@@ -90,7 +92,7 @@ class MmWalkOps:
     post_vma: DoneCallback | None = None
 
     def _functions(self) -> tuple[Callback | None, ...]:
-        fns = (
+        return (
             self.pgd_entry,
             self.p4d_entry,
             self.pud_entry,
@@ -102,22 +104,20 @@ class MmWalkOps:
             self.pre_vma,
             self.post_vma,
         )
-        for fn in fns:
-            if fn is not None and not callable(fn):
-                raise TypeError(f"callback {shown(fn)}: not callable")
-        return fns
 
 
 def _aligned(start: int, end: int, limit: int) -> None:
-    for name, value in (("start", start), ("end", end)):
-        if value & 4095 or not 0 <= value <= limit:
-            raise ValueError(f"{name} {value:#x}: must be page aligned and within 0-{limit:#x}")
+    if (start | end) & 4095 or end > limit:
+        name, value = ("start", start) if start & 4095 or start > limit else ("end", end)
+        raise ValueError(f"{name} {value:#x}: must be page aligned and within 0-{limit:#x}")
 
 
 def _arguments(start: object, end: object, ops: object) -> tuple[int, int]:
     if not isinstance(ops, MmWalkOps):
         raise TypeError(f"ops {shown(ops)}: must be MmWalkOps")
-    return as_int(start, "start", 0, 1 << 64), as_int(end, "end", 0, 1 << 64)
+    if type(start) is int and type(end) is int and 0 <= start <= _TOP and 0 <= end <= _TOP:
+        return start, end
+    return as_int(start, "start", 0, _TOP), as_int(end, "end", 0, _TOP)
 
 
 def _mm_of(vma: Area) -> AddressSpace | None:
@@ -137,9 +137,11 @@ def _run(
     tables: PageTables, mm_no: int, vma_no: int, start: int, end: int, ops: MmWalkOps, mm: AddressSpace | None,
     vma: Area | None, private: object, whole_mm: bool = False, high: int | None = None,
 ) -> int:  # fmt: skip
-    stop = tables.on_bad == "raise"
+    if not (type(mm_no) is int and type(vma_no) is int and 0 <= mm_no | vma_no <= _MOST_RECORDS):
+        mm_no, vma_no = as_int(mm_no, "mm", 0, _MOST_RECORDS), as_int(vma_no, "vma", 0, _MOST_RECORDS)
+    stop = tables._on_bad == "raise"
     if stop:
-        tables.forget_bad()
+        tables._tables.forget_bad()
     result, code = _callbacks.run_walk(
         tables._tables, mm_no, vma_no, start, end, ops, ops._functions(), mm, vma, private, stop, whole_mm, high
     )

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from .. import _core, entries, layout
 from ..entries import Pte
-from ..errors import ArenaFullError, BadEntryError, check
+from ..errors import ArenaFullError, BadEntryError, Settled, check
 from ..gate import MAX_U64, as_array, as_flag, as_int, shown
 from ..layout import Code
 from ..layout.arena import reserve
@@ -38,7 +38,7 @@ def _image_rows(rows: object) -> U64Array:
     return np.ascontiguousarray(a)
 
 
-class PageTables:
+class PageTables(Settled):
     """One set of page tables.
 
     Those of an address space (`mm.tables`) are its own for its life: after its exit or exec every use raises
@@ -207,7 +207,7 @@ class PageTables:
     @property
     def end(self) -> int:
         """Bytes that the tables can map, in both halves of the address space together."""
-        return 1 << (12 + 9 * self.levels)
+        return 1 << (12 + 9 * self._levels)
 
     @property
     def _high(self) -> int:
@@ -392,8 +392,8 @@ class PageTables:
         flags = as_int(flags, "flags")
         if level > 1:
             flags |= Pte.PS
-        if len(p):
-            entries.pack(p, flags, level)  # complains about what does not fit
+        for i in range(0, len(p), 1 << 20):
+            entries.pack(p[i : i + (1 << 20)], flags, level)  # complains about what does not fit
         code, at = _map.map_pages(world, self._mm, addr, p, flags, level)
         check(code, f"address {at:#x}", world.arrays["bad"])
 

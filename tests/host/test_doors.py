@@ -1,6 +1,7 @@
 """Doors to what is gone: an address space, an area, a Host. Each says so; none shows or changes what took the place."""
 
 import copy
+import errno
 import gc
 import weakref
 
@@ -8,7 +9,7 @@ import hostcheck
 import numpy as np
 import pytest
 
-from ksmwalk import Host, Mm, MmWalkOps, PageTables, Vma, walk_page_range_novma
+from ksmwalk import Host, Mm, MmWalkOps, PageTables, Vma, walk_page_range, walk_page_range_novma, walk_page_range_vma
 from ksmwalk.host import TableArena
 
 PAGE, M = 4096, 1 << 20
@@ -219,3 +220,53 @@ def test_arrays_given_out_are_to_look_at():
     for array in (host.mms, host.vmas, host.tables.rows, mm.tables.rows, PageTables().rows, image.rows):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 0
+
+
+def test_what_a_door_was_made_with_is_not_replaced_and_a_misspelt_name_is_an_error():
+    host = Host(1 << 12)
+    mm = process(host)
+    for thing, name in ((mm, "index"), (mm, "host"), (host, "frames"), (host, "world")):
+        with pytest.raises(AttributeError, match=f"{name} of this {type(thing).__name__} can't be set"):
+            setattr(thing, name, 1 << 20)
+    for thing, name, meant in ((host, "thpp", "thp"), (host, "lru_bacth", "lru_batch"), (mm, "nidd", "nid"),
+                               (mm.tables, "on_badd", "on_bad")):  # fmt: skip
+        with pytest.raises(AttributeError, match=f"has nothing named '{name}': did you mean {meant}"):
+            setattr(thing, name, 1)
+        with pytest.raises(AttributeError, match=f"did you mean {meant}"):
+            getattr(thing, name)
+
+
+class Pretender:
+    """Calls itself an address space, or an area."""
+
+    def __init__(self, **what):
+        self.__dict__.update(what)
+
+
+def test_a_walk_takes_no_other_records_than_those_of_the_tables():
+    host = Host(1 << 12)
+    mm, other, alone = process(host), process(host), PageTables()
+    ops = MmWalkOps(pte_entry=lambda *a: 0)
+    for tables, number in ((mm.tables, 0), (mm.tables, -5), (mm.tables, other.index), (mm.tables, 10**6), (alone, 1)):
+        with pytest.raises(ValueError, match=f"mm {number}: "):
+            walk_page_range(Pretender(tables=tables, number=number), 0, PAGE, ops)
+    for number in (0, 10**6, other.vmas[0].index):
+        area = Pretender(vm_mm=mm, vm_start=0, vm_end=1 << 46, index=number)
+        with pytest.raises(LookupError, match=f"vma {number}: not an area of address space {mm.index}"):
+            walk_page_range_vma(area, 0, 1 << 30, ops)
+    for number in (-5, 1 << 40):
+        with pytest.raises(ValueError, match=f"vma {number}"):
+            walk_page_range_vma(Pretender(vm_mm=mm, vm_start=0, vm_end=1 << 46, index=number), 0, 1 << 30, ops)
+
+
+@pytest.mark.parametrize("kind", ["anon", "file", "hugetlb", "pfnmap", "droppable"])
+def test_a_length_that_wraps_when_it_is_rounded_finds_no_place(kind):
+    host = Host(1 << 12)
+    mm = process(host)
+    before = mm.maps()
+    for length in ((1 << 64) - 1, (1 << 64) - PAGE, 1 << 63, 1 << 47):
+        for addr in (None, AT):
+            with pytest.raises(OSError, match="no place") as raised:
+                mm.mmap(length, addr, kind=kind)
+            assert raised.value.errno == errno.ENOMEM
+    assert mm.maps() == before

@@ -166,3 +166,29 @@ def test_two_hosts_run_in_two_threads():
         hostcheck.check(host)
 
     assert run([job, job]) == []
+
+
+def test_a_setting_is_not_changed_behind_the_back_of_another_thread():
+    """What writes into the arrays that compiled code is at work on is a second caller like any other."""
+    host = Host(1 << 12)
+    mm = host.new_mm()
+    mm.mmap(PAGES * PAGE, AT)
+    mm.populate(AT, PAGES * PAGE)
+    pfn = int(mm.read_pfns(AT, 1)[0])
+    ksm = host.ksm
+    before = {name: array.copy() for name, array in host.world.arrays.items() if array.nbytes < 1 << 20}
+    changes = [
+        lambda: setattr(host, "thp", "always"), lambda: setattr(host, "lru_batch", 3), lambda: host.lock_page(pfn),
+        lambda: host.frames.set_key(pfn, 7), lambda: setattr(mm, "nid", 0), lambda: mm.thp_disable(True),
+        lambda: setattr(ksm, "pages_to_scan", 7), lambda: setattr(ksm, "run", 1), lambda: setattr(ksm, "now_ms", 7),
+        lambda: setattr(ksm, "cpu_ms", 7), lambda: setattr(ksm, "max_page_sharing", 7), lambda: ksm.events.take(),
+        lambda: setattr(ksm.events, "on", True), lambda: setattr(ksm.scan, "strategy", "per-address"),
+        lambda: setattr(ksm.scan, "real_lookups", True), ksm.scan.reset_work,
+    ]  # fmt: skip
+    with host.world:
+        raised = run(changes)
+    assert len(raised) == len(changes)
+    for error in raised:
+        assert isinstance(error, RuntimeError) and "one thread at a time" in str(error)
+    for name, array in before.items():
+        assert np.array_equal(array, host.world.arrays[name]), name

@@ -278,3 +278,21 @@ def test_run_until_a_condition_batch_by_batch():
     with pytest.raises(TypeError, match="until 5"):
         host.ksm.run_until(5)
     assert host.ksm.counters() == before
+
+
+@pytest.mark.parametrize("name", [name for name in sysfs.KNOBS if name != "advisor_mode"])
+def test_numbers_that_python_does_not_print_are_refused_like_other_large_ones(name):
+    host = merging([1, 2])
+    before = getattr(host.ksm, name)
+    for value in (10**6000, -(10**6000), "9" * 5000, "-" + "9" * 5000):
+        if sysfs.KNOBS[name].parse is sysfs._bool and value == 10**6000:
+            continue  # begins with a 1, and a switch reads no further
+        with pytest.raises(OSError, match=f"{name} = "):
+            setattr(host.ksm, name, value)
+    assert getattr(host.ksm, name) == before
+
+
+def test_leading_zeros_are_no_matter_however_many():
+    host = merging([1, 2])
+    host.ksm.pages_to_scan = "+" + "0" * 5000 + "7\n"
+    assert host.ksm.pages_to_scan == 7

@@ -1,8 +1,10 @@
 """Directories of arrays: written whole or not at all, read without trust."""
 
+import errno
 import json
 import os
 import stat
+import sys
 
 import numpy as np
 import pytest
@@ -64,16 +66,67 @@ def test_only_what_ksmwalk_wrote_is_overwritten(made, tmp_path):
     (tmp_path / "letters").unlink()
     with pytest.raises(FileExistsError, match=r"no format\.json"):
         made.save(tmp_path, overwrite=True)
+    for text in ("{}", "[", '{"kind": "letters", "arrays": ["mine"]}', '{"kind": "saved Host", "arrays": ["rows"]}'):
+        (tmp_path / "format.json").write_text(text)
+        with pytest.raises(FileExistsError, match="not written by ksmwalk"):
+            made.save(tmp_path, overwrite=True)
+    assert set(files(tmp_path)) == {"mine.npy", "format.json"}
+
+
+def test_a_save_ended_between_any_two_steps_leaves_a_whole_one_in_its_place(made, tmp_path):
+    """Ended as by SIGKILL, before each of the calls by which it changes names."""
+    made.save(tmp_path / "a")
+    for steps in range(4):
+        child = os.fork()
+        if not child:
+            seen = []
+
+            def end_there(event, args, seen=seen, steps=steps):
+                if event in ("os.rename", "os.mkdir", "os.remove", "os.rmdir"):
+                    seen.append(event)
+                    if len(seen) > steps:
+                        os._exit(0)
+
+            sys.addaudithook(end_there)
+            made.save(tmp_path / "a", overwrite=True)
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert repr(type(made).load(tmp_path / "a")) == repr(made)
+
+
+def test_overwrite_is_a_switch(made, tmp_path):
+    made.save(tmp_path / "a")
+    before = files(tmp_path / "a")
+    for value in ("no", None, 2, []):
+        with pytest.raises(TypeError, match="overwrite .*: must be True or False"):
+            made.save(tmp_path / "a", overwrite=value)
+    assert files(tmp_path / "a") == before
+
+
+def test_what_only_the_owner_may_read_stays_so(made, tmp_path):
+    (tmp_path / "a").mkdir(mode=0o700)
+    for _ in range(2):
+        made.save(tmp_path / "a", overwrite=True)
+        assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o700
+
+
+def test_the_working_directory_is_not_replaced(made, tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    monkeypatch.chdir(tmp_path / "a")
+    with pytest.raises(OSError, match="the working directory"):
+        made.save(".")
+    assert os.getcwd() == str(tmp_path / "a")
 
 
 def test_a_save_that_fails_leaves_what_was_there(made, tmp_path, monkeypatch):
     made.save(tmp_path / "a")
     before = files(tmp_path / "a")
-    monkeypatch.setattr(np.lib.format, "write_array", lambda *args, **kwargs: (_ for _ in ()).throw(OSError(28, "no room")))
-    with pytest.raises(OSError, match="no room"):
-        made.save(tmp_path / "a", overwrite=True)
-    with pytest.raises(OSError, match="no room"):
-        made.save(tmp_path / "b")
+    no_room = OSError(errno.ENOSPC, "")
+    monkeypatch.setattr(np.lib.format, "write_array_header_1_0", lambda *_: (_ for _ in ()).throw(no_room))
+    for name in ("a", "b"):
+        with pytest.raises(OSError, match=r"\w+ can't be written: No space left on device") as raised:
+            made.save(tmp_path / name, overwrite=True)
+        assert raised.value.errno == errno.ENOSPC
     assert files(tmp_path / "a") == before and os.listdir(tmp_path) == ["a"]
 
 
