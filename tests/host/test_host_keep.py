@@ -104,6 +104,7 @@ def test_a_missing_file_is_named(tmp_path):
         ("ctl", lambda a: a["lru_pending"].__setitem__(0, 70), r"ctl\.lru_pending: record 0 holds 70"),
         ("ctl", lambda a: a["lru_batch"].__setitem__(0, 1 << 40), r"ctl\.lru_batch"),
         ("b_free", lambda a: a.__setitem__((0, 0), 0), "b_count: record 0 holds 510, counted 448 bits set in b_free"),
+        ("b_heads", lambda a: a.__setitem__(slice(None), a[::-1].copy()), "b_count: record .* on the list of another NUMA node"),
         ("vmas", lambda a: a["end"].__setitem__(1, 0), r"vmas\.end: record 1 holds 0"),
         ("vmas", lambda a: a["start"].__setitem__(1, 123), r"vmas\.start: record 1 holds 123"),
         ("vmas", lambda a: a["next"].__setitem__(1, 1), r"vmas\.next: record 1 holds 1: an area that is free, or on a list"),

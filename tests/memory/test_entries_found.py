@@ -1,5 +1,7 @@
 """What the search for one address takes for a page, and what for a table."""
 
+import errno
+
 import pytest
 
 from ksmwalk import BadEntryError, Host, KsmScan
@@ -78,3 +80,13 @@ def test_what_is_not_present_in_the_top_table_is_bad(host):
     host.world.arrays["rows"][root, BASE >> 39 & 511] = 0x3E00
     with pytest.raises(BadEntryError, match="level 4"):
         KsmScan(host.world).scan_get_next_rmap_item()
+
+
+@pytest.mark.parametrize("pfn", [1000, 1 << 30])
+def test_a_store_through_an_entry_that_maps_no_page_of_the_host_is_refused(host, pfn):
+    mm = host.mm_list[0]
+    mm.tables.map(BASE + PAGE, pfn)
+    with pytest.raises(OSError) as caught:
+        mm.write(BASE + PAGE, 9)
+    assert caught.value.errno == errno.EFAULT
+    assert not host.frames.key[1000] and mm.read(BASE) == 7

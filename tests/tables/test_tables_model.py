@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import tables as slow
-from tabletools import FLAGS, KINDS, PAGE, PMD, PUD, build, corners, plans, ranges
+from tabletools import FLAGS, KINDS, PAGE, PMD, PUD, build, corners, entry_at, plans, ranges
 
 from ksmwalk import PageTables
 
@@ -186,3 +186,14 @@ def test_an_output_of_exactly_the_right_length_is_long_enough(data, levels, runs
     if len(want):
         with pytest.raises(ValueError, match="too short"):
             tables.mappings(runs=runs, out=out[:-1])
+
+
+def test_a_large_entry_that_is_not_present_is_not_split():
+    tables = PageTables()
+    tables.map(PUD, 1 << 18, FLAGS | 0x80, 3)
+    row, index = entry_at(tables.rows, tables.root, tables.levels, PUD, 3)
+    tables._rows[row, index] = int(tables.rows[row, index]) & ~1
+    before = tables.nr_tables
+    with pytest.raises(ValueError, match="no large leaf"):
+        tables.split(PUD)
+    assert tables.nr_tables == before

@@ -10,6 +10,7 @@ its number, how often the mutated line was reached and a digest of all that coul
 from __future__ import annotations
 
 import ctypes
+import pickle
 import random
 import sys
 import zlib
@@ -200,6 +201,10 @@ class Program:
         if self.rng.random() < 0.5:
             self.host.drain()
         self.host.lru_batch = self.rng.choice((0, 1, 5, 15))
+
+    def do_keep(self, mm):
+        """A copy of the Host as pickle makes it: all checks of kept arrays."""
+        return pickle.loads(pickle.dumps(self.host)).frames_used
 
     def do_thp(self, mm):
         self.host.thp = self.rng.choice(("always", "madvise", "never"))

@@ -324,6 +324,10 @@ EQUIVALENT: dict[str, str] = {
         "pages of an area are of 12 or of 21 bits",
     "table_ahead: [dropped] n[0] = 0":
         "its callers have set their counts to 0 already",
+    "start: [dropped] c.items = c.nodes = NULL":
+        "the checks of memory look at neither, and those of KSM set both themselves",
+    "read_level: if t.budget & 1023 [== -> !=] 0 and interrupted():":
+        "signals are looked for at other entries, and more often",
     "examine: [dropped] w.ksm.changes_seen = w.ctl.changes":
         "keys in the unstable tree are looked up more often, and what a visit itself changes never changes such a key",
 }
