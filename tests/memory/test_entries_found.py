@@ -90,3 +90,22 @@ def test_a_store_through_an_entry_that_maps_no_page_of_the_host_is_refused(host,
         mm.write(BASE + PAGE, 9)
     assert caught.value.errno == errno.EFAULT
     assert not host.frames.key[1000] and mm.read(BASE) == 7
+
+
+def test_an_entry_of_an_object_that_leads_into_a_folio_drops_nobodys_reference():
+    host = Host(4096)
+    host.thp = "always"
+    mm = host.new_mm()
+    mm.mmap(512 * PAGE, BASE)
+    mm.write(BASE, 7)
+    head = int(mm.read_pfns(BASE, 1)[0])
+    refs = int(host.world.arrays["f_refs"][head])
+    mm.mmap(PAGE, 2 * BASE, shared=True)
+    mm.write(2 * BASE, 8)
+    page = int(mm.read_pfns(2 * BASE, 1)[0])
+    rows = host.world.arrays["rows"]
+    found = zip(*((rows & PFN) >> 12 == page).nonzero(), strict=True)
+    at = next(where for where in found if not int(rows[where]) & 4)  # not the process's own: no user's
+    rows[at] = int(rows[at]) & ~PFN | (head + 1) << 12
+    mm.munmap(2 * BASE, PAGE)
+    assert host.world.arrays["f_refs"][head] == refs
