@@ -389,7 +389,8 @@ def main() -> int:
         survived = False
         for mutation in mutations:
             reached, tried, told = aim(mutation, args.scenarios, args.seed)
-            print(f"{mutation.name}\n    {reached} of {tried} reached it; {'told apart by ' + told if told else 'not told apart'}", flush=True)
+            answer = f"told apart by {told}" if told else "not told apart"
+            print(f"{mutation.name}\n    {reached} of {tried} reached it; {answer}", flush=True)
             survived |= (not told) != (mutation.name in EQUIVALENT)
         return int(survived)
     outcomes: list[Outcome] = []
