@@ -154,7 +154,12 @@ class BuildExt(build_ext):
         return json.dumps([DIRECTIVES, MACROS, CFLAGS, LDFLAGS, tools], indent=1)
 
     def generate(self, folder: Path):
-        """Have Cython write the C files; it knows by itself which .pxd a .pyx reads."""
+        """Have Cython write the C files; it knows by itself which .pxd a .pyx reads.
+
+        Cython's own .pxd files are among them, and are new in every isolated build environment. A C file that comes out
+        as it was before keeps its date, so that it is not compiled again.
+        """
+        before = {path: (path.read_bytes(), path.stat()) for path in folder.glob("**/*.c")}
         made = cythonize(
             self.extensions,
             compiler_directives=DIRECTIVES,
@@ -164,6 +169,9 @@ class BuildExt(build_ext):
             show_all_warnings=False,
             quiet=not self.verbose,
         )
+        for path, (text, stat) in before.items():
+            if path.exists() and path.read_bytes() == text:
+                os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
         by_name = {ext.name: ext for ext in made}
         for ext in self.extensions:
             ext.sources = by_name[ext.name].sources

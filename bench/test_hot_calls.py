@@ -89,7 +89,8 @@ def test_scan_one_address_at_a_time(benchmark):
 
 
 def test_next_item_from_python(benchmark):
-    get = hosts.dense_host(SIZES[-1]).ksm.scan.scan_get_next_rmap_item
+    host = hosts.dense_host(SIZES[-1])
+    get = host.ksm.scan.scan_get_next_rmap_item
     assert benchmark(get) is not None or get() is not None
 
 

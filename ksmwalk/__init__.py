@@ -29,8 +29,9 @@ def _why_not(error: ImportError) -> str | None:
     unbuilt = [s.name for s in sources if not any(s.with_suffix(end).exists() for end in EXTENSION_SUFFIXES)]
     if not unbuilt or isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("ksmwalk"):
         return None
+    some = ", ".join(sorted(unbuilt)[:3]) + (", ..." if len(unbuilt) > 3 else "")
     return (
-        f"{here} is the source tree of ksmwalk, and {', '.join(sorted(unbuilt)[:3])} is not compiled in it for Python"
+        f"{here} is the source tree of ksmwalk, in which {some} {'is' if len(unbuilt) == 1 else 'are'} not compiled for Python"
         f" {sys.version_info[0]}.{sys.version_info[1]}: build it here with `pip install -e .`, or install with"
         " `pip install .` and start Python from another folder or with -P (for the tests: `pytest`)"
     )

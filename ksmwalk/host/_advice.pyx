@@ -237,7 +237,10 @@ cdef int sys_uffd_wp(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bint
 cdef enum:
     MADV_POPULATE_WRITE = 23
 
-cdef Advice TABLE[25]
+cdef enum:
+    NR_ADVICE = 25   # rows of TABLE: with another number of them it does not compile
+
+cdef Advice TABLE[NR_ADVICE]
 TABLE[:] = [
     # name, number, what it does, vm_flags it sets, clears, is refused with
     Advice(b"normal", 0, change_flags, 0, VM_RAND_READ | VM_SEQ_READ, 0),
@@ -271,7 +274,7 @@ TABLE[:] = [
 cdef const Advice *advice_of(int number) noexcept nogil:
     """The row of a number, NULL: there is none."""
     cdef int i
-    for i in range(25):
+    for i in range(NR_ADVICE):
         if TABLE[i].number == number:
             return &TABLE[i]
     return NULL
@@ -279,4 +282,4 @@ cdef const Advice *advice_of(int number) noexcept nogil:
 
 def advice_numbers():
     """{name: number} of madvise's advice, in the order of the numbers."""
-    return {TABLE[i].name.decode(): TABLE[i].number for i in range(25)}
+    return {TABLE[i].name.decode(): TABLE[i].number for i in range(NR_ADVICE)}

@@ -263,48 +263,62 @@ cdef int64_t find_from(kw_world *w, int32_t mm, uint64_t *addr, uint64_t end, bi
     return KW_NONE
 
 
-cdef int64_t look_up(kw_world *w, int64_t root, uint64_t addr) noexcept nogil:
-    """One full descent to the page of an address that KSM looks at; KW_NONE, KW_EBADENTRY."""
-    cdef kw_work *work = w.work
-    cdef int level = <int>w.ctl.levels
+cdef inline int64_t look_up(kw_world *w, int64_t root, int levels, uint64_t addr, int64_t *ended) noexcept nogil:
+    """One full descent to the page of an address that KSM looks at; KW_NONE, KW_EBADENTRY. Counts in ended[level]."""
+    cdef int level = levels
     cdef int64_t row = root, pfn
-    cdef uint64_t *p
+    cdef int32_t owner = w.r_owner[root]
+    cdef uint64_t e
     while True:
-        p = w.rows + row * 512 + level_index(addr, level)
-        if level > 1:
-            work.entries[level] += 1
-        else:
-            work.ptes += 1
-        if entry_none(p[0]):
+        e = w.rows[row * 512 + level_index(addr, level)]
+        if entry_none(e):
+            ended[level] += 1
             return KW_NONE
-        if entry_leaf(p[0], level):
-            if p[0] & PTE_SPECIAL or not entry_present(p[0], level):
+        if entry_leaf(e, level):
+            ended[level] += 1
+            if e & PTE_SPECIAL or not entry_present(e, level):
                 return KW_NONE
-            pfn = <int64_t>(entry_pfn(p[0], level) + ((addr & (level_size(level) - 1)) >> 12))
+            pfn = <int64_t>(entry_pfn(e, level) + ((addr & (level_size(level) - 1)) >> 12))
             if pfn >= w.ctl.nr_frames:
-                return bad_entry(w, addr, level, p[0], BAD_PFN)
+                return bad_entry(w, addr, level, e, BAD_PFN)
             return pfn if eligible(w.f_flags[pfn]) else KW_NONE
-        row = child_row(w, p)
-        if row < 0:
-            return below(w, p, level, addr)
+        # As child_row, with the owner of the table at hand known.
+        pfn = <int64_t>((e & PTE_PFN_MASK) >> 12)
+        owner -= 1
+        if KW_UNLIKELY(not e & PTE_P or pfn <= 0 or pfn >= w.ctl.rows_used or w.r_owner[pfn] != owner):
+            ended[level] += 1
+            return below(w, w.rows + row * 512 + level_index(addr, level), level, addr)
+        row = pfn
         level -= 1
 
 
 cdef int64_t find_really(kw_world *w, int32_t mm, uint64_t *addr, uint64_t end) noexcept nogil:
     """The scan before the patch, performed: one full descent for every address."""
     cdef kw_work *work = w.work
-    cdef int64_t pfn
-    while addr[0] < end:
-        work.lookups += 1
-        work.resched += 1
-        pfn = look_up(w, w.mms[mm].root, addr[0])
+    cdef int64_t root = w.mms[mm].root, pfn = KW_NONE, done = 0
+    cdef int levels = <int>w.ctl.levels, level
+    cdef int64_t ended[6]      # by level: the look-ups whose last entry was of it
+    cdef uint64_t a = addr[0]
+    for level in range(6):
+        ended[level] = 0
+    while a < end:
+        pfn = look_up(w, root, levels, a, ended)
+        done += 1
         if pfn != KW_NONE:
-            return pfn
-        work.lookup_misses += 1
-        addr[0] += KW_PAGE_SIZE
-        if work.lookups & 0xffff == 0 and interrupted():
-            return KW_EINTR
-    return KW_NONE
+            break
+        a += KW_PAGE_SIZE
+        if done & 0xffff == 0 and interrupted():
+            pfn = KW_EINTR
+            break
+    addr[0] = a
+    work.lookups += done
+    work.resched += done
+    work.lookup_misses += done - (pfn != KW_NONE and pfn != KW_EINTR)
+    work.ptes += ended[1]
+    for level in range(2, levels + 1):
+        ended[level] += ended[level - 1]
+        work.entries[level] += ended[level]
+    return pfn
 
 
 cdef int64_t find_page(kw_world *w, int32_t mm, uint64_t *addr, uint64_t end) noexcept nogil:

@@ -389,8 +389,8 @@ def main() -> int:
         survived = False
         for mutation in mutations:
             reached, tried, told = aim(mutation, args.scenarios, args.seed)
-            answer = f"told apart by {told}" if told else "not told apart"
-            print(f"{mutation.name}\n    {reached} of {tried} reached it; {answer}", flush=True)
+            outcome = f"told apart by {told}" if told else "not told apart"
+            print(f"{mutation.name}\n    {reached} of {tried} reached it; {outcome}", flush=True)
             survived |= (not told) != (mutation.name in EQUIVALENT)
         return int(survived)
     outcomes: list[Outcome] = []
