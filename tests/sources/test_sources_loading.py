@@ -334,3 +334,18 @@ def test_a_full_arena_of_tables_is_said_and_cleaned_up():
         load(what, host=host)
     hostcheck.check(host)
     assert host.mm_list == []
+
+
+def test_an_object_lets_go_once_of_a_folio_that_it_holds_page_by_page():
+    host = Host(8 * 512, thp="always")
+    mm = host.new_mm()
+    mm.mmap(M, M)
+    mm.write(M, 7)
+    first = int(mm.read_pfns(M, 1)[0])
+    assert host.frames.flags[first] & Frame.HEAD and host.frames.refs[first] == 512
+    held = host.new_object(M)
+    _load.hold_pages(host.world, held, np.arange(512) * P, np.arange(first, first + 512))
+    assert host.frames.refs[first] == 513
+    host.drop_object(held)
+    assert host.frames.refs[first] == 512 and mm.read(M) == 7
+    hostcheck.check(host)

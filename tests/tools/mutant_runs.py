@@ -33,6 +33,7 @@ STYLES: dict[str, dict[str, int]] = {
     "faults": {"write": 20, "fill": 6, "read": 10, "poke": 5, "mmap": 12, "fork": 8, "uffd": 3, "lru": 2, "else": 2},
     "huge": {"madvise": 20, "write": 12, "ksm": 10, "mremap": 6, "munmap": 4, "fork": 5, "pin": 4, "else": 2},
     "merging": {"ksm": 30, "write": 12, "fill": 6, "fork": 6, "exit": 2, "knob": 8, "madvise": 6, "run": 2, "else": 1},
+    "kept": {"keep": 8, "ksm": 10, "write": 12, "fill": 6, "fork": 4, "else": 1},
     "tables": {"walk": 10, "table": 40, "mmap": 2, "write": 2, "fill": 4, "else": 1},
 }
 
@@ -62,10 +63,10 @@ class Program:
         self.table = PageTables(rng.choice((4, 5)), 64) if style == "tables" else None
         names = [name.removeprefix("do_") for name in dir(self) if name.startswith("do_")]
         weights = STYLES[style]
-        self.names = [name for name in names if name != "table" or style == "tables"]
+        self.names = [name for name in names if {"table": "tables", "keep": "kept"}.get(name, style) == style]
         self.weights = [weights.get(name, weights["else"]) for name in self.names]
         self.do_mmap(self.mms[0], (0, PAGES if style == "huge" else 64))
-        if style in ("merging", "huge"):
+        if style in ("merging", "huge", "kept"):
             self.mms[0].madvise(BASE, (PAGES if style == "huge" else 64) * PAGE, "mergeable")
 
     def run(self) -> int:
