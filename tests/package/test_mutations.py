@@ -1,5 +1,10 @@
 """The list of mutations fits the engine as it stands (`tests/tools/mutate.py` runs them)."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import mutate
 from mutation_sites import drawn, memory_side, sites
 from mutations import CI, EQUIVALENT, MUTATIONS
@@ -31,3 +36,14 @@ def test_a_dozen_by_hand_are_for_every_pull_request():
 
 def test_what_is_argued_to_be_equivalent_is_a_mutation_that_there_is():
     assert set(EQUIVALENT) <= {site.name for site in sites()} | set(MUTATIONS)
+
+
+def test_mutations_that_can_not_be_compiled_are_no_proof(tmp_path):
+    """Without a compiler none is noticed by anything, and that must not look like success."""
+    name = CI[0]
+    (tmp_path / "gcc").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "gcc").chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    command = [sys.executable, str(Path(mutate.__file__)), "--recordings", "--only", name]
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert done.returncode == 1 and "does not compile" in done.stdout, done.stdout + done.stderr
