@@ -43,7 +43,10 @@ def test_mutations_that_can_not_be_compiled_are_no_proof(tmp_path):
     name = CI[0]
     (tmp_path / "gcc").write_text("#!/bin/sh\nexit 1\n")
     (tmp_path / "gcc").chmod(0o755)
-    env = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
-    command = [sys.executable, str(Path(mutate.__file__)), "--recordings", "--only", name]
+    tools = Path(mutate.__file__).parent
+    # PYTHONSAFEPATH, which the suite sets, keeps a program from finding what stands beside it.
+    paths = filter(None, (str(tools), os.environ.get("PYTHONPATH")))
+    env = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, str(tools / "mutate.py"), "--recordings", "--only", name]
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert done.returncode == 1 and "does not compile" in done.stdout, done.stdout + done.stderr

@@ -27,6 +27,9 @@ ADVICE = (
     "populate_read", "populate_write", "guard_install", "guard_remove", "wipeonfork", "keeponfork", "random", "normal", "cold",
 )
 
+#: fields of the KSM record that nothing but the engine's own shortcuts go by
+AGES = ("generation", "tree_generation", "changes_seen")
+
 #: what a style does, by weight; what is not named has the weight of "else"
 STYLES: dict[str, dict[str, int]] = {
     "areas": {"mmap": 20, "mprotect": 20, "munmap": 10, "mremap": 12, "madvise": 12, "mlock": 6, "fork": 4, "else": 2},
@@ -88,8 +91,10 @@ class Program:
         """Add to the digest everything that the arrays and the doors show."""
         arrays = self.host.world.arrays
         parts = [repr(answer).encode()]
-        for name in ("f_flags", "f_mapcount", "f_refs", "f_key", "f_node", "ksm", "work", "trees"):
+        for name in ("f_flags", "f_mapcount", "f_refs", "f_key", "f_node", "work", "trees"):
             parts.append(arrays[name].tobytes())
+        # What tells old keys of the unstable tree from new ones shows in what searches find.
+        parts.append(repr([arrays["ksm"][name][0] for name in arrays["ksm"].dtype.names if name not in AGES]).encode())
         parts.append(arrays["f_head"][arrays["f_flags"] != 0].tobytes())
         parts.append(self.host.tables.rows[: int(arrays["ctl"]["rows_used"][0])].tobytes())
         parts.append(self.host.ksm.events.take().tobytes())

@@ -380,6 +380,8 @@ def main() -> int:
     parser.add_argument("--scenarios", type=int, default=10000, help="how many of them have to reach it (default: 10000)")
     args = parser.parse_args()
     mutations = chosen(args)
+    if not mutations:
+        parser.error("no mutation of such a name, by hand or in this draw")
     snapshot()
     if args.list:
         for mutation in mutations:
