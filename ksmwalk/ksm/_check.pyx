@@ -393,7 +393,6 @@ def check_ksm(World world not None, int64_t known):
     c.mms = <uint8_t *>calloc(ctl.mms_used, 1)
     c.items = <uint8_t *>calloc(ctl.items_used, 1)
     c.nodes = <uint8_t *>calloc(ctl.stable_used, 1)
-    enter(world)
     try:
         if not (c.mms and c.items and c.nodes):
             raise MemoryError("no memory to check a Host in")

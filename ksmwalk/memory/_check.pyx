@@ -367,7 +367,6 @@ def check_memory(World world not None, int64_t known):
     c.mapped = <int32_t *>calloc(known, 4)
     c.held = <int32_t *>calloc(known, 4)
     c.users = <int64_t *>calloc(ctl.mms_used, 8)
-    enter(world)
     try:
         if not (c.rows and c.mms and c.vmas and c.blocks and c.mapped and c.held and c.users):
             raise MemoryError("no memory to check a Host in")
@@ -389,7 +388,6 @@ def check_tables(World world not None):
     start(&c, &world.w)
     c.known = 0
     c.strict = False
-    enter(world)
     try:
         if not (c.rows and c.mms):
             raise MemoryError("no memory to check page tables in")

@@ -192,3 +192,23 @@ def test_a_setting_is_not_changed_behind_the_back_of_another_thread():
         assert isinstance(error, RuntimeError) and "one thread at a time" in str(error)
     for name, array in before.items():
         assert np.array_equal(array, host.world.arrays[name]), name
+
+
+def test_what_one_thread_loaded_another_uses(tmp_path):
+    host = Host(1024)
+    mm = host.new_mm()
+    mm.mmap(8 * PAGE, AT)
+    mm.write(AT, 7)
+    host.save(tmp_path / "host")
+    tables = PageTables()
+    tables.map_range(AT, np.arange(8))
+    tables.save(tmp_path / "tables")
+    loaded = []
+    run([lambda: loaded.append((Host.load(tmp_path / "host"), PageTables.load(tmp_path / "tables")))])
+    again, walked = loaded[0]
+    again.mm_list[0].write(AT + PAGE, 8)
+    again.ksm.run = 1
+    again.ksm.do_scan(10)
+    assert again.mm_list[0].read_keys(AT, 2).tolist() == [7, 8]
+    walked.unmap(AT, AT + PAGE)
+    assert walked.save(tmp_path / "once more") is None
