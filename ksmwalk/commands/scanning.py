@@ -57,7 +57,7 @@ def cut_out(what: ProcessCapture, vma: VmaRecord, start: int, end: int) -> Proce
     first, last = np.searchsorted(what.addr, [start, end])
     arrays = {
         name: getattr(what, name)[first:last]
-        for name in ("addr", "categories", "pfn", "exclusive", "frame_flags", "frame_counts")
+        for name in ("addr", "categories", "pfn", "exclusive", "frame_flags", "frame_counts", "key", "changes")
         if getattr(what, name) is not None
     }
     return dataclasses.replace(what, vmas=[dataclasses.replace(vma, start=start, end=end)], **arrays)

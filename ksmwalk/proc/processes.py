@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+from dataclasses import dataclass
 
 # the parent of all kernel threads
 _KTHREADD = b"2"
@@ -87,3 +89,81 @@ def marked(pid: int) -> bool:
     if b"ksm_merge_any: yes" in stat:
         return True
     return any(line.startswith(b"VmFlags:") and b" mg" in line for line in _read(pid, "smaps").splitlines())
+
+
+#: the name that a runtime gives a container's cgroup: 64 hex digits, perhaps between a prefix and .scope
+_CONTAINER = re.compile(r"(?:^|[/-])([0-9a-f]{64})(?:\.scope)?(?:/|$)")
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a process is.
+
+    Attributes
+    ----------
+    uid : int
+        Of its owner (real user id), -1: not known.
+    cgroup : str
+        Path in the unified hierarchy (version 2, else the longest of version 1), "" where there is none.
+    container : str
+        Its container's id as Docker, Podman, CRI-O and containerd put it into that path; "" outside one.
+    command : tuple of str
+        The words it was started with.
+    started : int
+        Clock ticks from boot to its start, 0: not known.
+    """
+
+    uid: int = -1
+    cgroup: str = ""
+    container: str = ""
+    command: tuple[str, ...] = ()
+    started: int = 0
+
+
+def identity(pid: int) -> Identity:
+    """Who a process is, as far as that can be seen.
+
+    Models: /proc/PID/{status,cgroup,cmdline,stat} of Linux 6.18. Differs: nothing known.
+    """
+    texts = {}
+    for name in ("status", "cgroup", "stat"):
+        try:
+            texts[name] = _read(pid, name).decode(errors="surrogateescape")
+        except OSError:
+            texts[name] = ""
+    uid = re.search(r"^Uid:\s+(\d+)", texts["status"], re.M)
+    paths = [line.split(":", 2)[2] for line in texts["cgroup"].splitlines() if line.count(":") >= 2]
+    unified = [line.removeprefix("0::") for line in texts["cgroup"].splitlines() if line.startswith("0::")]
+    cgroup = unified[0] if unified and unified[0] != "/" else max(paths, key=len, default="")
+    container = _CONTAINER.search(cgroup)
+    fields = texts["stat"].rpartition(")")[2].split()
+    command: list[str] = []
+    with contextlib.suppress(OSError):
+        command = command_line(pid)
+    return Identity(
+        int(uid[1]) if uid else -1,
+        cgroup,
+        container[1] if container else "",
+        tuple(command),
+        int(fields[19]) if len(fields) > 19 else 0,
+    )
+
+
+def ksm_stat(pid: int) -> dict[str, int]:
+    """The numbers of /proc/PID/ksm_stat by name, yes as 1 and no as 0; empty where it can't be read.
+
+    Models: /proc/PID/ksm_stat of Linux 6.18. Differs: nothing known.
+    """
+    try:
+        text = _read(pid, "ksm_stat").decode()
+    except (OSError, UnicodeDecodeError):
+        return {}
+    found: dict[str, int] = {}
+    for line in text.splitlines():
+        name, _, value = line.replace(":", " ").strip().partition(" ")
+        value = value.strip()
+        if value in ("yes", "no"):
+            found[name] = int(value == "yes")
+        elif value.lstrip("-").isdigit():
+            found[name] = int(value)
+    return found

@@ -18,7 +18,8 @@ from ..proc.frames import Kpf, frame_records, has
 from ..proc.gather import gather
 from ..proc.maps import VmaRecord
 from ..proc.pagemap import Regions
-from ..signatures import BoolArray, I64Array, U64Array
+from ..proc.processes import Identity, identity, ksm_stat
+from ..signatures import BoolArray, I64Array, U16Array, U64Array
 
 PAGES_PER_BLOCK = 512
 # Records that cost about as much to read as the system call that is saved by reading them: absent pages are cheap for
@@ -52,6 +53,14 @@ class ProcessCapture:
         KPF_* bits of the frame.
     frame_counts : ndarray of uint64 or None
         Mappings of the frame in all processes.
+    key : ndarray of uint64 or None
+        Content: 0 for a page of zeros, equal keys for equal bytes, in the order of the bytes among all that was captured
+        together; `keys.UNKNOWN` where it was not read. None: contents weren't asked for.
+    changes : ndarray of uint16 or None
+        How often the page had another content when it was looked at again.
+    identity : Identity
+    ksm_stat : dict
+        /proc/PID/ksm_stat at the time; empty where it could not be read.
     found_by : str
         "ioctl" or "pagemap".
     attempts : int
@@ -75,6 +84,10 @@ class ProcessCapture:
     exclusive: BoolArray | None = None
     frame_flags: U64Array | None = None
     frame_counts: U64Array | None = None
+    key: U64Array | None = None
+    changes: U16Array | None = None
+    identity: Identity = field(default_factory=Identity)
+    ksm_stat: dict[str, int] = field(default_factory=dict)
     found_by: str = "ioctl"
     attempts: int = 1
     seconds: dict[str, float] = field(default_factory=dict)
@@ -283,6 +296,7 @@ def _read_once(process: _Process, frames: bool, counts: bool, find: str, between
     between("found")
     result = ProcessCapture(process.pid, process.name(), vmas, (pages << PAGE_SHIFT).view(np.uint64), categories)
     result.found_by, result.seconds, result.notes = found_by, clock.seconds, notes
+    result.identity, result.ksm_stat = identity(process.pid), ksm_stat(process.pid)
     if frames and len(pages):
         _read_frames(process, result, pages, counts, clock, between)
     elif not frames:
@@ -341,7 +355,7 @@ def _keep(result: ProcessCapture, keep: BoolArray, why: str) -> None:
     if not gone:
         return
     result.notes.append(f"{gone} pages were {why}: left out.")
-    for name in ("addr", "categories", "pfn", "exclusive", "frame_flags", "frame_counts"):
+    for name in ("addr", "categories", "pfn", "exclusive", "frame_flags", "frame_counts", "key", "changes"):
         array = getattr(result, name)
         if array is not None:
             setattr(result, name, array[keep])

@@ -1,0 +1,200 @@
+"""The bytes of a live process's pages, read without making any: what is not present is not read.
+
+Reading absent memory through /proc/PID/mem creates it. So each batch is looked up in pagemap right before it is read and
+right after: a page that went in between was made again by the reading (an empty one, where the process had let go of it),
+which can't be helped but is counted. With the process stopped none can.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import OrderedDict
+from threading import Lock
+
+import numpy as np
+
+from ..layout import PAGE_SHIFT, PAGE_SIZE
+from ..signatures import BoolArray, I64Array, U8Array, U64Array
+from .errors import ProcessExited, not_allowed
+from .gather import gather
+from .pagemap import PAGE_IS_PFNZERO, PM_PFN, PM_PRESENT, ScanMissing, scan_regions
+
+_PRESENT = np.uint64(PM_PRESENT)
+_FRAME = np.uint64(PM_PFN)
+# records of pagemap that cost about as much to read as the system call that is saved by reading them
+_GAP = 256
+#: processes whose files are kept open at a time
+OPEN_AT_A_TIME = 100
+
+
+class OpenFiles:
+    """The files of many processes, of which a few are open at a time."""
+
+    def __init__(self, most: int = OPEN_AT_A_TIME):
+        self._open: OrderedDict[LivePages, tuple[int, int, list[int]]] = OrderedDict()
+        self._most = most
+        self._lock = Lock()
+
+    def take(self, pages: LivePages) -> tuple[int, int]:
+        """pagemap and mem of a process, to be given back."""
+        with self._lock:
+            entry = self._open.pop(pages, None)
+            if entry is None:
+                entry = (*pages.open(), [0])
+            entry[2][0] += 1
+            self._open[pages] = entry
+            for old in [old for old in self._open if not self._open[old][2][0]][: max(0, len(self._open) - self._most)]:
+                _close(self._open.pop(old))
+            return entry[0], entry[1]
+
+    def give_back(self, pages: LivePages) -> None:
+        with self._lock:
+            self._open[pages][2][0] -= 1
+
+    def close(self) -> None:
+        """Close all of them."""
+        with self._lock:
+            while self._open:
+                _close(self._open.popitem()[1])
+
+
+def _close(entry: tuple[int, int, list[int]]) -> None:
+    os.close(entry[0])
+    os.close(entry[1])
+
+
+class LivePages:
+    """Present pages of a live process, by number: a `sources.keys.Pages`.
+
+    Parameters
+    ----------
+    pid : int
+    addr : uint64[n]
+        Their addresses in bytes, ascending.
+    pfn : uint64[n] or None
+        Their frames, where these can be seen.
+    files : OpenFiles
+
+    Attributes
+    ----------
+    gone : int
+        Pages that were no longer present right before they were to be read, so that they were not.
+    made : int
+        Pages that went between that look and the reading, which made empty ones of them.
+    refused : int
+        Pages that the kernel did not give.
+
+    Models: /proc/PID/mem and pagemap of Linux 6.18. Differs: nothing known.
+    """
+
+    def __init__(self, pid: int, addr: U64Array, pfn: U64Array | None, files: OpenFiles):
+        self.pid, self.addr, self.pfn, self.files = pid, addr, pfn, files
+        self.vpn: I64Array = (addr >> np.uint64(PAGE_SHIFT)).view(np.int64)
+        self.gone = self.made = self.refused = 0
+        self.ended = False
+        self._zero_pfn: int | None = None
+
+    @property
+    def nr_pages(self) -> int:
+        return len(self.addr)
+
+    def open(self) -> tuple[int, int]:
+        """File descriptors of pagemap and mem.
+
+        Raises
+        ------
+        ProcessExited, PermissionError
+        """
+        opened = []
+        for name in ("pagemap", "mem"):
+            try:
+                opened.append(os.open(f"/proc/{self.pid:d}/{name}", os.O_RDONLY | os.O_CLOEXEC))
+            except OSError as error:
+                for fd in opened:
+                    os.close(fd)
+                if error.errno in (errno.ENOENT, errno.ESRCH):
+                    raise ProcessExited(self.pid, "ended while it was being read") from None
+                if isinstance(error, PermissionError):
+                    raise not_allowed(self.pid, name) from None
+                raise
+        return opened[0], opened[1]
+
+    def read(self, which: I64Array, into: U8Array) -> BoolArray:
+        """Read pages by number, ascending, into uint8[n, 4096]: which of them were there before, after, and readable.
+
+        A process that has ended has none: that is no error here.
+        """
+        if self.ended:
+            return np.zeros(len(which), bool)
+        try:
+            pagemap, mem = self.files.take(self)
+        except ProcessExited:
+            self.ended = True
+            return np.zeros(len(which), bool)
+        try:
+            return self._read(pagemap, mem, which, into)
+        except ProcessExited:
+            self.ended = True
+            return np.zeros(len(which), bool)
+        finally:
+            self.files.give_back(self)
+
+    def _read(self, pagemap: int, mem: int, which: I64Array, into: U8Array) -> BoolArray:
+        vpn = self.vpn[which]
+        before = gather(pagemap, vpn, _GAP, self.pid)
+        present = before & _PRESENT != 0
+        read = np.zeros(len(which), bool)
+        read[_read_runs(mem, vpn, np.flatnonzero(present), into)] = True
+        after = gather(pagemap, vpn, _GAP, self.pid)
+        there = after & _PRESENT != 0
+        made = read & self._made(pagemap, vpn, before, after, into)
+        self.gone += int(np.count_nonzero(~present))
+        self.refused += int(np.count_nonzero(present & ~read))
+        self.made += int(np.count_nonzero(made))
+        return read & there & ~made
+
+    def _made(self, pagemap: int, vpn: I64Array, before: U64Array, after: U64Array, into: U8Array) -> BoolArray:
+        """Which pages are the shared zero page now, and were none before."""
+        frames_seen = self.pfn is not None
+        moved = (before ^ after) & _FRAME != 0 if frames_seen else np.ones(len(vpn), bool)
+        # few: what moved, or, where frames are hidden, what is empty
+        few = np.flatnonzero(moved)
+        few = few[~into[few, :8].any(axis=1)]
+        few = few[[not into[i].any() for i in few.tolist()]] if len(few) else few
+        made = np.zeros(len(vpn), bool)
+        for i in few.tolist():
+            made[i] = self._is_zero_page(pagemap, int(vpn[i]))
+        return made
+
+    def _is_zero_page(self, pagemap: int, vpn: int) -> bool:
+        try:
+            regions = scan_regions(pagemap, self.pid, vpn << PAGE_SHIFT, vpn + 1 << PAGE_SHIFT, 1)
+        except ScanMissing:
+            return False
+        return bool(len(regions.categories)) and bool(int(regions.categories[0]) & PAGE_IS_PFNZERO)
+
+
+def _read_runs(mem: int, vpn: I64Array, present: I64Array, into: U8Array) -> I64Array:
+    """Read the pages with these indices, neighbours in one call: which could be read."""
+    if not len(present):
+        return present
+    cuts = np.flatnonzero((np.diff(present) != 1) | (np.diff(vpn[present]) != 1)) + 1
+    view = into.reshape(-1).data
+    done: list[tuple[int, int]] = []
+    preadv = os.preadv
+    firsts = present[np.concatenate(([0], cuts))].tolist()
+    lasts = present[np.concatenate((cuts - 1, [len(present) - 1]))].tolist()
+    for first, last in zip(firsts, lasts, strict=True):
+        at, end = first, last + 1
+        base = int(vpn[first]) - first
+        while at < end:
+            try:
+                got = preadv(mem, (view[at * PAGE_SIZE : end * PAGE_SIZE],), (base + at) * PAGE_SIZE) // PAGE_SIZE
+            except OSError:
+                got = 0
+            if got:
+                done.append((at, at + got))
+            # what can't be read is passed over
+            at += got or 1
+    return np.concatenate([np.arange(a, b) for a, b in done]) if done else np.empty(0, np.int64)

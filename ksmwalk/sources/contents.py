@@ -1,0 +1,295 @@
+"""Memory of several processes with what its pages hold: captured from live ones, or put together from elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import KsmwalkError
+from ..gate import as_int, shown
+from ..proc.freeze import frozen
+from ..proc.memory import LivePages, OpenFiles
+from ..signatures import BoolArray, I64Array, U64Array
+from .keys import UNKNOWN, Interned, Pages, Progress, intern
+from .reading import ProcessCapture, capture
+
+_KSM = "/sys/kernel/mm/ksm"
+
+
+class NothingToRead(KsmwalkError, RuntimeError):
+    """Not one of the processes could be read."""
+
+
+@dataclass(slots=True)
+class MemoryCapture:
+    """Memory of one or more processes, cores or virtual machines, with the contents of their pages as keys.
+
+    Parameters
+    ----------
+    processes : list of ProcessCapture
+        With `key` and `changes`; keys are comparable among all of them.
+    nr_contents : int
+        One more than the highest key.
+    ordered : bool
+        Whether keys stand in the byte order of contents, which decides the shape of ksmd's trees.
+    samples : int
+        How often each page was read.
+    seconds_between : float
+        From the first to the last reading.
+    machine : dict
+        Where it comes from: kind ("live", "core", "guest"), release, hostname, knobs and counters of its KSM, mem_total
+        (bytes).
+    registered : list of int or None
+        Process numbers in the order in which they asked for merging, where that is known.
+    digests : ndarray of uint64, shape (nr_contents, 2), or None
+        Keyed hash of each content, where the capture was made with a secret.
+    notes : list of str
+        What the reader of the result has to know, in sentences.
+    seconds : dict
+        Time by step.
+
+    Models: nothing; this is the real machine's own view.
+    Differs: processes are read one after the other, and go on meanwhile unless they are held still.
+    """
+
+    processes: list[ProcessCapture]
+    nr_contents: int
+    ordered: bool = True
+    samples: int = 1
+    seconds_between: float = 0.0
+    machine: dict[str, Any] = field(default_factory=dict)
+    registered: list[int] | None = None
+    digests: U64Array | None = None
+    notes: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def nr_pages(self) -> int:
+        """Present pages of all processes, those that they share as often as they are mapped."""
+        return sum(one.nr_pages for one in self.processes)
+
+    @property
+    def frames_seen(self) -> bool:
+        """Whether it is known which pages are the same frame."""
+        return bool(self.processes) and all(one.pfn is not None or not one.nr_pages for one in self.processes)
+
+
+def readable(what: ProcessCapture) -> BoolArray:
+    """Which pages ksmd could ever look at: anonymous, private, no zero page, in a mapping that can be marked."""
+    wanted = what.anon & ~what.zero
+    for vma, (first, last) in zip(what.vmas, what.vma_slices(), strict=True):
+        if vma.not_compatible is not None:
+            wanted[first:last] = False
+    return wanted
+
+
+def capture_memory(
+    pids: Iterable[int],
+    *,
+    samples: int = 2,
+    interval: float = 2.0,
+    stop: bool = False,
+    secret: bytes | None = None,
+    progress: Progress = lambda what, done, total: None,
+) -> MemoryCapture:
+    """Read processes with the contents of their anonymous memory, which is neither changed nor kept.
+
+    Parameters
+    ----------
+    pids : iterable of int
+    samples : int
+        How often each page is read, so that those that change show; the last reading counts.
+    interval : float
+        Seconds from one reading to the next.
+    stop : bool
+        Hold the processes still while they are read (by ptrace: they go on whatever happens to the reader).
+    secret : bytes, optional
+        Make contents comparable with captures of other machines that were given the same secret: see `intern`.
+    progress : callable of (str, int, int)
+        What is done, pages done, pages in all.
+
+    Returns
+    -------
+    MemoryCapture
+
+    Raises
+    ------
+    NothingToRead
+        Not one process could be read; of those that were read some may have ended since, which is noted.
+    ValueError
+        No process, `samples` below 1, an `interval` that is no time.
+
+    Models: see MemoryCapture. Differs: see MemoryCapture; a page that a process lets go of between the look whether it is
+    there and the reading (a batch of 256 pages) is made by the reading, and counted in a note. With `stop` there is none.
+    """
+    numbers = list(dict.fromkeys(as_int(pid, "pid", 1, (1 << 31) - 1) for pid in pids))
+    samples = as_int(samples, "samples", 1, 1000)
+    if not isinstance(interval, (int, float)) or not 0 <= interval <= 86400:
+        raise ValueError(f"interval {shown(interval)}: seconds, 0 to a day")
+    if not numbers:
+        raise ValueError("no process to read")
+    clock = time.perf_counter()
+    notes: list[str] = []
+    found = _readings(numbers, notes, progress)
+    result = MemoryCapture(found, 0, secret is None, samples, machine=machine(), notes=notes)
+    result.seconds["mappings"] = time.perf_counter() - clock
+    files = OpenFiles()
+    reading = _FramesOnce(found, files)
+    moments: list[float] = []
+    with contextlib.ExitStack() as held:
+
+        def before(sample: int) -> None:
+            held.close()
+            if sample:
+                time.sleep(interval)
+            if stop:
+                notes.extend(set(held.enter_context(frozen(numbers))) - set(notes))
+            moments.append(time.monotonic())
+
+        held.callback(lambda: None)
+        try:
+            interned = intern(reading.sources, samples=samples, before=before, secret=secret, progress=progress)
+        finally:
+            files.close()
+    reading.hand_out(interned)
+    result.nr_contents, result.digests = interned.nr_contents, interned.digests
+    result.seconds_between = moments[-1] - moments[0]
+    result.seconds["contents"] = time.perf_counter() - clock - result.seconds["mappings"]
+    notes.extend(reading.losses())
+    if secret is not None:
+        notes.append("Contents are numbered by their keyed hashes: the shape of ksmd's trees is not that of the real one.")
+    return result
+
+
+def _readings(pids: Sequence[int], notes: list[str], progress: Progress) -> list[ProcessCapture]:
+    found, problems = [], []
+    for number, pid in enumerate(pids):
+        progress("looking for pages", number, len(pids))
+        try:
+            found.append(capture(pid))
+        except (OSError, KsmwalkError) as error:
+            problems.append(getattr(error, "strerror", None) or str(error))
+            first = error
+    if not found:
+        if len(problems) == 1:
+            raise first
+        raise NothingToRead(f"none of {len(pids)} processes could be read; the first: {problems[0]}")
+    if problems:
+        notes.append(f"{len(problems)} of {len(pids)} processes could not be read; the first: {problems[0]}.")
+    return found
+
+
+class _FramesOnce:
+    """What is to be read of some processes: each frame once, by the first that maps it."""
+
+    def __init__(self, processes: Sequence[ProcessCapture], files: OpenFiles):
+        self.processes = processes
+        self.wanted: list[I64Array] = [np.flatnonzero(readable(one)) for one in processes]
+        #: of each wanted page of all processes the place among those that are read
+        self.place: I64Array
+        total = sum(len(pages) for pages in self.wanted)
+        if all(one.pfn is not None for one in processes) and len(processes) > 0:
+            pfns = [one.pfn[pages] for one, pages in zip(processes, self.wanted, strict=True) if one.pfn is not None]
+            frames = np.concatenate(pfns) if pfns else np.empty(0, np.uint64)
+            _, first, inverse = np.unique(frames, return_index=True, return_inverse=True)
+            chosen = np.sort(first)
+            self.place = np.searchsorted(chosen, first)[inverse]
+        else:
+            chosen = np.arange(total)
+            self.place = chosen
+        self.sources: list[Pages] = []
+        at = 0
+        for one, pages in zip(processes, self.wanted, strict=True):
+            some = pages[chosen[np.searchsorted(chosen, at) : np.searchsorted(chosen, at + len(pages))] - at]
+            self.sources.append(LivePages(one.pid, one.addr[some], None if one.pfn is None else one.pfn[some], files))
+            at += len(pages)
+
+    def hand_out(self, interned: Interned) -> None:
+        """Give every process the keys of its pages."""
+        keys, changes = np.concatenate(interned.keys)[self.place], np.concatenate(interned.changes)[self.place]
+        at = 0
+        for one, pages in zip(self.processes, self.wanted, strict=True):
+            one.key = np.full(one.nr_pages, UNKNOWN, np.uint64)
+            one.key[one.zero] = 0
+            one.changes = np.zeros(one.nr_pages, np.uint16)
+            one.key[pages] = keys[at : at + len(pages)]
+            one.changes[pages] = changes[at : at + len(pages)]
+            at += len(pages)
+
+    def losses(self) -> list[str]:
+        """What could not be read, and what reading made, in sentences."""
+        sources = [source for source in self.sources if isinstance(source, LivePages)]
+        out = []
+        if ended := [source.pid for source in sources if source.ended]:
+            out.append(f"{len(ended)} processes ended while they were read, {ended[0]} among them: their pages are unknown.")
+        for count, what in (
+            (sum(source.gone for source in sources), "had gone before they were to be read, and were not"),
+            (sum(source.made for source in sources), "went in the moment of the reading, which made empty pages of them"),
+            (sum(source.refused for source in sources), "could not be read: the kernel refused"),
+        ):
+            if count:
+                out.append(f"{count} pages {what}.")
+        return out
+
+
+def key_pages(
+    parts: Sequence[tuple[ProcessCapture, Pages, I64Array]],
+    kind: str,
+    *,
+    secret: bytes | None = None,
+    progress: Progress = lambda what, done, total: None,
+) -> MemoryCapture:
+    """Put captures whose pages can be read into one, with keys.
+
+    Parameters
+    ----------
+    parts : sequence of (ProcessCapture, Pages, int64 array)
+        A capture, its pages with bytes, and which pages of the capture these are.
+    kind : str
+        Where it comes from: "core", "guest".
+    secret, progress
+        As for `capture_memory`.
+
+    Returns
+    -------
+    MemoryCapture
+
+    Models: see MemoryCapture. Differs: see MemoryCapture.
+    """
+    start = time.perf_counter()
+    interned = intern([pages for _, pages, _ in parts], secret=secret, progress=progress)
+    for (one, _, which), keys in zip(parts, interned.keys, strict=True):
+        one.key = np.full(one.nr_pages, UNKNOWN, np.uint64)
+        one.key[which] = keys
+        one.changes = np.zeros(one.nr_pages, np.uint16)
+    result = MemoryCapture([one for one, _, _ in parts], interned.nr_contents, secret is None, digests=interned.digests)
+    result.machine = {"kind": kind}
+    result.seconds = {"contents": time.perf_counter() - start}
+    return result
+
+
+def machine() -> dict[str, Any]:
+    """This machine and its KSM, as a capture says where it comes from.
+
+    Models: /sys/kernel/mm/ksm, /proc/meminfo of Linux 6.18. Differs: nothing known.
+    """
+    system = os.uname()
+    files: dict[str, str] = {}
+    for path in sorted(Path(_KSM).glob("*")):
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            text = path.read_text().strip()
+            files[path.name] = text[text.index("[") + 1 : text.index("]")] if "[" in text and "]" in text else text
+    total = 0
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        total = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemTotal:"))
+    return {"kind": "live", "release": system.release, "hostname": system.nodename, "ksm": files, "mem_total": total}
+
+
