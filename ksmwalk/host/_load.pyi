@@ -22,5 +22,6 @@ def load_pages(
     pages: U16Array,
     slices: I64Array,
     vm_flags: U64Array,
+    keys: U64Array | None = None,
 ) -> int: ...
 def hold_pages(world: World, backing: int, place: I64Array, pfns: I64Array) -> int: ...

@@ -14,7 +14,7 @@ from ksmwalk.ksm._items cimport slot_insert
 from ksmwalk.layout._layout cimport *
 
 
-cdef inline void take(kw_world *w, uint64_t pfn, uint16_t *kind) noexcept nogil:
+cdef inline void take(kw_world *w, uint64_t pfn, uint64_t key, uint16_t *kind) noexcept nogil:
     """Make a frame ours and fill its fields, if nobody has it yet."""
     cdef uint16_t page = kind[0]
     cdef uint16_t flags = (page & 0xfff) | FRAME_USED
@@ -27,11 +27,11 @@ cdef inline void take(kw_world *w, uint64_t pfn, uint16_t *kind) noexcept nogil:
         w.f_head[pfn] = <uint32_t>(pfn & ~<uint64_t>511)
         flags |= FRAME_TAIL if pfn & 511 else FRAME_HEAD
     w.f_flags[pfn] = flags
-    w.f_key[pfn] = 0 if flags & FRAME_ZERO else pfn
+    w.f_key[pfn] = 0 if flags & FRAME_ZERO else key
 
 
 cdef int64_t load(kw_world *w, int32_t mm, uint64_t vm_flags, const uint64_t *addr, const int64_t *pfns,
-                  uint16_t *pages, int64_t first, int64_t last) noexcept nogil:
+                  const uint64_t *keys, uint16_t *pages, int64_t first, int64_t last) noexcept nogil:
     """The pages of one vma; the first that found no table page, `last` where all did."""
     cdef int64_t i = first, k
     cdef uint64_t pfn, flags, region = 1
@@ -51,7 +51,7 @@ cdef int64_t load(kw_world *w, int32_t mm, uint64_t vm_flags, const uint64_t *ad
                 return i
             p[0] = make_leaf(pfn, flags | PTE_PS, 2)
             for k in range(512):
-                take(w, pfn + k, &pages[i + k])
+                take(w, pfn + k, keys[i + k] if keys != NULL else pfn + k, &pages[i + k])
                 if not page & FRAME_ZERO:
                     w.f_mapcount[pfn + k] += 1
             if not page & FRAME_ZERO:
@@ -65,8 +65,13 @@ cdef int64_t load(kw_world *w, int32_t mm, uint64_t vm_flags, const uint64_t *ad
             region = addr[i] >> 21
             table -= (addr[i] >> 12) & 511
         table[(addr[i] >> 12) & 511] = make_entry(pfn, flags)
-        if not page & FRAME_ZERO:
-            take(w, pfn, &pages[i])
+        if page & FRAME_ZERO:
+            if page & LOADED_WRITABLE:      # one of KSM's
+                table[(addr[i] >> 12) & 511] |= PTE_D
+                w.ksm.zero_pages += 1
+                w.mms[mm].nr_zero += 1
+        else:
+            take(w, pfn, keys[i] if keys != NULL else pfn, &pages[i])
             w.f_mapcount[pfn] += 1
             w.f_refs[w.f_head[pfn]] += 1
         i += 1
@@ -133,15 +138,20 @@ def register(World world not None, int32_t mm):
 
 
 def load_pages(World world not None, int32_t mm, const uint64_t[::1] addr, const int64_t[::1] pfns,
-               uint16_t[::1] pages, const int64_t[:, ::1] slices, const uint64_t[::1] vm_flags):
+               uint16_t[::1] pages, const int64_t[:, ::1] slices, const uint64_t[::1] vm_flags,
+               const uint64_t[::1] keys=None):
     """Map addr[i] to pfns[i] in an mm without tables, take the frames and count the mappings.
 
-    `pages`: FRAME_* and LOADED_* bits of each page, LOADED_FRESH added where it applies. `slices[v]`: first and last
+    `keys`: contents; without them every frame counts as different. `pages`: FRAME_* and LOADED_* bits of each page,
+    LOADED_FRESH added where it applies; a zero page that is LOADED_WRITABLE was placed by KSM. `slices[v]`: first and last
     (exclusive) page of vma v; `vm_flags[v]`: its flags.
 
     Returns the number of pages loaded; fewer than there are where no table page is left.
     """
     cdef int64_t v, n = 0
+    cdef const uint64_t *content = NULL
+    if keys is not None and keys.shape[0] != addr.shape[0]:
+        raise ValueError("a key for each page is needed")
     if not (addr.shape[0] == pfns.shape[0] == pages.shape[0]) or slices.shape[0] != vm_flags.shape[0]:
         raise ValueError("arrays of different lengths")
     if slices.shape[1] != 2:
@@ -159,12 +169,14 @@ def load_pages(World world not None, int32_t mm, const uint64_t[::1] addr, const
         if n >= 0:
             raise ValueError(f"page {n} at {addr[n]:#x}, frame {pfns[n]:#x}: not of a whole leaf, aligned in both")
     n = 0
+    if keys is not None and keys.shape[0]:
+        content = &keys[0]
     enter(world)
     with nogil:
         for v in range(slices.shape[0]):
             if slices[v, 0] == slices[v, 1]:
                 continue
-            n = load(&world.w, mm, vm_flags[v], &addr[0], &pfns[0], &pages[0], slices[v, 0], slices[v, 1])
+            n = load(&world.w, mm, vm_flags[v], &addr[0], &pfns[0], content, &pages[0], slices[v, 0], slices[v, 1])
             if n < slices[v, 1]:
                 break
         touched(&world.w, mm)

@@ -14,6 +14,7 @@ from ..layout import PAGE_SHIFT, Frame, LoadedPage, Vm
 from ..proc.frames import Kpf, has
 from ..signatures import AnyArray, BoolArray, I32Array, I64Array, U16Array, U64Array
 from . import reading
+from .keys import UNKNOWN
 from .reading import PAGES_PER_BLOCK, CaptureOptions, ProcessCapture, capture
 
 # Frames that a Host has above those of the process, so that an experiment can go on from there.
@@ -21,6 +22,8 @@ _ROOM = 1 << 16
 # Present pages from which on a Host with huge pages under its arrays pays.
 _HUGE_FROM = 1 << 18
 MARK = ("as-is", "all", "none")
+# Contents that were not read lie above all that were, and differ by frame.
+_OF_ITS_OWN = 1 << 63
 
 
 @dataclass(slots=True)
@@ -79,7 +82,7 @@ def process(pid: int, *, host: Host | None = None, mark: str = "as-is", **option
         The given host is too small.
 
     Models: the page tables, vmas and frames of a process on Linux 6.18.
-    Differs: contents are not read, so every page counts as different; pages that KSM has merged already start as
+    Differs: without contents in the capture every page counts as different; pages that KSM has merged already start as
     anonymous ones; frames that only others map, and swapped pages, are not there; folios of other sizes than 2 MiB
     count as small pages; a file that two loaded processes map is two objects, of which the first has the pages both
     map; whether an area has an anon_vma is guessed from its having anonymous pages.
@@ -87,7 +90,9 @@ def process(pid: int, *, host: Host | None = None, mark: str = "as-is", **option
     return load(capture(pid, **options), host=host, mark=mark)
 
 
-def load(what: ProcessCapture, *, host: Host | None = None, mark: str = "as-is") -> ProcessImage:
+def load(
+    what: ProcessCapture, *, host: Host | None = None, mark: str = "as-is", merged: bool = False
+) -> ProcessImage:
     """Load a capture into a Host; the process itself may be gone by now.
 
     Parameters
@@ -95,6 +100,9 @@ def load(what: ProcessCapture, *, host: Host | None = None, mark: str = "as-is")
     what : ProcessCapture
     host, mark
         As for `process`.
+    merged : bool
+        Load KSM's pages as KSM's, and as many zero pages of marked areas as ksm_stat says: for `load_memory`, which gives
+        them their stable nodes.
 
     Returns
     -------
@@ -126,14 +134,14 @@ def load(what: ProcessCapture, *, host: Host | None = None, mark: str = "as-is")
     try:
         slices = np.array(what.vma_slices(), np.int64).reshape(-1, 2)
         vm_flags, backing = _add_vmas(host, mm.number, what, mark, slices)
-        fresh = _map(host, mm.number, what, pfn, leaf, vm_flags, slices)
+        fresh = _map(host, mm.number, what, pfn, leaf, vm_flags, slices, merged)
         _fill_backing(host, what, pfn, fresh, backing, slices)
     except ArenaFullError:
         mm.exit()
         raise
     if (vm_flags & np.uint64(Vm.MERGEABLE)).any():
         _load.register(host.world, mm.number)
-    if what.ksm is not None and what.ksm.any():
+    if not merged and what.ksm is not None and what.ksm.any():
         notes.append(f"{int(what.ksm.sum())} pages are KSM's already; in the model nothing is merged yet.")
     seconds = dict(what.seconds, build=time.perf_counter() - start)
     return ProcessImage(host, mm, what, what.pfn is not None, notes, seconds)
@@ -231,7 +239,7 @@ def _add_objects(host: Host, what: ProcessCapture) -> tuple[I32Array, list[int]]
     return np.array([0 if key is None else numbers[key] for key in keys], np.int32), list(numbers.values())
 
 
-def _kinds(what: ProcessCapture, leaf: BoolArray, vm_flags: U64Array, slices: I64Array) -> U16Array:
+def _kinds(what: ProcessCapture, leaf: BoolArray, vm_flags: U64Array, slices: I64Array, merged: bool) -> U16Array:
     """Bits of each page for `_load.load_pages`: uint16[nr_pages]."""
     zero, anon = what.zero, what.anon
     kinds = np.where(anon, np.uint16(Frame.ANON), np.uint16(Frame.FILE))
@@ -250,7 +258,20 @@ def _kinds(what: ProcessCapture, leaf: BoolArray, vm_flags: U64Array, slices: I6
             part |= np.uint16(Frame.HUGETLB)
         if vm_flags[vma] & np.uint64(Vm.SHARED):
             part |= np.uint16(LoadedPage.WRITABLE)
+    kinds[zero] &= ~np.uint16(LoadedPage.WRITABLE)
+    if merged:
+        if what.ksm is not None:
+            kinds[what.ksm] |= np.uint16(Frame.KSM)
+        kinds[_placed_zeros(what, leaf, vm_flags, slices)] |= np.uint16(LoadedPage.WRITABLE)
     return kinds
+
+
+def _placed_zeros(what: ProcessCapture, leaf: BoolArray, vm_flags: U64Array, slices: I64Array) -> I64Array:
+    """Zero pages that count as KSM's: which they really are can't be seen, only how many."""
+    marked = np.zeros(what.nr_pages, bool)
+    for first, last in slices[vm_flags & np.uint64(Vm.MERGEABLE) != 0].tolist():
+        marked[first:last] = True
+    return np.flatnonzero(what.zero & ~leaf & marked)[: what.ksm_stat.get("ksm_zero_pages", 0)]
 
 
 def _folio_pages(what: ProcessCapture) -> BoolArray:
@@ -276,12 +297,21 @@ def _folio_pages(what: ProcessCapture) -> BoolArray:
     return inside
 
 
+def _keys(what: ProcessCapture, pfn: I64Array) -> U64Array | None:
+    """Contents: what was not read is of nobody else's."""
+    if what.key is None:
+        return None
+    unknown = what.key == np.uint64(UNKNOWN)
+    return np.where(unknown, pfn.view(np.uint64) | np.uint64(_OF_ITS_OWN), what.key)
+
+
 def _map(
-    host: Host, number: int, what: ProcessCapture, pfn: I64Array, leaf: BoolArray, vm_flags: U64Array, slices: I64Array
-) -> BoolArray:
+    host: Host, number: int, what: ProcessCapture, pfn: I64Array, leaf: BoolArray, vm_flags: U64Array, slices: I64Array,
+    merged: bool,
+) -> BoolArray:  # fmt: skip
     """Write the page tables, take the frames and count their mappings; which pages have frames nobody had before."""
-    kinds = _kinds(what, leaf, vm_flags, slices)
-    done = _load.load_pages(host.world, number, what.addr, pfn, kinds, slices, vm_flags)
+    kinds = _kinds(what, leaf, vm_flags, slices, merged)
+    done = _load.load_pages(host.world, number, what.addr, pfn, kinds, slices, vm_flags, _keys(what, pfn))
     if done < slices[-1, 1]:
         raise ArenaFullError(f"no table page left at {int(what.addr[done]):#x}: make the Host with more frames")
     huge_zero = leaf & what.zero

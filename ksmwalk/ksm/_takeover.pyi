@@ -1,0 +1,6 @@
+"""KSM pages that were merged before, put on stable nodes, compiled."""
+
+from .._core import World
+from ..signatures import I64Array, U64Array
+
+def take_over(world: World, mm: int, addr: U64Array, pfns: I64Array) -> int: ...

@@ -1,0 +1,49 @@
+"""KSM pages that were merged before: put on stable nodes, with an rmap_item for each mapping, as if merged here."""
+from libc.stdint cimport int32_t, int64_t, uint64_t
+
+from ksmwalk._core cimport World, enter, leave
+from ksmwalk.ksm._items cimport item_at
+from ksmwalk.ksm._stable cimport append_item, stable_insert
+from ksmwalk.layout._layout cimport *
+
+
+cdef int32_t node_of(kw_world *w, int64_t pfn) noexcept nogil:
+    """The stable node of a KSM page, made where there is none."""
+    if w.f_node[pfn]:
+        return w.f_node[pfn]
+    return stable_insert(w, pfn, w.f_key[pfn], 0 if w.ksm.merge_across_nodes else w.f_nid[pfn])
+
+
+def take_over(World world not None, int32_t mm, const uint64_t[::1] addr, const int64_t[::1] pfns):
+    """Give an mm without rmap_items one for each of these mappings of KSM pages, and each page its node.
+
+    mm 0: the nodes only. Addresses ascend. 0 or a code; what was done before an error stays.
+    """
+    cdef kw_world *w = &world.w
+    cdef int64_t i, n = pfns.shape[0]
+    cdef int32_t item = 0, node
+    cdef int code = 0
+    if mm and addr.shape[0] != n:
+        raise ValueError("an address for each frame is needed")
+    for i in range(n):
+        if not 0 < pfns[i] < w.ctl.nr_frames or not w.f_flags[pfns[i]] & FRAME_KSM:
+            raise ValueError(f"pfns[{i}] {pfns[i]:#x}: no KSM page")
+        if mm and i and addr[i] <= addr[i - 1]:
+            raise ValueError(f"addr[{i}] {addr[i]:#x}: not in ascending order")
+    if mm and w.mms[mm].rmap_list:
+        raise ValueError(f"mm {mm}: has rmap_items already")
+    enter(world)
+    with nogil:
+        for i in range(n):
+            node = node_of(w, pfns[i])
+            if node < 0:
+                code = node
+                break
+            if mm:
+                item = item_at(w, mm, item, addr[i])
+                if item < 0:
+                    code = item
+                    break
+                append_item(w, item, node)
+    leave(world)
+    return code

@@ -1,0 +1,154 @@
+"""Captured memory as a Host: all processes together, with what their pages hold, KSM's pages taken over."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..errors import check
+from ..gate import shown
+from ..host import Host, Mm
+from ..ksm import _takeover
+from ..layout import Frame
+from ..signatures import I64Array
+from .contents import MemoryCapture
+from .loading import MARK, load
+from .reading import PAGES_PER_BLOCK, ProcessCapture
+
+# Frames beside those of the capture: copies that a store makes, huge zero page and the like.
+_ROOM = 1 << 14
+
+
+@dataclass(slots=True)
+class LoadedMemory:
+    """A capture loaded into a Host.
+
+    Attributes
+    ----------
+    host : Host
+    mms : list of Mm
+        Of `host`, one for each process of the capture, in its order.
+    capture : MemoryCapture
+    nr_merged : int
+        Pages that were KSM's already and were taken over: their mappings in marked areas.
+    notes : list of str
+    seconds : float
+
+    Models: see `load_memory`. Differs: see `load_memory`.
+    """
+
+    host: Host
+    mms: list[Mm]
+    capture: MemoryCapture
+    nr_merged: int = 0
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def load_memory(
+    what: MemoryCapture,
+    *,
+    mark: str = "as-is",
+    knobs: dict[str, object] | None = None,
+    take_over: bool = True,
+) -> LoadedMemory:
+    """Load all processes of a capture into one Host, which goes on from there.
+
+    Parameters
+    ----------
+    what : MemoryCapture
+    mark : str
+        Which areas ksmd is to search: "as-is", "all" that could be marked, "none".
+    knobs : dict, optional
+        Tunables of the Host's KSM by their names in /sys/kernel/mm/ksm; others have the kernel's defaults.
+    take_over : bool
+        Take pages that KSM has merged as merged: each is a stable node, each of its mappings in a marked area an
+        rmap_item. Else they count as pages like others, shared as by fork.
+
+    Returns
+    -------
+    LoadedMemory
+
+    Raises
+    ------
+    ValueError, OSError, AttributeError
+        No such `mark`; a value or name of a knob that the kernel does not know.
+
+    Models: the memory of the processes on Linux 6.18, and KSM at the beginning of a full scan.
+    Differs: checksums, ages, the order of address spaces and of the pages in a chain, and which zero pages are KSM's can't
+    be seen: unknown, 0, that of the capture, any. A steady state does not depend on them. Frames have other numbers.
+    """
+    if mark not in MARK:
+        raise ValueError(f"mark {shown(mark)}: not one of {', '.join(MARK)}")
+    start = time.perf_counter()
+    parts = _renumbered(what.processes)
+    host = Host(_frames_needed(parts), levels=5 if any(one.vmas[-1].end > 1 << 47 for one in parts if one.vmas) else 4)
+    for name, value in (knobs or {}).items():
+        setattr(host.ksm, name, value)
+    merged = take_over and mark != "none"
+    images = {}
+    for number in _entered(what):
+        images[number] = load(parts[number], host=host, mark=mark, merged=merged)
+    result = LoadedMemory(host, [images[number].mm for number in range(len(parts))], what)
+    if merged:
+        result.nr_merged = _take_over(host, parts, result.mms)
+    result.notes = list(dict.fromkeys(note for image in images.values() for note in image.notes))
+    result.seconds = time.perf_counter() - start
+    return result
+
+
+def _entered(what: MemoryCapture) -> list[int]:
+    """Indices of the processes in the order in which they are on ksmd's list."""
+    if what.registered is None:
+        return list(range(len(what.processes)))
+    place = {pid: number for number, pid in enumerate(what.registered)}
+    return sorted(range(len(what.processes)), key=lambda i: place.get(what.processes[i].pid, len(place)))
+
+
+def _renumbered(processes: list[ProcessCapture]) -> list[ProcessCapture]:
+    """The same with frame numbers that begin at one block, in the same order: a Host as small as can be."""
+    known = [one.pfn >> np.uint64(9) for one in processes if one.pfn is not None]
+    if not known:
+        return [dataclasses.replace(one) for one in processes]
+    blocks = np.unique(np.concatenate([np.unique(some) for some in known]))
+
+    def renumber(one: ProcessCapture) -> ProcessCapture:
+        if one.pfn is None:
+            return dataclasses.replace(one)
+        block = np.searchsorted(blocks, one.pfn >> np.uint64(9)).astype(np.uint64) + np.uint64(1)
+        return dataclasses.replace(one, pfn=(block << np.uint64(9)) | (one.pfn & np.uint64(PAGES_PER_BLOCK - 1)))
+
+    return [renumber(one) for one in processes]
+
+
+def _frames_needed(parts: list[ProcessCapture]) -> int:
+    seen = [int(one.pfn.max()) + 1 for one in parts if one.pfn is not None and len(one.pfn)]
+    made_up = sum(one.nr_pages + PAGES_PER_BLOCK for one in parts if one.pfn is None)
+    # as many rmap_items as there are mappings need not fit what is reserved for the frames
+    mapped = sum(one.nr_pages for one in parts) // 8
+    needed = max(max(seen, default=0) + made_up + 2 * PAGES_PER_BLOCK, mapped) + _ROOM
+    return -(-needed // PAGES_PER_BLOCK) * PAGES_PER_BLOCK
+
+
+def _take_over(host: Host, parts: list[ProcessCapture], mms: list[Mm]) -> int:
+    """Give KSM's pages their nodes and items; how many items that were."""
+    items = 0
+    for one, mm in zip(parts, mms, strict=True):
+        if one.ksm is None or one.pfn is None or not one.ksm.any():
+            continue
+        marked = np.zeros(one.nr_pages, bool)
+        for vma, (first, last) in zip(mm.vmas, one.vma_slices(), strict=True):
+            marked[first:last] = vma.mergeable
+        mine = np.flatnonzero(one.ksm & marked)
+        pfn: I64Array = one.pfn.astype(np.int64)
+        # a frame that a mapping seen a moment earlier had as a page like others stays one
+        mine = mine[host.frames.flags[pfn[mine]] & Frame.KSM != 0]
+        check(_takeover.take_over(host.world, mm.number, one.addr[mine], pfn[mine]), f"KSM's pages of process {one.pid}")
+        others = np.unique(pfn[one.ksm & ~marked])
+        others = others[host.frames.flags[others] & Frame.KSM != 0]
+        check(_takeover.take_over(host.world, 0, one.addr[:0], others), f"KSM's pages of process {one.pid}")
+        items += len(mine)
+    return items
