@@ -173,7 +173,7 @@ def _readings(pids: Sequence[int], notes: list[str], progress: Progress) -> list
     for number, pid in enumerate(pids):
         progress("looking for pages", number, len(pids))
         try:
-            found.append(capture(pid))
+            found.append(capture(pid, counts=_sees_counts()))
         except (OSError, KsmwalkError) as error:
             problems.append(getattr(error, "strerror", None) or str(error))
             first = error
@@ -184,6 +184,10 @@ def _readings(pids: Sequence[int], notes: list[str], progress: Progress) -> list
     if problems:
         notes.append(f"{len(problems)} of {len(pids)} processes could not be read; the first: {problems[0]}.")
     return found
+
+
+def _sees_counts() -> bool:
+    return os.access("/proc/kpagecount", os.R_OK)
 
 
 class _FramesOnce:

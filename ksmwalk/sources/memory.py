@@ -92,6 +92,7 @@ def load_memory(
     images = {}
     for number in _entered(what):
         images[number] = load(parts[number], host=host, mark=mark, merged=merged)
+    _hold_for_others(host, parts)
     result = LoadedMemory(host, [images[number].mm for number in range(len(parts))], what)
     if merged:
         result.nr_merged = _take_over(host, parts, result.mms)
@@ -131,6 +132,22 @@ def _frames_needed(parts: list[ProcessCapture]) -> int:
     mapped = sum(one.nr_pages for one in parts) // 8
     needed = max(max(seen, default=0) + made_up + 2 * PAGES_PER_BLOCK, mapped) + _ROOM
     return -(-needed // PAGES_PER_BLOCK) * PAGES_PER_BLOCK
+
+
+def _hold_for_others(host: Host, parts: list[ProcessCapture]) -> None:
+    """Count the mappings of frames that processes outside the capture have: merging does not free such a frame."""
+    seen = [(one.pfn[one.anon].astype(np.int64), one.frame_counts[one.anon].astype(np.int64))
+            for one in parts if one.pfn is not None and one.frame_counts is not None]  # fmt: skip
+    if not seen:
+        return
+    arrays = host.world.arrays
+    counted = np.zeros(host.nr_frames, np.int64)
+    for pfn, count in seen:
+        counted[pfn] = count
+    others = np.flatnonzero(counted > arrays["f_mapcount"])
+    more = (counted[others] - arrays["f_mapcount"][others]).astype(np.int32)
+    arrays["f_mapcount"][others] += more
+    np.add.at(arrays["f_refs"], arrays["f_head"][others], more)
 
 
 def _take_over(host: Host, parts: list[ProcessCapture], mms: list[Mm]) -> int:

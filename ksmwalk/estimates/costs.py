@@ -1,0 +1,339 @@
+"""What ksmd's work costs in CPU time: nanoseconds by kind of work, measured on this machine or stored ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import math
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import KsmwalkError
+from ..gate import shown
+from ..signatures import RecordArray
+
+__all__ = ["FIELDS", "WORK_DTYPE", "BadCosts", "Costs", "default_path", "design", "ksmd_seconds"]
+
+VERSION = 1
+MEASURED, STORED = "measured here", "stored"
+_MOST_FILE = 1 << 16
+_MOST_NS = 1e12
+
+#: Work of one full scan of ksmd, a row a scan. All are counts within that scan, of pages unless said otherwise.
+WORK_DTYPE = np.dtype(
+    [
+        # pages looked at: what the scan adds to pages_scanned
+        ("visits", np.int64),
+        # pages that smart scan passed over: what it adds to pages_skipped
+        ("skipped", np.int64),
+        # visits of pages that are KSM's already; nothing is done about them
+        ("merged", np.int64),
+        # rmap_items allocated: pages never seen before
+        ("first", np.int64),
+        # rmap_items freed: pages that are no longer there, or became the zero page
+        ("freed", np.int64),
+        # visits that ended with noting a checksum that was another one; first visits are among them
+        ("changed", np.int64),
+        # searches of the stable tree, those of them that found the content, and contents in the tree, mean of the scan
+        ("stable_searches", np.int64),
+        ("stable_hits", np.int64),
+        ("stable_nodes", np.int64),
+        # searches of the unstable tree, and items put into it by the end of the scan (it is empty at its beginning)
+        ("unstable_searches", np.int64),
+        ("unstable_items", np.int64),
+        # pages that became KSM pages together with the one found in the unstable tree: pairs
+        ("merges", np.int64),
+        # pages mapped to the shared zero page
+        ("zeroed", np.int64),
+        # huge pages split
+        ("splits", np.int64),
+        # on the way to the next page: ptes passed, empty entries above them jumped, and tables of ptes entered for them
+        ("ptes", np.int64),
+        ("holes", np.int64),
+        ("tables", np.int64),
+        # times that ksmd woke up
+        ("batches", np.int64),
+        # bytes, on average, that two pages compared in a search have in common at their front; 0 where it is not known
+        ("prefix", np.float64),
+    ]
+)
+
+
+class BadCosts(KsmwalkError, ValueError):
+    """A file of costs that can't be used; the text names the file and the place in it."""
+
+
+def _cost(doc: str, stored: float) -> Any:
+    return field(default=stored, metadata={"doc": doc})
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What each kind of work costs ksmd, in nanoseconds of CPU.
+
+    Without arguments: the stored ones, measured on another machine. Each attribute that ends in `_ns` has its
+    documentation in `FIELDS`.
+
+    Attributes
+    ----------
+    source : str
+        "measured here", or "stored".
+    machine, release, date : str
+        Processor, kernel and day (ISO 8601) of the measurement.
+    near_levels : float
+        Levels of a tree, from its root, that `*_near_ns` is the cost of; the deeper ones, which the processor's
+        caches don't hold, cost `*_far_ns` besides.
+    residual : float
+        Largest relative difference between a scan that was measured and what these costs say of it; 0 if not known.
+
+    Models: the CPU time of ksmd of Linux 6.18. Differs: a sum over counts; caches are known by the size of the trees
+    only, other load on the machine not at all.
+    """
+
+    scan_ns: float = _cost("a full scan, whatever is in it", 30_000)
+    batch_ns: float = _cost("a time that ksmd wakes up", 10_000)
+    page_ns: float = _cost("finding a page, whether it is then visited or skipped", 245)
+    merged_ns: float = _cost("seeing that a page is KSM's already", 95)
+    merged_far_ns: float = _cost("the same, added for each level of the stable tree beyond the caches", 20)
+    checksum_ns: float = _cost("the checksum of a page, and what else each visit of one that is not KSM's takes", 550)
+    item_ns: float = _cost("allocating an rmap_item", 120)
+    freed_ns: float = _cost("freeing an rmap_item", 75)
+    stable_near_ns: float = _cost("a level of the stable tree", 60)
+    stable_far_ns: float = _cost("a level of the stable tree beyond the caches, added", 200)
+    unstable_near_ns: float = _cost("a level of the unstable tree", 250)
+    unstable_far_ns: float = _cost("a level of the unstable tree beyond the caches, added", 400)
+    byte_ns: float = _cost("a byte compared in vain at a level", 0.1)
+    hit_ns: float = _cost("merging a page with a KSM page", 4_000)
+    merge_ns: float = _cost("merging two pages into a new KSM page", 9_000)
+    zero_ns: float = _cost("merging an empty page with the zero page", 2_500)
+    split_ns: float = _cost("splitting a huge page", 60_000)
+    pte_ns: float = _cost("a pte passed on the way to the next page", 0.6)
+    hole_ns: float = _cost("an empty entry above the ptes jumped on the way", 3)
+    table_ns: float = _cost("a table of ptes entered on the way", 150)
+    near_levels: float = 12.0
+    source: str = STORED
+    machine: str = ""
+    release: str = ""
+    date: str = ""
+    residual: float = 0.0
+
+    def __post_init__(self) -> None:
+        for one in dataclasses.fields(self):
+            value = getattr(self, one.name)
+            if one.name in _TEXTS:
+                if not isinstance(value, str):
+                    raise ValueError(f"{one.name} {shown(value)}: must be a text")
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise ValueError(f"{one.name} {shown(value)}: must be a number")
+            if not (math.isfinite(value) and 0 <= value <= _MOST_NS):
+                raise ValueError(f"{one.name} {shown(value)}: must be from 0 to {_MOST_NS:g}")
+        if self.source not in (MEASURED, STORED):
+            raise ValueError(f"source {shown(self.source)}: must be {MEASURED!r} or {STORED!r}")
+
+    def vector(self) -> NDArray[np.float64]:
+        """The costs in the order of the columns of `design`: float64[len(FIELDS)], nanoseconds."""
+        return np.array([getattr(self, name) for name in FIELDS], np.float64)
+
+    # ---------------------------------------------------------- on disk
+
+    def save(self, path: str | os.PathLike[str] | None = None) -> Path:
+        """Write the costs as JSON, whole or not at all.
+
+        Parameters
+        ----------
+        path : path, optional
+            `default_path()` by default, whose directory is made.
+
+        Returns
+        -------
+        Path
+            Where they are.
+
+        Raises
+        ------
+        OSError
+            It can't be written there; what was there before is as it was.
+        """
+        target = default_path() if path is None else Path(path)
+        if path is None:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"format": "ksmwalk costs", "version": VERSION, **dataclasses.asdict(self)}, indent=1)
+        if target.exists() and not target.is_file():
+            # a device or a pipe is written to, not replaced
+            target.write_text(text + "\n", encoding="utf-8")
+            return target
+        try:
+            fd, name = tempfile.mkstemp(prefix=f".{target.name[:100]}.", dir=target.parent)
+        except OSError as error:
+            # the name that the user gave, not the one made up here
+            raise OSError(error.errno or errno.EIO, error.strerror, str(target)) from None
+        try:
+            with open(fd, "w", encoding="utf-8") as file:
+                file.write(text + "\n")
+            os.chmod(name, 0o644)
+            os.replace(name, target)
+        except BaseException as error:
+            os.unlink(name)
+            if isinstance(error, OSError):
+                raise OSError(error.errno or errno.EIO, error.strerror, str(target)) from None
+            raise
+        return target
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str] | None = None) -> Self:
+        """Read costs that were saved; without a path those of this machine, or the stored ones where there are none.
+
+        Parameters
+        ----------
+        path : path, optional
+            `default_path()` by default, which need not be there.
+
+        Raises
+        ------
+        BadCosts
+            The file is damaged, of another kind or of a newer ksmwalk.
+        OSError
+            It can't be read; without a path: it is there and can't be read.
+        """
+        place = default_path() if path is None else Path(path)
+        try:
+            with open(place, "rb") as file:
+                raw = file.read(_MOST_FILE + 1)
+        except FileNotFoundError:
+            if path is None:
+                return cls()
+            raise
+        return cls(**_checked(raw, place))
+
+
+_TEXTS = ("source", "machine", "release", "date")
+#: what each cost is of, by name, in the order of the columns of `design`
+FIELDS: dict[str, str] = {one.name: one.metadata["doc"] for one in dataclasses.fields(Costs) if "doc" in one.metadata}
+
+
+def _checked(raw: bytes, place: Path) -> dict[str, Any]:
+    """The arguments of Costs that a file has."""
+
+    def bad(what: str) -> BadCosts:
+        return BadCosts(f"{place}: {what}; `ksmwalk calibrate` makes a new one")
+
+    if len(raw) > _MOST_FILE:
+        raise bad("too long to be a file of costs")
+    try:
+        data = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise bad(f"no JSON: {error}") from None
+    if not isinstance(data, dict) or data.pop("format", None) != "ksmwalk costs":
+        raise bad("no file of costs")
+    version = data.pop("version", None)
+    if version != VERSION or isinstance(version, bool):
+        raise bad(f"version {shown(version)}: this ksmwalk reads {VERSION}")
+    known = {one.name for one in dataclasses.fields(Costs)}
+    if strange := sorted(data.keys() - known):
+        raise bad(f"unknown field {shown(strange[0])}")
+    if missing := sorted(known - data.keys()):
+        raise bad(f"field {missing[0]} is missing")
+    try:
+        Costs(**data)
+    except ValueError as error:
+        raise bad(str(error)) from None
+    return data
+
+
+def default_path() -> Path:
+    """Where the costs of this machine are kept: `ksmwalk/costs.json` in $XDG_CACHE_HOME, or in ~/.cache."""
+    above = os.environ.get("XDG_CACHE_HOME", "")
+    # by the specification of these directories a relative one is not heeded
+    cache = Path(above) if os.path.isabs(above) else Path(os.path.expanduser("~/.cache"))
+    return cache / "ksmwalk" / "costs.json"
+
+
+# ---------------------------------------------------------- counts times costs
+
+
+def design(work: RecordArray, near_levels: float) -> NDArray[np.float64]:
+    """How often each cost arises in each scan.
+
+    Parameters
+    ----------
+    work : ndarray of WORK_DTYPE, shape (n,)
+    near_levels : float
+        As in `Costs`.
+
+    Returns
+    -------
+    ndarray of float64, shape (n, len(FIELDS))
+        A column a cost; levels of trees are the binary logarithm of what is in them.
+    """
+    levels_stable = np.log2(1.0 + work["stable_nodes"])
+    # on its way from empty to full a tree is on average so much lower than at the end
+    levels_unstable = np.maximum(np.log2(1.0 + work["unstable_items"]) - 1 / math.log(2), 0)
+    stable, unstable = work["stable_searches"], work["unstable_searches"]
+    far_stable = np.maximum(levels_stable - near_levels, 0)
+    far_unstable = np.maximum(levels_unstable - near_levels, 0)
+    columns = {
+        "scan_ns": np.ones(len(work)),
+        "batch_ns": work["batches"],
+        "page_ns": work["visits"] + work["skipped"],
+        "merged_ns": work["merged"],
+        "merged_far_ns": work["merged"] * far_stable,
+        "checksum_ns": work["visits"] - work["merged"],
+        "item_ns": work["first"],
+        "freed_ns": work["freed"],
+        "stable_near_ns": stable * levels_stable,
+        "stable_far_ns": stable * far_stable,
+        "unstable_near_ns": unstable * levels_unstable,
+        "unstable_far_ns": unstable * far_unstable,
+        "byte_ns": work["prefix"] * (stable * levels_stable + unstable * levels_unstable),
+        "hit_ns": work["stable_hits"],
+        "merge_ns": work["merges"],
+        "zero_ns": work["zeroed"],
+        "split_ns": work["splits"],
+        "pte_ns": work["ptes"],
+        "hole_ns": work["holes"],
+        "table_ns": work["tables"],
+    }
+    return np.stack([np.asarray(columns[name], np.float64) for name in FIELDS], axis=1)
+
+
+def ksmd_seconds(work: RecordArray, costs: Costs) -> NDArray[np.float64]:
+    """CPU time that ksmd takes for full scans.
+
+    Parameters
+    ----------
+    work : ndarray of WORK_DTYPE, shape (n,) or ()
+        A row a full scan: `work.count_full_scan` makes them.
+    costs : Costs
+
+    Returns
+    -------
+    ndarray of float64, shape (n,)
+        Seconds a scan; of a single row shape (1,).
+
+    Raises
+    ------
+    TypeError
+        `work` has another dtype.
+
+    Examples
+    --------
+    >>> work = np.zeros(2, WORK_DTYPE)
+    >>> work["visits"], work["changed"] = 1000, 1000
+    >>> len(ksmd_seconds(work, Costs()))
+    2
+
+    Models: the CPU time of ksmd of Linux 6.18, in sum over a scan. Differs: see `Costs`.
+    """
+    work = np.atleast_1d(np.asarray(work))
+    if work.dtype != WORK_DTYPE:
+        raise TypeError(f"work of dtype {work.dtype}: must be of WORK_DTYPE")
+    seconds: NDArray[np.float64] = design(work, costs.near_levels) @ costs.vector() / 1e9
+    return seconds

@@ -1,0 +1,419 @@
+"""What merging would free and cost: captured memory, run in the model to its steady state."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..errors import KsmwalkError
+from ..gate import shown
+from ..host import Host
+from ..ksm import sysfs
+from ..layout import PAGE_SIZE, Frame
+from ..signatures import I64Array, RecordArray
+from ..sources.contents import MemoryCapture
+from ..sources.memory import LoadedMemory, load_memory
+from .costs import WORK_DTYPE, Costs, ksmd_seconds
+from .domains import DOMAINS, in_domains
+from .shares import freed_by_vma, shares
+from .steady import Steady, run_to_steady
+from .work import count_full_scan
+
+MARKS = ("auto", "marked", "all")
+#: bytes that the kernel spends on a stable node
+NODE_SIZE = 64
+# shares of what is freed, by which the time to it is asked
+_MILESTONES = (50, 90, 99)
+
+
+class NothingToMerge(KsmwalkError, ValueError):
+    """There is no memory in the capture that an estimate could be about."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """One steady state.
+
+    Attributes
+    ----------
+    counters : dict of str to int
+        By the names of sysfs; rmap_items; freed_bytes, what merging frees, against the same memory without KSM;
+        freed_more_bytes, what of it is still to come (all of it, but where KSM has run already); broken_bytes, what would
+        have to be found if all sharing broke at once.
+    steady : Steady
+    work : ndarray of costs.WORK_DTYPE
+        A row a full scan.
+    by_process : list of dict
+    by_mapping : list of dict
+
+    Models: ksmd of Linux 6.18. Differs: see `estimate`.
+    """
+
+    counters: dict[str, int]
+    steady: Steady
+    work: RecordArray
+    by_process: list[dict[str, Any]] = field(default_factory=list)
+    by_mapping: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Estimate:
+    """What `estimate` found.
+
+    Attributes
+    ----------
+    expected, lower, upper : Outcome
+        With the pages as they were read; with those that change never merged; with those that change as if they stood
+        still. Where frames could not be seen, lower also takes equal pages at equal addresses as shared by fork already.
+    mark : str
+        "marked" or "all": what was taken to have asked for merging.
+    domain : str
+        Merging within what: "all", "user", "container", "process".
+    knobs : dict
+        Tunables.
+    cost : dict
+        cpu_seconds, scans, seconds (all full_scans, the last three of which change nothing), scans_to_settle,
+        seconds_to_settle (without these), seconds_per_scan, rmap_items_bytes, nodes_bytes, huge_pages_split, and time to 50, 90
+        and 99 % of what is freed; costs_source.
+    notes : list of str
+
+    Models: see `estimate`. Differs: see `estimate`.
+    """
+
+    expected: Outcome
+    lower: Outcome
+    upper: Outcome
+    mark: str
+    domain: str
+    knobs: dict[str, Any]
+    cost: dict[str, Any]
+    capture: MemoryCapture
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the estimate as plain data, named as the files of sysfs where these show the same."""
+        return {
+            "as": self.mark,
+            "domain": self.domain,
+            "expected": self.expected.counters,
+            "lower": self.lower.counters,
+            "upper": self.upper.counters,
+            "by_process": self.expected.by_process,
+            "by_mapping": self.expected.by_mapping,
+            "by_user": self.grouped("uid"),
+            "by_cgroup": self.grouped("cgroup"),
+            "by_container": self.grouped("container"),
+            "cost": self.cost,
+            "knobs": self.knobs,
+            "source": {
+                "machine": self.capture.machine,
+                "processes": len(self.capture.processes),
+                "pages": self.capture.nr_pages,
+                "samples": self.capture.samples,
+                "seconds_between": round(self.capture.seconds_between, 3),
+                "changing_pages": changing_pages(self.capture),
+            },
+            "over_time": [dict(zip(self.expected.steady.rows.dtype.names or (), row.tolist(), strict=True))
+                          for row in self.expected.steady.rows],
+            "notes": self.notes,
+            "seconds": round(self.seconds, 3),
+        }  # fmt: skip
+
+    def grouped(self, by: str) -> list[dict[str, Any]]:
+        """What is freed by user, cgroup or container: the sums of `by_process`, the largest first.
+
+        Parameters
+        ----------
+        by : {"uid", "cgroup", "container"}
+
+        Returns
+        -------
+        list of dict
+            `by`, processes, freed_bytes, ksm_merging_pages, ksm_rmap_items, ksm_zero_pages.
+        """
+        groups: dict[Any, dict[str, Any]] = {}
+        for row in self.expected.by_process:
+            group = groups.setdefault(row[by], {by: row[by], "processes": 0})
+            group["processes"] += 1
+            for name in ("freed_bytes", "ksm_merging_pages", "ksm_rmap_items", "ksm_zero_pages"):
+                group[name] = group.get(name, 0) + row[name]
+        return sorted(groups.values(), key=lambda group: -group["freed_bytes"])
+
+
+def estimate(
+    capture: MemoryCapture,
+    *,
+    mark: str = "auto",
+    knobs: Mapping[str, object] | None = None,
+    domain: str = "all",
+    costs: Costs | None = None,
+    take_over: bool = True,
+    each: Callable[[int], object] = lambda scans: None,
+) -> Estimate:
+    """Estimate what merging captured memory would free, and what it would cost.
+
+    Parameters
+    ----------
+    capture : MemoryCapture
+        From `sources.contents.capture_memory`, a saved one, cores or guests.
+    mark : {"auto", "marked", "all"}
+        As if ksmd searched what is marked now, or everything that could be marked; "auto": what is marked if anything is.
+    knobs : mapping, optional
+        Tunables that differ from those of the machine that was captured, by name.
+    domain : {"all", "user", "container", "process"}
+        Merge within these only.
+    costs : Costs, optional
+        What ksmd's work costs; by default what was measured on this machine, else stored ones.
+    take_over : bool
+        Go on from what KSM has merged already; else as if it had not run.
+    each : callable of int
+        Told the number of full scans made, for progress.
+
+    Returns
+    -------
+    Estimate
+
+    Raises
+    ------
+    ValueError
+        No such mark or domain; a tunable's value the kernel refuses (`OSError`), one it has not got.
+    NothingToMerge
+        A capture without contents, or of no process.
+    NeverSteady
+        The model did not come to rest.
+
+    Models: ksmd of Linux 6.18, exactly, on memory that stands still.
+    Differs: pages that change are taken to stand still (expected, upper) or never to merge (lower); the machine's other
+    processes are not there; checksums and ages of a KSM that has run already are unknown.
+    """
+    start = time.perf_counter()
+    if mark not in MARKS:
+        raise ValueError(f"mark {shown(mark)}: not one of {', '.join(MARKS)}")
+    if domain not in DOMAINS:
+        raise ValueError(f"domain {shown(domain)}: not one of {', '.join(DOMAINS)}")
+    if not capture.processes or all(one.key is None for one in capture.processes):
+        raise NothingToMerge("the capture has no contents: nothing can be said about merging")
+    notes = list(capture.notes)
+    mark = _which_mark(capture, mark)
+    tunables = tunables_of(capture, knobs or {})
+    what = in_domains(capture, domain, notes)
+    costs = costs or Costs.load()
+
+    def run(memory: MemoryCapture, counted: bool = False) -> tuple[Outcome, LoadedMemory]:
+        loaded = load_memory(memory, mark="as-is" if mark == "marked" else "all", knobs=tunables, take_over=take_over)
+        return _outcome(loaded, counted, each), loaded
+
+    expected, loaded = run(what, counted=True)
+    notes += loaded.notes
+    lower = upper = expected
+    if changing_pages(capture):
+        lower, _ = run(_without_changing(what))
+        notes.append(
+            f"{changing_pages(capture):,} pages changed between two readings: the lower figures are without them."
+        )
+    if not capture.frames_seen:
+        lower = run(_forked(_without_changing(what)))[0]
+        notes.append(
+            "Frames can't be seen here: what processes share by fork already would not be freed again. The lower figures "
+            "take equal pages at equal addresses of two processes as shared already."
+        )
+    result = Estimate(expected, lower, upper, mark, domain, _shown_knobs(tunables), {}, capture, notes)
+    result.cost = _cost(expected, costs, result.knobs)
+    result.seconds = time.perf_counter() - start
+    return result
+
+
+def tunables_of(capture: MemoryCapture, knobs: Mapping[str, object]) -> dict[str, object]:
+    """The tunables of the machine that was captured, with some changed.
+
+    Parameters
+    ----------
+    capture : MemoryCapture
+    knobs : mapping
+        Those that differ, by name.
+
+    Returns
+    -------
+    dict
+        Whatever has a bearing on what is merged, by name.
+
+    Raises
+    ------
+    ValueError
+        There is no such tunable.
+    """
+    for name in knobs:
+        if name not in sysfs.KNOBS:
+            raise ValueError(f"{shown(name)}: KSM has no such tunable; it has {', '.join(sysfs.KNOBS)}")
+    kept = {
+        name: text
+        for name, text in capture.machine.get("ksm", {}).items()
+        if name in sysfs.KNOBS and name not in ("run", "advisor_mode")
+    }
+    # the advisor sets pages_to_scan itself: what it had come to holds
+    return {**kept, **{name: value for name, value in knobs.items() if name != "run"}}
+
+
+def _shown_knobs(tunables: Mapping[str, object]) -> dict[str, Any]:
+    """All tunables as numbers (advisor_mode: text), the kernel's defaults where nothing else is said."""
+    host = Host(1024)
+    for name, value in tunables.items():
+        setattr(host.ksm, name, value)
+    return {name: getattr(host.ksm, name) for name in sysfs.KNOBS}
+
+
+def _which_mark(capture: MemoryCapture, mark: str) -> str:
+    if mark != "auto":
+        return mark
+    return "marked" if any(vma.mergeable for one in capture.processes for vma in one.vmas) else "all"
+
+
+def changing_pages(capture: MemoryCapture) -> int:
+    """Pages whose content differed between two readings."""
+    return sum(int(np.count_nonzero(one.changes)) for one in capture.processes if one.changes is not None)
+
+
+def _without_changing(capture: MemoryCapture) -> MemoryCapture:
+    """The same with every changing page of its own content."""
+    some: list[Any] = []
+    last = capture.nr_contents
+    for one in capture.processes:
+        key = one.key
+        if key is not None and one.changes is not None and one.changes.any():
+            here = np.flatnonzero(one.changes)
+            key = key.copy()
+            key[here] = np.arange(last, last + len(here), dtype=np.uint64)
+            last += len(here)
+        some.append(dataclasses.replace(one, key=key))
+    return dataclasses.replace(capture, processes=some, nr_contents=last)
+
+
+def _forked(capture: MemoryCapture) -> MemoryCapture:
+    """The same with equal pages at equal addresses on one frame, as fork leaves them."""
+    pages = [np.flatnonzero(one.anon & ~one.zero) for one in capture.processes]
+    addr = np.concatenate([one.addr[some] for one, some in zip(capture.processes, pages, strict=True)])
+    key = np.concatenate([one.key[some] if one.key is not None else one.addr[some]
+                          for one, some in zip(capture.processes, pages, strict=True)])  # fmt: skip
+    order = np.lexsort((key, addr))
+    new = np.ones(len(addr), bool)
+    new[1:] = (np.diff(addr[order]) != 0) | (np.diff(key[order]) != 0)
+    frame = np.empty(len(addr), np.uint64)
+    frame[order] = np.cumsum(new).astype(np.uint64)
+    some: list[Any] = []
+    at, last = 0, int(frame.max(initial=0)) + 1
+    for one, mine in zip(capture.processes, pages, strict=True):
+        pfn = np.arange(last, last + one.nr_pages, dtype=np.uint64)
+        last += one.nr_pages
+        pfn[mine] = frame[at : at + len(mine)]
+        at += len(mine)
+        # frames made up so lie nowhere in a row: no huge pages
+        categories = one.categories & ~np.uint64(_HUGE)
+        some.append(dataclasses.replace(one, pfn=pfn, categories=categories))
+    return dataclasses.replace(capture, processes=some)
+
+
+_HUGE = 1 << 6  # PAGE_IS_HUGE
+
+
+def _outcome(loaded: LoadedMemory, counted: bool, each: Callable[[int], object]) -> Outcome:
+    host = loaded.host
+    work: list[RecordArray] = []
+    before = shares(loaded)
+    leaves = _leaves(host)
+    already = _already(loaded)
+    if counted:
+        steady = run_to_steady(host, scan=lambda host: work.append(count_full_scan(host)), each=each)
+    else:
+        steady = run_to_steady(host, each=each)
+    after = shares(loaded)
+    counters = dict(steady.counters)
+    more = (int(steady.rows["frames_used"][0]) - int(steady.rows["frames_used"][-1])) * PAGE_SIZE
+    counters |= {
+        "freed_bytes": more + already,
+        "freed_more_bytes": more,
+        "broken_bytes": _broken(host),
+        "huge_pages_split": leaves - _leaves(host),
+    }
+    result = Outcome(counters, steady, np.array(work, WORK_DTYPE) if work else np.empty(0, WORK_DTYPE))
+    for number, one in enumerate(loaded.capture.processes):
+        mine = freed_by_vma(loaded, before, after, number)
+        freed = int(mine.sum())
+        stat = loaded.mms[number].ksm_stat()
+        result.by_process.append({
+            "pid": one.pid, "name": one.name, "command": list(one.identity.command), "freed_bytes": freed,
+            **{name: stat[name] for name in ("ksm_merging_pages", "ksm_rmap_items", "ksm_zero_pages", "ksm_process_profit")},
+            "pages": one.nr_pages, "anonymous_pages": int(np.count_nonzero(one.anon & ~one.zero)),
+            "uid": one.identity.uid, "cgroup": one.identity.cgroup, "container": one.identity.container,
+        })  # fmt: skip
+        result.by_mapping += _by_mapping(one, number, mine)
+    return result
+
+
+def _by_mapping(one: Any, number: int, freed: I64Array) -> list[dict[str, Any]]:
+    anon = np.concatenate(([0], np.cumsum(one.anon & ~one.zero)))
+    return [
+        {
+            "pid": one.pid, "process": number, "start": vma.start, "end": vma.end, "name": vma.name,
+            "anonymous_pages": int(anon[last] - anon[first]), "freed_bytes": int(bytes_freed),
+        }
+        for vma, (first, last), bytes_freed in zip(one.vmas, one.vma_slices(), freed.tolist(), strict=True)
+        if anon[last] > anon[first]
+    ]  # fmt: skip
+
+
+def _leaves(host: Host) -> int:
+    """Huge pages of anonymous memory in a Host."""
+    wanted = np.uint16(Frame.HEAD | Frame.ANON)
+    return int(np.count_nonzero(host.frames.flags & wanted == wanted))
+
+
+def _already(loaded: LoadedMemory) -> int:
+    """Bytes that what was taken over as merged saves now: mappings of KSM's pages beyond their frames, zero pages."""
+    frames = loaded.host.frames
+    merged = np.flatnonzero(frames.flags & np.uint16(Frame.KSM))
+    saved = int(frames.mapcount[merged].sum()) - len(merged) + loaded.host.ksm.ksm_zero_pages
+    return max(0, saved) * PAGE_SIZE
+
+
+def _broken(host: Host) -> int:
+    """Bytes to be found if every mapping of a KSM page and every zero page of KSM's were stored to."""
+    frames = host.frames
+    merged = np.flatnonzero(frames.flags & np.uint16(Frame.KSM))
+    return max(0, int(frames.mapcount[merged].sum()) - len(merged) + host.ksm.ksm_zero_pages) * PAGE_SIZE
+
+
+def _cost(outcome: Outcome, costs: Costs, knobs: Mapping[str, Any]) -> dict[str, Any]:
+    """Passes, time and memory that it takes to get there."""
+    work = outcome.work
+    cpu = ksmd_seconds(work, costs) if len(work) else np.zeros(0)
+    batches = work["visits"] / max(1, knobs["pages_to_scan"])
+    seconds = cpu + np.ceil(batches) * knobs["sleep_millisecs"] / 1000
+    settled = outcome.steady.settled
+    rows = outcome.steady.rows
+    freed = rows["frames_used"][0] - rows["frames_used"]
+    nodes = outcome.counters["pages_shared"] + outcome.counters["stable_node_chains"]
+    times = {}
+    for percent in _MILESTONES:
+        enough = np.flatnonzero(freed[1:] * 100 >= int(freed[-1]) * percent)
+        times[f"seconds_to_{percent}"] = float(seconds[: enough[0] + 1].sum()) if len(enough) and freed[-1] > 0 else 0.0
+    return {
+        "cpu_seconds": float(cpu.sum()),
+        "scans": outcome.counters["full_scans"],
+        "seconds": float(seconds.sum()),
+        "scans_to_settle": settled,
+        "seconds_to_settle": float(seconds[:settled].sum()),
+        "seconds_per_scan": float(seconds[-1]) if len(seconds) else 0.0,
+        "cpu_seconds_per_scan": float(cpu[-1]) if len(cpu) else 0.0,
+        **times,
+        "rmap_items_bytes": outcome.counters["rmap_items"] * sysfs.RMAP_ITEM_SIZE,
+        "nodes_bytes": nodes * NODE_SIZE,
+        "huge_pages_split": outcome.counters["huge_pages_split"],
+        "broken_bytes": outcome.counters["broken_bytes"],
+        "costs": costs.source,
+    }

@@ -1,0 +1,132 @@
+"""ksmd let run until nothing changes any more: the state that an estimate is about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import KsmwalkError
+from ..gate import shown
+from ..host import Host
+from ..signatures import RecordArray
+
+#: scans without a change after which a state counts as steady
+SCANS = 3
+#: what has to stand still, by the names of /sys/kernel/mm/ksm; rmap_items are the sum over all processes
+WATCHED = (
+    "pages_shared", "pages_sharing", "pages_unshared", "pages_volatile", "ksm_zero_pages", "stable_node_chains",
+    "stable_node_dups", "rmap_items",
+)  # fmt: skip
+#: a row a full scan: the counters after it, frames in use
+ROW_DTYPE = np.dtype([(name, np.int64) for name in (*WATCHED, "general_profit", "pages_skipped", "frames_used")])
+
+
+class NeverSteady(KsmwalkError, RuntimeError):
+    """The counters went on changing for as many scans as were allowed."""
+
+
+@dataclass(slots=True)
+class Steady:
+    """A Host in its steady state.
+
+    Attributes
+    ----------
+    counters : dict of str to int
+        `WATCHED`, general_profit (bytes) and full_scans (those of this run). With smart_scan, pages_unshared and
+        pages_volatile are those of a scan that skips nothing.
+    rows : ndarray of ROW_DTYPE, shape (full_scans + 1,)
+        The state before, and after each scan.
+    settled : int
+        Scans after which nothing changed any more: full_scans less `SCANS`.
+    """
+
+    counters: dict[str, int]
+    rows: RecordArray
+    settled: int
+
+
+def state(host: Host) -> dict[str, int]:
+    """The counters of a Host now: those of `WATCHED`, and general_profit in bytes.
+
+    Parameters
+    ----------
+    host : Host
+
+    Returns
+    -------
+    dict of str to int
+
+    Models: /sys/kernel/mm/ksm of Linux 6.18. Differs: nothing known.
+    """
+    counters = host.ksm.counters()
+    counters["rmap_items"] = int(host.world.arrays["ctl"]["items_live"][0])
+    return {name: counters[name] for name in (*WATCHED, "general_profit")}
+
+
+def _row(host: Host) -> tuple[int, ...]:
+    return (*state(host).values(), host.ksm.pages_skipped, host.frames_used)
+
+
+def run_to_steady(
+    host: Host,
+    *,
+    limit: int = 2000,
+    scan: Callable[[Host], object] = lambda host: host.ksm.full_scan(),
+    each: Callable[[int], object] = lambda scans: None,
+) -> Steady:
+    """Let ksmd scan until nothing has changed over three full scans.
+
+    Parameters
+    ----------
+    host : Host
+        With the cursor between two full scans.
+    limit : int
+        Scans at most.
+    scan : callable of Host
+        Makes one full scan.
+    each : callable of int
+        Told how many scans there have been.
+
+    Returns
+    -------
+    Steady
+
+    Raises
+    ------
+    NeverSteady
+        The limit was reached.
+    BadEntryError, ArenaFullError
+        As `Ksm.full_scan`.
+
+    Models: ksmd of Linux 6.18 on memory that stands still. Differs: nothing known.
+    """
+    rows = [_row(host)]
+    if not host.ksm.registered:
+        return Steady({**state(host), "full_scans": 0}, np.array(rows, ROW_DTYPE), 0)
+    last, since = None, 0
+    smart = bool(host.ksm.smart_scan)
+    while since < SCANS:
+        if len(rows) > limit:
+            raise NeverSteady(f"not steady after {limit} full scans: {shown(dict(zip(WATCHED, rows[-1], strict=False)))}")
+        scan(host)
+        rows.append(_row(host))
+        each(len(rows) - 1)
+        now = state(host)
+        if smart:  # a page that was skipped counts as volatile: only the sum stands still
+            now["pages_unshared"] += now.pop("pages_volatile")
+        now.pop("general_profit")
+        since = since + 1 if now == last else 0
+        last = now
+    counters = {**state(host), "full_scans": len(rows) - 1}
+    if smart:
+        host.ksm.smart_scan = 0
+        host.ksm.full_scan()
+        host.ksm.smart_scan = 1
+        after = state(host)
+        for name in ("pages_unshared", "pages_volatile"):
+            counters[name] = after[name]
+    return Steady(counters, np.array(rows, ROW_DTYPE), len(rows) - 1 - SCANS)
+
+
