@@ -337,9 +337,20 @@ def _read_frames(
     result.pfn = entries & np.uint64(pagemap.PM_PFN)
     result.exclusive = entries & np.uint64(pagemap.PM_EXCLUSIVE) != 0
     _read_frame_flags(process.pid, result, result.pfn.view(np.int64), counts)
+    between("flagged")
+    entries = _look_again(process, result, entries)
     clock.lap("frames")
     _settle(result, entries & np.uint64(pagemap.PM_FILE) != 0)
     clock.lap("settle")
+
+
+def _look_again(process: _Process, result: ProcessCapture, entries: U64Array) -> U64Array:
+    """Drop the pages that have left the frames whose flags were read: others may have got these in between."""
+    now = gather(process.pagemap, result.addr.view(np.int64) >> PAGE_SHIFT, PAGEMAP_GAP, process.pid)
+    same = (now ^ entries) & np.uint64(pagemap.PM_PRESENT | pagemap.PM_PFN) == 0
+    if not same.all():
+        _keep(result, same, "unmapped or moved before the flags of their frames were read")
+    return now[same]
 
 
 def _frames_visible(process: _Process, pages: I64Array) -> bool:
