@@ -14,8 +14,9 @@ from threading import Lock
 
 import numpy as np
 
-from ..layout import PAGE_SHIFT, PAGE_SIZE
+from ..layout import PAGE_SHIFT
 from ..signatures import BoolArray, I64Array, U8Array, U64Array
+from . import _pread
 from .errors import ProcessExited, not_allowed
 from .gather import gather
 from .pagemap import PAGE_IS_PFNZERO, PM_PFN, PM_PRESENT, ScanMissing, scan_regions
@@ -144,8 +145,8 @@ class LivePages:
         vpn = self.vpn[which]
         before = gather(pagemap, vpn, _GAP, self.pid)
         present = before & _PRESENT != 0
-        read = np.zeros(len(which), bool)
-        read[_read_runs(mem, vpn, np.flatnonzero(present), into)] = True
+        read = np.empty(len(which), bool)
+        _pread.pages(mem, vpn, present.view(np.uint8), into, read.view(np.uint8))
         after = gather(pagemap, vpn, _GAP, self.pid)
         there = after & _PRESENT != 0
         made = read & self._made(pagemap, vpn, before, after, into)
@@ -173,28 +174,3 @@ class LivePages:
         except ScanMissing:
             return False
         return bool(len(regions.categories)) and bool(int(regions.categories[0]) & PAGE_IS_PFNZERO)
-
-
-def _read_runs(mem: int, vpn: I64Array, present: I64Array, into: U8Array) -> I64Array:
-    """Read the pages with these indices, neighbours in one call: which could be read."""
-    if not len(present):
-        return present
-    cuts = np.flatnonzero((np.diff(present) != 1) | (np.diff(vpn[present]) != 1)) + 1
-    view = into.reshape(-1).data
-    done: list[tuple[int, int]] = []
-    preadv = os.preadv
-    firsts = present[np.concatenate(([0], cuts))].tolist()
-    lasts = present[np.concatenate((cuts - 1, [len(present) - 1]))].tolist()
-    for first, last in zip(firsts, lasts, strict=True):
-        at, end = first, last + 1
-        base = int(vpn[first]) - first
-        while at < end:
-            try:
-                got = preadv(mem, (view[at * PAGE_SIZE : end * PAGE_SIZE],), (base + at) * PAGE_SIZE) // PAGE_SIZE
-            except OSError:
-                got = 0
-            if got:
-                done.append((at, at + got))
-            # what can't be read is passed over
-            at += got or 1
-    return np.concatenate([np.arange(a, b) for a, b in done]) if done else np.empty(0, np.int64)

@@ -1,0 +1,6 @@
+"""Many small reads of one file, compiled."""
+
+from ..signatures import I64Array, U8Array, U64Array
+
+def records(fd: int, index: I64Array, gap: int, out: U64Array) -> int: ...
+def pages(fd: int, vpn: I64Array, wanted: U8Array, into: U8Array, done: U8Array) -> None: ...
