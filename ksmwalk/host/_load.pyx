@@ -211,3 +211,26 @@ def hold_pages(World world not None, int32_t backing, const int64_t[::1] place, 
                     world.w.f_refs[pfns[i]] += 1
     leave(world)
     return n
+
+
+def fill_folios(World world not None, const int64_t[::1] heads):
+    """Take what nobody maps of folios of 512 frames, of which others are loaded (`LOADED_FOLIO`): they go with these.
+
+    heads: first frames. Contents of what is taken differ from all others.
+    """
+    cdef kw_world *w = &world.w
+    cdef int64_t i, k, pfn
+    for i in range(heads.shape[0]):
+        if heads[i] & 511 or not 0 <= heads[i] <= w.ctl.nr_frames - 512:
+            raise ValueError(f"heads[{i}] {heads[i]:#x}: no first frame of a folio here")
+    enter(world)
+    with nogil:
+        for i in range(heads.shape[0]):
+            for k in range(512):
+                pfn = heads[i] + k
+                if not frame_take(w, pfn):
+                    continue
+                w.f_head[pfn] = <uint32_t>heads[i]
+                w.f_flags[pfn] = FRAME_ANON | FRAME_USED | (FRAME_TAIL if k else FRAME_HEAD)
+                w.f_key[pfn] = <uint64_t>pfn | <uint64_t>1 << 63
+    leave(world)

@@ -245,26 +245,24 @@ class _Interning:
 
     def groups(self, which: I64Array) -> _Groups:
         """Pages by what is thought to be their content."""
-        # a page alone is told apart by its number
-        lone = np.where(self.alone[which], which + 1, 0)
-        keys = (lone, self.apart[which], *(self.hash[::-1, which]))
-        order = np.lexsort((which, *keys)) if lone.any() or self.apart[which].any() or self.keyed else np.argsort(
-            self.hash[0, which], kind="stable"
-        )
-        page = which[order]
-        new = np.zeros(len(page) + 1, bool)
-        new[0] = new[-1] = True
-        for key in keys:
-            sorted_key = key[order]
-            new[1:-1] |= sorted_key[1:] != sorted_key[:-1]
-        if not len(page):
-            return _Groups(page, np.zeros(1, np.int64))
-        return _Groups(page, np.flatnonzero(new))
+        if not len(which):
+            return _Groups(which, np.zeros(1, np.int64))
+        # a page alone is told apart by its number; that one holds nothing but zeros is known without a hash
+        others = (np.where(self.alone[which], which + 1, 0), self.apart[which], self.begins[which, 0] == 0)
+        hashes = list(self.hash[:, which])
+        order = np.argsort(hashes[0], kind="stable")
+        same = np.diff(hashes[0][order]) == 0
+        if any((same & (key[order][1:] != key[order][:-1])).any() for key in (*others, *hashes[1:])):
+            order = np.lexsort((which, *others, *hashes[::-1]))
+        new = np.ones(len(which) + 1, bool)
+        new[1:-1] = False
+        for key in (*others, *hashes):
+            new[1:-1] |= key[order][1:] != key[order][:-1]
+        return _Groups(which[order], np.flatnonzero(new))
 
     def confirm(self) -> _Groups:
         """Compare the bytes of pages whose hashes agree, until no two pages are thought equal that are not."""
-        groups = self.groups(np.flatnonzero(self.read))
-        doubtful = groups
+        doubtful = self.groups(np.flatnonzero(self.read))
         for _ in range(_ROUNDS):
             size = np.diff(doubtful.first)
             # zeros are known for what they are
@@ -277,8 +275,7 @@ class _Interning:
             if not len(wrong):
                 break
             doubtful = self.groups(wrong)
-            groups = None  # type: ignore[assignment] # made anew below
-        return groups if groups is not None else self.groups(np.flatnonzero(self.read))
+        return self.groups(np.flatnonzero(self.read))
 
     def compare(self, page: I64Array, leader: I64Array) -> I64Array:
         """Read pages again, each group with its leader: those that are to be looked at once more."""

@@ -11,7 +11,6 @@ import numpy as np
 from ..errors import ArenaFullError, check
 from ..host import Host, Mm, _load
 from ..layout import PAGE_SHIFT, Frame, LoadedPage, Vm
-from ..proc.frames import Kpf, has
 from ..signatures import AnyArray, BoolArray, I32Array, I64Array, U16Array, U64Array
 from . import reading
 from .keys import UNKNOWN
@@ -91,7 +90,12 @@ def process(pid: int, *, host: Host | None = None, mark: str = "as-is", **option
 
 
 def load(
-    what: ProcessCapture, *, host: Host | None = None, mark: str = "as-is", merged: bool = False
+    what: ProcessCapture,
+    *,
+    host: Host | None = None,
+    mark: str = "as-is",
+    merged: bool = False,
+    together: bool = False,
 ) -> ProcessImage:
     """Load a capture into a Host; the process itself may be gone by now.
 
@@ -103,6 +107,8 @@ def load(
     merged : bool
         Load KSM's pages as KSM's, and as many zero pages of marked areas as ksm_stat says: for `load_memory`, which gives
         them their stable nodes.
+    together : bool
+        Others that share frames follow: what nobody maps of huge pages is left to be taken then (`_load.fill_folios`).
 
     Returns
     -------
@@ -139,6 +145,8 @@ def load(
     except ArenaFullError:
         mm.exit()
         raise
+    if not together:
+        _load.fill_folios(host.world, folios_of(what))
     if (vm_flags & np.uint64(Vm.MERGEABLE)).any():
         _load.register(host.world, mm.number)
     if not merged and what.ksm is not None and what.ksm.any():
@@ -274,27 +282,19 @@ def _placed_zeros(what: ProcessCapture, leaf: BoolArray, vm_flags: U64Array, sli
     return np.flatnonzero(what.zero & ~leaf & marked)[: what.ksm_stat.get("ksm_zero_pages", 0)]
 
 
+def folios_of(what: ProcessCapture) -> I64Array:
+    """First frames of the huge pages that some of its pages, mapped one by one, belong to: int64[folios], ascending."""
+    if what.pfn is None:
+        return what.folios[:0]
+    here: I64Array = np.unique(what.pfn[_folio_pages(what)].astype(np.int64) >> 9) << 9
+    return here
+
+
 def _folio_pages(what: ProcessCapture) -> BoolArray:
-    """Which pages, mapped one by one, belong to huge pages of which every frame is seen here: bool[nr_pages]."""
-    inside = np.zeros(what.nr_pages, bool)
-    if what.frame_flags is None or what.pfn is None:
-        return inside
-    wanted = np.uint64(Kpf.THP | Kpf.ANON)
-    parts = np.flatnonzero((what.frame_flags & wanted == wanted) & ~what.huge)
-    if len(parts) < PAGES_PER_BLOCK:
-        return inside
-    pfn = what.pfn[parts].astype(np.int64)
-    is_head = has(what.frame_flags[parts], Kpf.COMPOUND_HEAD)
-    blocks, block = np.unique(pfn >> 9, return_inverse=True)
-    # Whole: 512 different frames, the first of them, and no other, the head.
-    distinct = np.unique(pfn)
-    members = np.bincount(np.searchsorted(blocks, distinct >> 9), minlength=len(blocks))
-    heads = np.unique(pfn[is_head])
-    nr_heads = np.bincount(np.searchsorted(blocks, heads >> 9), minlength=len(blocks))
-    starts = np.isin(blocks << 9, heads)
-    whole = (members == PAGES_PER_BLOCK) & (nr_heads == 1) & starts
-    inside[parts[whole[block]]] = True
-    return inside
+    """Which pages, mapped one by one, belong to huge pages: bool[nr_pages]."""
+    if what.pfn is None or not len(what.folios):
+        return np.zeros(what.nr_pages, bool)
+    return what.anon & np.isin(what.pfn.astype(np.int64) >> 9, what.folios >> 9)
 
 
 def _keys(what: ProcessCapture, pfn: I64Array) -> U64Array | None:

@@ -10,12 +10,12 @@ import numpy as np
 
 from ..errors import check
 from ..gate import shown
-from ..host import Host, Mm
+from ..host import Host, Mm, _load
 from ..ksm import _takeover
 from ..layout import Frame
 from ..signatures import I64Array
 from .contents import MemoryCapture
-from .loading import MARK, load
+from .loading import MARK, folios_of, load
 from .reading import PAGES_PER_BLOCK, ProcessCapture
 
 # Frames beside those of the capture: copies that a store makes, huge zero page and the like.
@@ -91,7 +91,8 @@ def load_memory(
     merged = take_over and mark != "none"
     images = {}
     for number in _entered(what):
-        images[number] = load(parts[number], host=host, mark=mark, merged=merged)
+        images[number] = load(parts[number], host=host, mark=mark, merged=merged, together=True)
+    _load.fill_folios(host.world, np.unique(np.concatenate([folios_of(one) for one in parts])))
     _hold_for_others(host, parts)
     result = LoadedMemory(host, [images[number].mm for number in range(len(parts))], what)
     if merged:
@@ -120,7 +121,9 @@ def _renumbered(processes: list[ProcessCapture]) -> list[ProcessCapture]:
         if one.pfn is None:
             return dataclasses.replace(one)
         block = np.searchsorted(blocks, one.pfn >> np.uint64(9)).astype(np.uint64) + np.uint64(1)
-        return dataclasses.replace(one, pfn=(block << np.uint64(9)) | (one.pfn & np.uint64(PAGES_PER_BLOCK - 1)))
+        folios = (np.searchsorted(blocks, (one.folios >> 9).astype(np.uint64)) + 1) << 9
+        inside = (block << np.uint64(9)) | (one.pfn & np.uint64(PAGES_PER_BLOCK - 1))
+        return dataclasses.replace(one, pfn=inside, folios=folios)
 
     return [renumber(one) for one in processes]
 

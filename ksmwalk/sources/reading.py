@@ -20,6 +20,7 @@ from ..proc.maps import VmaRecord
 from ..proc.pagemap import Regions
 from ..proc.processes import Identity, identity, ksm_stat
 from ..signatures import BoolArray, I64Array, U16Array, U64Array
+from .folios import huge_folios
 
 PAGES_PER_BLOCK = 512
 # Records that cost about as much to read as the system call that is saved by reading them: absent pages are cheap for
@@ -53,6 +54,8 @@ class ProcessCapture:
         KPF_* bits of the frame.
     frame_counts : ndarray of uint64 or None
         Mappings of the frame in all processes.
+    folios : ndarray of int64
+        First frames of huge pages of which some frames are mapped one by one: their other frames belong to them too.
     key : ndarray of uint64 or None
         Content: 0 for a page of zeros, equal keys for equal bytes, in the order of the bytes among all that was captured
         together; `keys.UNKNOWN` where it was not read. None: contents weren't asked for.
@@ -84,6 +87,7 @@ class ProcessCapture:
     exclusive: BoolArray | None = None
     frame_flags: U64Array | None = None
     frame_counts: U64Array | None = None
+    folios: I64Array = field(default_factory=lambda: np.empty(0, np.int64))
     key: U64Array | None = None
     changes: U16Array | None = None
     identity: Identity = field(default_factory=Identity)
@@ -384,6 +388,7 @@ def _read_frame_flags(pid: int, result: ProcessCapture, pfn: I64Array, counts: b
             files.append(os.open("/proc/kpagecount", os.O_RDONLY | os.O_CLOEXEC))
         leaf = whole_blocks(result, result.huge) if result.huge.any() else None
         result.frame_flags = _flags_of_frames(files[0], pfn, leaf, pid)
+        result.folios = huge_folios(files[0], pfn.view(np.uint64), result.frame_flags, result.huge, pid)
         if counts:
             result.frame_counts = frame_records(files[1], pfn, pid)
     finally:

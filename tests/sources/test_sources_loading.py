@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 import time
 
 import hostcheck
@@ -16,6 +17,7 @@ from ksmwalk.layout import Frame, MmFlag, Vm
 from ksmwalk.proc import pagemap
 from ksmwalk.proc.frames import Kpf
 from ksmwalk.sources import VmaRecord, capture, load, process
+from ksmwalk.sources.folios import huge_folios
 from ksmwalk.sources.reading import ProcessCapture
 
 P, M = 4096, 2 << 20
@@ -187,6 +189,13 @@ def test_folios_mapped_page_by_page(heads):
     kpf = np.full(512, Kpf.THP | Kpf.ANON | Kpf.MMAP | Kpf.COMPOUND_TAIL, np.uint64)
     kpf[heads] ^= np.uint64(Kpf.COMPOUND_HEAD | Kpf.COMPOUND_TAIL)
     what.frame_flags, what.exclusive = kpf, np.ones(512, bool)
+    with tempfile.TemporaryFile() as kpageflags:
+        kpageflags.write(np.concatenate((np.zeros(first, np.uint64), kpf)).tobytes())
+        kpageflags.flush()
+        what.folios = huge_folios(kpageflags.fileno(), what.pfn, kpf, what.huge, 1)
+    # the head, and others, are mapped nowhere any more: they are there all the same
+    what = made([area(base, base + 64 * M)], [(base + 10 * P, 400, pagemap.PAGE_IS_PRESENT)], pfn=what.pfn[7:407],
+                frame_flags=kpf[7:407], exclusive=what.exclusive[7:407], folios=what.folios)  # fmt: skip
     image = load(what)
     hostcheck.check(image.host)
     together = heads == [0]

@@ -1,0 +1,177 @@
+"""The bytes of live processes, and that reading them makes nothing and moves nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from living import Living, footprint, sees_frames
+
+from ksmwalk.proc.freeze import frozen
+from ksmwalk.proc.memory import LivePages, OpenFiles
+
+P, M = 4096, 2 << 20
+needs_frames = pytest.mark.skipif(not sees_frames(), reason="needs CAP_SYS_ADMIN to see frame numbers")
+
+
+@pytest.fixture
+def child():
+    with Living() as living:
+        yield living
+
+
+def pages_of(pid, addr, files, pfn=None):
+    return LivePages(pid, np.array(addr, np.uint64), pfn, files)
+
+
+def state_of(pid):
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        return file.read().rpartition(b")")[2].split()[0].decode()
+
+
+def test_what_is_absent_is_not_read_and_not_made(child):
+    area = child.do("new(1024 * P)")
+    child.do(f"write({area} + 5 * P, 3)")
+    before = footprint(child.pid)
+    files = OpenFiles()
+    pages = pages_of(child.pid, [area + i * P for i in range(64)], files)
+    into = np.zeros((64, P), np.uint8)
+    ok = pages.read(np.arange(64), into)
+    assert np.flatnonzero(ok).tolist() == [5, 6, 7]
+    assert pages.gone == 61 and pages.made == 0 and pages.refused == 0
+    assert footprint(child.pid) == before
+    with open(f"/proc/{child.pid}/mem", "rb", buffering=0) as mem:
+        for i in (5, 6, 7):
+            mem.seek(area + i * P)
+            assert into[i].tobytes() == mem.read(P)
+    files.close()
+
+
+def test_memory_that_can_not_be_accessed_is_read_all_the_same(child):
+    area = child.do("new(4 * P)")
+    child.do(f"write({area}, 4)")
+    child.do(f"call('mprotect', {area}, 4 * P, 0)")
+    files = OpenFiles()
+    into = np.zeros((4, P), np.uint8)
+    assert pages_of(child.pid, [area + i * P for i in range(4)], files).read(np.arange(4), into).all()
+    assert into.any(axis=1).all()
+    files.close()
+
+
+@pytest.mark.parametrize("hidden", [False, True], ids=["frames seen", "frames hidden"])
+def test_pages_that_go_in_the_moment_of_the_reading_are_counted(child, monkeypatch, hidden):
+    """They are made again, empty: not to be helped, and not to be taken for contents."""
+    area = child.do("new(8 * P)")
+    child.do(f"write({area}, 8)")
+    from ksmwalk.proc import _pread
+
+    def discard_first(*args):
+        child.do(f"call('madvise', {area} + 2 * P, 2 * P, 4)")
+        return real(*args)
+
+    real = _pread.pages
+    monkeypatch.setattr(_pread, "pages", discard_first)
+    files = OpenFiles()
+    pfn = None if hidden else np.zeros(8, np.uint64)
+    pages = pages_of(child.pid, [area + i * P for i in range(8)], files, pfn)
+    ok = pages.read(np.arange(8), np.zeros((8, P), np.uint8))
+    if not hidden and not sees_frames():
+        pytest.skip("frames are hidden")
+    assert np.flatnonzero(~ok).tolist() == [2, 3]
+    assert pages.made == 2
+    files.close()
+
+
+def test_a_process_that_ends_has_no_pages(child):
+    area = child.do("new(4 * P)")
+    child.do(f"write({area}, 4)")
+    files = OpenFiles()
+    pages = pages_of(child.pid, [area], files)
+    assert pages.read(np.arange(1), np.zeros((1, P), np.uint8)).all()
+    os.kill(child.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    into = np.zeros((1, P), np.uint8)
+    assert not pages.read(np.arange(1), into).any()
+    assert pages.ended or pages.gone
+    files.close()
+
+
+def test_only_so_many_files_are_open_at_a_time(child):
+    area = child.do("new(4 * P)")
+    child.do(f"write({area}, 4)")
+    files = OpenFiles(3)
+    before = len(os.listdir("/proc/self/fd"))
+    many = [pages_of(child.pid, [area], files) for _ in range(20)]
+    for pages in many:
+        assert pages.read(np.arange(1), np.zeros((1, P), np.uint8)).all()
+        assert len(os.listdir("/proc/self/fd")) <= before + 2 * 4
+    files.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_process_is_held_still_and_goes_on(child):
+    with frozen([child.pid]) as notes:
+        assert notes == []
+        assert state_of(child.pid) == "t"
+    assert child.do("new(P)")
+
+
+def test_all_threads_are_held(child):
+    child.do("import threading, time; x = 1")
+    for _ in range(5):
+        child.do("threading.Thread(target=time.sleep, args=(60,), daemon=True).start()")
+    with frozen([child.pid]):
+        tasks = Path(f"/proc/{child.pid}/task").iterdir()
+        states = {(task / "stat").read_bytes().rpartition(b")")[2].split()[0] for task in tasks}
+        assert states == {b"t"}
+
+
+def test_who_is_stopped_already_stays_so(child):
+    os.kill(child.pid, signal.SIGSTOP)
+    while state_of(child.pid) != "T":
+        time.sleep(0.001)
+    with frozen([child.pid]) as notes:
+        assert notes == []
+    end = time.monotonic() + 2
+    while state_of(child.pid) != "T" and time.monotonic() < end:
+        time.sleep(0.001)
+    assert state_of(child.pid) == "T"
+    os.kill(child.pid, signal.SIGCONT)
+    assert child.do("new(P)")
+
+
+def test_a_signal_that_comes_meanwhile_is_not_lost(child):
+    child.do("import signal; seen = []; signal.signal(signal.SIGUSR1, lambda *a: seen.append(1)); x = 1")
+    for _ in range(20):
+        os.kill(child.pid, signal.SIGUSR1)
+        with frozen([child.pid]):
+            os.kill(child.pid, signal.SIGUSR1)
+    assert child.do("len(seen)") >= 20
+
+
+def test_who_was_held_by_somebody_that_was_killed_goes_on(child):
+    reader, writer = os.pipe()
+    holder = os.fork()
+    if not holder:
+        with frozen([child.pid]):
+            os.write(writer, b"x")
+            time.sleep(60)
+    os.read(reader, 1)
+    assert state_of(child.pid) == "t"
+    os.kill(holder, signal.SIGKILL)
+    os.waitpid(holder, 0)
+    assert child.do("new(P)")
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_process_that_is_not_there_or_not_ours_is_said():
+    with frozen([2**22 - 1]) as notes:
+        assert notes == []  # nothing to hold
+    if os.geteuid():
+        with frozen([1]) as notes:
+            assert "process 1 could not be stopped" in notes[0]

@@ -1,0 +1,161 @@
+"""Bytes to keys, against sorting the pages."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ksmwalk.sources import keys
+from ksmwalk.sources.keys import UNKNOWN, intern
+
+P = 4096
+
+
+class Held:
+    """Pages held in memory; `turn` changes some from a reading on."""
+
+    def __init__(self, pages, turn=None, lost=()):
+        self.pages = [bytes(page) for page in pages]
+        self.turn = turn or {}
+        self.lost = set(lost)
+        self.readings = [0] * len(self.pages)
+
+    @property
+    def nr_pages(self):
+        return len(self.pages)
+
+    def read(self, which, into):
+        assert (np.diff(which) > 0).all()
+        for row, i in zip(into, which.tolist(), strict=True):
+            page = self.turn[i](self.readings[i]) if i in self.turn else self.pages[i]
+            self.readings[i] += 1
+            row[:] = np.frombuffer(page, np.uint8)
+        return np.array([i not in self.lost for i in which.tolist()], bool)
+
+
+def page(at=0, text=b"", base=b"\0"):
+    whole = bytearray(base * P)
+    whole[at : at + len(text)] = text
+    return bytes(whole)
+
+
+def ranks(pages):
+    """Slowly: the place of each content among all, zeros 0."""
+    order = sorted(set(pages) - {bytes(P)})
+    return [0 if one == bytes(P) else order.index(one) + 1 for one in pages]
+
+
+# where a page differs and by what: early, late, after zeros, in one bit
+ODD = st.tuples(
+    st.sampled_from([0, 1, 7, 8, 9, 15, 16, 23, 24, 32, 63, 64, 2048, 4088, 4095]),
+    st.sampled_from([b"\0", b"\1", b"\x80", b"\xff"]),
+    st.sampled_from([b"\0", b"\0", b"x", b"\xff"]),
+)
+
+
+@given(st.lists(st.lists(ODD, max_size=40), min_size=1, max_size=4))
+def test_keys_are_the_ranks_of_the_bytes(parts):
+    parts = [[page(*one) for one in part] for part in parts]
+    found = intern([Held(part) for part in parts])
+    wanted = ranks([one for part in parts for one in part])
+    assert [int(key) for part in found.keys for key in part] == wanted
+    assert found.nr_contents == max(wanted, default=0) + 1
+    assert not any(change.any() for change in found.changes)
+
+
+@given(st.lists(ODD, max_size=40))
+def test_a_hash_that_agrees_is_not_taken_for_equal_bytes(pages):
+    pages = [page(*one) for one in pages]
+    weak = lambda secret: lambda view: [view[at] & 1 for at in range(0, len(view), P)]  # noqa: E731
+    was, keys._hasher = keys._hasher, weak
+    try:
+        found = intern([Held(pages)])
+    finally:
+        keys._hasher = was
+    assert found.keys[0].tolist() == ranks(pages)
+
+
+@pytest.mark.parametrize("together", [4, 16])
+@given(st.lists(ODD, min_size=20, max_size=60))
+def test_runs_too_long_for_memory_are_split(together, pages):
+    pages = [page(*one) for one in pages]
+    was, keys._TOGETHER = keys._TOGETHER, together
+    try:
+        found = intern([Held(pages)])
+    finally:
+        keys._TOGETHER = was
+    assert found.keys[0].tolist() == ranks(pages)
+
+
+def test_a_thousand_pages_that_begin_alike():
+    rng = np.random.default_rng(3)
+    pages = [page(at, bytes([x]), b"h") for at, x in rng.integers((64, 0), (P, 255), (1000, 2)).tolist()]
+    was, keys._TOGETHER = keys._TOGETHER, 100
+    try:
+        found = intern([Held(pages)])
+    finally:
+        keys._TOGETHER = was
+    assert found.keys[0].tolist() == ranks(pages)
+
+
+def test_a_page_that_changes_between_samples_has_the_last_content():
+    turning = Held([page(), page(0, b"a"), page(0, b"a")], {0: lambda n: page(0, b"b" if n else b"c")})
+    found = intern([turning], samples=2)
+    assert found.keys[0].tolist() == [2, 1, 1]
+    assert found.changes[0].tolist() == [1, 0, 0]
+    assert found.comparisons == 1
+
+
+def test_a_page_that_changes_while_it_is_compared_is_equal_to_nobody():
+    same = page(0, b"a")
+    for turning in (0, 1, 2):  # the first of its group, which the others are compared with, too
+        pages = Held([same, same, same], {turning: lambda n: page(0, b"z") if n else same})
+        found = intern([pages])
+        assert found.changes[0].tolist() == [int(i == turning) for i in range(3)]
+        others = [int(key) for i, key in enumerate(found.keys[0]) if i != turning]
+        assert others[0] == others[1] != int(found.keys[0][turning])
+
+
+def test_pages_that_could_not_be_read_have_no_key():
+    found = intern([Held([page(0, b"a"), page(0, b"a"), page(0, b"b")], lost=[1])], samples=2)
+    assert found.keys[0].tolist() == [1, UNKNOWN, 2]
+
+
+def test_nothing_to_read():
+    assert intern([]).nr_contents == 1
+    assert intern([Held([])]).keys[0].tolist() == []
+
+
+def test_a_secret_numbers_contents_by_their_hashes():
+    pages = [page(0, bytes([i])) for i in (5, 3, 9, 3, 0)]
+    one = intern([Held(pages)], secret=b"s" * 16)
+    assert (one.keys[0] == 0).tolist() == [False, False, False, False, True]
+    digest = {
+        int(key): hashlib.blake2b(bytes(content), digest_size=16, key=b"s" * 16).digest()
+        for key, content in zip(one.keys[0], pages, strict=True)
+    }
+    for key, wanted in digest.items():
+        assert one.digests[key].astype(">u8").tobytes() == wanted
+    assert one.keys[0][1] == one.keys[0][3]
+    # the same contents elsewhere are found by their digests, and by them alone
+    other = intern([Held(pages[2:])], secret=b"s" * 16)
+    assert other.digests[int(other.keys[0][0])].tolist() == one.digests[int(one.keys[0][2])].tolist()
+    assert intern([Held(pages)], secret=b"t" * 16).digests[1:].tolist() != one.digests[1:].tolist()
+
+
+def test_without_xxhash_it_is_the_same(monkeypatch):
+    import sys
+
+    pages = [page(0, bytes([i])) for i in (5, 3, 9, 3, 0)]
+    monkeypatch.setitem(sys.modules, "xxhash", None)
+    assert intern([Held(pages)]).keys[0].tolist() == ranks(pages)
+
+
+def test_progress_comes_to_its_end():
+    told = []
+    intern([Held([page(0, b"a")] * 700)], progress=lambda *row: told.append(row))
+    assert ("reading 1", 700, 700) in told and ("comparing", 700, 700) in told
