@@ -18,6 +18,7 @@ from ..layout import PAGE_SIZE, Frame
 from ..signatures import I64Array, RecordArray
 from ..sources.contents import MemoryCapture
 from ..sources.memory import LoadedMemory, load_memory
+from .changing import band, run_changing, write_rates
 from .costs import WORK_DTYPE, Costs, ksmd_seconds
 from .domains import DOMAINS, in_domains
 from .shares import freed_by_vma, shares
@@ -67,9 +68,14 @@ class Estimate:
 
     Attributes
     ----------
-    expected, lower, upper : Outcome
-        With the pages as they were read; with those that change never merged; with those that change as if they stood
-        still. Where frames could not be seen, lower also takes equal pages at equal addresses as shared by fork already.
+    expected : Outcome
+        With the pages as they were read, as if they stood still from then on.
+    lower, upper : dict of str to int
+        Counters. Of memory that stands still those of `expected`; where pages change, what nine of ten moments lie
+        between, while they go on changing as they did (`changing`). Where frames could not be seen, lower also takes equal
+        pages at equal addresses as shared by fork already.
+    moving : dict of str to int
+        Mean of the counters while pages change; empty where none does.
     mark : str
         "marked" or "all": what was taken to have asked for merging.
     domain : str
@@ -86,8 +92,9 @@ class Estimate:
     """
 
     expected: Outcome
-    lower: Outcome
-    upper: Outcome
+    lower: dict[str, int]
+    upper: dict[str, int]
+    moving: dict[str, int]
     mark: str
     domain: str
     knobs: dict[str, Any]
@@ -102,8 +109,9 @@ class Estimate:
             "as": self.mark,
             "domain": self.domain,
             "expected": self.expected.counters,
-            "lower": self.lower.counters,
-            "upper": self.upper.counters,
+            "lower": self.lower,
+            "upper": self.upper,
+            "moving": self.moving,
             "by_process": self.expected.by_process,
             "by_mapping": self.expected.by_mapping,
             "by_user": self.grouped("uid"),
@@ -211,20 +219,20 @@ def estimate(
 
     expected, loaded = run(what, counted=True)
     notes += loaded.notes
-    lower = upper = expected
+    result = Estimate(expected, expected.counters, expected.counters, {}, mark, domain, _shown_knobs(tunables), {}, capture, notes)
+    result.cost = _cost(expected, costs, result.knobs)
     if changing_pages(capture):
-        lower, _ = run(_without_changing(what))
+        result.lower, result.moving, result.upper = _while_changing(what, loaded, expected, result.cost, lambda: run(what)[1], each)
         notes.append(
-            f"{changing_pages(capture):,} pages changed between two readings: the lower figures are without them."
+            f"{changing_pages(capture):,} pages changed between two readings {capture.seconds_between:.3g} s apart: the "
+            f"lower and upper figures are with them changing on."
         )
     if not capture.frames_seen:
-        lower = run(_forked(_without_changing(what)))[0]
+        result.lower = {**result.lower, **_less(run(_forked(what))[0].counters, result.lower)}
         notes.append(
             "Frames can't be seen here: what processes share by fork already would not be freed again. The lower figures "
             "take equal pages at equal addresses of two processes as shared already."
         )
-    result = Estimate(expected, lower, upper, mark, domain, _shown_knobs(tunables), {}, capture, notes)
-    result.cost = _cost(expected, costs, result.knobs)
     result.seconds = time.perf_counter() - start
     return result
 
@@ -279,19 +287,31 @@ def changing_pages(capture: MemoryCapture) -> int:
     return sum(int(np.count_nonzero(one.changes)) for one in capture.processes if one.changes is not None)
 
 
-def _without_changing(capture: MemoryCapture) -> MemoryCapture:
-    """The same with every changing page of its own content."""
-    some: list[Any] = []
-    last = capture.nr_contents
-    for one in capture.processes:
-        key = one.key
-        if key is not None and one.changes is not None and one.changes.any():
-            here = np.flatnonzero(one.changes)
-            key = key.copy()
-            key[here] = np.arange(last, last + len(here), dtype=np.uint64)
-            last += len(here)
-        some.append(dataclasses.replace(one, key=key))
-    return dataclasses.replace(capture, processes=some, nr_contents=last)
+def _while_changing(
+    what: MemoryCapture,
+    loaded: LoadedMemory,
+    expected: Outcome,
+    cost: dict[str, Any],
+    again: Callable[[], LoadedMemory],
+    each: Callable[[int], object],
+) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
+    """Counters while pages change: (lower, mean, upper); `loaded` is in its steady state, `again` makes another one."""
+    frames = int(expected.steady.rows["frames_used"][0])
+    already = expected.counters["freed_bytes"] - expected.counters["freed_more_bytes"]
+    frames += already // PAGE_SIZE
+    bands = []
+    for spread in (False, True) if what.samples == 2 else (True,):
+        memory = loaded if not bands else again()
+        rows = run_changing(memory, write_rates(what, spread), cost["seconds_per_scan"], each=each)
+        bands.append(band(rows, frames, PAGE_SIZE))
+    mean = {name: round(sum(one[1][name] for one in bands) / len(bands)) for name in bands[0][1]}
+    low = {name: min(one[0][name] for one in bands) for name in mean}
+    high = {name: max(one[2][name] for one in bands) for name in mean}
+    return expected.counters | low, mean, expected.counters | high
+
+
+def _less(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
+    return {name: min(value, other[name]) for name, value in one.items() if name in other}
 
 
 def _forked(capture: MemoryCapture) -> MemoryCapture:
