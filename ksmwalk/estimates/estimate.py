@@ -162,6 +162,7 @@ def estimate(
     domain: str = "all",
     costs: Costs | None = None,
     take_over: bool = True,
+    changing: bool = True,
     each: Callable[[int], object] = lambda scans: None,
 ) -> Estimate:
     """Estimate what merging captured memory would free, and what it would cost.
@@ -180,6 +181,8 @@ def estimate(
         What ksmd's work costs; by default what was measured on this machine, else stored ones.
     take_over : bool
         Go on from what KSM has merged already; else as if it had not run.
+    changing : bool
+        Look for the lower and upper figures of pages that change, which takes some twenty scans more.
     each : callable of int
         Told the number of full scans made, for progress.
 
@@ -220,8 +223,8 @@ def estimate(
     expected, loaded = run(what, counted=True)
     notes += loaded.notes
     result = Estimate(expected, expected.counters, expected.counters, {}, mark, domain, _shown_knobs(tunables), {}, capture, notes)
-    result.cost = _cost(expected, costs, result.knobs)
-    if changing_pages(capture):
+    result.cost = cost_of(expected, costs, result.knobs)
+    if changing and changing_pages(capture):
         result.lower, result.moving, result.upper = _while_changing(what, loaded, expected, result.cost, lambda: run(what)[1], each)
         notes.append(
             f"{changing_pages(capture):,} pages changed between two readings {capture.seconds_between:.3g} s apart: the "
@@ -408,8 +411,22 @@ def _broken(host: Host) -> int:
     return max(0, int(frames.mapcount[merged].sum()) - len(merged) + host.ksm.ksm_zero_pages) * PAGE_SIZE
 
 
-def _cost(outcome: Outcome, costs: Costs, knobs: Mapping[str, Any]) -> dict[str, Any]:
-    """Passes, time and memory that it takes to get there."""
+def cost_of(outcome: Outcome, costs: Costs, knobs: Mapping[str, Any]) -> dict[str, Any]:
+    """Passes, time and memory that it takes to get there.
+
+    Parameters
+    ----------
+    outcome : Outcome
+        With its `work`.
+    costs : Costs
+    knobs : mapping
+        pages_to_scan and sleep_millisecs have a bearing.
+
+    Returns
+    -------
+    dict
+        As `Estimate.cost`.
+    """
     work = outcome.work
     cpu = ksmd_seconds(work, costs) if len(work) else np.zeros(0)
     batches = work["visits"] / max(1, knobs["pages_to_scan"])
