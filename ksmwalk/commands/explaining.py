@@ -29,7 +29,7 @@ PREDICTED_COUNTERS = (
 )  # fmt: skip
 
 
-def moments(root: Path, seconds: float, ksmd: int | None, steps: Iterable[int]) -> list[Moment]:
+def moments(root: Path, seconds: float, ksmd: int | None, steps: Sequence[int], shown: Iterable[int]) -> list[Moment]:
     """Look at ksmd's counters again and again for some seconds.
 
     Parameters
@@ -37,13 +37,14 @@ def moments(root: Path, seconds: float, ksmd: int | None, steps: Iterable[int]) 
     root : Path
     seconds : float
     ksmd : int or None
-    steps : iterable of int
+    steps : sequence of int
         0, 1, 2, ... as many as looks are wanted after the first.
+    shown : iterable of int
+        The same numbers, through what shows how far it has come.
     """
     found = [read_moment(root, ksmd)]
-    begin, numbers = found[0].at, list(steps) if not isinstance(steps, Sequence) else steps
-    for number in steps:
-        time.sleep(max(0.0, begin + seconds * (number + 1) / len(numbers) - time.monotonic()))
+    for number in shown:
+        time.sleep(max(0.0, found[0].at + seconds * (number + 1) / len(steps) - time.monotonic()))
         found.append(read_moment(root, ksmd))
     return found
 
@@ -74,7 +75,7 @@ def pace(seen: Sequence[Moment]) -> dict[str, Any]:
         out["passes"] = max(0, last.full_scans - first.full_scans)
     if first.met is None or last.met is None or first.pages_scanned is None or last.pages_scanned is None:
         return out
-    met = last.met - first.met
+    met = max(0, last.met - first.met)
     out["visits_per_second"] = (last.pages_scanned - first.pages_scanned) / out["seconds"]
     out["met_per_second"] = met / out["seconds"]
     out["skipped_share"] = 1 - (last.pages_scanned - first.pages_scanned) / met if met > 0 else None
@@ -172,10 +173,12 @@ def _idle(state: KsmState, seen: dict[str, Any]) -> str | None:
         return "unknown" if run is None else "stopped" if run == 0 else "unmerged"
     if state.number("pages_to_scan") == 0:
         return "pages_to_scan"
-    if seen["met_per_second"] or seen["passes"] or seen["met_per_second"] is None:
+    if seen["met_per_second"] or seen["passes"]:
         return None
     if not any(one.marked for one in state.processes) and not state.refused:
         return "nothing marked"
+    if seen["met_per_second"] is None:
+        return None
     if (state.number("sleep_millisecs") or 0) / 1000 >= seen["seconds"]:
         return "between batches"
     return "asleep"

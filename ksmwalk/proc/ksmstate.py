@@ -23,7 +23,7 @@ __all__ = ["KsmProcess", "KsmState", "Moment", "default_text", "read_ksm_state",
 _KSM = "sys/kernel/mm/ksm"
 # A file of sysfs is a page at most; one of /proc about a process that holds more than this is not what we look for.
 _MOST_TEXT = 1 << 16
-_NUMBER = re.compile(rb"-?[0-9]{1,20}")
+_NUMBER = re.compile(rb"-?[0-9]{1,20}")  # general_profit may be negative
 _FIELD = re.compile(rb"^(ksm_\w{1,40})[: ]+(-?[0-9]{1,20}|yes|no)$", re.M)
 # comm may hold anything, brackets too: fields are counted from the last one; numbers of `stat` in proc(5), less 3
 _PPID, _UTIME, _STIME, _STARTTIME = 1, 11, 12, 19
@@ -192,7 +192,7 @@ def _files(directory: Path, state: KsmState) -> None:
         if name in sysfs.KNOBS and isinstance(sysfs.KNOBS[name], sysfs.Choice):
             good = chosen[1] if chosen else None
         else:
-            good = text if _NUMBER.fullmatch(text) else None
+            good = text if _NUMBER.fullmatch(text) and (name == "general_profit" or text[:1] != b"-") else None
         if good is None:
             state.odd.append(f"{directory / name} holds {shown(text[:40])}")
         elif name in sysfs.KNOBS:
@@ -332,7 +332,11 @@ def _process(directory: Path, pid: int, name: str, fields: list[int]) -> KsmProc
         marked = stat["ksm_mergeable"] == b"yes"
     else:
         marked = stat.get("ksm_merge_any") == b"yes" or b"\nVmFlags:" in (text := _smaps(directory)) and _any_marked(text)
-    numbers = {key: int(word) for key, word in stat.items() if word not in (b"yes", b"no")}
+    numbers = {
+        key: int(word)
+        for key, word in stat.items()
+        if word not in (b"yes", b"no") and (key == "ksm_process_profit" or not word.startswith(b"-"))
+    }
     if "ksm_merging_pages" not in numbers:
         # before Linux 6.8 or so a file of its own
         try:
