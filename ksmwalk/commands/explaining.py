@@ -233,11 +233,7 @@ def hidden(state: KsmState) -> dict[str, Any]:
         over += sum(mapped) - max(mapped)
     counters = state.counters
     over = min(over, counters.get("pages_sharing", 0) + counters.get("ksm_zero_pages", 0))
-    owed = [
-        one.merging_pages - one.ksm_pages
-        for one in state.processes
-        if one.merging_pages is not None and one.ksm_pages is not None
-    ]
+    owed = [one.owed for one in state.processes if one.owed is not None]
     shared, sharing = counters.get("pages_shared", 0), counters.get("pages_sharing")
     return {
         "forked": sum(map(len, several)),

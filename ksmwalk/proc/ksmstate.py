@@ -6,6 +6,7 @@ everybody to look into. What can't be had is None or missing, never 0.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 import time
@@ -57,6 +58,9 @@ class KsmProcess:
         Anonymous pages present in marked areas: those that ksmd visits in a pass. None if not looked at.
     ksm_pages : int or None
         Mappings of KSM pages in marked areas, as they are now. None if not looked at, or on kernels that don't show them.
+    owed : int or None
+        merging_pages less ksm_pages: more than 0 are pages that were written to or unmapped and not visited since, less
+        than 0 mappings that fork made and no visit has counted. Of the counts before and after the look the nearer to 0.
     family : tuple of int
         Equal in processes that fork, and not exec, made from one another; empty if unknown.
 
@@ -77,6 +81,7 @@ class KsmProcess:
     marked: bool = False
     marked_pages: int | None = None
     ksm_pages: int | None = None
+    owed: int | None = None
     family: tuple[int, ...] = ()
 
 
@@ -318,31 +323,20 @@ def _every_process(
             one = _with_memory(directory, one)
             state.seconds += time.perf_counter() - began
         elif before is not None and before.start_time == one.start_time:
-            one = _detailed(one, before.marked_pages, before.ksm_pages)
+            one = dataclasses.replace(
+                one, marked_pages=before.marked_pages, ksm_pages=before.ksm_pages, owed=before.owed
+            )
         yield one
 
 
 def _process(directory: Path, pid: int, name: str, fields: list[int]) -> KsmProcess | None:
     """One process, or None if KSM has nothing to do with it."""
-    try:
-        stat = {key.decode(): word for key, word in _FIELD.findall(_read(directory / "ksm_stat"))}
-    except FileNotFoundError:
-        stat = {}
+    stat = _ksm_stat(directory)
     if "ksm_mergeable" in stat:
         marked = stat["ksm_mergeable"] == b"yes"
     else:
-        marked = stat.get("ksm_merge_any") == b"yes" or b"\nVmFlags:" in (text := _smaps(directory)) and _any_marked(text)
-    numbers = {
-        key: int(word)
-        for key, word in stat.items()
-        if word not in (b"yes", b"no") and (key == "ksm_process_profit" or not word.startswith(b"-"))
-    }
-    if "ksm_merging_pages" not in numbers:
-        # before Linux 6.8 or so a file of its own
-        try:
-            numbers["ksm_merging_pages"] = int(_read(directory / "ksm_merging_pages"))
-        except (OSError, ValueError):
-            pass
+        marked = stat.get("ksm_merge_any") == b"yes" or _any_marked(_smaps(directory))
+    numbers = _numbers(directory, stat)
     if not marked and not any(numbers.get(f"ksm_{what}") for what in ("rmap_items", "merging_pages", "zero_pages")):
         return None
     items, merging = numbers.get("ksm_rmap_items"), numbers.get("ksm_merging_pages")
@@ -363,6 +357,29 @@ def _process(directory: Path, pid: int, name: str, fields: list[int]) -> KsmProc
         marked,
         family=_family(fields),
     )
+
+
+def _ksm_stat(directory: Path) -> dict[str, bytes]:
+    try:
+        return {key.decode(): word for key, word in _FIELD.findall(_read(directory / "ksm_stat"))}
+    except FileNotFoundError:
+        return {}
+
+
+def _numbers(directory: Path, stat: Mapping[str, bytes] | None = None) -> dict[str, int]:
+    """The numbers that KSM keeps of a process."""
+    numbers = {
+        key: int(word)
+        for key, word in (stat if stat is not None else _ksm_stat(directory)).items()
+        if word not in (b"yes", b"no") and (key == "ksm_process_profit" or not word.startswith(b"-"))
+    }
+    if "ksm_merging_pages" not in numbers:
+        # a file of its own in Linux 6.1
+        with contextlib.suppress(OSError):
+            text = _read(directory / "ksm_merging_pages").strip()
+            if text.isdigit() and len(text) <= 20:
+                numbers["ksm_merging_pages"] = int(text)
+    return numbers
 
 
 def _smaps(directory: Path) -> bytes:
@@ -403,17 +420,15 @@ def _with_memory(directory: Path, one: KsmProcess) -> KsmProcess:
     try:
         text = _smaps(directory)
         areas = [vma for vma in parse_smaps(text) if vma.mergeable]
+        after = _numbers(directory).get("ksm_merging_pages")
     except (OSError, ValueError):
         return one
-    # a kernel without the line would show no KSM page anywhere
-    shows_ksm = b"\nKSM:" in text
-    return _detailed(
-        one,
-        sum(vma.anonymous for vma in areas) // PAGE_SIZE,
-        sum(vma.ksm for vma in areas) // PAGE_SIZE if shows_ksm else None,
-    )
-
-
-def _detailed(one: KsmProcess, marked_pages: int | None, ksm_pages: int | None) -> KsmProcess:
-    """The same process with what its mappings showed."""
-    return dataclasses.replace(one, marked_pages=marked_pages, ksm_pages=ksm_pages)
+    marked_pages = sum(vma.anonymous for vma in areas) // PAGE_SIZE
+    if b"\nKSM:" not in text:
+        # a kernel without the line
+        return dataclasses.replace(one, marked_pages=marked_pages)
+    ksm_pages, owed = sum(vma.ksm for vma in areas) // PAGE_SIZE, None
+    if one.merging_pages is not None and after is not None:
+        low, high = sorted((one.merging_pages, after))
+        owed = max(0, low - ksm_pages) or min(0, high - ksm_pages)
+    return dataclasses.replace(one, marked_pages=marked_pages, ksm_pages=ksm_pages, owed=owed)
