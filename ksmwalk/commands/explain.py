@@ -201,7 +201,8 @@ def _watch(
             first = False
             seen = looking.pace()
             _put(args, looking.state, seen, prediction)
-            if not args.json:
+            # a service that keeps the file fresh has nobody to read the words
+            if not args.json and (screen.terminal or args.openmetrics is None):
                 display(_drawn(screen, looking.state, seen, prediction))
 
 

@@ -158,9 +158,8 @@ def _cost(state: KsmState) -> Iterator[str]:
     if not items:
         yield "nothing: no page has been looked at."
         return
-    yield f"{report.size(money['rmap_items'])}: {_many(items, 'rmap_item')} of {sysfs.RMAP_ITEM_SIZE} bytes"
-    if money["nodes"]:
-        yield f"and about {report.size(money['nodes'])} for stable nodes,"
+    nodes = f" and about {report.size(money['nodes'])} for stable nodes" if money["nodes"] else ""
+    yield f"{report.size(money['rmap_items'])}: {_many(items, 'rmap_item')} of {sysfs.RMAP_ITEM_SIZE} bytes{nodes},"
     said = "general_profit" if "general_profit" in state.counters else "worked out, this kernel does not say"
     if money["profit"] < 0:
         yield f"which is more than is saved: the profit ({said}) is {report.size(money['profit'])}."
@@ -206,14 +205,15 @@ def _end_of_pass(state: KsmState, seen: dict[str, Any], scan: dict[str, Any]) ->
     if scan["idle"] == "between batches":
         yield f"It slept all the {report.duration(seen['seconds'])} looked at; by the tunables:"
     if scan["left"] is not None:
-        share = f"{scan['done'] / scan['pages']:.0%} done, " if scan["pages"] else ""
-        yield f"{share}it ends in about {report.duration(scan['left'])} (a pass takes {report.duration(scan['seconds'])})."
+        share = f"is {scan['done'] / scan['pages']:.0%} done and " if scan["pages"] else ""
+        takes = f" (a pass takes {report.duration(scan['seconds'])})" if scan["seconds"] is not None else ""
+        yield f"This one {share}ends in about {report.duration(scan['left'])}{takes}."
     elif scan["seconds"] is not None:
         ended = f", {seen['passes']} ended in {report.duration(seen['seconds'])}" if seen["passes"] else ""
         pace = "by the tunables, or more" if scan["rate_from"] == "tunables" else "at this pace"
         yield f"It takes about {report.duration(scan['seconds'])} {pace}{ended}."
         if not ended:
-            yield "How far it is no kernel shows; --watch knows once one has ended."
+            yield "How far this one is no kernel shows; --watch knows once one has ended."
 
 
 def _pages_from(scan: dict[str, Any]) -> str:

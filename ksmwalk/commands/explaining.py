@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -22,6 +21,8 @@ from .report import printable
 # what a stable node takes in Linux 6.18 on x86-64, as the kernel's slab shows it
 STABLE_NODE_SIZE = 64
 _MOST_ESTIMATE = 1 << 28
+# more bytes than any machine can have; neither infinite nor no number
+_MOST_FIGURE = 1 << 100
 #: of a prediction: what the counters show beside it as they stand
 PREDICTED_COUNTERS = (
     "general_profit", "pages_sharing", "pages_shared", "pages_unshared", "pages_volatile", "ksm_zero_pages",
@@ -144,7 +145,7 @@ def scan_pass(state: KsmState, seen: dict[str, Any]) -> dict[str, Any]:
         "number": None if full is None else full + 1, "idle": _idle(state, seen), "pages": pages, "pages_from": source,
         "complete": not state.refused, "done": None, "rate": None, "rate_from": None, "seconds": None, "left": None,
     }  # fmt: skip
-    if seen["pass_pages"]:
+    if seen["pass_pages"] and (source != "mappings" or state.refused):
         out.update(pages=seen["pass_pages"], pages_from="last pass", complete=True)
     if full == 0:
         out["done"] = state.rmap_items
@@ -170,7 +171,7 @@ def _idle(state: KsmState, seen: dict[str, Any]) -> str | None:
     """Why nothing is scanned: None if it is, or nobody looked."""
     run = state.number("run")
     if run != 1:
-        return "unknown" if run is None else "stopped" if run == 0 else "unmerged"
+        return {0: "stopped", 2: "unmerged"}.get(-1 if run is None else run, "unknown")
     if state.number("pages_to_scan") == 0:
         return "pages_to_scan"
     if seen["met_per_second"] or seen["passes"]:
@@ -280,7 +281,7 @@ def read_prediction(path: str) -> dict[str, dict[str, float]]:
             value = data[band].get(key)
             if value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= _MOST_FIGURE:
                 raise ValueError(f'{name}: "{band}"."{key}" is no number: {printable(repr(value))[:60]}')
             out[band][key] = value
     if not out["expected"]:
