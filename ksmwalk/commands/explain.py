@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ..proc.frames import ksm_frames
 from ..proc.ksmstate import KsmProcess, KsmState, Moment, read_ksm_state
 from . import explain_text, explaining, openmetrics, report
 from .codes import FINE, UNUSABLE, complain
@@ -62,6 +63,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="write metrics for a node exporter's textfile collector, which reads *.prom, and nothing else "
         "(but with --watch or --json)",
     )  # fmt: skip
+    parser.add_argument(
+        "--frames", action="store_true",
+        help="count the KSM pages that there are in fact (root; a quarter of a second for every 4 GiB of the machine)",
+    )  # fmt: skip
     parser.add_argument("--predicted", metavar="FILE", help="compare with an estimate (`ksmwalk estimate --json`)")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument("--root", default="/", help=argparse.SUPPRESS)
@@ -83,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     if args.watch is not None and args.watch < _PACE:
         raise ValueError(f"--watch {args.watch:g}: at least {_PACE:g} seconds are needed")
     prediction = explaining.read_prediction(args.predicted) if args.predicted is not None else None
-    looking = Looking(Path(args.root))
+    looking = Looking(Path(args.root), args.frames)
     if not looking.state.available:
         complain("ksmwalk explain", "this kernel has no KSM (no /sys/kernel/mm/ksm)")
         return UNUSABLE
@@ -103,6 +108,8 @@ class Looking:
     Parameters
     ----------
     root : Path
+    frames : bool
+        Whether to count frames.
 
     Attributes
     ----------
@@ -110,15 +117,17 @@ class Looking:
         As it was last.
     """
 
-    def __init__(self, root: Path):
+    def __init__(self, root: Path, frames: bool = False):
         self.root = root
+        self.frames = frames
+        self._counted: tuple[int, int] | None = None
         self.seen: list[Moment] = []
         self._since = 0
         self._memory_at = -math.inf
         self._known: dict[int, KsmProcess] = {}
         self._memory_seconds = 0.0
         # who ksmd is must be known before its time is taken
-        self.state: KsmState = self._read()
+        self.state: KsmState = read_ksm_state(root)
 
     def look(self, seconds: float, visible: bool = False) -> None:
         """Watch ksmd for some seconds, then read everything."""
@@ -152,6 +161,11 @@ class Looking:
         now = time.monotonic()
         memory = now - self._memory_at >= self._memory_seconds / _MEMORY_SHARE
         state = read_ksm_state(self.root, memory=memory, known=self._known)
+        if memory and self.frames and state.available:
+            began = time.perf_counter()
+            self._counted = ksm_frames(self.root)
+            state.seconds += time.perf_counter() - began
+        state.frames = self._counted
         if memory:
             self._memory_at, self._memory_seconds = time.monotonic(), state.seconds
             self._known = {one.pid: one for one in state.processes}

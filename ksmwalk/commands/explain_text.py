@@ -281,6 +281,15 @@ def _hidden(state: KsmState) -> Iterator[str]:
         )
     if unsaid["unvisited"]:
         yield f"{_many(unsaid['unvisited'], 'mapping')} of KSM pages made by fork are in no counter yet."
+    if unsaid["frames"] is not None:
+        gone = f" ({report.count(unsaid['stale'])} fewer than pages_shared, gone)" if unsaid["stale"] else ""
+        beyond = max(0, unsaid["frame_mappings"] - unsaid["frames"])
+        yield (
+            f"In fact there are {_many(unsaid['frames'], 'KSM page')}{gone}, with {_many(beyond, 'mapping')} beyond the "
+            f"first ({report.size(beyond * PAGE_SIZE)})."
+        )
+    elif state.frames is not None:
+        yield "How many KSM pages there are in fact can't be told: this kernel calls other anonymous pages KSM's too."
     if unsaid["broken"] is None:
         yield "pages_shared and pages_sharing lag: a page written to counts as merged until the pass comes by."
 

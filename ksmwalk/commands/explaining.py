@@ -20,6 +20,8 @@ from .report import printable
 
 # what a stable node takes in Linux 6.18 on x86-64, as the kernel's slab shows it
 STABLE_NODE_SIZE = 64
+# KSM pages beyond pages_shared are those that no process but an unvisited fork maps: never so many
+_TOO_MANY = 10
 _MOST_ESTIMATE = 1 << 28
 # more bytes than any machine can have; neither infinite nor no number
 _MOST_FIGURE = 1 << 100
@@ -216,7 +218,9 @@ def hidden(state: KsmState) -> dict[str, Any]:
     dict
         forked: processes that fork made of one another; fork_bytes: so much of what counts as saved at most was shared
         by fork before; broken: pages that are counted as merged and are not any more; unvisited: mappings of KSM pages
-        that fork made and no counter has yet, both None if nobody's mappings were looked at; extra_pages: KSM pages
+        that fork made and no counter has yet, both None if nobody's mappings were looked at; frames, frame_mappings: KSM
+        pages that there are and their mappings, and stale: those in pages_shared that are gone, all None if frames were
+        not looked at or the kernel calls others KSM's; extra_pages: KSM pages
         spent again on contents that have one, for the sharing limit; sharers: mappings per KSM page on average.
 
     Models: Linux 6.18. Differs: kernels that let a child begin with its parent's ksm_merging_pages (6.1 to 6.16) show
@@ -236,11 +240,17 @@ def hidden(state: KsmState) -> dict[str, Any]:
     over = min(over, counters.get("pages_sharing", 0) + counters.get("ksm_zero_pages", 0))
     owed = [one.owed for one in state.processes if one.owed is not None]
     shared, sharing = counters.get("pages_shared", 0), counters.get("pages_sharing")
+    frames, mappings = state.frames or (None, None)
+    if frames is not None and frames > _TOO_MANY * max(shared, _TOO_MANY):
+        frames = mappings = None
     return {
         "forked": sum(map(len, several)),
         "fork_bytes": over * PAGE_SIZE,
         "broken": sum(max(0, pages) for pages in owed) if owed else None,
         "unvisited": sum(max(0, -pages) for pages in owed) if owed else None,
+        "frames": frames,
+        "frame_mappings": mappings,
+        "stale": None if frames is None else max(0, shared - frames),
         "extra_pages": max(0, counters.get("stable_node_dups", 0) - counters.get("stable_node_chains", 0)),
         "sharers": (shared + sharing) / shared if shared and sharing is not None else None,
     }

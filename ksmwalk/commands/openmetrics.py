@@ -108,6 +108,8 @@ def _worked_out(state: KsmState, seen: dict[str, Any]) -> list[str]:
         ("broken_pages", "Pages counted as merged that are not any more, in the processes that could be looked into.",
          unsaid["broken"]),
         ("extra_pages", "KSM pages spent again on contents that have one, for the sharing limit.", unsaid["extra_pages"]),
+        ("frames", "KSM pages that there are in fact.", unsaid["frames"]),
+        ("frame_mappings", "Mappings of the KSM pages that there are.", unsaid["frame_mappings"]),
         ("limit_pages_per_second", "Pages a second that the tunables let ksmd visit at most.", limit(state)),
         ("visits_per_second", "Pages a second that ksmd visited just now.", seen["visits_per_second"]),
         ("cpu_ratio", "CPU time of ksmd just now, 1 is one CPU.", seen["cpu_share"]),

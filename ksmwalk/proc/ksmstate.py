@@ -129,8 +129,10 @@ class KsmState:
         Processes that this user may not ask.
     ksmd : int or None
         The number of ksmd, if it runs.
+    frames : (int, int) or None
+        From `frames.ksm_frames`, where it was asked for: KSM pages that there are, and their mappings.
     seconds : float
-        How long it took to look at the processes' memory (smaps); 0 if it was not asked for.
+        How long it took to look at the processes' memory (smaps) and at frames; 0 if it was not asked for.
 
     Models: `/sys/kernel/mm/ksm` and `/proc/PID/ksm_stat` of Linux 5.10 to 7.3, each with the files it has.
     Differs: the counters are not of one instant: ksmd may go on while one is read after the other.
@@ -143,6 +145,7 @@ class KsmState:
     processes: list[KsmProcess] = field(default_factory=list)
     refused: int = 0
     ksmd: int | None = None
+    frames: tuple[int, int] | None = None
     seconds: float = 0.0
 
     def number(self, name: str) -> int | None:

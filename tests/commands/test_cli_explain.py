@@ -64,6 +64,18 @@ def test_what_the_counters_hide_is_said_with_figures(machine, capsys):
     assert "!: 1 process pays more for rmap_items than is saved: 277.4 KiB in all." in said
 
 
+def test_frames_are_counted_when_asked_for(machine, capsys):
+    machine.frames({pfn: 3 for pfn in range(1150)}, others=2000)
+    assert "in fact" not in words(machine, capsys).lower()
+    said = words(machine, capsys, "--frames")
+    assert "In fact there are 1,150 KSM pages (50 fewer than pages_shared, gone), with 2,300 mappings beyond" in said
+    machine.frames({pfn: 1 for pfn in range(20_000)}, others=20_000)
+    assert "can't be told: this kernel calls other anonymous pages KSM's too" in words(machine, capsys, "--frames")
+    (machine.proc / "kpageflags").unlink()
+    assert cli.main(["explain", "--root", str(machine.path), "--interval", "0", "--frames"]) == 2
+    assert "kpageflags: No such file" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("width", [80, 50, 49, 40, 20])
 def test_sentences_fit_the_terminal(machine, capsys, monkeypatch, width):
     monkeypatch.setenv("COLUMNS", str(width))
@@ -248,9 +260,8 @@ def test_the_real_ksmd_is_told_as_it_is():
                 child.do(f"call('madvise', {area}, 300 * P, MERGEABLE)")
             knobs.write("pages_to_scan", 200)
             knobs.write("run", 1)
-            done = subprocess.run(
-                [sys.executable, "-m", "ksmwalk", "explain", "--json", "--interval", "2"], capture_output=True, text=True
-            )
+            command = [sys.executable, "-m", "ksmwalk", "explain", "--json", "--interval", "2", "--frames"]
+            done = subprocess.run(command, capture_output=True, text=True)
     except knobs.KernelUnavailable as reason:
         pytest.skip(str(reason))
     assert done.returncode == 0, done.stderr
@@ -260,5 +271,6 @@ def test_the_real_ksmd_is_told_as_it_is():
     assert {row["pid"]: (row["merging_pages"], row["ksm_pages"], row["owed"]) for row in got["processes"]} == {
         one.pid: (300, 300, 0), two.pid: (300, 300, 0),
     }  # fmt: skip
+    assert (got["hidden"]["frames"], got["hidden"]["frame_mappings"], got["hidden"]["stale"]) == (300, 600, 0)
     assert got["pass"]["pages"] == 600 and got["pace"]["passes"] > 2 and 0 <= got["pass"]["done"] <= 600
     assert got["pace"]["cpu_share"] > 0 and got["changed_knobs"]["pages_to_scan"] == {"value": "200", "default": "100"}

@@ -164,6 +164,23 @@ def test_pages_spent_for_the_sharing_limit_are_those_beyond_the_first(machine):
     assert got["extra_pages"] == 2 and got["sharers"] == pytest.approx(20 / 3)
 
 
+@pytest.mark.parametrize(
+    ("frames", "expected"),
+    [
+        (None, (None, None, None)),
+        ((90, 400), (90, 400, 10)),
+        ((104, 400), (104, 400, 0)),  # four that an unvisited fork keeps
+        ((5000, 5000), (None, None, None)),  # every anonymous page, on kernels that call them so
+    ],
+)
+def test_frames_show_how_many_ksm_pages_are_gone(machine, frames, expected):
+    machine.set("pages_shared", 100)
+    state = read_ksm_state(machine.path)
+    state.frames = frames
+    got = explaining.hidden(state)
+    assert (got["frames"], got["frame_mappings"], got["stale"]) == expected
+
+
 # ---------------------------------------------------------------- predictions
 
 

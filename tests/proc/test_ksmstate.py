@@ -11,6 +11,7 @@ from fakeroot import FakeRoot
 from living import Living, ksm_to_ourselves
 
 from ksmwalk.ksm import sysfs
+from ksmwalk.proc.frames import ksm_frames
 from ksmwalk.proc.ksmstate import default_text, read_ksm_state, read_moment
 
 
@@ -179,6 +180,17 @@ def test_a_process_that_is_gone_halfway_is_left_out(machine):
         (there / name).unlink()
     machine.process(11)
     assert [one.pid for one in read_ksm_state(machine.path, memory=True).processes] == [11]
+
+
+@pytest.mark.parametrize("ksm", [{}, {0: 1}, {3: 7, 99_999: 2, 50_000: 1}, {131_071: 4, 131_072: 5}])
+def test_frames_of_ksm_are_counted_with_their_mappings(machine, ksm):
+    machine.frames(ksm, others=200_000)
+    assert ksm_frames(machine.path) == (len(ksm), sum(ksm.values()))
+
+
+def test_frames_that_are_not_shown_are_an_error_with_the_file(machine):
+    with pytest.raises(FileNotFoundError, match="kpageflags"):
+        ksm_frames(machine.path)
 
 
 def test_this_machine_can_be_read_as_it_is():

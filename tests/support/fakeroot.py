@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from ksmwalk.ksm import sysfs
 from ksmwalk.proc.ksmstate import default_text
 
@@ -45,6 +47,16 @@ class FakeRoot:
     def remove(self, *names: str) -> None:
         for name in names:
             (self.ksm / name).unlink()
+
+    def frames(self, ksm: dict[int, int], others: int = 100, flags: int = 1 << 21) -> None:
+        """Frames: numbers of those that are KSM's (or have other flags) with their mappings, among `others` that are not."""
+        there = np.full(others, 1 << 12, np.uint64)
+        counts = np.ones(others, np.uint64)
+        for pfn, mappings in ksm.items():
+            there[pfn] |= np.uint64(flags)
+            counts[pfn] = mappings
+        (self.proc / "kpageflags").write_bytes(there.tobytes())
+        (self.proc / "kpagecount").write_bytes(counts.tobytes())
 
     def thread(self, pid: int, name: str = "ksmd", cpu_ns: int = 0) -> Path:
         """A kernel thread."""
