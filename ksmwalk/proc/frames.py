@@ -117,7 +117,9 @@ def ksm_frames(root: Path = Path("/")) -> tuple[int, int]:
     with open(root / "proc/kpageflags", "rb", buffering=0) as file:
         while some := file.read(_FRAMES_PER_READ * RECORD):
             records = np.frombuffer(some[: len(some) // RECORD * RECORD], np.uint64)
-            found.append(np.flatnonzero(has(records, Kpf.KSM)) + first)
+            # frames of the kernel's own caches have bits there that mean nothing: some seem to be KSM's, none is mapped
+            wanted = np.uint64(Kpf.KSM | Kpf.MMAP)
+            found.append(np.flatnonzero(records & wanted == wanted) + first)
             first += len(records)
     pfn = np.concatenate(found) if found else np.zeros(0, np.int64)
     fd = os.open(root / "proc/kpagecount", os.O_RDONLY | os.O_CLOEXEC)

@@ -7,7 +7,7 @@ import json
 import pytest
 from fakeroot import FakeRoot
 
-from ksmwalk.commands import explaining
+from ksmwalk.commands import explain, explaining
 from ksmwalk.proc.ksmstate import Moment, read_ksm_state
 
 P = 4096
@@ -226,3 +226,14 @@ def test_what_is_no_prediction_is_named(tmp_path, data, words):
     with pytest.raises(ValueError, match="estimate.json") as refused:
         explaining.read_prediction(path)
     assert words in str(refused.value) and str(refused.value).isprintable() and len(str(refused.value)) < 500
+
+
+def test_a_long_watch_forgets_what_nothing_came_of_and_keeps_the_ends(machine):
+    looking = explain.Looking(machine.path)
+    looking.seen = moments(*((at, at // 1000, at * 10, 0) for at in range(5500)))
+    before = {name: looking.pace()[name] for name in ("pass_seconds", "pass_pages", "since_end")}
+    assert len(looking.seen) < 20
+    looking.seen += moments((5500, 5, 55000, 0))
+    after = looking.pace()
+    assert before == {"pass_seconds": 1000, "pass_pages": 10000, "since_end": 4990}
+    assert (after["pass_seconds"], after["pass_pages"], after["since_end"]) == (1000, 10000, 5000)

@@ -48,7 +48,7 @@ class FakeRoot:
         for name in names:
             (self.ksm / name).unlink()
 
-    def frames(self, ksm: dict[int, int], others: int = 100, flags: int = 1 << 21) -> None:
+    def frames(self, ksm: dict[int, int], others: int = 100, flags: int = 1 << 21 | 1 << 11) -> None:
         """Frames: numbers of those that are KSM's (or have other flags) with their mappings, among `others` that are not."""
         there = np.full(others, 1 << 12, np.uint64)
         counts = np.ones(others, np.uint64)
