@@ -360,7 +360,9 @@ def _predicted(screen: Screen, prediction: dict[str, dict[str, float]], state: K
     cells = []
     for row in rows:
         tell = report.size if row["name"] in ("freed_bytes", "general_profit") else report.count
-        band = "" if row["lower"] is None or row["upper"] is None else f"{tell(round(row['lower']))} to {tell(round(row['upper']))}"
+        low, high = row["lower"], row["upper"]
+        certain = low is None or high is None or low == high == row["predicted"]
+        band = "" if certain else f"{tell(round(low))} to {tell(round(high))}"
         now, want = row["achieved"], round(row["predicted"])
         share = f"{now / want:.0%}" if now is not None and want > 0 and row["name"] != "full_scans" else ""
         cells.append((row["name"], tell(want), band, "not shown" if now is None else tell(now), share))

@@ -151,10 +151,12 @@ def test_a_prediction_is_told_against_what_it_came_to(machine, tmp_path, capsys,
     estimate = tmp_path / "estimate.json"
     estimate.write_text(json.dumps({
         "expected": {"freed_bytes": 200 << 20, "pages_sharing": 210000, "ksm_zero_pages": 1968},
-        "lower": {"pages_sharing": 200000}, "upper": {"pages_sharing": 220000},
+        "lower": {"pages_sharing": 200000, "ksm_zero_pages": 1968},
+        "upper": {"pages_sharing": 220000, "ksm_zero_pages": 1968},
     }))  # fmt: skip
     said = words(machine, capsys, "--predicted", str(estimate), monkeypatch=monkeypatch)
     assert "pages_sharing 210,000 200,000 to 220,000 105,472 50%" in said
+    assert "ksm_zero_pages 1,968 512 26%" in said  # nothing of it changes
     assert "freed_bytes 200 MiB not shown" in said and "50% of the merging that was predicted is done." in said
     assert cli.main(["explain", "--root", str(machine.path), "--predicted", str(tmp_path / "none.json")]) == 2
     assert "none.json" in capsys.readouterr().err
