@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from enum import IntFlag
+from pathlib import Path
 
 import numpy as np
 
 from ..signatures import BoolArray, I64Array, U64Array
-from .gather import gather
+from .gather import RECORD, gather
 
 #: records that cost about as much to read as the system call that is saved by reading them: frames are not cheap for
 #: the kernel, as absent pages of pagemap are
 FRAME_GAP = 8
 #: from this many frames in a row on, on average, reading them in the order they came in beats sorting them first
 _FRAMES_PER_RUN = 16
+_FRAMES_PER_READ = 1 << 17
 
 
 class Kpf(IntFlag):
@@ -87,3 +90,41 @@ def frame_records(fd: int, pfn: I64Array, pid: int = 0, gap: int = FRAME_GAP) ->
     out = np.empty(len(pfn), np.uint64)
     out[order] = gather(fd, ascending[new], gap, pid)[np.cumsum(new) - 1]
     return out
+
+
+def ksm_frames(root: Path = Path("/")) -> tuple[int, int]:
+    """Count the frames of the machine that are KSM's, and their mappings: about 0.25 s of the kernel's time a million frames.
+
+    Parameters
+    ----------
+    root : Path
+        What stands for the machine's root directory.
+
+    Returns
+    -------
+    (int, int)
+        KSM pages there are, and how often they are mapped in all.
+
+    Raises
+    ------
+    OSError
+        Only root is shown frames.
+
+    Models: bit KSM of `/proc/kpageflags` and `/proc/kpagecount`, Linux 6.18.
+    Differs: Linux 6.12 to 7.0 (6.18.44 not) have the bit on every anonymous page, which are counted then.
+    """
+    found, first = [], 0
+    with open(root / "proc/kpageflags", "rb", buffering=0) as file:
+        while some := file.read(_FRAMES_PER_READ * RECORD):
+            records = np.frombuffer(some[: len(some) // RECORD * RECORD], np.uint64)
+            # frames of the kernel's own caches have bits there that mean nothing: some seem to be KSM's, none is mapped
+            wanted = np.uint64(Kpf.KSM | Kpf.MMAP)
+            found.append(np.flatnonzero(records & wanted == wanted) + first)
+            first += len(records)
+    pfn = np.concatenate(found) if found else np.zeros(0, np.int64)
+    fd = os.open(root / "proc/kpagecount", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        counts = frame_records(fd, pfn) if len(pfn) else np.zeros(0, np.uint64)
+    finally:
+        os.close(fd)
+    return len(pfn), int(counts.sum())

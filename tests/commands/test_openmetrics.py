@@ -1,0 +1,164 @@
+"""Metrics for a node exporter: read back by Prometheus's own parsers, and a file that is never half there."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+
+import pytest
+from fakeroot import FakeRoot
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ksmwalk.commands import explaining, openmetrics
+from ksmwalk.proc.ksmstate import KsmProcess, KsmState, Moment, read_ksm_state
+
+HOSTILE = b'a"\\\n},{pid="1"} 7\x1b\xff\xe2\x80\xae'
+
+
+def read_back(text):
+    """The samples as an OpenMetrics parser and a Prometheus text parser read them: both the same."""
+    parsers = pytest.importorskip("prometheus_client.openmetrics.parser"), pytest.importorskip("prometheus_client.parser")
+    strict, plain = (
+        {
+            (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+            for family in parser.text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+        for parser in parsers
+    )
+    assert strict == plain
+    return {(name, *(value for _, value in labels)): number for (name, labels), number in strict.items()}
+
+
+@pytest.fixture
+def machine(tmp_path):
+    made = FakeRoot(tmp_path / "root")
+    made.sets(run=1, pages_shared=10, pages_sharing=90, pages_volatile=4, full_scans=3, general_profit=-5, pages_scanned=1000)
+    return made
+
+
+def text_of(machine, prediction=None):
+    seen = explaining.pace([Moment(0.0, 3, 1000, 0, 0), Moment(2.0, 3, 1500, 0, 10**8)])
+    return openmetrics.text(read_ksm_state(machine.path, memory=True), seen, prediction)
+
+
+def test_metrics_are_what_the_files_hold(machine):
+    machine.process(10, b"redis", items=5, merging=3, marked_pages=9, uid=6, cgroup="/x")
+    got = read_back(text_of(machine))
+    assert got["ksmwalk_ksm_pages_sharing",] == 90 and got["ksmwalk_ksm_full_scans_total",] == 3
+    assert got["ksmwalk_ksm_general_profit_bytes",] == -5 and got["ksmwalk_ksm_rmap_items",] == 104
+    assert got["ksmwalk_ksm_saved_bytes",] == 90 * 4096 and got["ksmwalk_ksm_visits_per_second",] == 250
+    assert got["ksmwalk_ksm_tunable", "run"] == 1 and got["ksmwalk_ksm_advisor_mode", "scan-time"] == 0
+    assert got["ksmwalk_ksm_process_merging_pages", "/x", "redis", "10", "6"] == 3
+    assert got["ksmwalk_ksm_process_marked_bytes", "/x", "redis", "10", "6"] == 9 * 4096
+
+
+def test_what_is_not_known_has_no_line(machine):
+    machine.remove("pages_skipped", "general_profit", "pages_volatile")
+    text = text_of(machine)
+    assert "pages_skipped" not in text and "rmap_items" not in text and "pass_done" not in text
+    assert read_back(text)["ksmwalk_ksm_pages_shared",] == 10
+
+
+def test_hostile_names_stay_inside_their_quotes(machine):
+    machine.process(10, HOSTILE, merging=3)
+    machine.process(11, b"\\", merging=4, cgroup='/"\\')
+    text = text_of(machine)
+    assert text.isascii() or "\ufffd" in text
+    assert all(line.isprintable() for line in text.splitlines())
+    got = {key[2:4]: value for key, value in read_back(text).items() if key[0] == "ksmwalk_ksm_process_merging_pages"}
+    # the name as it is printed: escapes for what would not be, their backslashes as letters
+    assert got == {('a"\\\\n},{pid="1"} 7\\x1b\ufffd\\u202e', "10"): 3, ("\\", "11"): 4}
+
+
+@given(st.binary(max_size=15).filter(lambda name: b"\0" not in name), st.text(max_size=30))
+def test_any_name_and_cgroup_come_back_as_one_sample(name, cgroup):
+    one = KsmProcess(7, name.decode(errors="surrogateescape"), 0, cgroup, merging_pages=5, rmap_items=6, zero_pages=0, profit=1)
+    state = KsmState(True, {"run": "1"}, {"pages_sharing": 5}, processes=[one])
+    got = read_back(openmetrics.text(state, explaining.pace([Moment(0.0)])))
+    assert [value for key, value in got.items() if key[0] == "ksmwalk_ksm_process_merging_pages"] == [5]
+
+
+def test_predicted_and_achieved_stand_side_by_side(machine, tmp_path):
+    (tmp_path / "e.json").write_text(json.dumps(
+        {"expected": {"freed_bytes": 1e6, "pages_sharing": 180, "general_profit": 9}, "lower": {"pages_sharing": 170}}
+    ))  # fmt: skip
+    got = read_back(text_of(machine, explaining.read_prediction(str(tmp_path / "e.json"))))
+    assert got["ksmwalk_ksm_predicted_freed_bytes", "expected"] == 1e6
+    assert got["ksmwalk_ksm_predicted_pages_sharing", "expected"] == 180
+    assert got["ksmwalk_ksm_predicted_pages_sharing", "lower"] == 170
+    assert got["ksmwalk_ksm_achieved", "pages_sharing"] == 90 and got["ksmwalk_ksm_achieved", "general_profit"] == -5
+    assert not any(key[:2] == ("ksmwalk_ksm_achieved", "freed_bytes") for key in got)
+
+
+def test_units_end_names_and_kinds_are_those_that_a_text_collector_takes(machine):
+    machine.process(10, marked_pages=3)
+    lines = text_of(machine).splitlines()
+    assert lines[-1] == "# EOF"
+    for line in lines:
+        words = line.split()
+        if words[1:2] == ["UNIT"]:
+            assert words[2].endswith("_" + words[3])
+        if words[1:2] == ["TYPE"]:
+            assert words[3] in ("gauge", "counter")
+
+
+# ---------------------------------------------------------------- the file
+
+
+def test_a_file_is_replaced_whole_and_readable_by_others(tmp_path):
+    path = tmp_path / "k.prom"
+    path.write_text("old")
+    before = path.stat().st_ino
+    mask = os.umask(0o022)
+    try:
+        openmetrics.replace_file(str(path), "new\n")
+    finally:
+        os.umask(mask)
+    assert path.read_text() == "new\n" and path.stat().st_ino != before
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert os.listdir(tmp_path) == ["k.prom"]
+
+
+def test_a_link_is_not_followed_and_nothing_is_left_behind(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / "k.prom").symlink_to(victim)
+    with pytest.raises(OSError, match="symbolic link") as refused:
+        openmetrics.replace_file(str(tmp_path / "k.prom"), "new")
+    assert "k.prom" in str(refused.value)
+    assert victim.read_text() == "mine" and sorted(os.listdir(tmp_path)) == ["k.prom", "victim"]
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_what_is_no_regular_file_is_refused(tmp_path, make):
+    make(tmp_path / "k.prom")
+    with pytest.raises(OSError, match="not a regular file"):
+        openmetrics.replace_file(str(tmp_path / "k.prom"), "new")
+    assert os.listdir(tmp_path) == ["k.prom"]
+
+
+@pytest.mark.parametrize("name", ["", "none/k.prom", "file/k.prom", "dir/"])
+def test_a_place_where_no_file_can_be_is_named(tmp_path, name):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "dir").mkdir()
+    with pytest.raises(OSError):
+        openmetrics.replace_file(str(tmp_path / name) if not name.endswith("/") and name else name, "new")
+    assert sorted(os.listdir(tmp_path)) == ["dir", "file"]
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "k.prom"
+    path.write_text("old")
+
+    def full(*args, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "rename", full)
+    with pytest.raises(OSError, match="No space") as refused:
+        openmetrics.replace_file(str(path), "new")
+    assert refused.value.filename == str(path)
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["k.prom"]
