@@ -55,7 +55,10 @@ def smaps_of(pid, area):
     text = Path(f"/proc/{pid}/smaps").read_text()
     blocks = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", text, flags=re.M)
     [block] = [one for one in blocks if one.startswith(f"{area:x}-")]
-    return dict(re.findall(r"^(\w+): +(\d+ kB|.+)$", block, re.M))
+    account = dict(re.findall(r"^(\w+): +(\d+ kB|.+)$", block, re.M))
+    # pages freed lazily wait in a batch of each processor before they count
+    account.pop("LazyFree", None)
+    return account
 
 
 def seen(pid, area):
