@@ -28,6 +28,7 @@ PHDR = np.dtype(
 _EHDR_SIZE, _SHDR_SIZE = 64, 64
 _PN_XNUM = 0xFFFF
 _NHDR = struct.Struct("<3I")
+_WINDOW, _MOST_NAME = 1 << 16, 32  # bytes
 # More than any real file has: an address space has at most so many mappings as vm.max_map_count says, a process a few
 # notes a thread.
 _MOST_SEGMENTS, _MOST_NOTES, _MOST_DESC = 1 << 20, 1 << 20, 64 << 20
@@ -137,11 +138,12 @@ class Elf:
     def notes(self) -> Iterator[Note]:
         """All notes in the order of the file; their descriptions are not read."""
         file, left = self.file, _MOST_NOTES
+        window = _Window(file)
         for segment in self._notes:
             at = int(segment["offset"])
             end = at + int(segment["filesz"])
             while at + _NHDR.size <= end:
-                namesz, descsz, kind = _NHDR.unpack(file.read(at, _NHDR.size))
+                namesz, descsz, kind = _NHDR.unpack(window.read(at, _NHDR.size))
                 if not (namesz or descsz or kind):
                     break  # padding
                 name_at = at + _NHDR.size
@@ -151,7 +153,7 @@ class Elf:
                 left -= 1
                 if not left:
                     raise file.bad(f"more than {_MOST_NOTES} notes")
-                name = file.read(name_at, namesz).rstrip(b"\0") if namesz <= 32 else b""
+                name = window.read(name_at, namesz).rstrip(b"\0") if namesz <= _MOST_NAME else b""
                 yield Note(name, kind, desc_at, descsz)
                 at = desc_at + (descsz + 3 & ~3)
 
@@ -167,6 +169,19 @@ class Elf:
             return self._parsed.structs.Elf_Prpsinfo.parse(description)
         except Exception as error:
             raise self.file.bad(f"note NT_PRPSINFO of {len(description)} bytes: {error}") from None
+
+
+class _Window:
+    """Small pieces of a file in ascending order, without a system call for each."""
+
+    def __init__(self, file: ImageFile):
+        self.file, self.at, self.block = file, 0, b""
+
+    def read(self, offset: int, size: int) -> bytes:
+        if not self.at <= offset <= self.at + len(self.block) - size:
+            self.at = offset
+            self.block = self.file.read(offset, max(min(_WINDOW, self.file.size - offset), size))
+        return self.block[offset - self.at : offset - self.at + size]
 
 
 def overlap(start: np.ndarray, size: np.ndarray) -> tuple[int, int] | None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from .. import entries
 from ..entries import Pte
+from ..errors import BadEntryError
 from ..layout import BLOCK, PAGE_SHIFT, PAGE_SIZE, Perm
 from ..proc.maps import VmaRecord
 from ..proc.pagemap import PAGE_IS_HUGE, PAGE_IS_PRESENT
@@ -73,6 +74,7 @@ class GuestTables:
             raise ValueError(f"half={half!r}: must be 'user' or 'kernel'")
         middle, end = self.tables.end // 2, self.tables.end
         bounds = (0, middle) if half == "user" else (middle, end)
+        self.tables.forget_bad()
         # more runs than that have more pages too
         found = self.tables.mappings(*bounds, runs=True, limit=_MOST_PAGES)
         size = np.array([0, 1, BLOCK, BLOCK * BLOCK], np.int64)[found["level"]]
@@ -88,11 +90,13 @@ class GuestTables:
         vmas = _mappings(found, start, length)
         capture = ProcessCapture(0, name, vmas, addr.view(np.uint64), categories.view(np.uint64), pfn.view(np.uint64))
         capture.found_by = "tables"
-        capture.notes = [
-            *self.notes,
+        capture.notes = list(self.notes)
+        if self.tables.bad_count:
+            capture.notes.append(f"{self.tables.bad_count} entries of the tables can't be followed: {_first(self.tables.bad)}.")
+        capture.notes.append(
             f"The {half} half of the guest's page tables of {self.root.levels} levels, CR3 {self.root.cr3:#x} "
-            f"{self.root.said_by}. Which pages belong to files, and what is mapped but absent, is in no page table.",
-        ]
+            f"{self.root.said_by}. Which pages belong to files, and what is mapped but absent, is in no page table."
+        )
         return capture
 
 
@@ -124,7 +128,7 @@ def guest_tables(path: str | os.PathLike[str], cr3: int | None = None, levels: i
     root = find_root(memory, cr3, levels)
     frames, rows = _reachable(memory, root)
     tables = PageTables.from_image(rows, (root.cr3 & CR3_FRAME) >> PAGE_SHIFT, root.levels, frames)
-    return GuestTables(tables, memory.file.path, root)
+    return GuestTables(tables, memory.file.path, root, list(memory.notes))
 
 
 def _reachable(memory: Physical, root: Root) -> tuple[I64Array, U64Array]:
@@ -188,6 +192,10 @@ def _wrong(memory: Physical, root: Root, why: str) -> images.BadImage:
         f"CR3 {root.cr3:#x} ({root.said_by}) is not the root of page tables of {root.levels} levels: {why}; take it from "
         f"the guest at the moment of the image (`info registers`), or try {other} levels"
     )
+
+
+def _first(bad: RecordArray) -> str:
+    return f"the first of them {BadEntryError(*(int(bad[name][0]) for name in ('addr', 'level', 'raw', 'kind')))}"
 
 
 def _mappings(found: RecordArray, start: I64Array, length: I64Array) -> list[VmaRecord]:

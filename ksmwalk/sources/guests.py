@@ -94,8 +94,8 @@ def read_guest(path: str | os.PathLike[str]) -> Unkeyed:
 
     Models: the RAM of a QEMU guest as mapped in its host, marked mergeable as QEMU does by default.
     Differs: holes of the file are absent pages; a dump writes memory that the guest never touched as zeros, so it counts
-    as present pages of zeros. Whether the host had huge pages under it, and the other memory of the process that ran
-    it, is not in an image.
+    as present pages of zeros, and ROM and video memory as RAM. Whether the host had huge pages under it, and the other
+    memory of the process that ran it, is not in an image.
     """
     memory = open_physical(path)
     data = memory.file.data()
@@ -150,9 +150,10 @@ def _of_elf(file: ImageFile) -> Physical:
     segments = core.segments[core.segments["filesz"] > 0]
     if not len(segments):
         raise file.bad("no memory in it: no segment has contents")
-    ends = segments["paddr"] + segments["filesz"]
-    if ends.max() > np.uint64(MOST_MEMORY):
-        one = segments[ends.argmax()]
+    most = np.uint64(MOST_MEMORY)
+    beyond = segments["filesz"] > most - np.minimum(segments["paddr"], most)
+    if beyond.any():
+        one = segments[beyond.argmax()]
         raise file.bad(
             f"the segment of physical address {int(one['paddr']):#x}, {int(one['filesz']):#x} bytes: beyond what a guest "
             f"can have ({MOST_MEMORY >> 40} TiB)"
@@ -161,8 +162,9 @@ def _of_elf(file: ImageFile) -> Physical:
     paddr = segments["paddr"].astype(np.int64)
     # whole pages: a stretch of memory may begin or end amid one
     start = -(-paddr // PAGE_SIZE) * PAGE_SIZE
-    end = ends.astype(np.int64) // PAGE_SIZE * PAGE_SIZE
-    cut = int(((start != paddr) | (end != ends.astype(np.int64))).sum())
+    behind = paddr + segments["filesz"].astype(np.int64)
+    end = behind // PAGE_SIZE * PAGE_SIZE
+    cut = int(((start != paddr) | (end != behind)).sum())
     if cut:
         notes.append(f"{cut} stretches of memory begin or end amid a page: what is there only in part is left out.")
     memory = Physical(file, *_apart(start, end, segments["offset"].astype(np.int64) - paddr), core, notes)

@@ -22,7 +22,7 @@ _DUMP = "have it written as ELF: `dump-guest-memory FILE` in QEMU's monitor, `vi
 _FOREIGN = (
     (b"KDUMP   ", f"a compressed kdump; {_DUMP}"),
     (b"DISKDUMP", f"a diskdump; {_DUMP}"),
-    (b"makedumpfile\0", "a flattened makedumpfile stream; `makedumpfile -R FILE < THIS` puts it in order"),
+    (b"makedumpfile\0", f"a flattened dump, as QEMU's kdump formats and `makedumpfile -F` are; {_DUMP}"),
     (b"LibvirtQemudSave", f"a domain saved by libvirt; {_DUMP}"),
     (b"QEVM", f"QEMU's migration stream; {_DUMP}"),
     (b"EMiL", f"a LiME image; {_DUMP}"),
