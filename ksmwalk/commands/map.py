@@ -81,14 +81,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--rows", type=int, default=24, help="rows at most; more rows cut more gaps (default 24)")
     parser.add_argument("--json", action="store_true", help="print the rows and gaps as JSON")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, misused=parser.error)
 
 
 def run(args: argparse.Namespace) -> int:
     if args.rows < 1:
         raise ValueError(f"--rows {args.rows}: at least 1 is needed")
-    if (args.pid is None) == (args.image is None):
-        raise ValueError("either a PID or --image FILE is needed")
+    if args.pid is None and args.image is None:
+        args.misused("PID or --image FILE is required")
+    if args.pid is not None and args.image is not None:
+        raise ValueError(f"PID {args.pid} and --image: only one of them can be drawn")
     for name in ("cr3", "levels", "half"):
         if args.image is None and getattr(args, name) is not None:
             raise ValueError(f"--{name}: goes with --image FILE")

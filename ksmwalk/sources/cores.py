@@ -218,8 +218,7 @@ def _pages(
         of_file = start == process.vdso or file is not None and not is_written
         parts.append(part)
         categories.append(np.full(len(part.start), PAGE_IS_PRESENT | PAGE_IS_FILE if of_file else PAGE_IS_PRESENT))
-    start, end, delta = (np.concatenate([getattr(part, name) for part in parts]) for name in ("start", "end", "delta"))
-    addr, delta, category = images.expand(start, end, delta, np.concatenate(categories))
+    addr, category, delta = images.pages_of(parts, np.concatenate(categories))
     return addr, category, addr + delta
 
 

@@ -31,7 +31,7 @@ _NHDR = struct.Struct("<3I")
 _WINDOW, _MOST_NAME = 1 << 16, 32  # bytes
 # More than any real file has: an address space has at most so many mappings as vm.max_map_count says, a process a few
 # notes a thread.
-_MOST_SEGMENTS, _MOST_NOTES, _MOST_DESC = 1 << 20, 1 << 20, 64 << 20
+_MOST_SEGMENTS, _MOST_NOTES, _MOST_DESC = 1 << 20, 1 << 18, 64 << 20
 
 
 class Note(NamedTuple):

@@ -103,8 +103,7 @@ def read_guest(path: str | os.PathLike[str]) -> Unkeyed:
         images.runs_of(data, int(start + delta), int(end - start), int(start))
         for start, end, delta in zip(memory.start, memory.end, memory.delta, strict=True)
     ]
-    start, end, delta = (np.concatenate([getattr(part, name) for part in parts]) for name in ("start", "end", "delta"))
-    addr, delta = images.expand(start, end, delta)
+    addr, delta = images.pages_of(parts)
     at = addr + delta
     addr += GUEST_BASE
     nbytes = len(addr) * PAGE_SIZE
@@ -140,7 +139,8 @@ def open_physical(path: str | os.PathLike[str]) -> Physical:
         raise file.bad(f"{file.size} bytes, not a multiple of {PAGE_SIZE}: no raw image of memory, or truncated")
     if file.size > MOST_MEMORY:
         raise file.bad(f"{file.size} bytes: more than a guest can have ({MOST_MEMORY >> 40} TiB)")
-    return Physical(file, *(np.array([value], np.int64) for value in (0, file.size, 0)))
+    start, end, delta = (np.array([value], np.int64) for value in (0, file.size, 0))
+    return Physical(file, start, end, delta)
 
 
 def _of_elf(file: ImageFile) -> Physical:

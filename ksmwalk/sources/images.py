@@ -204,6 +204,12 @@ def expand(start: I64Array, end: I64Array, *values: I64Array) -> list[I64Array]:
     return [pages, *(np.repeat(value, lengths) for value in values)]
 
 
+def pages_of(runs: list[Run], *values: I64Array) -> list[I64Array]:
+    """The address of each page of the runs, what goes with each run page by page, and the run's `delta`."""
+    start, end, delta = (np.concatenate([getattr(run, name) for run in runs]) for name in ("start", "end", "delta"))
+    return expand(start, end, *values, delta)
+
+
 class FilePages:
     """Pages of a file, by the byte at which each begins: int64[n].
 
@@ -229,7 +235,7 @@ class FilePages:
         cuts = np.flatnonzero(np.diff(at) != PAGE_SIZE) + 1
         for first, last in zip([0, *cuts.tolist()], [*cuts.tolist(), len(at)], strict=True):
             if first < last:
-                got = self._read_run(int(at[first]), memoryview(into[first:last].reshape(-1)))
+                got = self._read_run(int(at[first]), into[first:last].reshape(-1).data)
                 there[first : first + got // PAGE_SIZE] = True
         return there
 
