@@ -231,19 +231,18 @@ class FilePages:
             raise TypeError(f"into of dtype {into.dtype} and shape {into.shape}: must be uint8 of ({len(which)}, {PAGE_SIZE})")
         there = np.zeros(len(which), bool)
         at = self.at[which]
+        view = into.reshape(-1).data
         # Neighbours in the file come by one call.
         cuts = np.flatnonzero(np.diff(at) != PAGE_SIZE) + 1
         for first, last in zip([0, *cuts.tolist()], [*cuts.tolist(), len(at)], strict=True):
             if first < last:
-                got = self._read_run(int(at[first]), into[first:last].reshape(-1).data)
+                got = self._read_run(int(at[first]), view[first * PAGE_SIZE : last * PAGE_SIZE])
                 there[first : first + got // PAGE_SIZE] = True
         return there
 
     def _read_run(self, offset: int, into: memoryview) -> int:
-        done = 0
-        while done < len(into):
-            got = os.preadv(self._file.fd, [into[done:]], offset + done)
-            if got <= 0:
-                break
+        done = os.preadv(self._file.fd, [into], offset)
+        # one call gives at most 2 GiB
+        while done < len(into) and (got := os.preadv(self._file.fd, [into[done:]], offset + done)) > 0:
             done += got
         return done

@@ -42,7 +42,7 @@ def test_the_notes_cr3_is_taken_where_none_is_given(guest):
     assert "20 KiB present" not in done.stdout and "20 KiB 4 KiB pages, 2 MiB large pages" in done.stdout
     assert "by QEMU's note of CPU 0" in " ".join(lines) and all(len(line) <= 80 for line in lines)
     given = ksmwalk("--image", path, "--cr3", f"{cr3:x}", "--levels", 4, COLUMNS="80").stdout.splitlines()
-    assert given[:-2] == lines[:-2] and "as given" in " ".join(given[-3:])
+    assert given[:8] == lines[:8] and "as given" in " ".join(given)
 
 
 def test_json_says_what_is_mapped_and_has_no_pid(guest):
