@@ -19,7 +19,7 @@ PAGE = 4096
 SMALL, THP, KSM, ZERO, OTHER, SHARED = range(6)
 KINDS = ("anonymous", "THP", "KSM", "zero page", "not eligible", "shared by fork")
 # Of bare page tables only the first two can be told.
-TABLE_KINDS = ("4 KiB pages", "large pages")
+TABLE_KINDS = ("small pages", "large pages")
 # Equal rows at equal distances that are shown as one, at least.
 FOLD = 4
 # Odd, so that different places and kinds of pages come out as different sums.

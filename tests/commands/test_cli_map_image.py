@@ -39,7 +39,7 @@ def test_the_notes_cr3_is_taken_where_none_is_given(guest):
     assert done.returncode == 0 and not done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == f"CR3 {cr3:#x} of guest.elf: 2.0 MiB mapped in 2 areas, 2.0 MiB present"
-    assert "20 KiB present" not in done.stdout and "20 KiB 4 KiB pages, 2 MiB large pages" in done.stdout
+    assert "20 KiB present" not in done.stdout and "20 KiB small pages, 2 MiB large pages" in done.stdout
     assert "by QEMU's note of CPU 0" in " ".join(lines) and all(len(line) <= 80 for line in lines)
     given = ksmwalk("--image", path, "--cr3", f"{cr3:x}", "--levels", 4, COLUMNS="80").stdout.splitlines()
     assert given[:8] == lines[:8] and "as given" in " ".join(given)
@@ -49,7 +49,7 @@ def test_json_says_what_is_mapped_and_has_no_pid(guest):
     path, cr3 = guest
     said = json.loads(ksmwalk("--image", path, "--cr3", hex(cr3), "--json").stdout)
     assert said["pid"] is None and said["mapped"] == said["present"] == (512 + 5) * 4096
-    assert said["present_by_kind"] == {"4 KiB pages": 5 * 4096, "large pages": 512 * 4096}
+    assert said["present_by_kind"] == {"small pages": 5 * 4096, "large pages": 512 * 4096}
     kernel = json.loads(ksmwalk("--image", path, "--half", "kernel", "--json").stdout)
     assert [piece["start"] for piece in kernel["pieces"]] == [0xFFFF_8100_0000_0000]
 
