@@ -13,7 +13,7 @@ import numpy as np
 from ..layout import PAGE_SIZE
 from ..proc.maps import USER_END, VmaRecord
 from ..proc.pagemap import PAGE_IS_FILE, PAGE_IS_PRESENT
-from ..proc.processes import printable
+from ..proc.processes import Identity, printable
 from ..signatures import BoolArray, I64Array
 from . import elf, images
 from .elf import Elf
@@ -45,6 +45,8 @@ class _Process:
 
     pid: int = 0
     name: str = ""
+    uid: int = -1
+    command: tuple[str, ...] = ()
     files: list[_Mapped] = field(default_factory=list)
     stack: int = 0  # an address in it
     vdso: int = 0
@@ -111,6 +113,7 @@ def read_core(path: str | os.PathLike[str]) -> Unkeyed:
     name = process.name or printable(os.path.basename(file.path))
     capture = ProcessCapture(process.pid, name, vmas, addr.view(np.uint64), categories.view(np.uint64))
     capture.found_by, capture.notes = "core", notes
+    capture.identity = Identity(uid=process.uid, command=process.command)
     return Unkeyed(capture, pages)
 
 
@@ -159,6 +162,9 @@ def _process(core: Elf) -> _Process:
             info: Any = core.process_info(core.read_note(note))
             said.pid = int(info["pr_pid"])
             said.name = info["pr_fname"].split(b"\0")[0].decode(errors="replace")
+            said.uid = int(info["pr_uid"])
+            # cut off after 80 bytes, and the words can't be told from their blanks
+            said.command = tuple(info["pr_psargs"].split(b"\0")[0].decode(errors="surrogateescape").split())
             said.of_process = True
         elif note.type == elf.NT_AUXV:
             _read_auxv(core.read_note(note), said)

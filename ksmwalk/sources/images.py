@@ -7,7 +7,6 @@ import os
 import stat
 import weakref
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from ..errors import KsmwalkError
 from ..layout import PAGE_SIZE
 from ..proc.processes import printable
 from ..signatures import BoolArray, I64Array, U8Array
+from .keys import Pages
 from .reading import ProcessCapture
 
 _DUMP = "have it written as ELF: `dump-guest-memory FILE` in QEMU's monitor, `virsh dump --memory-only`, `makedumpfile -E`"
@@ -58,15 +58,6 @@ class BadImage(KsmwalkError, ValueError):
         return type(self), (self.path, self.why)
 
 
-class Pages(Protocol):
-    """Pages whose bytes can be read again and again."""
-
-    @property
-    def nr_pages(self) -> int: ...
-    def read(self, which: I64Array, into: U8Array) -> BoolArray:
-        """Read pages by number into uint8[len(which), 4096]; which of them could be read: bool[len(which)]."""
-
-
 @dataclass(slots=True)
 class Unkeyed:
     """A process whose contents were not compared with anything yet.
@@ -81,6 +72,11 @@ class Unkeyed:
 
     capture: ProcessCapture
     pages: Pages
+
+    @property
+    def which(self) -> I64Array:
+        """Which pages of the capture `pages` are, as `contents.key_pages` wants to know: int64[pages.nr_pages]."""
+        return np.flatnonzero(self.capture.anon)
 
 
 class ImageFile:
