@@ -68,6 +68,8 @@ class Unkeyed:
         Without keys.
     pages : Pages
         Its anonymous pages: page i here is the i-th of `capture.addr[capture.anon]`.
+
+    Models: nothing of Linux. Differs: has no counterpart there.
     """
 
     capture: ProcessCapture
