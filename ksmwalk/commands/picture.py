@@ -18,6 +18,8 @@ PAGE = 4096
 # What a present page is, in the order in which they are stacked and listed.
 SMALL, THP, KSM, ZERO, OTHER, SHARED = range(6)
 KINDS = ("anonymous", "THP", "KSM", "zero page", "not eligible", "shared by fork")
+# Of bare page tables only the first two can be told.
+TABLE_KINDS = ("small pages", "large pages")
 # Equal rows at equal distances that are shown as one, at least.
 FOLD = 4
 # Odd, so that different places and kinds of pages come out as different sums.
@@ -70,12 +72,13 @@ class Gap:
 
 @dataclass(slots=True)
 class Picture:
-    """Rows and gaps in ascending order; `kind` is the kind of each page of the capture, uint8[nr_pages]."""
+    """Rows and gaps in ascending order; `kind` is the kind of each page of the capture, uint8[nr_pages], `kinds` their names."""
 
     capture: ProcessCapture
     kind: np.ndarray
     rows: list[Row]
     gaps: list[Gap]
+    kinds: tuple[str, ...] = KINDS
 
     def pieces(self) -> list[Row | Gap]:
         """Rows and gaps together, ascending."""
@@ -110,7 +113,9 @@ def mapped_bytes(vmas: list[VmaRecord], start: int, end: int) -> int:
     return sum(max(0, min(vma.end, end) - max(vma.start, start)) for vma in vmas)
 
 
-def picture(capture: ProcessCapture, max_rows: int = 24, min_gap: int = 8 << 20) -> Picture:
+def picture(
+    capture: ProcessCapture, max_rows: int = 24, min_gap: int = 8 << 20, kinds: tuple[str, ...] = KINDS
+) -> Picture:
     """Cut the largest gaps out of an address space, and fold rows that are equal and equally far apart.
 
     Parameters
@@ -120,6 +125,8 @@ def picture(capture: ProcessCapture, max_rows: int = 24, min_gap: int = 8 << 20)
         Rows at most, so that max_rows - 1 gaps are cut inside.
     min_gap : int
         Bytes; smaller gaps are never cut.
+    kinds : tuple of str
+        What the kinds of pages are called: KINDS, or TABLE_KINDS where only page tables are known.
 
     Returns
     -------
@@ -129,10 +136,10 @@ def picture(capture: ProcessCapture, max_rows: int = 24, min_gap: int = 8 << 20)
         raise ValueError(f"max_rows={max_rows}: at least 1 is needed")
     kind = page_kinds(capture)
     if not capture.vmas:
-        return Picture(capture, kind, [], [])
+        return Picture(capture, kind, [], [], kinds)
     low, high = capture.vmas[0].start, capture.vmas[-1].end
     if not capture.nr_pages:
-        return Picture(capture, kind, [], [Gap(low, high, mapped_bytes(capture.vmas, low, high))])
+        return Picture(capture, kind, [], [Gap(low, high, mapped_bytes(capture.vmas, low, high))], kinds)
     addr = capture.addr
     void = np.diff(addr) - np.uint64(PAGE)
     # where a stretch begins, and one behind the last
@@ -154,7 +161,7 @@ def picture(capture: ProcessCapture, max_rows: int = 24, min_gap: int = 8 << 20)
         for start, end in zip(edges[::2], edges[1::2], strict=True)
         if end > start
     ]
-    return Picture(capture, kind, rows, gaps)
+    return Picture(capture, kind, rows, gaps, kinds)
 
 
 def _row(capture: ProcessCapture, kind: np.ndarray, bounds: np.ndarray, begin: int, after: int, folded: bool) -> Row:
@@ -235,8 +242,9 @@ def heading(drawn: Picture) -> str:
     """One line on the whole process."""
     what = drawn.capture
     mapped = sum(vma.size for vma in what.vmas)
+    pid = f" ({what.pid})" if what.pid else ""  # an image has none
     return (
-        f"{report.printable(what.name)} ({what.pid}): {report.size(mapped)} mapped in {len(what.vmas)} areas, "
+        f"{report.printable(what.name)}{pid}: {report.size(mapped)} mapped in {len(what.vmas)} areas, "
         f"{report.size(what.nr_pages * 4096)} present"
     )
 
@@ -250,17 +258,17 @@ def gap_label(gap: Gap) -> str:
     return f"{report.size(gap.mapped)} mapped, nothing present; {report.size(gap.size - gap.mapped)} unmapped"
 
 
-def kinds_label(pages: np.ndarray) -> str:
+def kinds_label(pages: np.ndarray, kinds: tuple[str, ...] = KINDS) -> str:
     """Sizes by kind."""
-    return ", ".join(f"{report.size(int(n) * PAGE)} {KINDS[kind]}" for kind, n in enumerate(pages) if n)
+    return ", ".join(f"{report.size(int(n) * PAGE)} {kinds[kind]}" for kind, n in enumerate(pages) if n)
 
 
-def row_label(row: Row) -> str:
+def row_label(row: Row, kinds: tuple[str, ...] = KINDS) -> str:
     """What is present in a row: `20 x 4 KiB every 64 MiB: 80 KiB anonymous`."""
     size = report.size(row.each.size)
     if row.times > 1:
         size = f"{report.count(row.times)} x {size} every {report.size(row.stride)}"
-    return f"{size}: {kinds_label(row.pages)}"
+    return f"{size}: {kinds_label(row.pages, kinds)}"
 
 
 def total(drawn: Picture) -> np.ndarray:

@@ -47,6 +47,8 @@ GROUNDS = (
     (COULD, "mapped, could be marked"),
     (CANNOT, "mapped, can't be marked"),
 )
+# Bare page tables know of no marks.
+TABLE_GROUNDS = ((COULD, "mapped"),)
 
 COLUMNS = 1200
 # A column with anything present shows at least this part of its height: one page in a thousand is still a page.
@@ -129,13 +131,13 @@ def _figure(drawn: Picture) -> Figure:
     pieces = drawn.pieces()
     width = LEFT + BAR + RIGHT
     largest = max((row.each.size for row in drawn.rows), default=PAGE)
-    layout = [_labels(piece, width - _beside(piece, largest)) for piece in pieces]
+    layout = [_labels(piece, drawn.kinds, width - _beside(piece, largest)) for piece in pieces]
     heights = [
         GAP if isinstance(piece, Gap) else max(ROW, LINE * sum(map(len, labels)) + 0.2)
         for piece, labels in zip(pieces, layout, strict=True)
     ]
     whole = total(drawn)
-    whole_lines = _wrap(f"{report.size(int(whole.sum()) * PAGE)} present: {kinds_label(whole)}", RIGHT - 0.12)
+    whole_lines = _wrap(f"{report.size(int(whole.sum()) * PAGE)} present: {kinds_label(whole, drawn.kinds)}", RIGHT - 0.12)
     foot = max(ROW, LINE * len(whole_lines) + 0.2) if whole.any() else 0
     height = sum(heights) + foot + 1.85
     figure = Figure(figsize=(width, height), dpi=DPI)
@@ -154,7 +156,7 @@ def _figure(drawn: Picture) -> Figure:
             _draw_row(axes, drawn, piece, labels, y + tall / 2, largest)
     if whole.any():
         _draw_total(axes, whole, whole_lines, y - foot / 2 - 0.05)
-    _legend(axes, width, height)
+    _legend(axes, drawn.kinds, width, height)
     # imshow narrows the limits to its picture
     axes.set_xlim(0, width)
     axes.set_ylim(0, height)
@@ -212,14 +214,15 @@ def _frame(axes: Axes, x: float, y: float, width: float, height: float, edge: st
     axes.add_patch(Rectangle((x, y), width, height, edgecolor=edge, facecolor=face, lw=0.6, zorder=3 if face == "none" else 1))
 
 
-def _legend(axes: Axes, width: float, height: float) -> None:
+def _legend(axes: Axes, kinds: tuple[str, ...], width: float, height: float) -> None:
     words = (
         "Inside a bar the scale is linear, and its height is the share of pages that are present, drawn at least "
         f"{LEAST:.0%} high; its length goes with the logarithm of its size."
     )
     _write(axes, 0.25, 0.78, words, fontsize=LABEL, color="#777777")
-    handles = [Patch(facecolor=c, label=kind) for c, kind in zip(COLOURS, KINDS, strict=True)]
-    handles += [Patch(facecolor=c, edgecolor="#bbbbbb", label=label) for c, label in GROUNDS]
+    handles = [Patch(facecolor=c, label=kind) for c, kind in zip(COLOURS, kinds, strict=False)]
+    grounds = GROUNDS if kinds == KINDS else TABLE_GROUNDS
+    handles += [Patch(facecolor=c, edgecolor="#bbbbbb", label=label) for c, label in grounds]
     corner = (0.15 / width, 0.1 / height)
     axes.legend(handles=handles, loc="lower left", bbox_to_anchor=corner, ncols=5, fontsize=8, frameon=False)
 
@@ -231,11 +234,11 @@ def _beside(piece: Row | Gap, largest: int) -> float:
     return LEFT + _bar_width(piece.each, largest) + 0.12 + (2 * PILE if piece.times > 1 else 0)
 
 
-def _labels(piece: Row | Gap, room: float) -> list[list[str]]:
+def _labels(piece: Row | Gap, kinds: tuple[str, ...], room: float) -> list[list[str]]:
     """What stands beside a row, in lines of at most `room` inches: what is present, and the names."""
     if isinstance(piece, Gap):
         return []
-    return [_wrap(row_label(piece) + marks(piece), room), _wrap(", ".join(row_names(piece)), room)]
+    return [_wrap(row_label(piece, kinds) + marks(piece), room), _wrap(", ".join(row_names(piece)), room)]
 
 
 def _wrap(words: str, room: float) -> list[str]:
