@@ -159,7 +159,7 @@ def test_what_an_embedder_and_a_type_checker_need_is_shipped():
 def test_numpy_is_the_only_thing_needed_at_run_time():
     code = (
         "import sys, ksmwalk; host = ksmwalk.Host(64); host.ksm.scan.scan(1)\n"
-        "unwanted = {'matplotlib', 'xxhash', 'hypothesis', 'pytest', 'Cython', 'setuptools'}\n"
+        "unwanted = {'matplotlib', 'xxhash', 'elftools', 'distributed', 'hypothesis', 'pytest', 'Cython', 'setuptools'}\n"
         "bad = {m.split('.')[0] for m in sys.modules} & unwanted\n"
         "sys.exit(f'imported: {bad}' if bad else 0)"
     )
