@@ -269,9 +269,12 @@ class _Interning:
             many = (size > 1) & (self.begins[doubtful.leader, 0] != 0)
             if not many.any():
                 break
-            member = np.repeat(many, size)
-            page, leader = doubtful.page[member], np.repeat(doubtful.leader, size)[member]
-            wrong = self.compare(page, leader)
+            # by where the first of each stands: so neighbours are read in one go
+            order = np.flatnonzero(many)
+            order = order[np.argsort(doubtful.leader[order])]
+            size = size[order]
+            member = np.repeat(doubtful.first[order] - (np.cumsum(size) - size), size) + np.arange(int(size.sum()))
+            wrong = self.compare(doubtful.page[member], np.repeat(doubtful.leader[order], size))
             if not len(wrong):
                 break
             doubtful = self.groups(wrong)
