@@ -20,6 +20,7 @@ COMMANDS = (
     "ksmwalk.commands.explain",
     "ksmwalk.commands.replay",
     "ksmwalk.commands.kernel",
+    "ksmwalk.commands.calibrate",
 )
 
 

@@ -99,6 +99,53 @@ def timed_scans(scans: int, pages: int, patience: float, give_up: Callable[[], o
     return timed
 
 
+def cpu_of_full_scan(pages_to_scan: int, sleep_millisecs: int | None = None, patience: float = 60.0) -> float | None:
+    """Let ksmd make one full scan from where it is, and return the CPU time that it took.
+
+    KSM must be taken and stopped, as after :func:`ksmwalk.kernel.knobs.reset` or this function.
+
+    Parameters
+    ----------
+    pages_to_scan : int
+        Visits in a batch.
+    sleep_millisecs : int, optional
+        Between batches; by default there is to be one batch only.
+    patience : float
+        Seconds to wait for its end.
+
+    Returns
+    -------
+    float or None
+        Seconds of CPU; None where it did not come to its end in that time.
+
+    Models: nothing; schedstat of ksmd, read while it sleeps. Differs: interrupts that it was disturbed by count too.
+    """
+    ksmd = processes.kernel_thread("ksmd")
+    knobs.write("pages_to_scan", pages_to_scan)
+    # out of the wait between two batches into the long one, from which it is woken by `run`
+    _tick()
+    end = time.monotonic() + patience
+    _asleep(ksmd, end)
+    if sleep_millisecs is not None:
+        knobs.write("sleep_millisecs", sleep_millisecs)
+    before, start = int(knobs.read("full_scans")), _cpu_seconds(ksmd)
+    knobs.write("run", 1)
+    while int(knobs.read("full_scans")) == before and time.monotonic() < end:
+        time.sleep(_POLL_SECONDS)
+    # takes KSM's mutex: a batch that has begun is over when this returns
+    knobs.write("run", 0)
+    _asleep(ksmd, end)
+    return _cpu_seconds(ksmd) - start if int(knobs.read("full_scans")) > before else None
+
+
+def _asleep(pid: int | None, end: float) -> None:
+    """Wait until a kernel thread sleeps: only then is its CPU time up to date."""
+    while pid and time.monotonic() < end:
+        if Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"S":
+            return
+        time.sleep(_POLL_SECONDS)
+
+
 def full_scans(giant: Any, pages: int, patience: float = PATIENCE) -> dict[str, Any]:
     """Let ksmd scan a process some times over, every page in every scan.
 
@@ -174,7 +221,7 @@ def _traced(instance: Path) -> list[float]:
     return seconds
 
 
-def _cpu_seconds() -> float:
-    """CPU time of ksmd so far."""
-    pid = processes.kernel_thread("ksmd")
+def _cpu_seconds(pid: int | None = None) -> float:
+    """CPU time of ksmd so far; its number is looked up where it is not known."""
+    pid = pid or processes.kernel_thread("ksmd")
     return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9 if pid else 0.0

@@ -19,15 +19,14 @@ FLOORS = [
     {"tables", "ksm"},
     {"host"},
     {"scenarios"},
-    {"proc"},
-    {"sources"},
+    {"proc", "sources"},
     {"estimates"},
     {"kernel"},
     {"commands"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 #: rooms that stand beside each other on one floor and may look in
-MAY_LOOK_IN = {("entries", "layout"), ("errors", "_core")}
+MAY_LOOK_IN = {("entries", "layout"), ("errors", "_core"), ("sources", "proc")}
 #: the front door: hands names on from everywhere
 FRONT = {"__init__", "__main__", "_moved"}
 
