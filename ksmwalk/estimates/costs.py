@@ -33,6 +33,8 @@ WORK_DTYPE = np.dtype(
         ("visits", np.int64),
         # pages that smart scan passed over: what it adds to pages_skipped
         ("skipped", np.int64),
+        # pages among these two that were found in huge pages
+        ("huge", np.int64),
         # visits of pages that are KSM's already; nothing is done about them
         ("merged", np.int64),
         # rmap_items allocated: pages never seen before
@@ -100,8 +102,9 @@ class Costs:
     scan_ns: float = _cost("a full scan, whatever is in it", 30_000)
     batch_ns: float = _cost("a time that ksmd wakes up", 10_000)
     page_ns: float = _cost("finding a page, whether it is then visited or skipped", 245)
+    small_ns: float = _cost("the same, added where the page is not part of a huge page", 50)
     merged_ns: float = _cost("seeing that a page is KSM's already", 95)
-    merged_far_ns: float = _cost("the same, added for each level of the stable tree beyond the caches", 20)
+    merged_level_ns: float = _cost("the same, added for each level of the stable tree", 8)
     checksum_ns: float = _cost("the checksum of a page, and what else each visit of one that is not KSM's takes", 550)
     item_ns: float = _cost("allocating an rmap_item", 120)
     freed_ns: float = _cost("freeing an rmap_item", 75)
@@ -109,6 +112,7 @@ class Costs:
     stable_far_ns: float = _cost("a level of the stable tree beyond the caches, added", 200)
     unstable_near_ns: float = _cost("a level of the unstable tree", 250)
     unstable_far_ns: float = _cost("a level of the unstable tree beyond the caches, added", 400)
+    unstable_small_ns: float = _cost("a level of the unstable tree, added where pages are not parts of huge ones", 50)
     byte_ns: float = _cost("a byte compared in vain at a level", 0.1)
     hit_ns: float = _cost("merging a page with a KSM page", 4_000)
     merge_ns: float = _cost("merging two pages into a new KSM page", 9_000)
@@ -279,12 +283,15 @@ def design(work: RecordArray, near_levels: float) -> NDArray[np.float64]:
     stable, unstable = work["stable_searches"], work["unstable_searches"]
     far_stable = np.maximum(levels_stable - near_levels, 0)
     far_unstable = np.maximum(levels_unstable - near_levels, 0)
+    pages = work["visits"] + work["skipped"]
+    small = 1 - work["huge"] / np.maximum(pages, 1)
     columns = {
         "scan_ns": np.ones(len(work)),
         "batch_ns": work["batches"],
-        "page_ns": work["visits"] + work["skipped"],
+        "page_ns": pages,
+        "small_ns": pages - work["huge"],
         "merged_ns": work["merged"],
-        "merged_far_ns": work["merged"] * far_stable,
+        "merged_level_ns": work["merged"] * levels_stable,
         "checksum_ns": work["visits"] - work["merged"],
         "item_ns": work["first"],
         "freed_ns": work["freed"],
@@ -292,6 +299,7 @@ def design(work: RecordArray, near_levels: float) -> NDArray[np.float64]:
         "stable_far_ns": stable * far_stable,
         "unstable_near_ns": unstable * levels_unstable,
         "unstable_far_ns": unstable * far_unstable,
+        "unstable_small_ns": small * unstable * levels_unstable,
         "byte_ns": work["prefix"] * (stable * levels_stable + unstable * levels_unstable),
         "hit_ns": work["stable_hits"],
         "merge_ns": work["merges"],

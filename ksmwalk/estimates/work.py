@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from ..host import Host
-from ..ksm.ksmd import Ksm
-from ..layout import Frame, ItemFlag
-from ..signatures import AnyArray, RecordArray
+from ..layout import Frame, ItemFlag, Vm
+from ..signatures import AnyArray, RecordArray, U8Array
 from .costs import WORK_DTYPE
 
-__all__ = ["count_full_scan"]
+__all__ = ["count_full_scan", "mean_prefix"]
 
 _STABLE, _HAS_CHECKSUM, _USED = (np.uint8(bit) for bit in (ItemFlag.STABLE, ItemFlag.HAS_CHECKSUM, ItemFlag.USED))
 
@@ -27,6 +26,7 @@ class _Moment:
         self.zero, self.unshared = ksm.ksm_zero_pages, ksm.pages_unshared
         # what a search of the stable tree meets: a chain once, a content that has no chain once
         self.contents = ksm.pages_shared - ksm.stable_node_dups + ksm.stable_node_chains
+        self.changes = int(arrays["ctl"]["changes"][0])
         self.heads = int(np.count_nonzero(arrays["f_flags"] & np.uint16(Frame.HEAD)))
 
     def stable(self) -> AnyArray:
@@ -68,10 +68,14 @@ def count_full_scan(host: Host, *, prefix: float = 0.0, pages_to_scan: int | Non
     before = _Moment(host)
     host.ksm.scan.reset_work()
     host.ksm.full_scan()
-    return _row(before, _Moment(host), host.ksm, prefix, batch)
+    row = _row(before, _Moment(host))
+    _add_walk(row, host)
+    row["batches"] = row["visits"] // batch + 1
+    row["prefix"] = prefix
+    return row
 
 
-def _row(before: _Moment, after: _Moment, ksm: Ksm, prefix: float, batch: int) -> RecordArray:
+def _row(before: _Moment, after: _Moment) -> RecordArray:
     row = np.zeros((), WORK_DTYPE)
     # records used for the first time in this scan were none of these before
     new = len(after.flags) - len(before.flags)
@@ -94,25 +98,60 @@ def _row(before: _Moment, after: _Moment, ksm: Ksm, prefix: float, batch: int) -
     used, was_used = after.flags & _USED != 0, flags & _USED != 0
     row["first"], row["freed"] = np.count_nonzero(used & ~was_used), np.count_nonzero(was_used & ~used)
     row["changed"] = np.count_nonzero(changed)
-    row["merged"] = np.count_nonzero(stayed) + np.count_nonzero(come & ~noted)
     row["zeroed"] = max(0, after.zero - before.zero)
+    row["merges"] = merges
+    row["splits"] = max(0, before.heads - after.heads)
+    # each page that a mapping was taken from counts as a change: a merge two, of what fork shared with a KSM page none
+    joined = np.count_nonzero(come) - 2 * merges
+    row["stable_hits"] = min(max(0, after.changes - before.changes - 2 * merges - row["zeroed"]), max(0, joined))
+    row["merged"] = np.count_nonzero(stayed) + max(0, joined - row["stable_hits"])
     searches = row["visits"] - row["merged"] - row["changed"] - row["zeroed"]
     row["stable_searches"] = max(0, searches)
-    row["merges"] = merges
-    row["stable_hits"] = max(0, np.count_nonzero(come & noted) - 2 * merges)
     row["stable_nodes"] = (before.contents + after.contents) // 2
     row["unstable_searches"] = max(0, row["stable_searches"] - row["stable_hits"])
     row["unstable_items"] = after.unshared + merges
-    row["splits"] = max(0, before.heads - after.heads)
-    _add_walk(row, ksm)
-    row["batches"] = row["visits"] // batch + 1
-    row["prefix"] = prefix
     return row
 
 
-def _add_walk(row: RecordArray, ksm: Ksm) -> None:
-    """What the search for pages met on its way beside them."""
-    work = ksm.scan.work
-    row["ptes"] = max(0, work["pte"] - work["found"])
+def _add_walk(row: RecordArray, host: Host) -> None:
+    """Where the pages were found, and what the search for them met on its way."""
+    work, arrays = host.ksm.scan.work, host.world.arrays
+    areas = int(np.count_nonzero(arrays["vmas"]["flags"][: int(arrays["ctl"]["vmas_used"][0])] & np.uint64(Vm.MERGEABLE)))
+    # a page in a table of ptes is found from the one before; one in a huge page by a descent of its own, as the first
+    # of an area is
+    found, descents = work["found"], int(arrays["work"]["searches"][0])
+    row["huge"] = min(max(0, descents - areas), found)
+    row["ptes"] = max(0, work["pte"] - (found - int(row["huge"])))
     row["holes"] = work["holes"]
-    row["tables"] = max(0, work["callbacks"] - work["found"])
+    row["tables"] = max(0, work["callbacks"] - found)
+
+
+def mean_prefix(pages: U8Array, sample: int = 256) -> float:
+    """How many bytes two different pages that a search compares have in common at their front, on average.
+
+    Parameters
+    ----------
+    pages : ndarray of uint8, shape (n, 4096)
+        Different contents, in byte order.
+    sample : int
+        Contents that are searched for, evenly spread over all.
+
+    Returns
+    -------
+    float
+        For `count_full_scan`; 0 where there are fewer than two contents.
+
+    Models: searches of a balanced tree of all contents. Differs: the tree of a scan is smaller while it grows.
+    """
+    n, total, compared = len(pages), 0, 0
+    for wanted in np.unique(np.linspace(0, max(n - 1, 0), min(sample, n)).astype(np.int64)).tolist():
+        low, high = 0, n
+        while low < high:
+            middle = (low + high) // 2
+            if middle == wanted:
+                break
+            unlike = pages[middle] != pages[wanted]
+            total += int(unlike.argmax())
+            compared += 1
+            low, high = (middle + 1, high) if middle < wanted else (low, middle)
+    return total / compared if compared else 0.0

@@ -39,7 +39,8 @@ class Area:
     word : int
         Byte of the page at which the number stands: what is before it is compared in vain.
     huge : bool
-        Whether each page is the first of a huge page, the rest of which is neither empty nor mergeable.
+        Whether they are in huge pages; with a step of 2 MiB each is the first of one, the rest of which is neither empty
+        nor mergeable.
     """
 
     keys: U64Array
@@ -73,7 +74,7 @@ class Twin:
         self.places.append((real, model))
         self.areas.append(area)
         self.write(len(self.areas) - 1, area.keys)
-        if not area.huge:
+        if area.step < PMD_SIZE or not area.huge:
             self.child.do(f"call('madvise', {real}, {size}, {_MERGEABLE})")
             self.mm.madvise(model, size, "mergeable")
             return
@@ -87,7 +88,7 @@ class Twin:
         step = PAGE_SIZE if area.huge else area.step
         # in the order of memcmp
         keys = keys.astype(np.uint64)
-        if area.huge:
+        if area.huge and area.step == PMD_SIZE:
             # the first page of each huge page is the one that is looked at
             keys = np.stack([keys, *(keys + np.uint64(n) for n in range(1, area.step // step))], axis=1).ravel()
         self.child.do(
@@ -230,7 +231,16 @@ def sparse(pages: int, step: int) -> list[Sample]:
         return bench.samples
 
 
-def huge(pages: int) -> list[Sample]:
+def in_huge_pages(pages: int) -> list[Sample]:
+    """Unique pages that are parts of huge pages."""
+    with Bench(f"{pages} unique pages, huge") as bench:
+        bench.process(Area(_mixed(pages, 1 << 40), huge=True))
+        for what in ("first scan", "second", "third"):
+            bench.scan(what)
+        return bench.samples
+
+
+def splitting(pages: int) -> list[Sample]:
     """Pages of different huge pages in pairs."""
     keys = np.tile(_mixed(pages // 2, 1 << 40), 2)
     with Bench(f"{pages} huge pages") as bench:
@@ -277,9 +287,10 @@ def stories(room: int | None = None) -> list[Story]:
         (1 << 13, lambda: sparse(1 << 12, 16 * PAGE_SIZE)),
         (1 << 13, lambda: sparse(1 << 12, PMD_SIZE)),
         (1 << 12, lambda: sparse(1 << 9, PUD_SIZE)),
-        (1 << 15, lambda: huge(64)),
+        (1 << 15, lambda: splitting(64)),
         (1 << 15, lambda: pairs(1 << 14)),
         (1 << 16, lambda: unique(1 << 16)),
+        (1 << 16, lambda: in_huge_pages(1 << 16)),
         (1 << 16, lambda: alike(1 << 16)),
         (1 << 17, lambda: pairs(1 << 16)),
         (1 << 18, lambda: unique(1 << 18, scans=2)),
