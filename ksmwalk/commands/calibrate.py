@@ -38,7 +38,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "  sudo ksmwalk calibrate --output costs.json  keep it elsewhere",
         formatter_class=HelpFormatter,
     )
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="where the costs go (default ~/.cache/ksmwalk/costs.json)")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="where the costs go (default ~/.cache/ksmwalk/costs.json)"
+    )
     parser.add_argument("--json", action="store_true", help="print the costs and every scan as JSON")
     parser.set_defaults(run=run)
 

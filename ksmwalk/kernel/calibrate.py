@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..estimates.costs import FIELDS, MEASURED, WORK_DTYPE, Costs, design, ksmd_seconds
+from ..estimates.costs import FIELDS, MEASURED, Costs, design, ksmd_seconds
 from ..estimates.work import count_full_scan
 from ..host import Host, Mm
 from ..layout import PAGE_SIZE, PMD_SIZE, PUD_SIZE
@@ -235,7 +235,7 @@ def in_huge_pages(pages: int) -> list[Sample]:
     """Unique pages that are parts of huge pages."""
     with Bench(f"{pages} unique pages, huge") as bench:
         bench.process(Area(_mixed(pages, 1 << 40), huge=True))
-        for what in ("first scan", "second", "third"):
+        for what in ("first scan", "second", "third", "fourth", "skipped"):
             bench.scan(what)
         return bench.samples
 
@@ -363,16 +363,18 @@ def fit(samples: Sequence[Sample]) -> Costs:
     Returns
     -------
     Costs
-        With `residual`; relative differences count, so that short scans count as much as long ones.
+        With `residual`.
 
     Models: nothing. Differs: nothing known.
     """
     work = np.stack([sample.work for sample in samples])
     seconds = np.array([sample.seconds for sample in samples])
+    # between relative and absolute differences: short scans are to count, and long ones are measured better
+    weights = seconds**-0.75
     best: tuple[float, float, NDArray[np.float64]] | None = None
     # where the caches end shows in how well what follows from it fits
-    for near in np.arange(8.0, 16.5, 0.5):
-        found, error = _not_negative(design(work, near) / seconds[:, None], np.full(len(seconds), 1e9))
+    for near in np.arange(4.0, 16.5, 0.5):
+        found, error = _not_negative(design(work, near) * weights[:, None], seconds * weights * 1e9)
         if best is None or error < best[0]:
             best = error, float(near), found
     assert best is not None

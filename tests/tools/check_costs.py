@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
-import costload  # noqa: E402 - found through the line above
+import costload
 
-from ksmwalk.commands import report  # noqa: E402
-from ksmwalk.estimates.costs import Costs  # noqa: E402
-from ksmwalk.kernel import knobs  # noqa: E402
+from ksmwalk.commands import report
+from ksmwalk.estimates.costs import Costs
+from ksmwalk.kernel import knobs
 
 
 def main() -> int:
