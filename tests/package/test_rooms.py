@@ -19,14 +19,15 @@ FLOORS = [
     {"tables", "ksm"},
     {"host"},
     {"scenarios"},
-    {"proc", "sources"},
+    {"proc"},
+    {"sources"},
     {"estimates"},
     {"kernel"},
     {"commands"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 #: rooms that stand beside each other on one floor and may look in
-MAY_LOOK_IN = {("entries", "layout"), ("errors", "_core"), ("sources", "proc")}
+MAY_LOOK_IN = {("entries", "layout"), ("errors", "_core")}
 #: the front door: hands names on from everywhere
 FRONT = {"__init__", "__main__", "_moved"}
 
