@@ -6,7 +6,7 @@ import numpy as np
 
 from ..host import Host
 from ..layout import Frame, ItemFlag, Vm
-from ..signatures import AnyArray, RecordArray, U8Array
+from ..signatures import RecordArray, U8Array
 from .costs import WORK_DTYPE
 
 __all__ = ["count_full_scan", "mean_prefix"]
@@ -14,14 +14,15 @@ __all__ = ["count_full_scan", "mean_prefix"]
 _STABLE, _HAS_CHECKSUM, _USED = (np.uint8(bit) for bit in (ItemFlag.STABLE, ItemFlag.HAS_CHECKSUM, ItemFlag.USED))
 
 
-class _Moment:
-    """What is to be compared of a Host between the beginning and the end of a scan."""
+# Items looked at together: few enough for what is made of them to stay in the processor's cache.
+_AT_ONCE = 1 << 15
+
+
+class _Counters:
+    """What of a Host's counters is compared between the beginning and the end of a scan."""
 
     def __init__(self, host: Host):
         ksm, arrays = host.ksm, host.world.arrays
-        used = int(arrays["ctl"]["items_used"][0])
-        items = arrays["items"][:used]
-        self.flags, self.checksum, self.node = items["flags"].copy(), items["checksum"].copy(), items["node"].copy()
         self.scanned, self.skipped = ksm.pages_scanned, ksm.pages_skipped
         self.zero, self.unshared = ksm.ksm_zero_pages, ksm.pages_unshared
         # what a search of the stable tree meets: a chain once, a content that has no chain once
@@ -29,10 +30,52 @@ class _Moment:
         self.changes = int(arrays["ctl"]["changes"][0])
         self.heads = int(np.count_nonzero(arrays["f_flags"] & np.uint16(Frame.HEAD)))
 
-    def stable(self) -> AnyArray:
-        """Which items are on a stable node: bool[items]."""
-        on_node: AnyArray = self.flags & _STABLE != 0
-        return on_node
+
+class _Items:
+    """The rmap_items as they are at the beginning of a scan, and what has become of them."""
+
+    def __init__(self, host: Host):
+        self._ctl, self._items = host.world.arrays["ctl"], host.world.arrays["items"]
+        nr = self._nr_used()
+        self._flags, self._node, self._checksum = np.empty(nr, np.uint8), np.empty(nr, np.int32), np.empty(nr, np.uint64)
+        self._nodes_before = np.zeros(len(host.world.arrays["nodes"]), bool)
+        for start in range(0, nr, _AT_ONCE):
+            part, chunk = self._items[start : min(start + _AT_ONCE, nr)], slice(start, min(start + _AT_ONCE, nr))
+            self._flags[chunk], self._node[chunk], self._checksum[chunk] = part["flags"], part["node"], part["checksum"]
+            self._nodes_before[self._node[chunk][self._flags[chunk] & _STABLE != 0]] = True
+
+    def _nr_used(self) -> int:
+        return int(self._ctl["items_used"][0])
+
+    def compare(self) -> dict[str, int]:
+        """Items by what happened to them since: `first`, `freed`, `changed`, `stayed` on a node, `come` to one; and
+        `merges`, nodes that were made."""
+        counts = dict.fromkeys(("first", "freed", "changed", "stayed", "come"), 0)
+        made = np.zeros_like(self._nodes_before)
+        nr = self._nr_used()
+        # records used for the first time since were none of these before
+        grown = max(0, nr - len(self._flags))
+        flags_before, node_before, checksum_before = (
+            np.concatenate([old, np.zeros(grown, old.dtype)]) if grown else old
+            for old in (self._flags, self._node, self._checksum)
+        )
+        for start in range(0, nr, _AT_ONCE):
+            chunk = slice(start, min(start + _AT_ONCE, nr))
+            part = self._items[chunk]
+            flags, node, was = part["flags"].copy(), part["node"].copy(), flags_before[chunk]
+            noted = flags & _HAS_CHECKSUM != 0
+            other = (was & _HAS_CHECKSUM == 0) | (part["checksum"] != checksum_before[chunk])
+            stayed = (flags & was & _STABLE != 0) & (node == node_before[chunk])
+            come = (flags & _STABLE != 0) & ~stayed
+            counts["changed"] += int(np.count_nonzero(noted & other))
+            counts["stayed"] += int(np.count_nonzero(stayed))
+            counts["first"] += int(np.count_nonzero(flags & ~was & _USED))
+            counts["freed"] += int(np.count_nonzero(was & ~flags & _USED))
+            if come.any():
+                counts["come"] += int(np.count_nonzero(come))
+                # pages that fork mapped to a KSM page are only noted: they have no checksum and made no node
+                made[node[come & noted]] = True
+        return counts | {"merges": int(np.count_nonzero(made & ~self._nodes_before))}
 
 
 def count_full_scan(host: Host, *, prefix: float = 0.0, pages_to_scan: int | None = None) -> RecordArray:
@@ -65,51 +108,43 @@ def count_full_scan(host: Host, *, prefix: float = 0.0, pages_to_scan: int | Non
     batch = host.ksm.pages_to_scan if pages_to_scan is None else pages_to_scan
     if batch < 1:
         raise ValueError(f"pages_to_scan {batch}: must be at least 1 for a scan to end")
-    before = _Moment(host)
+    items, before = _Items(host), _Counters(host)
     host.ksm.scan.reset_work()
     host.ksm.full_scan()
-    row = _row(before, _Moment(host))
+    row = _row(before, _Counters(host), items.compare())
     _add_walk(row, host)
     row["batches"] = row["visits"] // batch + 1
     row["prefix"] = prefix
     return row
 
 
-def _row(before: _Moment, after: _Moment) -> RecordArray:
-    row = np.zeros((), WORK_DTYPE)
-    # records used for the first time in this scan were none of these before
-    new = len(after.flags) - len(before.flags)
-    flags = np.append(before.flags, np.zeros(new, before.flags.dtype))
-    checksum = np.append(before.checksum, np.zeros(new, before.checksum.dtype))
-    node = np.append(before.node, np.zeros(new, before.node.dtype))
-    noted = after.flags & _HAS_CHECKSUM != 0
-    changed = noted & ((flags & _HAS_CHECKSUM == 0) | (checksum != after.checksum))
-    on_node, was_on_node = after.stable(), flags & _STABLE != 0
-    stayed = on_node & was_on_node & (node == after.node)
-    come = on_node & ~stayed
-    nodes = np.zeros(1 + int(max(node.max(initial=0), after.node.max(initial=0))), bool)
-    nodes[node[was_on_node]] = True
-    made = np.zeros_like(nodes)
-    # pages that fork mapped to a KSM page are only noted: they have no checksum and made no node
-    made[after.node[come & noted]] = True
-    merges = int(np.count_nonzero(made & ~nodes))
-    row["visits"] = after.scanned - before.scanned
-    row["skipped"] = after.skipped - before.skipped
-    used, was_used = after.flags & _USED != 0, flags & _USED != 0
-    row["first"], row["freed"] = np.count_nonzero(used & ~was_used), np.count_nonzero(was_used & ~used)
-    row["changed"] = np.count_nonzero(changed)
-    row["zeroed"] = max(0, after.zero - before.zero)
-    row["merges"] = merges
-    row["splits"] = max(0, before.heads - after.heads)
+def _row(before: _Counters, after: _Counters, items: dict[str, int]) -> RecordArray:
+    merges, changed = items["merges"], items["changed"]
+    visits, zeroed = after.scanned - before.scanned, max(0, after.zero - before.zero)
     # each page that a mapping was taken from counts as a change: a merge two, of what fork shared with a KSM page none
-    joined = np.count_nonzero(come) - 2 * merges
-    row["stable_hits"] = min(max(0, after.changes - before.changes - 2 * merges - row["zeroed"]), max(0, joined))
-    row["merged"] = np.count_nonzero(stayed) + max(0, joined - row["stable_hits"])
-    searches = row["visits"] - row["merged"] - row["changed"] - row["zeroed"]
-    row["stable_searches"] = max(0, searches)
-    row["stable_nodes"] = (before.contents + after.contents) // 2
-    row["unstable_searches"] = max(0, row["stable_searches"] - row["stable_hits"])
-    row["unstable_items"] = after.unshared + merges
+    joined = max(0, items["come"] - 2 * merges)
+    hits = min(max(0, after.changes - before.changes - 2 * merges - zeroed), joined)
+    merged = items["stayed"] + joined - hits
+    searches = max(0, visits - merged - changed - zeroed)
+    counts = {
+        "visits": visits,
+        "skipped": after.skipped - before.skipped,
+        "merged": merged,
+        "first": items["first"],
+        "freed": items["freed"],
+        "changed": changed,
+        "stable_searches": searches,
+        "stable_hits": hits,
+        "stable_nodes": (before.contents + after.contents) // 2,
+        "unstable_searches": max(0, searches - hits),
+        "unstable_items": after.unshared + merges,
+        "merges": merges,
+        "zeroed": zeroed,
+        "splits": max(0, before.heads - after.heads),
+    }
+    row = np.zeros((), WORK_DTYPE)
+    for name, value in counts.items():
+        row[name] = value
     return row
 
 

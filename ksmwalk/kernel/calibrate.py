@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -378,7 +379,8 @@ def fit(samples: Sequence[Sample]) -> Costs:
         if best is None or error < best[0]:
             best = error, float(near), found
     assert best is not None
-    costs = Costs(near_levels=best[1], **{name: float(ns) for name, ns in zip(FIELDS, best[2], strict=True)})
+    found_ns: dict[str, Any] = {name: float(ns) for name, ns in zip(FIELDS, best[2], strict=True)}
+    costs = Costs(near_levels=best[1], **found_ns)
     wrong = np.abs(ksmd_seconds(work, costs) / seconds - 1)
     return dataclasses.replace(costs, residual=float(wrong.max()))
 

@@ -131,6 +131,7 @@ WORKLOADS = [
     Workload("python objects, merge any", OBJECTS, 20_000, 3),
     Workload("huge pages", HUGE, 40_960, 2),
     Workload("copies, 1,000 pages a batch", COPIES, 20_000, 3, 3, pages_to_scan=1000, sleep_millisecs=5),
+    Workload("random pages, 100 a batch", RANDOM, 8_000, 2, 3, pages_to_scan=100, sleep_millisecs=20),
     Workload("random pages, many", RANDOM, 50_000, 3, 3),
 ]
 
@@ -158,7 +159,7 @@ def running(workload: Workload) -> Iterator[list[int]]:
 
 def look_at(workload: Workload, costs: Costs, say: Callable[[str], None] = lambda text: None) -> Seen:
     """Predict a workload's scans and let ksmd do them; KSM is taken for that."""
-    with knobs.taken(wait=120):
+    with knobs.taken(wait=600):
         knobs.reset()
         for name, value in workload.tunables.items():
             knobs.write(name, value)
