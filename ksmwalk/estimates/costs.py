@@ -100,12 +100,13 @@ class Costs:
     """
 
     scan_ns: float = _cost("a full scan, whatever is in it", 25_000)
-    batch_ns: float = _cost("a time that ksmd wakes up", 6_900)
+    batch_ns: float = _cost("a time that ksmd wakes up", 15_000)
     page_ns: float = _cost("finding a page, whether it is then visited or skipped", 233)
     small_ns: float = _cost("the same, added where the page is not part of a huge page", 17)
     merged_ns: float = _cost("seeing that a page is KSM's already", 0)
     merged_level_ns: float = _cost("the same, added for each level of the stable tree", 6.9)
     checksum_ns: float = _cost("the checksum of a page, and what else each visit of one that is not KSM's takes", 669)
+    checksum_small_ns: float = _cost("the same, added where the page is not part of a huge page", 0)
     item_ns: float = _cost("allocating an rmap_item", 0)
     freed_ns: float = _cost("freeing an rmap_item", 76)
     stable_near_ns: float = _cost("a level of the stable tree", 158)
@@ -113,6 +114,7 @@ class Costs:
     unstable_near_ns: float = _cost("a level of the unstable tree", 157)
     unstable_far_ns: float = _cost("a level of the unstable tree beyond the caches, added", 413)
     unstable_small_ns: float = _cost("a level of the unstable tree, added where pages are not parts of huge ones", 118)
+    cold_ns: float = _cost("a level of either tree that was pushed out of the caches between two batches, added", 190)
     byte_ns: float = _cost("a byte compared in vain at a level", 0.111)
     hit_ns: float = _cost("merging a page with a KSM page", 1_970)
     merge_ns: float = _cost("merging two pages into a new KSM page", 695)
@@ -285,6 +287,10 @@ def design(work: RecordArray, near_levels: float) -> NDArray[np.float64]:
     far_unstable = np.maximum(levels_unstable - near_levels, 0)
     pages = work["visits"] + work["skipped"]
     small = 1 - work["huge"] / np.maximum(pages, 1)
+    # a batch begins with cold caches, and warms what it can of the levels that they would hold
+    warm = np.log2(1.0 + work["visits"] / np.maximum(work["batches"], 1))
+    cold_stable = np.maximum(np.minimum(levels_stable, near_levels) - warm, 0)
+    cold_unstable = np.maximum(np.minimum(levels_unstable, near_levels) - warm, 0)
     columns = {
         "scan_ns": np.ones(len(work)),
         "batch_ns": work["batches"],
@@ -293,6 +299,7 @@ def design(work: RecordArray, near_levels: float) -> NDArray[np.float64]:
         "merged_ns": work["merged"],
         "merged_level_ns": work["merged"] * levels_stable,
         "checksum_ns": work["visits"] - work["merged"],
+        "checksum_small_ns": small * (work["visits"] - work["merged"]),
         "item_ns": work["first"],
         "freed_ns": work["freed"],
         "stable_near_ns": stable * levels_stable,
@@ -300,6 +307,7 @@ def design(work: RecordArray, near_levels: float) -> NDArray[np.float64]:
         "unstable_near_ns": unstable * levels_unstable,
         "unstable_far_ns": unstable * far_unstable,
         "unstable_small_ns": small * unstable * levels_unstable,
+        "cold_ns": stable * cold_stable + unstable * cold_unstable,
         "byte_ns": work["prefix"] * (stable * levels_stable + unstable * levels_unstable),
         "hit_ns": work["stable_hits"],
         "merge_ns": work["merges"],

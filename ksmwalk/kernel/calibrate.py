@@ -252,13 +252,20 @@ def splitting(pages: int) -> list[Sample]:
 
 
 def batches(pages: int) -> list[Sample]:
-    """Merged pages, a hundred at a time."""
-    with Bench(f"{pages} pages in batches") as bench:
+    """Merged pages, and twice as many unique ones, a hundred at a time with the default pauses."""
+    with Bench(f"{pages} merged pages in batches") as bench:
         bench.process(Area(np.repeat(_mixed(pages // 16, 1 << 40), 16)))
         for what in ("first scan", "merging", "merged"):
             bench.scan(what)
         bench.scan("in batches of 100", pages_to_scan=100, sleep_millisecs=20)
-        return bench.samples
+        samples = bench.samples
+    with Bench(f"{2 * pages} unique pages in batches", smart_scan=0) as bench:
+        bench.process(Area(_mixed(2 * pages, 1 << 40)))
+        for what in ("first scan", "second"):
+            bench.scan(what)
+        for _ in range(2):
+            bench.scan("in batches of 100", pages_to_scan=100, sleep_millisecs=20)
+        return samples + bench.samples
 
 
 #: makes some full scans, with KSM taken
@@ -281,7 +288,7 @@ def stories(room: int | None = None) -> list[Story]:
     room = _available() // 2 if room is None else room
     by_pages: list[tuple[int, Story]] = [
         (1 << 12, lambda: unique(1 << 12)),
-        (1 << 13, lambda: batches(1 << 13)),
+        (1 << 14, lambda: batches(1 << 13)),
         (1 << 14, lambda: unique(1 << 14)),
         (1 << 14, lambda: changing(1 << 14)),
         (1 << 14, lambda: empty(1 << 14)),

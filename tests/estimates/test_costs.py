@@ -77,6 +77,11 @@ def test_pages_cost_more_in_a_larger_tree_and_less_in_huge_pages():
     assert ns_a_page(searched(1 << 20, huge=1 << 20)) < large
 
 
+def test_small_batches_with_pauses_cost_more_than_one_batch():
+    n = 1 << 14
+    assert ns_a_page(searched(n, batches=n // 100)) > ns_a_page(searched(n)) + Costs().batch_ns / 100
+
+
 def test_costs_come_back_from_disk(tmp_path):
     costs = dataclasses.replace(Costs(), page_ns=123.5, source="measured here", machine="a\x1b machine", date="2026-01-02")
     path = costs.save(tmp_path / "costs.json")
