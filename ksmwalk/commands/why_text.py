@@ -191,10 +191,10 @@ def _areas(screen: Screen, why: Why) -> None:
         rows, styles = [], []
         for record in why.mappings[why.mappings["process"] == index]:
             row = _row(record)
-            rows.append((
-                f"{int(record['start']):x}", report.size(int(record["end"] - record["start"])), report.count(int(record["present"])),
-                report.count(sum(row.get(reason, 0) for reason in _GOOD)), _name(record), _why(row, {str(record["letter"])}, _most(screen)),
-            ))  # fmt: skip
+            start, length = int(record["start"]), int(record["end"] - record["start"])
+            merged = report.count(sum(row.get(reason, 0) for reason in _GOOD))
+            words = _why(row, {str(record["letter"])}, _most(screen))
+            rows.append((f"{start:x}", report.size(length), report.count(int(record["present"])), merged, _name(record), words))
             styles.append("green" if record["marked"] else "" if not record["letter"] else "dim")
         screen.table(_AREAS, _cut_why(screen, rows), styles=styles)
 

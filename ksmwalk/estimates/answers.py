@@ -185,7 +185,7 @@ def _changing(why: Why, pages: int) -> tuple[str, str]:
 def _off(why: Why, pages: int) -> tuple[str, str]:
     if why.figures["run"] == 2:
         return "/sys/kernel/mm/ksm/run is 2: everything is being unmerged", "echo 1 > /sys/kernel/mm/ksm/run"
-    return "/sys/kernel/mm/ksm/run is 0; the model merges these", "echo 1 > /sys/kernel/mm/ksm/run (ksmwalk estimate says at what cost)"
+    return "/sys/kernel/mm/ksm/run is 0; the model merges these", "echo 1 > /sys/kernel/mm/ksm/run"
 
 
 def _refused(why: Why, pages: int) -> tuple[str, str]:
@@ -235,7 +235,7 @@ def _second(why: Why, pages: int) -> tuple[str, str]:
     seconds = why.figures["pass_seconds"]
     until = "never" if seconds is None else f"within {_time(2 * seconds)}"
     items = _sum(why, "rmap_items")
-    words = f"visited (ksm_rmap_items {items:,}); a page merges when a second visit finds it unchanged, {until}: {_pass(why)}"
+    words = f"visited (ksm_rmap_items {items:,}); it merges when a second visit finds it unchanged, {until}: {_pass(why)}"
     return words + _pins(why), _faster(why)
 
 

@@ -186,7 +186,10 @@ class _Model:
     def __init__(self, capture: MemoryCapture, tunables: dict[str, object], costs: Costs, each: Callable[[int], object]):
         loaded = load_memory(capture, mark="as-is", knobs=tunables)
         work: list[RecordArray] = []
-        self.steady = run_to_steady(loaded.host, scan=lambda host: work.append(count_full_scan(host)), each=each)
+        batch = max(1, loaded.host.ksm.pages_to_scan)
+        self.steady = run_to_steady(
+            loaded.host, scan=lambda host: work.append(count_full_scan(host, pages_to_scan=batch)), each=each
+        )
         self.notes = loaded.notes
         self.merges = _merged_pages(loaded, range(len(capture.processes)))
         self.limit = int(loaded.host.ksm.max_page_sharing)
