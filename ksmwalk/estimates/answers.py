@@ -131,6 +131,8 @@ def _merged(why: Why, pages: int) -> tuple[str, str]:
     words = f"frames that /proc/kpageflags calls KSM's (ksm_merging_pages {merging:,})"
     if any(why.capture.processes[i].ksm is None for i in why.about):
         words = f"the KSM lines of smaps (ksm_merging_pages {merging:,})"
+    if since := sum(one.get("merged_since", 0) for one in _mine(why)):
+        words += f", {since:,} of them since the first look"
     alone = 0
     for i in why.about:
         one = why.capture.processes[i]
@@ -192,6 +194,9 @@ def _refused(why: Why, pages: int) -> tuple[str, str]:
     elsewhere = _mapped_elsewhere(why)
     pinned = _sum(why, "pinned_bytes")
     enough = refused_after(bool(why.figures["smart_scan"]))
+    moved = sum(one.get("refused_moved", 0) for one in _mine(why))
+    if moved:
+        elsewhere = f"{moved:,} were merged and undone: copies, what they met holds out. {elsewhere}"
     words = (
         f"not merged in {why.figures['second_look_passes']} passes, {enough} are enough. {elsewhere}VmPin of these processes: "
         f"{pinned >> 10:,} KiB. What else holds a frame (O_DIRECT, vmsplice, a batch of mlock) is in no file"
@@ -240,7 +245,7 @@ def _second(why: Why, pages: int) -> tuple[str, str]:
 
 
 def _smart(why: Why, pages: int) -> tuple[str, str]:
-    skips = max(longest_skip(one["passes_at_most"]) for one in _mine(why))
+    skips = max(longest_skip(one["passes_likely"]) for one in _mine(why))
     seconds = why.figures["pass_seconds"]
     until = "" if seconds is None else f" = {_time((skips + 1) * seconds)}"
     words = (f"smart_scan is 1 (pages_skipped {why.figures['pages_skipped']:,}): a page that did not merge before is passed over, "

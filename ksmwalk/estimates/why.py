@@ -30,7 +30,7 @@ from .work import count_full_scan
 class Reason(IntEnum):
     """Why a page is, or is not, merged. The first that applies counts, in the order of their numbers.
 
-    MERGED: a KSM page. ZERO_PLACED: KSM put the zero page there. EMPTY: the zero page, as reading an untouched page maps
+    MERGED: a KSM page, by the second look if there is one. ZERO_PLACED: KSM put the zero page there. EMPTY: the zero page, as reading an untouched page maps
     it. NOT_ELIGIBLE: a flag of its mapping keeps KSM away. NOT_ANONYMOUS: a page of a file. NOT_MARKED: its mapping did not
     ask. UNREAD: its content is not known. CHANGING: it changed between two readings. OFF, UNMERGING: it would merge, but
     `run` is 0, or 2. REFUSED: it would merge, and ksmd passed it often enough without merging it. KHUGEPAGED: it would
@@ -159,7 +159,8 @@ def explain_pages(
 
     Models: ksmd of Linux 6.18 in its steady state, for what would merge; the machine's own counters for what has.
     Differs: references that a device or a system call holds on a frame can't be seen, nor the ages of smart scan, nor
-    when memory was marked: what depends on them rests on figures of the whole process, and the answers say so.
+    when memory was marked: what depends on them rests on figures of the whole process, and on its age at ksmd's present
+    speed; the answers name them.
     """
     indices = [i for i, one in enumerate(capture.processes) if about is None or one.pid in set(about)]
     if not indices or all(one.key is None for one in capture.processes):
@@ -248,7 +249,7 @@ def _of_process(one: ProcessCapture, scannable: int, figures: dict[str, Any], se
     if age is not None and figures["pass_seconds"]:
         passes = min(passes, int(age / figures["pass_seconds"]))
     return {
-        "searched_pages": scannable, "rmap_items": items, "to_go": max(0, scannable - items), "passes_at_most": passes,
+        "searched_pages": scannable, "rmap_items": items, "to_go": max(0, scannable - items), "passes_likely": passes,
         "age_seconds": age, "pinned_bytes": None if second is None else second.pinned.get(one.pid),
         "merging_pages": one.ksm_stat.get("ksm_merging_pages"), "zero_pages": one.ksm_stat.get("ksm_zero_pages"),
     }  # fmt: skip
@@ -293,6 +294,11 @@ def _reasons(
     placed = np.flatnonzero(one.zero & in_mappings(one, lambda vma: vma.mergeable))
     out[placed[: one.ksm_stat.get("ksm_zero_pages", 0)]] = Reason.ZERO_PLACED
     out[_merged_now(one, merges, out)] = Reason.MERGED
+    later = None if second is None else second.of(index)
+    if later is not None:
+        since = later.merged & (out != Reason.MERGED)
+        figures["processes"][one.pid]["merged_since"] = int(np.count_nonzero(since))
+        out[since] = Reason.MERGED
     return out
 
 
@@ -318,7 +324,7 @@ def _when(out: U8Array, merges: BoolArray, one: ProcessCapture, figures: dict[st
         out[merges] = Reason.UNMERGING if figures["run"] == 2 else Reason.OFF
         return
     mine = figures["processes"][one.pid]
-    passes = mine["passes_at_most"]
+    passes = mine["passes_likely"]
     smart = model.smart and passes > SMART_FROM and figures["pages_skipped"] > 0
     out[merges] = Reason.SMART_SCAN if smart else Reason.SECOND_PASS
     # ksmd goes through a process in ascending order: what it has no item of lies at the end, in its first pass
@@ -330,6 +336,7 @@ def _when(out: U8Array, merges: BoolArray, one: ProcessCapture, figures: dict[st
         out[merges & later.collapsed] = Reason.KHUGEPAGED
         if figures["second_look_passes"] >= refused_after(model.smart):
             out[merges & later.still] = Reason.REFUSED
+            mine["refused_moved"] = int(np.count_nonzero(merges & later.moved))
 
 
 def refused_after(smart: bool) -> int:

@@ -30,13 +30,19 @@ class Later:
     Attributes
     ----------
     still : ndarray of bool, shape (nr_pages,)
-        There, on the same frame, and not KSM's.
+        There, no part of another huge page, and neither KSM's nor the zero page.
+    moved : ndarray of bool, shape (nr_pages,)
+        These, where the frame is another one: a merge that is undone leaves a copy.
     collapsed : ndarray of bool, shape (nr_pages,)
         Part of a huge page, on another frame.
+    merged : ndarray of bool, shape (nr_pages,)
+        A KSM page.
     """
 
     still: BoolArray
+    moved: BoolArray
     collapsed: BoolArray
+    merged: BoolArray
 
 
 @dataclass(slots=True)
@@ -119,7 +125,8 @@ def look_again(
         _wait(result, passes, patience, progress)
     result.ksm = machine()["ksm"]
     scanned = _file(result.ksm, "pages_scanned") - _file(what.machine.get("ksm", {}), "pages_scanned")
-    if scanned > 0 and since is not None:
+    # of less than two batches no speed can be told
+    if since is not None and scanned >= 2 * max(1, _file(result.ksm, "pages_to_scan")):
         result.scanned_per_second = scanned / max(1e-3, time.monotonic() - since)
     wanted = None if about is None else set(about)
     for index, one in enumerate(what.processes):
@@ -177,5 +184,7 @@ def _compare(result: SecondLook, index: int, one: ProcessCapture) -> None:
     place[~there] = 0
     if now.nr_pages:
         there &= now.addr[place] == one.addr
-        same = now.pfn[place] == one.pfn
-        result.later[index] = Later(there & same & ~now.ksm[place], there & ~same & now.huge[place])
+        moved = there & (now.pfn[place] != one.pfn)
+        collapsed = moved & now.huge[place]
+        still = there & ~(now.ksm | now.zero)[place] & ~collapsed
+        result.later[index] = Later(still, still & moved, collapsed, there & now.ksm[place])

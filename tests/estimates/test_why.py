@@ -34,11 +34,10 @@ def scanned(pages, **more):
     return {"ksm_rmap_items": pages, **more}
 
 
-def look(passes=0, still=(), collapsed=(), **more):
-    n = max(len(still), len(collapsed))
-    later = {0: Later(np.array([*still, *[False] * (n - len(still))], bool),
-                      np.array([*collapsed, *[False] * (n - len(collapsed))], bool))} if n else {}  # fmt: skip
-    return SecondLook(passes=passes, later=later, **more)
+def look(passes=0, still=(), collapsed=(), merged=(), **more):
+    n = max(map(len, (still, collapsed, merged)))
+    columns = [np.array([*some, *[False] * (n - len(some))], bool) for some in (still, still[:1], collapsed, merged)]
+    return SecondLook(passes=passes, later={0: Later(*columns)}, **more)
 
 
 def test_a_page_of_ksm_is_merged_whatever_else_may_be_said_of_it():
@@ -154,7 +153,8 @@ def test_a_page_that_should_have_merged_by_the_second_look_is_refused():
     result = why(one, smart_scan=0, second=look(3, still=[True, True, True], pinned={1: 8192}))
     assert [Reason(r) for r in result.reasons[0]] == [Reason.REFUSED, Reason.REFUSED, Reason.UNIQUE]
     said = answer(result, Reason.REFUSED).figure
-    assert "not merged in 3 passes" in said and "1 of 2 have mappings beyond those read" in said and "8 KiB" in said
+    assert "not merged in 3 passes" in said and "1 were merged and undone" in said
+    assert "1 of 2 have mappings beyond those read" in said and "8 KiB" in said
     # smart scan may have passed them over as often
     assert reasons(one, second=look(3, still=[True, True, True])) == [Reason.SECOND_PASS] * 2 + [Reason.UNIQUE]
     assert reasons(one, second=look(10, still=[True, True, True]))[:2] == [Reason.REFUSED] * 2
@@ -175,6 +175,12 @@ def test_a_huge_page_whose_contents_have_equals_was_built_again_by_khugepaged():
 def test_a_page_that_is_on_another_frame_of_a_huge_page_by_now_was_collapsed():
     one = process(1, Area([5, 5]), stat=scanned(2))
     assert reasons(one, second=look(2, collapsed=[True, False])) == [Reason.KHUGEPAGED, Reason.SECOND_PASS]
+
+
+def test_what_was_merged_by_the_second_look_is_merged():
+    result = why(process(1, Area([5, 5, 6]), stat=scanned(3)), second=look(2, merged=[True, True, False]))
+    assert [Reason(r) for r in result.reasons[0]] == [Reason.MERGED, Reason.MERGED, Reason.UNIQUE]
+    assert "2 of them since the first look" in answer(result, Reason.MERGED).figure
 
 
 def test_one_page_too_many_is_left_over_at_the_sharing_limit():
