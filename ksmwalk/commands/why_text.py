@@ -9,7 +9,7 @@ from ..estimates.why import ABSENT, Reason, Why
 from ..layout import PAGE_SIZE
 from ..sources.near import Near
 from . import report
-from .screen import Column, Screen
+from .screen import Column, Part, Screen
 
 _MOST_ROWS = 10
 _MOST_NEAR = 12
@@ -107,7 +107,7 @@ def _bars(screen: Screen, said: list[Answer]) -> None:
     for answer in said:
         filled = max(1, round(answer.pages / total * room))
         share = f"{answer.pages / total:.0%}" if answer.pages * 200 >= total else "<1%"
-        bar = [(full * filled, _style(answer.reason)), empty * (room - filled), "  "] if room >= _LEAST_BAR else []
+        bar: list[Part] = [(full * filled, _style(answer.reason)), empty * (room - filled), "  "] if room >= _LEAST_BAR else []
         size = f"  {report.size(answer.pages * PAGE_SIZE):>9}" if sizes else ""
         screen.line(
             (f"{answer.title:<{label}}  ", _style(answer.reason)), *bar, f"{report.count(answer.pages):>{counts}}{size}  {share:>4}"

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..host.vma import INCOMPATIBLE
 from ..layout import PAGE_SIZE, Frame
+from ..proc.frames import Kpf
 from ..proc.maps import VM_BITS, VmaRecord
 from ..signatures import BoolArray, I64Array, RecordArray, U8Array
 from ..sources.contents import MemoryCapture
@@ -30,11 +31,11 @@ from .work import count_full_scan
 class Reason(IntEnum):
     """Why a page is, or is not, merged. The first that applies counts, in the order of their numbers.
 
-    MERGED: a KSM page, by the second look if there is one. ZERO_PLACED: KSM put the zero page there. EMPTY: the zero page, as reading an untouched page maps
-    it. NOT_ELIGIBLE: a flag of its mapping keeps KSM away. NOT_ANONYMOUS: a page of a file. NOT_MARKED: its mapping did not
-    ask. UNREAD: its content is not known. CHANGING: it changed between two readings. OFF, UNMERGING: it would merge, but
-    `run` is 0, or 2. REFUSED: it would merge, and ksmd passed it often enough without merging it. KHUGEPAGED: it would
-    merge, and is part of a huge page though ksmd has passed. NOT_SCANNED: ksmd has not been there. SECOND_PASS: ksmd has
+    MERGED: a KSM page, by the second look if there is one. ZERO_PLACED: KSM put the zero page there. EMPTY: the zero page,
+    as reading an untouched page maps it. NOT_ELIGIBLE: a flag of its mapping keeps KSM away. NOT_ANONYMOUS: a page of a
+    file. NOT_MARKED: its mapping did not ask. UNREAD: its content is not known. CHANGING: it changed between two readings.
+    OFF, UNMERGING: it would merge, but `run` is 0, or 2. REFUSED: it would merge, and ksmd passed it often enough without
+    merging it. KHUGEPAGED: it would merge, and is part of a huge page though ksmd has passed. NOT_SCANNED: ksmd has not been there. SECOND_PASS: ksmd has
     been there, and merges it when it comes again. SMART_SCAN: the same, but smart scan passes it over for a while.
     LIMIT: left over, its equals are at max_page_sharing. FORK_SHARED: its only equals are on the same frame.
     UNMARKED_EQUAL: its only equals are in memory that is not marked. UNSETTLED: it has equals, but the model does not merge
@@ -165,6 +166,8 @@ def explain_pages(
     indices = [i for i, one in enumerate(capture.processes) if about is None or one.pid in set(about)]
     if not indices or all(one.key is None for one in capture.processes):
         raise NothingToMerge("nothing is known of the contents of these processes: nothing can be said about merging")
+    notes: list[str] = []
+    capture = _believed(capture, notes)
     tunables = tunables_of(capture, {})
     model = _Model(capture, tunables, costs or Costs.load(), each)
     figures = _figures(capture, second, model)
@@ -172,13 +175,31 @@ def explain_pages(
     reasons = [_reasons(capture, i, model, equals, figures, second) for i in indices]
     would = _would_merge(capture, indices, tunables, each) if potential else None
     rows = [_mappings(capture, i, reasons[at], None if would is None else would[at]) for at, i in enumerate(indices)]
-    result = Why(capture, indices, reasons, np.concatenate(rows), figures, list(capture.notes))
+    result = Why(capture, indices, reasons, np.concatenate(rows), figures, [*capture.notes, *notes])
     result.notes += [note for note in model.notes if note not in result.notes]
     for one in (capture.processes[i] for i in indices):
         figures["processes"].setdefault(one.pid, {})["pages"] = one.nr_pages
     if any(capture.processes[i].ksm is None and capture.processes[i].nr_pages for i in indices):
         result.notes.append("Which pages are KSM's can't be seen by this user: only how many of each mapping are.")
     return result
+
+
+def _believed(capture: MemoryCapture, notes: list[str]) -> MemoryCapture:
+    """The same without KSM's flag where a kernel has it on every anonymous page, as some of 6.12 to 7.0 do."""
+    some = []
+    for one in capture.processes:
+        anonymous = int(np.count_nonzero(one.anon))
+        flagged = 0 if one.ksm is None else int(np.count_nonzero(one.ksm))
+        told = sum(vma.ksm for vma in one.vmas) // PAGE_SIZE
+        if one.frame_flags is not None and flagged == anonymous > 2 * told and flagged > one.ksm_stat.get("ksm_merging_pages", 0):
+            one = dataclasses.replace(one, frame_flags=one.frame_flags & ~np.uint64(Kpf.KSM))
+        some.append(one)
+    if all(old is new for old, new in zip(capture.processes, some, strict=True)):
+        return capture
+    notes.append(
+        "/proc/kpageflags of this kernel calls every anonymous page KSM's: how many are is smaps' word, which are can't be seen."
+    )
+    return dataclasses.replace(capture, processes=some)
 
 
 class _Model:
@@ -286,7 +307,7 @@ def _reasons(
     _when(out, known & merges, one, figures, model, None if second is None else second.of(index))
     if one.changes is not None:
         out[marked & (one.changes > 0)] = Reason.CHANGING
-    out[marked & ~known & ((one.changes == 0) if one.changes is not None else True)] = Reason.UNREAD
+    out[marked & ~known] = Reason.UNREAD
     out[~marked] = Reason.NOT_MARKED
     out[~one.anon] = Reason.NOT_ANONYMOUS
     out[in_mappings(one, lambda vma: vma.not_compatible is not None)] = Reason.NOT_ELIGIBLE
@@ -308,7 +329,7 @@ def _keys(one: ProcessCapture) -> np.ndarray[Any, np.dtype[np.uint64]]:
 
 def _merged_now(one: ProcessCapture, merges: BoolArray, out: U8Array) -> I64Array:
     """Pages that are KSM's: where that can't be seen as many of each mapping as smaps says, those that would merge first."""
-    if one.ksm is not None:
+    if one.ksm is not None and (one.ksm.any() or not any(vma.ksm for vma in one.vmas)):
         return np.flatnonzero(one.ksm)
     found = [np.empty(0, np.int64)]
     for vma, (first, last) in zip(one.vmas, one.vma_slices(), strict=True):

@@ -143,7 +143,8 @@ def test_another_user_is_told_what_can_not_be_seen(child):
     """Without rights nothing of other users' processes can be read: one line, exit code 2."""
     code = (
         f"import sys; sys.path.insert(0, {os.path.dirname(__file__) + '/../support'!r}); from living import become_nobody;"
-        f"from ksmwalk.commands import cli, why; cli.build_parser(); become_nobody(); sys.exit(cli.main(['why', '{child[0].pid}', '--samples', '1']))"
+        f"from ksmwalk.commands import cli; cli.build_parser(); become_nobody();"
+        f"sys.exit(cli.main(['why', '{child[0].pid}', '--samples', '1']))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 2 and len(result.stderr.splitlines()) == 1

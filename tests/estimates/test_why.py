@@ -55,6 +55,16 @@ def test_without_frames_as_many_pages_of_a_mapping_are_merged_as_smaps_says():
     assert any("can't be seen" in note for note in result.notes)
 
 
+def test_a_kernel_that_calls_every_anonymous_page_ksm_s_is_not_believed():
+    one = process(1, Area([5, 5, 6, 7], ksm=True), stat=scanned(4, ksm_merging_pages=0))
+    one.vmas[0] = dataclasses.replace(one.vmas[0], ksm=0)
+    result = why(one)
+    assert [Reason(r) for r in result.reasons[0]] == [Reason.SECOND_PASS] * 2 + [Reason.UNIQUE] * 2
+    assert any("every anonymous page" in note for note in result.notes)
+    one.vmas[0] = dataclasses.replace(one.vmas[0], ksm=4096)
+    assert why(one).totals[Reason.MERGED] == 1
+
+
 def test_zero_pages_are_ksm_s_up_to_the_number_that_the_process_shows():
     one = process(1, Area([0, 0, 0], zero=True), stat=scanned(0, ksm_zero_pages=2))
     assert reasons(one) == [Reason.ZERO_PLACED, Reason.ZERO_PLACED, Reason.EMPTY]
