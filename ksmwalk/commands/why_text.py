@@ -74,7 +74,10 @@ def show(screen: Screen, why: Why, areas: bool, near: Near | None, groups: list[
 
 
 def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", ")")) else ".")
+    """With a full stop, and a capital where it does not begin with the name of a file or command."""
+    if (first := text.split(" ", 1)[0]).isalpha() and first != "echo":
+        text = text[:1].upper() + text[1:]
+    return text + ("" if text.endswith(".") else ".")
 
 
 def _head(why: Why, said: list[Answer]) -> list[str]:
@@ -117,10 +120,9 @@ def _bars(screen: Screen, said: list[Answer]) -> None:
 def _say(screen: Screen, answer: Answer) -> None:
     title = answer.title
     screen.line((f"{title[:1].upper()}{title[1:]}", f"bold {_style(answer.reason)}"))
-    for text, sign in ((answer.figure, ""), (answer.todo, "To do: ")):
-        if text:
-            for line in report.wrap(sign + _sentence(text), (screen.width or 110) - 2):
-                screen.line(f"  {line}")
+    for text in (_sentence(answer.figure), f"To do: {answer.todo}" if answer.todo else ""):
+        for line in report.wrap(text, (screen.width or 110) - 2):
+            screen.line(f"  {line}")
     screen.line()
 
 

@@ -35,8 +35,9 @@ class Reason(IntEnum):
     as reading an untouched page maps it. NOT_ELIGIBLE: a flag of its mapping keeps KSM away. NOT_ANONYMOUS: a page of a
     file. NOT_MARKED: its mapping did not ask. UNREAD: its content is not known. CHANGING: it changed between two readings.
     OFF, UNMERGING: it would merge, but `run` is 0, or 2. REFUSED: it would merge, and ksmd passed it often enough without
-    merging it. KHUGEPAGED: it would merge, and is part of a huge page though ksmd has passed. NOT_SCANNED: ksmd has not been there. SECOND_PASS: ksmd has
-    been there, and merges it when it comes again. SMART_SCAN: the same, but smart scan passes it over for a while.
+    merging it. KHUGEPAGED: it would merge, and is part of a huge page though ksmd has passed. NOT_SCANNED: ksmd has not
+    been there. SECOND_PASS: ksmd has been there, and merges it when it comes again. SMART_SCAN: the same, but smart scan
+    passes it over for a while.
     LIMIT: left over, its equals are at max_page_sharing. FORK_SHARED: its only equals are on the same frame.
     UNMARKED_EQUAL: its only equals are in memory that is not marked. UNSETTLED: it has equals, but the model does not merge
     it. UNIQUE: no equal was read.

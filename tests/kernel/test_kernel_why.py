@@ -11,6 +11,7 @@ from living import Living
 from ksmwalk.estimates.answers import answers
 from ksmwalk.estimates.why import Reason, explain_pages
 from ksmwalk.kernel import knobs
+from ksmwalk.proc.child import ChildError
 from ksmwalk.sources.contents import capture_memory
 from ksmwalk.sources.second_look import look_again
 
@@ -156,3 +157,25 @@ def test_a_pinned_page_is_one_that_ksmd_refuses_for_as_many_passes_as_asked_for(
     assert why.figures["second_look_passes"] >= 4
     said = next(one for one in answers(why) if one.reason is Reason.REFUSED)
     assert "in no file" in said.figure and "0 of 2 have mappings beyond" in said.figure
+
+
+def test_a_huge_page_that_was_built_again_over_merged_pages_is_told(child):
+    """Two of 512 pages merge, which splits the huge page; then it is collapsed again, as khugepaged does."""
+    huge = child.do("new(M, align=M)")
+    child.do(f"call('madvise', {huge}, M, 14)")
+    child.do(f"put({huge}, range(0, M, P), range(100, 612))")
+    child.do(f"call('madvise', {huge}, M, MERGEABLE)")
+    small = marked(child, [100, 101])
+    run_ksmd(4)
+    assert of_area(explained(child), small, 2) == {Reason.MERGED: 2}
+    try:
+        child.do(f"call('madvise', {huge}, M, 25)")  # MADV_COLLAPSE
+    except ChildError as error:
+        pytest.skip(f"the kernel does not collapse: {error.why}")
+    one_batch(1)
+    what = capture_memory([child.pid], samples=1)
+    second = look_again(what)
+    second.khugepaged["pages_collapsed"] = max(1, second.khugepaged.get("pages_collapsed", 0))
+    second.ages.clear()
+    told = of_area(explain_pages(what, second=second), huge, 512)
+    assert told[Reason.UNIQUE] == 510 and told[Reason.KHUGEPAGED] == 2
