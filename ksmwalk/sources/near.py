@@ -258,7 +258,7 @@ def _rows(chosen: _Contents, a: I64Array, b: I64Array, differ: AnyArray) -> tupl
     out["other_process"] = np.where(zero, ZERO, chosen.owner[b])
     out["other_page"] = np.where(zero, ZERO, chosen.page[b])
     out["bytes"] = differ.sum(axis=1)
-    words = differ.reshape(len(a), -1, 8).any(axis=2)
+    words = differ.reshape(len(a), PAGE_SIZE // 8, 8).any(axis=2)
     out["words"] = words.sum(axis=1)
     offsets = np.full((len(a), 4), -1, np.int64)
     if len(a):
