@@ -16,6 +16,7 @@ from . import codes
 COMMANDS = (
     "ksmwalk.commands.demo",
     "ksmwalk.commands.scan",
+    "ksmwalk.commands.why",
     "ksmwalk.commands.map",
     "ksmwalk.commands.explain",
     "ksmwalk.commands.replay",
