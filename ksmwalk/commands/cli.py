@@ -18,6 +18,7 @@ COMMANDS = (
     "ksmwalk.commands.scan",
     "ksmwalk.commands.map",
     "ksmwalk.commands.explain",
+    "ksmwalk.commands.capture",
     "ksmwalk.commands.replay",
     "ksmwalk.commands.kernel",
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fnmatch
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +16,7 @@ from ..layout import Vm
 from ..proc import processes
 from ..proc.maps import VmaRecord
 from ..sources import NoAddressSpace, ProcessExited, ProcessImage, process
-from . import report, scan_text
+from . import given, report, scan_text
 from .codes import FAILED, FINE, UNUSABLE, complain
 from .scanning import FULL, GIANT, full_scan
 from .screen import HelpFormatter, Screen, progress
@@ -111,32 +110,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _wanted(words: Iterable[str], result: Findings) -> tuple[list[int], set[int]]:
     """The processes that are meant, each once: (all of them, those that were called by their number)."""
-    pids: dict[int, None] = {}
-    named = set()
-    names = None
-    for word in words:
-        if word.isascii() and word.isdigit() and len(word) < 20:
-            pids[int(word)] = None
-            named.add(int(word))
-            continue
-        names = names or _names()
-        matching = [pid for pid, called in names if any(fnmatch.fnmatchcase(name, word) for name in called)]
-        pids.update(dict.fromkeys(matching))
-        if not matching:
-            result.errors.append({"pid": None, "error": f"no process is called {word}"})
-    return list(pids), named
-
-
-def _names() -> list[tuple[int, set[str]]]:
-    """What each process is called: by the kernel, in at most 15 bytes, and by the file in its command line."""
-    found = []
-    for pid in processes.every_pid():
-        try:
-            words = processes.command_line(pid)
-            found.append((pid, {processes.comm(pid), *(word.rsplit("/", 1)[-1] for word in words[:1])}))
-        except OSError:
-            continue  # gone by now
-    return found
+    pids, named, missing = given.find_processes(words)
+    result.errors += [{"pid": None, "error": f"no process is called {word}"} for word in missing]
+    return pids, named
 
 
 def _look(pid: int, named: bool, areas: bool, marked: bool, result: Findings) -> None:

@@ -21,7 +21,19 @@ from ..layout import stored
 from ..proc.maps import VmaRecord
 from ..proc.processes import Identity
 from ..signatures import AnyArray, RecordArray
-from .checking import ALWAYS, MOST_CONTENTS, PAGES, VMA_DTYPE, VMA_NUMBERS, VMA_TEXTS, Fields, Wrong, check_pages, check_vmas
+from .checking import (
+    ALWAYS,
+    MOST_CONTENTS,
+    PAGES,
+    VMA_DTYPE,
+    VMA_NUMBERS,
+    VMA_TEXTS,
+    Fields,
+    Wrong,
+    check_folios,
+    check_pages,
+    check_vmas,
+)
 from .contents import MemoryCapture
 from .memory import renumbered
 from .reading import ProcessCapture
@@ -33,7 +45,7 @@ VERSION = 1
 META = "meta.json"
 # thousands of processes with long command lines
 _FORM = stored.Form(META, 1 << 28, private=True)
-_DTYPES = {**PAGES, "vmas": VMA_DTYPE, "digests": np.dtype(np.uint64)}
+_DTYPES = {**PAGES, "folios": np.dtype(np.int64), "vmas": VMA_DTYPE, "digests": np.dtype(np.uint64)}
 _MOST_PAGES = 1 << 44
 _MOST_PID = (1 << 31) - 1
 _IDENTITY = ("uid", "cgroup", "container", "command", "started")
@@ -84,6 +96,9 @@ def save_capture(capture: MemoryCapture, directory: str | os.PathLike[str], over
             at += about.vmas
             check_vmas(rows, meta["texts"], about.where)
             check_pages(arrays, rows, meta["texts"], capture.nr_contents, about.where)
+            if one.folios.dtype != np.int64 or one.folios.ndim != 1:
+                raise Wrong("folios", f"{about.where}: dtype {one.folios.dtype}, {one.folios.ndim} dimensions")
+            check_folios(one.folios, about.where)
         if capture.digests is not None:
             _check_digests(capture.digests.dtype, capture.digests.shape, capture.nr_contents)
     except ValueError as error:
@@ -92,6 +107,7 @@ def save_capture(capture: MemoryCapture, directory: str | os.PathLike[str], over
         name: stored.Pieces(dtype, [array for one in processes if (array := getattr(one, name)) is not None])
         for name, dtype in PAGES.items()
     }
+    arrays["folios"] = stored.Pieces(_DTYPES["folios"], [one.folios for one in processes])
     arrays["vmas"] = vmas
     if capture.digests is not None:
         arrays["digests"] = capture.digests
@@ -157,6 +173,7 @@ def _about_process(one: ProcessCapture) -> dict[str, Any]:
         "name": one.name,
         "pages": one.nr_pages,
         "vmas": len(one.vmas),
+        "folios": len(one.folios),
         "has": [name for name in PAGES if getattr(one, name) is not None],
         "identity": {name: list(who.command) if name == "command" else getattr(who, name) for name in _IDENTITY},
         "ksm_stat": one.ksm_stat,
@@ -180,6 +197,7 @@ class _About:
         self.where = f"process {number} (pid {self.pid})"
         self.pages = fields.integer("pages", 0, _MOST_PAGES)
         self.vmas = fields.integer("vmas", 1, _MOST_PAGES)
+        self.folios = fields.integer("folios", 0, _MOST_PAGES)
         self.has: list[str] = fields.items("has", str, "names of arrays")
         if self.has != [name for name in PAGES if name in self.has] or not set(ALWAYS) <= set(self.has):
             raise ValueError(f"{fields.path('has')} {shown(self.has)}: must be {', '.join(ALWAYS)} and more of "
@@ -304,6 +322,7 @@ def _check_files(path: Path, files: Mapping[str, stored.Stored], meta: _Meta) ->
     """Refuse arrays that are missing, or not as long as meta.json says; no memory is taken for them before."""
     wanted = {name: (sum(one.pages for one in meta.processes if name in one.has),) for name in PAGES}
     wanted["vmas"] = (sum(one.vmas for one in meta.processes),)
+    wanted["folios"] = (sum(one.folios for one in meta.processes),)
     for name in wanted:
         if name not in files:
             raise BadCapture(f"{path / META}: array {name} is missing")
@@ -332,7 +351,7 @@ def _check_lengths(arrays: Mapping[str, AnyArray], about: _About) -> None:
 
 def _processes(arrays: Mapping[str, AnyArray], meta: _Meta) -> Iterator[ProcessCapture]:
     """The processes, each with its part of the arrays."""
-    at = dict.fromkeys(("vmas", *PAGES), 0)
+    at = dict.fromkeys(("vmas", "folios", *PAGES), 0)
     for one in meta.processes:
         mine = {}
         for name in one.has:
@@ -340,11 +359,14 @@ def _processes(arrays: Mapping[str, AnyArray], meta: _Meta) -> Iterator[ProcessC
             at[name] += one.pages
         rows = arrays["vmas"][at["vmas"] : at["vmas"] + one.vmas]
         at["vmas"] += one.vmas
+        folios = arrays["folios"][at["folios"] : at["folios"] + one.folios]
+        at["folios"] += one.folios
         check_vmas(rows, meta.texts, one.where)
+        check_folios(folios, one.where)
         check_pages(mine, rows, meta.texts, meta.nr_contents, one.where)
         yield ProcessCapture(
-            one.pid, one.name, _records(rows, meta.texts), **mine, identity=one.identity, ksm_stat=one.ksm_stat,
-            found_by=one.found_by, attempts=one.attempts, seconds=one.seconds, notes=one.notes,
+            one.pid, one.name, _records(rows, meta.texts), **mine, folios=folios, identity=one.identity,
+            ksm_stat=one.ksm_stat, found_by=one.found_by, attempts=one.attempts, seconds=one.seconds, notes=one.notes,
         )  # fmt: skip
 
 

@@ -218,6 +218,15 @@ def check_pages(arrays: Mapping[str, AnyArray], vmas: RecordArray, texts: Sequen
     _check_frames(arrays, vmas, texts, slices, where)
 
 
+def check_folios(folios: AnyArray, where: str) -> None:
+    """Refuse first frames of huge pages, int64, that can be none, or stand in no order; `Wrong` as elsewhere."""
+    beyond = (folios < 0) | (folios >= _FRAMES)
+    _refuse(folios, "folios", where, None, beyond | (folios & 511 != 0), "no first frame of a huge page", "number")
+    falling = np.zeros(len(folios), bool)
+    falling[1:] = folios[1:] <= folios[:-1]
+    _refuse(folios, "folios", where, None, falling, "not in ascending order", "number")
+
+
 def _check_frames(
     arrays: Mapping[str, AnyArray], vmas: RecordArray, texts: Sequence[str], slices: AnyArray, where: str
 ) -> None:
@@ -239,11 +248,13 @@ def _check_frames(
         _refuse(counts, "frame_counts", where, None, anon & (counts > most), "more mappings than there can be")
 
 
-def _refuse(array: AnyArray, name: str, where: str, field: str | None, wrong: AnyArray, why: str) -> None:
+def _refuse(
+    array: AnyArray, name: str, where: str, field: str | None, wrong: AnyArray, why: str, kind: str = "page"
+) -> None:
     """Complain of the first element that is wrong."""
     if not wrong.any():
         return
     at = int(wrong.argmax())
     value = int(array[field][at] if field else array[at])
-    kind, of = ("mapping", f".{field}") if field else ("page", "")
-    raise Wrong(name, f"{where}, {kind} {at}{of} holds {shown(value)}: {why}")
+    place = f"mapping {at}.{field}" if field else f"{kind} {at}"
+    raise Wrong(name, f"{where}, {place} holds {shown(value)}: {why}")

@@ -135,7 +135,9 @@ def _keyed(one: ProcessCapture, number: U64Array) -> ProcessCapture:
 
 def _moved(one: ProcessCapture, blocks: np.uint64) -> ProcessCapture:
     """The process with its frames above those of the captures before."""
-    return one if one.pfn is None else dataclasses.replace(one, pfn=one.pfn + (blocks << _BLOCK))
+    if one.pfn is None:
+        return one
+    return dataclasses.replace(one, pfn=one.pfn + (blocks << _BLOCK), folios=one.folios + int(blocks << _BLOCK))
 
 
 def _machines(captures: Sequence[MemoryCapture], names: Sequence[str]) -> tuple[dict[str, Any], list[str]]:

@@ -20,9 +20,9 @@ from .reading import ProcessCapture
 BY = ("process", "source", "container", "user")
 # Numbers looked at together, over all groups: bounds the memory that it takes.
 _TOGETHER = 1 << 22
-# Of how many groups in a hundred a content may be to be counted pair by pair; the others are multiplied as matrices.
-_FEW = 0.06
-# Contents in a matrix product.
+# What part of the groups may have a content that is counted pair by pair; others are counted as rows of bits.
+_FEW = 0.03
+# Contents in a row of bits.
 _WIDTH = 1 << 14
 
 _I64Matrix = NDArray[np.int64]
@@ -132,13 +132,9 @@ def _name(capture: MemoryCapture, number: int, by: str) -> str:
         # a container's id is the same nowhere else
         return one.identity.container or f"outside containers{f' of {source}' if source else ''}"
     called = f"user {one.identity.uid}" if by == "user" else f"{one.pid} {one.name}"
-    several = capture.sources is not None and len(set(capture.sources)) > 1
-    # of those of one number in a capture (virtual machines have none) each is one
-    again = by == "process" and any(
-        other.pid == one.pid and other.name == one.name and (not capture.sources or capture.sources[i] == source)
-        for i, other in enumerate(capture.processes) if i != number
-    ) if one.pid == 0 else False  # fmt: skip
-    return f"{called}{f' of {source}' if several else ''}{f' ({number})' if again else ''}"
+    if by == "process" and not one.pid:
+        called = f"{number} {one.name}"  # virtual machines have no process number
+    return f"{called} of {source}" if capture.sources and len(set(capture.sources)) > 1 else called
 
 
 def _contents(parts: Iterable[ProcessCapture], made_up: int) -> tuple[U64Array, U64Array]:
@@ -210,7 +206,7 @@ def _add_shared(
         for k in np.unique(of[few]).tolist():
             _pairs(first[of == k], k, group, count, pages, both)
         for some in _split(np.flatnonzero(~few), _WIDTH):
-            _product(first[some], of[some], group, count, pages, both)
+            _rows(first[some], of[some], group, count, pages, both)
 
 
 def _split(what: I64Array, width: int) -> Iterable[I64Array]:
@@ -230,17 +226,35 @@ def _pairs(first: I64Array, k: int, group: I64Array, count: I64Array, pages: _I6
         pages += np.bincount(pair, weight, n * n).astype(np.int64).reshape(n, n)
 
 
-def _product(
-    first: I64Array, of: I64Array, group: I64Array, count: I64Array, pages: _I64Matrix, both: _I64Matrix
-) -> None:
-    """Contents of many groups: as a product of matrices, in numbers that hold whole counts exactly."""
+def _rows(first: I64Array, of: I64Array, group: I64Array, count: I64Array, pages: _I64Matrix, both: _I64Matrix) -> None:
+    """Contents of many groups: a row of bits for each group, and one for each binary digit of its counts."""
     column = np.repeat(np.arange(len(first)), of)
     place = np.repeat(first - (np.cumsum(of) - of), of) + np.arange(len(column))
-    there = np.zeros((len(pages), len(first)))
-    many = np.zeros_like(there)
-    there[group[place], column] = 1
-    many[group[place], column] = count[place]
-    for into, left in ((both, there), (pages, many)):
-        product = np.rint(left @ there.T).astype(np.int64)
-        np.fill_diagonal(product, 0)
-        into += product
+    mine, times = group[place], count[place]
+    there = _bits(mine, column, len(pages))
+    for i in range(len(pages)):
+        both[i, i + 1 :] += (some := _ones(there[i] & there[i + 1 :]))
+        both[i + 1 :, i] += some
+    for digit in range(int(times.max()).bit_length()):
+        has = times >> digit & 1 != 0
+        digits = _bits(mine[has], column[has], len(pages))
+        for i in np.unique(mine[has]).tolist():
+            some = _ones(digits[i] & there) << digit
+            some[i] = 0
+            pages[i] += some
+
+
+def _bits(row: I64Array, column: I64Array, n: int) -> U64Array:
+    bits = np.zeros((n, _WIDTH), bool)
+    bits[row, column] = True
+    return np.packbits(bits, axis=1).view(np.uint64)
+
+
+_ONES = np.array([number.bit_count() for number in range(1 << 16)], np.uint8)
+
+
+def _ones(rows: U64Array) -> I64Array:
+    """How many bits are set in each row."""
+    counted: AnyArray = np.bitwise_count(rows) if hasattr(np, "bitwise_count") else _ONES[rows.view(np.uint16)]
+    total: I64Array = counted.sum(axis=1, dtype=np.int64)
+    return total
