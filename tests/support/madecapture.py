@@ -40,7 +40,8 @@ def process(pid, base_pfn, keys, *, frames=True, name="made", **identity):
         [vma(first, 1024, flags=(*MARKED, "hg"), huge=512 * P), vma(second, 8, "/lib/x" + HOSTILE, ("rd", "mr"), "r--p", 77),
          vma(third, 512, "[heap]")],
         np.array(addr, np.uint64), categories, key=key, changes=np.zeros(n, np.uint16),
-        identity=Identity(1000, "/user.slice/" + HOSTILE, "", ("made", HOSTILE), 5), ksm_stat={"ksm_zero_pages": 1, "ksm_process_profit": -5},
+        identity=Identity(1000, "/user.slice/" + HOSTILE, "", ("made", HOSTILE), 5),
+        ksm_stat={"ksm_zero_pages": 1, "ksm_process_profit": -5},
         attempts=2, seconds={"smaps": 0.25}, notes=["a note"],
     )  # fmt: skip
     one.changes[3] = 1
