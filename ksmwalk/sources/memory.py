@@ -131,7 +131,9 @@ def renumbered(processes: list[ProcessCapture]) -> list[ProcessCapture]:
         if one.pfn is None:
             return dataclasses.replace(one)
         block = np.searchsorted(blocks, one.pfn >> np.uint64(9)).astype(np.uint64) + np.uint64(1)
-        folios = (np.searchsorted(blocks, (one.folios >> 9).astype(np.uint64)) + 1) << 9
+        # of some no page is left: what went meanwhile was dropped
+        there = one.folios[np.isin(one.folios >> 9, blocks.astype(np.int64))]
+        folios = (np.searchsorted(blocks, (there >> 9).astype(np.uint64)) + 1) << 9
         inside = (block << np.uint64(9)) | (one.pfn & np.uint64(PAGES_PER_BLOCK - 1))
         return dataclasses.replace(one, pfn=inside, folios=folios)
 

@@ -71,7 +71,7 @@ def test_a_capture_of_nothing_comes_back(tmp_path):
 
 def test_frame_numbers_of_the_machine_are_in_no_file(kept):
     pfn = np.load(kept / "pfn.npy")
-    assert pfn.max() < 8 << 9 and set((pfn[:512] & 511).tolist()) == set(range(512))
+    assert pfn.max() < 16 << 9 and set((pfn[:512] & 511).tolist()) == set(range(512))
 
 
 def test_only_the_owner_may_read_it_whatever_the_umask_and_what_was_there(tmp_path):
@@ -179,6 +179,8 @@ def forge(path, name, at, value):
         ("pfn", 7, 1 << 52, "page 7 holds .*beyond any memory"),
         ("frame_flags", 580, 1 << 21, "KSM's, and not anonymous"),
         ("frame_counts", 4, 1 << 31, "more mappings than there can be"),
+        ("folios", 0, 5, "number 0 holds 5: no first frame"),
+        ("folios", 1, 512, "number 1 holds 512: not in ascending"),
         ("key", 4, 60, "page 4 holds 60: there are 60 contents"),
         ("vmas", (0, "start"), 1, "mapping 0.start holds 1"),
         ("vmas", (0, "end"), 1 << 63, "mapping 0.end"),
@@ -201,7 +203,7 @@ def test_a_flag_that_is_neither_yes_nor_no_is_refused(kept):
         open_capture(kept)
 
 
-@pytest.mark.parametrize("array", [*PAGES, "vmas", "digests"])
+@pytest.mark.parametrize("array", [*PAGES, "folios", "vmas", "digests"])
 def test_files_of_another_dtype_shape_or_kind_are_refused_by_name(kept, array):
     file = kept / f"{array}.npy"
     raw, there = file.read_bytes(), np.load(file)
@@ -247,6 +249,7 @@ META = [
     (("processes", 0, "pid"), 1 << 31, r"processes\[0\].pid"), (("processes", 0, "pid"), -1, r"processes\[0\].pid"),
     (("processes", 1, "pages"), 5, "shape"), (("processes", 1, "pages"), 1 << 90, r"processes\[1\].pages"),
     (("processes", 0, "vmas"), 0, r"processes\[0\].vmas"), (("processes", 0, "vmas"), 4, "vmas"),
+    (("processes", 0, "folios"), 5, "folios"),
     (("processes", 0, "has"), ["addr"], "has"), (("processes", 0, "has"), ["addr", "categories", "x"], "has"),
     (("processes", 0, "has"), ["addr", "addr", "categories"], "has"),
     (("processes", 0, "identity"), None, r"processes\[0\].identity"), (("processes", 0, "identity", "uid"), "0", "identity.uid"),
@@ -298,7 +301,7 @@ VALUES = st.one_of(
 )  # fmt: skip
 FORGERIES = st.lists(
     st.tuples(
-        st.sampled_from([*PAGES, "vmas", "vmas", "flags"]), st.integers(0, 1751), st.integers(1, 600), VALUES,
+        st.sampled_from([*PAGES, "folios", "folios", "vmas", "vmas", "flags"]), st.integers(0, 1751), st.integers(1, 600), VALUES,
         st.sampled_from(["put", "or", "xor", "copy"]),
     ), min_size=1, max_size=4,
 )  # fmt: skip
@@ -352,3 +355,10 @@ def test_a_forged_capture_is_refused_or_estimated_without_harm(original, tmp_pat
     loaded = load_memory(capture, mark="all")
     loaded.host.ksm.full_scan()
     hostcheck.check(loaded.host)
+
+
+def test_a_huge_page_of_which_nothing_is_left_is_no_other_one():
+    one = made().processes[0]
+    one.folios = np.array([one.pfn[0], one.pfn[512] >> np.uint64(9) << np.uint64(9), 0x700000], np.int64)
+    (again,) = renumbered([one])
+    assert again.folios.tolist() == [again.pfn[0], again.pfn[512] & ~np.uint64(511)]

@@ -103,12 +103,12 @@ def test_joined_keys_are_equal_exactly_where_the_bytes_are(contents):
 
 def test_two_machines_together_free_what_the_matrix_says():
     a, b = captured(range(1, 40), hostname="a"), captured([*range(20, 60), 1, 1], hostname="b")
-    for one in (a, b):  # nothing but the pages that were read
+    for one in (a, b):  # nothing but the pages that were read, none of a huge page
         some = one.processes[0]
         keep = np.flatnonzero(some.key != np.uint64(UNKNOWN))
         arrays = {name: getattr(some, name)[keep] for name in ("addr", "categories", "pfn", "exclusive", "frame_flags",
                                                                "frame_counts", "key", "changes")}  # fmt: skip
-        one.processes = [dataclasses.replace(some, ksm_stat={}, **arrays)]
+        one.processes = [dataclasses.replace(some, ksm_stat={}, folios=some.folios[:0], **arrays)]
     both = sharing_matrix([a, b])
     assert both.names == ["a", "b"] and both.nr_pages.tolist() == [39, 42]
     assert both.pages.tolist() == [[0, 21], [22, 2]]

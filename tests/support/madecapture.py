@@ -56,6 +56,10 @@ def process(pid, base_pfn, keys, *, frames=True, name="made", **identity):
         flags[584:586] = Kpf.ZERO_PAGE
         flags[586:] |= np.uint64(Kpf.KSM)
         one.pfn, one.frame_flags = pfn, flags
+        # a huge page that is mapped in part, and page by page
+        pfn[512:576] += np.uint64(512)
+        flags[512:576] |= np.uint64(Kpf.THP | Kpf.COMPOUND_TAIL)
+        one.folios = np.array([base_pfn, base_pfn + 1024])
         one.exclusive = np.ones(n, bool)
         one.exclusive[584:] = False
         one.frame_counts = np.ones(n, np.uint64)
