@@ -19,6 +19,7 @@ COMMANDS = (
     "ksmwalk.commands.why",
     "ksmwalk.commands.map",
     "ksmwalk.commands.explain",
+    "ksmwalk.commands.capture",
     "ksmwalk.commands.replay",
     "ksmwalk.commands.kernel",
     "ksmwalk.commands.calibrate",

@@ -14,13 +14,14 @@ import math
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from ..gate import as_flag
+from ..gate import as_flag, shown
 
 FORMAT = "format.json"
 _LONGEST_FORMAT = 1 << 16  # bytes
@@ -28,6 +29,40 @@ _AT_ONCE = 1 << 24  # bytes in one write: between two, Ctrl-C is heard
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How a directory of arrays differs from the plain one.
+
+    Attributes
+    ----------
+    about : str
+        The file that says what the arrays are.
+    longest : int
+        Bytes that file may have.
+    private : bool
+        Whether the directory and its files are for their owner alone, whatever the umask and what was there before.
+    """
+
+    about: str = FORMAT
+    longest: int = _LONGEST_FORMAT
+    private: bool = False
+
+
+PLAIN = Form()
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """An array in one dimension that is written piece by piece, and never stands in memory as a whole."""
+
+    dtype: np.dtype[Any]
+    pieces: Sequence[np.ndarray]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (sum(map(len, self.pieces)),)
 
 
 def check_version(found: object, kind: str, version: int) -> None:
@@ -60,35 +95,53 @@ def check_version(found: object, kind: str, version: int) -> None:
 # ------------------------------------------------------------------ writing
 
 
-def write(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], kind: str, version: int, overwrite: bool) -> None:
+def write(
+    path: str | os.PathLike[str],
+    arrays: Mapping[str, np.ndarray | Pieces],
+    kind: str,
+    version: int,
+    overwrite: bool,
+    *,
+    more: Mapping[str, Any] | None = None,
+    form: Form = PLAIN,
+) -> None:
     """Write arrays into a directory.
 
     Parameters
     ----------
     path : path
         A directory that is not there yet, or an empty one; with `overwrite` one that holds something written so.
-    arrays : dict of str to ndarray
+    arrays : dict of str to ndarray or Pieces
     kind : str
     version : int
     overwrite : bool
+    more : dict, optional
+        What else stands in the file that says what the arrays are: plain data.
+    form : Form
 
     Raises
     ------
     FileExistsError
         Something is there already.
+    ValueError
+        `more` is too long to be read again.
     OSError
         A symbolic link (ELOOP), no room, no permission; what was there is still there.
     """
     overwrite = as_flag(overwrite, "overwrite")
+    about = {"kind": kind, "version": version, "arrays": list(arrays), **(more or {})}
+    text = (json.dumps(about, indent=1) + "\n").encode()
+    if len(text) > form.longest:
+        raise ValueError(f"{form.about} would have {len(text)} bytes, more than the {form.longest} that are read again")
     path = Path(os.path.abspath(path))
+    there = check_place(path, overwrite, form)
     path.parent.mkdir(parents=True, exist_ok=True)
-    there = _what_is_there(path, overwrite)
     made = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    made.mkdir()
     try:
-        if path.is_dir():
+        made.mkdir(mode=0o700 if form.private else 0o777)
+        if path.is_dir() and not form.private:
             os.chmod(made, stat.S_IMODE(path.stat().st_mode))
-        _fill(made, arrays, {"kind": kind, "version": version, "arrays": list(arrays)})
+        _fill(made, arrays, text, form)
         _put_in_place(made, path, there)
     except BaseException:
         _remove(made)
@@ -96,8 +149,20 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], kind: 
     _sync(path.parent)
 
 
-def _what_is_there(path: Path, overwrite: bool) -> bool:
-    """Whether something is to be replaced."""
+def check_place(path: str | os.PathLike[str], overwrite: bool, form: Form = PLAIN) -> bool:
+    """See that something can be written to a place, and whether that replaces what is there.
+
+    Parameters
+    ----------
+    path, overwrite, form
+        As for `write`.
+
+    Raises
+    ------
+    FileExistsError, OSError
+        As `write`.
+    """
+    path = Path(os.path.abspath(path))
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
@@ -113,39 +178,39 @@ def _what_is_there(path: Path, overwrite: bool) -> bool:
         return False
     if not overwrite:
         raise FileExistsError(errno.EEXIST, f"{path}: not empty; overwrite=True would replace it")
-    if found := _not_ours(path, names):
+    if found := _not_ours(path, names, form):
         raise FileExistsError(errno.EEXIST, f"{path}: not written by ksmwalk ({found}), so not overwritten")
     return True
 
 
-def _not_ours(path: Path, names: list[str]) -> str | None:
+def _not_ours(path: Path, names: list[str], form: Form) -> str | None:
     """What shows that a directory with files of these names is none that `write` made; None: it is."""
-    strange = sorted(name for name in names if name != FORMAT and not name.endswith(".npy"))
-    if strange or FORMAT not in names:
-        return strange[0] if strange else f"no {FORMAT}"
+    strange = sorted(name for name in names if name != form.about and not name.endswith(".npy"))
+    if strange or form.about not in names:
+        return strange[0] if strange else f"no {form.about}"
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with _file(path, folder, FORMAT) as file:
-            about = _about(str(path / FORMAT), file.read(_LONGEST_FORMAT + 1))
+        about = _about(path, folder, form)
     except (OSError, ValueError) as err:
         return str(err)
     finally:
         os.close(folder)
     arrays = about.get("arrays")
     if not str(about.get("kind")).startswith("saved ") or not isinstance(arrays, list):
-        return f"{FORMAT} of something else"
-    known = {FORMAT, *(f"{name}.npy" for name in arrays)}
+        return f"{form.about} of something else"
+    known = {form.about, *(f"{name}.npy" for name in arrays)}
     return next((name for name in sorted(names) if name not in known), None)
 
 
-def _fill(made: Path, arrays: Mapping[str, np.ndarray], about: dict[str, Any]) -> None:
-    name = FORMAT
+def _fill(made: Path, arrays: Mapping[str, np.ndarray | Pieces], about: bytes, form: Form) -> None:
+    name = form.about
+    mode = 0o600 if form.private else 0o666
     try:
-        with _new(made / FORMAT) as file:
-            file.write((json.dumps(about, indent=1) + "\n").encode())
+        with _new(made / name, mode) as file:
+            file.write(about)
         for name, array in arrays.items():
-            with _new(made / f"{name}.npy") as file:
-                _write_array(file, np.ascontiguousarray(array))
+            with _new(made / f"{name}.npy", mode) as file:
+                _write_array(file, array)
     except OSError as err:
         raise OSError(err.errno, f"{made.parent}: {name} can't be written: {os.strerror(err.errno or 0)}") from None
     # All are written by now, so that waiting for the disk once is nearly enough.
@@ -154,15 +219,18 @@ def _fill(made: Path, arrays: Mapping[str, np.ndarray], about: dict[str, Any]) -
     _sync(made)
 
 
-def _write_array(file: IO[bytes], array: np.ndarray) -> None:
-    np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
-    raw = array.reshape(-1).view(np.uint8) if array.size else np.empty(0, np.uint8)
-    for i in range(0, len(raw), _AT_ONCE):
-        file.write(raw[i : i + _AT_ONCE].data)
+def _write_array(file: IO[bytes], array: np.ndarray | Pieces) -> None:
+    pieces = array.pieces if isinstance(array, Pieces) else [np.ascontiguousarray(array)]
+    header = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    for piece in pieces:
+        raw = np.ascontiguousarray(piece).reshape(-1).view(np.uint8) if piece.size else np.empty(0, np.uint8)
+        for i in range(0, len(raw), _AT_ONCE):
+            file.write(raw[i : i + _AT_ONCE].data)
 
 
-def _new(path: Path) -> IO[bytes]:
-    return open(os.open(path, _CREATE, 0o666), "wb")
+def _new(path: Path, mode: int) -> IO[bytes]:
+    return open(os.open(path, _CREATE, mode), "wb")
 
 
 def _put_in_place(made: Path, path: Path, there: bool) -> None:
@@ -254,6 +322,13 @@ class Stored:
             left = left[n:]
         return out
 
+    def map(self) -> np.ndarray:
+        """The content, read-only and fetched as it is looked at: for files that nobody changes meanwhile."""
+        if not math.prod(self.shape):
+            return np.empty(self.shape, self.dtype)
+        at = self._file.tell()
+        return np.asarray(np.memmap(self._file, self.dtype, "r", at, self.shape))
+
 
 @contextlib.contextmanager
 def opened(path: str | os.PathLike[str], kind: str, version: int, allowed: set[str]) -> Iterator[dict[str, Stored]]:
@@ -278,33 +353,53 @@ def opened(path: str | os.PathLike[str], kind: str, version: int, allowed: set[s
     OSError
         A file can't be opened, or is none (a link, a device, a pipe).
     """
+    with opened_with_more(path, kind, version, allowed, PLAIN) as (files, _):
+        yield files
+
+
+@contextlib.contextmanager
+def opened_with_more(
+    path: str | os.PathLike[str], kind: str, version: int, allowed: set[str], form: Form
+) -> Iterator[tuple[dict[str, Stored], dict[str, Any]]]:
+    """The same, and what else `write` was given to be kept, which is not looked at here.
+
+    Parameters, errors: as for `opened`; `form` as for `write`.
+    """
     path = Path(path)
     if not path.is_dir():
         raise FileNotFoundError(errno.ENOENT, f"{path}: no directory of a {kind}")
     with contextlib.ExitStack() as stack:
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         stack.callback(os.close, folder)
-        with _file(path, folder, FORMAT) as file:
-            about = _about(str(path / FORMAT), file.read(_LONGEST_FORMAT + 1))
+        about = _about(path, folder, form)
         try:
             check_version(about, kind, version)
         except ValueError as err:
-            raise ValueError(f"{path / FORMAT}: {err}") from None
+            raise ValueError(f"{path / form.about}: {err}") from None
         names = about.get("arrays")
         if not isinstance(names, list) or not all(isinstance(name, str) and name in allowed for name in names):
-            raise ValueError(f"{path / FORMAT}: arrays {names!r}: not those of a {kind}")
-        yield {
+            raise ValueError(f"{path / form.about}: arrays {shown(names)}: not those of a {kind}")
+        files = {
             name: Stored(str(path / f"{name}.npy"), stack.enter_context(_file(path, folder, f"{name}.npy"))) for name in names
         }
+        yield files, {name: value for name, value in about.items() if name not in ("kind", "version", "arrays")}
 
 
-def _about(where: str, raw: bytes) -> dict[str, Any]:
+def _about(path: Path, folder: int, form: Form) -> dict[str, Any]:
+    """What the arrays of a directory are, as they say themselves."""
+    with _file(path, folder, form.about) as file:
+        raw = b""
+        # one call need not give all of it
+        while len(raw) <= form.longest and (some := file.read(form.longest + 1 - len(raw))):
+            raw += some
+    if len(raw) > form.longest:
+        raise ValueError(f"{path / form.about}: longer than the {form.longest} bytes that it may have")
     try:
-        about = json.loads(raw) if len(raw) <= _LONGEST_FORMAT else None
+        about = json.loads(raw)
     except (ValueError, RecursionError):
         about = None
     if not isinstance(about, dict):
-        raise ValueError(f"{where}: not a JSON object")
+        raise ValueError(f"{path / form.about}: not a JSON object")
     return about
 
 

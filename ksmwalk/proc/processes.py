@@ -41,6 +41,14 @@ def every_pid(own: bool = False) -> list[int]:
     return [pid for pid in pids if own or pid != os.getpid()]
 
 
+def has_memory(pid: int) -> bool:
+    """Whether a process has memory of its own: kernel threads and zombies have none, nor has one that is gone."""
+    try:
+        return _read(pid, "statm").split()[0] != b"0"
+    except (OSError, IndexError):
+        return False
+
+
 def _read(pid: int, path: str) -> bytes:
     with open(f"/proc/{pid}/{path}", "rb", buffering=0) as file:
         return file.read()

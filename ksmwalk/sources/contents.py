@@ -50,6 +50,8 @@ class MemoryCapture:
         Process numbers in the order in which they asked for merging, where that is known.
     digests : ndarray of uint64, shape (nr_contents, 2), or None
         Keyed hash of each content, where the capture was made with a secret.
+    sources : list of str or None
+        Of each process the machine, file or capture that it comes from, where there are several.
     notes : list of str
         What the reader of the result has to know, in sentences.
     seconds : dict
@@ -67,6 +69,7 @@ class MemoryCapture:
     machine: dict[str, Any] = field(default_factory=dict)
     registered: list[int] | None = None
     digests: U64Array | None = None
+    sources: list[str] | None = None
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 

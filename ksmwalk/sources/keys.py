@@ -74,7 +74,8 @@ class Interned:
     nr_contents : int
         One more than the highest key.
     digests : uint64[nr_contents, 2] or None
-        Keyed hash of each content: its keys are in this order.
+        Keyed hash of each content: its keys are in this order, but for 0: that of a page of zeros, were there any or not,
+        by which one secret is told from another.
     comparisons : int
         Of each page with itself.
     """
@@ -329,6 +330,7 @@ class _Interning:
         if self.keyed:
             digests = np.zeros((nr, 2), np.uint64)
             digests[rank] = self.hash[:, leader].T
+            digests[0] = self.hashes(np.zeros((1, PAGE_SIZE), np.uint8))[:, 0]
         self.changes += self.alone
         return Interned(
             [keys[a:b] for a, b in self.parts()], [self.changes[a:b] for a, b in self.parts()], nr, digests, comparisons

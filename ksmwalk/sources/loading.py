@@ -158,6 +158,9 @@ def load(
 def _leaf_pages(what: ProcessCapture) -> BoolArray:
     """Which pages lie in leaves of 2 MiB: bool[nr_pages]. 1 GiB leaves (hugetlb) count as 512 of them."""
     leaf = what.huge
+    if what.ksm is not None:
+        # a leaf that was split, and a page of it merged, between two looks
+        leaf &= ~what.ksm
     if leaf.any():
         leaf &= reading.whole_blocks(what, leaf)
     return leaf
@@ -209,7 +212,7 @@ def _first_free_block(arrays: dict[str, AnyArray]) -> int:
 def _add_vmas(host: Host, number: int, what: ProcessCapture, mark: str, slices: I64Array) -> tuple[U64Array, I32Array]:
     """Make the vmas: (vm_flags, backing) of each."""
     flags = np.array([vma.vm_flags for vma in what.vmas], np.uint64)
-    marked = np.array([vma.mergeable if mark == "as-is" else vma.not_compatible is None for vma in what.vmas], bool)
+    marked = np.array([vma.why_not is None if mark == "as-is" else vma.not_compatible is None for vma in what.vmas], bool)
     flags &= ~np.uint64(Vm.MERGEABLE)
     if mark != "none":
         flags[marked] |= np.uint64(Vm.MERGEABLE)

@@ -84,7 +84,7 @@ def load_memory(
     if mark not in MARK:
         raise ValueError(f"mark {shown(mark)}: not one of {', '.join(MARK)}")
     start = time.perf_counter()
-    parts = _renumbered(what.processes)
+    parts = renumbered(what.processes)
     host = Host(_frames_needed(parts), levels=5 if any(one.vmas[-1].end > 1 << 47 for one in parts if one.vmas) else 4)
     for name, value in (knobs or {}).items():
         setattr(host.ksm, name, value)
@@ -110,8 +110,18 @@ def _entered(what: MemoryCapture) -> list[int]:
     return sorted(range(len(what.processes)), key=lambda i: place.get(what.processes[i].pid, len(place)))
 
 
-def _renumbered(processes: list[ProcessCapture]) -> list[ProcessCapture]:
-    """The same with frame numbers that begin at one block, in the same order: a Host as small as can be."""
+def renumbered(processes: list[ProcessCapture]) -> list[ProcessCapture]:
+    """The same with frame numbers that begin at one block, in the same order: a Host as small as can be.
+
+    Parameters
+    ----------
+    processes : list of ProcessCapture
+
+    Returns
+    -------
+    list of ProcessCapture
+        Frames keep their place in the block of 2 MiB, and equal ones stay equal. The machine's own are forgotten.
+    """
     known = [one.pfn >> np.uint64(9) for one in processes if one.pfn is not None]
     if not known:
         return [dataclasses.replace(one) for one in processes]
@@ -121,7 +131,9 @@ def _renumbered(processes: list[ProcessCapture]) -> list[ProcessCapture]:
         if one.pfn is None:
             return dataclasses.replace(one)
         block = np.searchsorted(blocks, one.pfn >> np.uint64(9)).astype(np.uint64) + np.uint64(1)
-        folios = (np.searchsorted(blocks, (one.folios >> 9).astype(np.uint64)) + 1) << 9
+        # of some no page is left: what went meanwhile was dropped
+        there = one.folios[np.isin(one.folios >> 9, blocks.astype(np.int64))]
+        folios = (np.searchsorted(blocks, (there >> 9).astype(np.uint64)) + 1) << 9
         inside = (block << np.uint64(9)) | (one.pfn & np.uint64(PAGES_PER_BLOCK - 1))
         return dataclasses.replace(one, pfn=inside, folios=folios)
 
