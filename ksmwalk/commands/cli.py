@@ -17,6 +17,7 @@ COMMANDS = (
     "ksmwalk.commands.demo",
     "ksmwalk.commands.scan",
     "ksmwalk.commands.map",
+    "ksmwalk.commands.estimate",
     "ksmwalk.commands.explain",
     "ksmwalk.commands.replay",
     "ksmwalk.commands.kernel",
