@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..estimates.advice import Advice, Setting, overhead
+from ..estimates.advice import Advice, Setting
 from ..estimates.estimate import Estimate, changing_pages
 from ..ksm import sysfs
 from ..layout import PAGE_SIZE
@@ -39,7 +39,7 @@ HEADS = {
 def percent(part: float) -> str:
     """A part of 1 in percent, in two digits; small ones as what they are below."""
     if 0 < part < 0.0001:
-        return "below 0.01 %"
+        return "<0.01 %"
     return f"{part * 100:.2g} %" if part < 0.095 else f"{part * 100:.0f} %"
 
 
@@ -248,8 +248,8 @@ def _settings(screen: Screen, of: Estimate, advice: Advice) -> None:
     if not advice.settings or not len(advice.estimate.expected.work):
         return
     columns = (
-        Column("pages_to_scan"), Column("sleep", rank=2), Column("a pass"), Column("all merged"), Column("CPU till then"),
-        Column("after", rank=1), Column("", right=False, elastic=True),
+        Column("pages_to_scan"), Column("sleep", rank=4), Column("a pass", rank=2), Column("all merged"),
+        Column("CPU till then", rank=1), Column("after", rank=3), Column("", right=False, elastic=True),
     )  # fmt: skip
     rows = [
         (

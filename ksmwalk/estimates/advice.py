@@ -270,7 +270,7 @@ def _marked_only(capture: MemoryCapture, chosen: Sequence[int]) -> MemoryCapture
         vmas = [
             dataclasses.replace(
                 vma,
-                flags=(*(letters for letters in vma.flags if letters != "mg"), *(("mg",) if yes and not vma.not_compatible else ())),
+                flags=tuple(letters for letters in vma.flags if letters != "mg") + ("mg",) * (yes and not vma.not_compatible),
             )
             for vma in one.vmas
         ]
@@ -290,12 +290,12 @@ def _why_not(of: Estimate, best: Estimate, chosen: Sequence[int], anonymous: int
         return "no memory can be marked"
     freed = best.expected.counters["freed_bytes"]
     if not counters["pages_sharing"] and not counters["ksm_zero_pages"]:
-        return f"of {counters['rmap_items']:,} pages not two are equal"
-    if not chosen or not freed:
+        return f"of {counters['rmap_items']:,} pages no two are equal but for those that fork shares already"
+    if freed <= 0:
         return "equal pages are shared by fork already"
     if freed - overhead(best) <= 0:
         return "KSM itself would need more than comes free"
-    if freed < _LEAST_BYTES or freed < _LEAST_PART * anonymous:
+    if not chosen or freed < _LEAST_BYTES or freed < _LEAST_PART * anonymous:
         return "that is too little"
     return ""
 

@@ -364,25 +364,18 @@ _HUGE = 1 << 6  # PAGE_IS_HUGE
 
 
 def outcome(loaded: LoadedMemory, counted: bool = False, each: Callable[[int], object] = lambda scans: None) -> Outcome:
-    """Run loaded memory to its steady state.
+    """Run loaded memory to its steady state, in which it is left; `each` is told the number of full scans made.
 
     Parameters
     ----------
     loaded : LoadedMemory
-        Left in that state.
     counted : bool
         Whether the work of each full scan is counted.
     each : callable of int
-        Told the number of full scans made.
 
     Returns
     -------
     Outcome
-
-    Raises
-    ------
-    NeverSteady
-        See `run_to_steady`.
 
     Models: see Outcome. Differs: see Outcome.
     """
