@@ -38,10 +38,12 @@ _MOMENTS = {
     604800: "1 week", 2592000: "30 days", 31557600: "1 year",
 }  # fmt: skip
 _UNITS = (("s", 1), ("minutes", 60), ("hours", 3600), ("days", 86400), ("years", 365.25 * 86400))
+# so that the same chart is the same file
+_NO_DATE = {"Date": None, "Creator": None}
 # Of a cell of the map that has anything present so much is seen at least.
 _LEAST = 0.3
 
-_STYLE = {
+_STYLE: Any = {
     "font.size": 9.5, "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlelocation": "left",
     "text.color": INK, "axes.labelcolor": FAINT, "axes.titlecolor": INK, "xtick.color": GRID, "ytick.color": GRID,
     "xtick.labelcolor": FAINT, "ytick.labelcolor": FAINT, "axes.edgecolor": GRID, "grid.color": GRID,
@@ -70,9 +72,10 @@ def figure(width: float, height: float) -> Figure:
 def rendered(drawn: Figure, kind: str) -> bytes:
     """A figure as the bytes of a file: png, svg or pdf. An SVG turns dark where its reader asks for that."""
     done = io.BytesIO()
-    drawn.savefig(done, format=kind, **({"metadata": {"Date": None, "Creator": None}} if kind == "svg" else {}))
     if kind != "svg":
+        drawn.savefig(done, format=kind)
         return done.getvalue()
+    drawn.savefig(done, format=kind, metadata=_NO_DATE)
     text = done.getvalue().decode()
     return text.replace("<defs>", f"<style>{dark_rules()}</style>\n <defs>", 1).encode()
 
@@ -80,7 +83,7 @@ def rendered(drawn: Figure, kind: str) -> bytes:
 def inline(drawn: Figure, name: str) -> str:
     """A figure as an svg element for a page, its ids beginning with `name`, without ground; `dark_rules` go with it."""
     done = io.BytesIO()
-    drawn.savefig(done, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    drawn.savefig(done, format="svg", transparent=True, metadata=_NO_DATE)
     text = done.getvalue().decode()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, count=1, flags=re.S)
@@ -114,8 +117,8 @@ def _sizes(axis: Any) -> None:
     low, high = axis.get_view_interval()
     # ticks at round numbers of the unit, not of bytes
     unit = 1 << 10 * max(0, (int(max(abs(high), 1)).bit_length() - 1) // 10)
-    places = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low / unit, high / unit) * unit
-    axis.set_ticks([place for place in places if low <= place <= high])
+    places = np.asarray(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low / unit, high / unit), float) * unit
+    axis.set_ticks(places[(places >= low) & (places <= high)])
 
 
 def _unit(seconds: float) -> tuple[str, float]:
@@ -163,7 +166,7 @@ def merge_ratio_by_mapping(axes: Axes, names: Sequence[str], anonymous: np.ndarr
     axes.barh(y, anonymous, color=REST, alpha=0.45, height=0.66, label="not merged")
     axes.barh(y, merged, color=MAIN, height=0.66, label="merged")
     most = max(int(anonymous.max(initial=0)), 1)
-    for place, whole, part in zip(y, anonymous.tolist(), merged.tolist(), strict=True):
+    for place, whole, part in zip(y.tolist(), anonymous.tolist(), merged.tolist(), strict=True):
         axes.text(whole + most * 0.015, place, f"{part / max(whole, 1):.0%}", va="center", color=FAINT, fontsize=8.5)
     axes.set_yticks(y, [short(name) for name in names])
     axes.tick_params(axis="y", length=0, labelcolor=INK)
@@ -200,7 +203,7 @@ def passes_until_merged(axes: Axes, merged_pages: np.ndarray, searched: int, mos
     x = np.arange(len(bars))
     axes.set_xlim(-0.6, max(len(bars), 6) - 0.4)
     axes.bar(x, bars, width=0.7, color=[MAIN] * (len(bars) - 1) + [REST])
-    for place, value in zip(x, bars, strict=True):
+    for place, value in enumerate(bars):
         axes.text(place, value, report.count(value), ha="center", va="bottom", color=FAINT, fontsize=8.5)
     axes.set_xticks(x, labels)
     axes.set_xlabel("merged in pass")
@@ -334,7 +337,7 @@ def sweep_front(axes: Axes, cpu: np.ndarray, freed: np.ndarray, seconds: np.ndar
     axes.grid()
     axes.legend(loc="upper left")
     bar = axes.figure.colorbar(dots, ax=axes, pad=0.02, aspect=30)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     bar.set_ticks([at for at in np.log10(list(_MOMENTS)) if low <= at <= high] or [low])
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _MOMENTS.get(round(10**value), report.duration(10**value))))
     bar.set_label("until all is merged", color=FAINT)

@@ -13,7 +13,7 @@ from ..estimates.tables import BY
 from ..gate import shown
 from ..ksm import sysfs
 from . import estimate_text, report
-from .codes import FAILED, FINE
+from .codes import FAILED, FINE, complain
 from .given import add_source_arguments, memory_of
 from .meter import Meter
 from .screen import HelpFormatter, Screen
@@ -93,6 +93,8 @@ def run(args: argparse.Namespace) -> int:
     costs = Costs.load(args.costs)
     with Meter() as meter:
         capture = memory_of(args, meter)
+        read = {one.pid for one in capture.processes}
+        unread = [word for word in args.sources if word.isascii() and word.isdigit() and int(word) not in read]
         found = estimate(
             capture, mark=args.mark, knobs=given, domain=args.domain, costs=costs, take_over=not args.fresh,
             each=lambda scans: meter("full scans made", scans, 0),
@@ -102,6 +104,8 @@ def run(args: argparse.Namespace) -> int:
         if args.domains or (args.domain == "all" and len(capture.processes) > 1 and capture.nr_pages <= _CHEAP_PAGES):
             meter("merging within domains", 0, 0)
             domains = by_domain(found, take_over=not args.fresh)
+    for word in unread:
+        complain("ksmwalk estimate", f"process {word} could not be read")
     if args.plot is not None:
         estimate_plots.draw(found, args.plot)
     if args.html is not None:
@@ -110,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
         report.print_json(as_json(found, advice, domains))
     else:
         estimate_text.show(Screen(), found, advice, domains, args.by)
-    return FAILED if getattr(args, "unread", None) else FINE
+    return FAILED if unread else FINE
 
 
 def as_json(found: Estimate, advice: Any, domains: dict[str, int | None]) -> dict[str, Any]:

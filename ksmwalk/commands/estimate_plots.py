@@ -75,7 +75,8 @@ def by_name(of: Estimate) -> tuple[list[str], np.ndarray, np.ndarray]:
     if rest := [name for name in order if name not in kept]:
         order = [*kept, f"{len(rest)} others"]
         sums[order[-1]] = [sum(sums[name][at] for name in rest) for at in (0, 1)]
-    return order, *(np.array([sums[name][at] for name in order], np.int64) for at in (0, 1))
+    anonymous, merged = (np.array([sums[name][at] for name in order], np.int64) for at in (0, 1))
+    return order, anonymous, merged
 
 
 def _called(name: str) -> str:

@@ -9,8 +9,6 @@ from collections.abc import Callable
 
 from ..proc import processes
 from ..sources.contents import MemoryCapture, capture_memory
-from . import report
-from .codes import complain
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,22 +21,11 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def memory_of(args: argparse.Namespace, progress: Callable[[str, int, int], None]) -> MemoryCapture:
-    """Read what the arguments ask for; `args.unread` says afterwards which words of them came to nothing."""
+    """Read what the arguments ask for, as one capture."""
     if bool(args.sources) == args.all:
         raise ValueError("either sources (PIDs, names, patterns) or --all is needed")
-    args.unread = []
-    pids = _with_memory() if args.all else _wanted(args.sources, args.unread)
-    for word in args.unread:
-        complain(f"ksmwalk {args.command}", f"no process is called {word}")
-    if not pids:
-        raise ValueError("not one process could be read" if args.all else "no process is left to be read")
-    capture = capture_memory(pids, samples=args.samples, interval=args.interval, stop=args.stop, progress=progress)
-    read = {one.pid for one in capture.processes}
-    for pid in pids if not args.all else ():
-        if pid not in read:
-            args.unread.append(str(pid))
-            complain(f"ksmwalk {args.command}", f"process {pid} could not be read")
-    return capture
+    pids = _with_memory() if args.all else _wanted(args.sources)
+    return capture_memory(pids, samples=args.samples, interval=args.interval, stop=args.stop, progress=progress)
 
 
 def _with_memory() -> list[int]:
@@ -51,7 +38,7 @@ def _with_memory() -> list[int]:
     return found
 
 
-def _wanted(words: list[str], unread: list[str]) -> list[int]:
+def _wanted(words: list[str]) -> list[int]:
     """The processes that are meant, each once."""
     pids: dict[int, None] = {}
     for word in words:
@@ -61,7 +48,7 @@ def _wanted(words: list[str], unread: list[str]) -> list[int]:
         matching = [pid for pid, called in _names() if any(fnmatch.fnmatchcase(name, word) for name in called)]
         pids.update(dict.fromkeys(matching))
         if not matching:
-            unread.append(report.printable(word))
+            raise ValueError(f"no process is called {word}")
     return list(pids)
 
 

@@ -28,7 +28,7 @@ def run(monkeypatch, capsys, tmp_path):
     def run(what, *words, width=80):
         monkeypatch.setattr(estimate, "memory_of", lambda args, progress: what)
         monkeypatch.setenv("COLUMNS", str(width))
-        code = cli.main(["estimate", "1", "--costs", str(costs), *map(str, words)])
+        code = cli.main(["estimate", "--costs", str(costs), *map(str, words)])
         return code, *capsys.readouterr()
 
     return run
