@@ -37,7 +37,7 @@ _MOMENTS = {
     1: "1 s", 10: "10 s", 60: "1 minute", 600: "10 minutes", 3600: "1 hour", 21600: "6 hours", 86400: "1 day",
     604800: "1 week", 2592000: "30 days", 31557600: "1 year",
 }  # fmt: skip
-_UNITS = (("s", 1), ("minutes", 60), ("hours", 3600), ("days", 86400), ("years", 365.25 * 86400))
+_UNITS = (("seconds", 1), ("minutes", 60), ("hours", 3600), ("days", 86400), ("years", 365.25 * 86400))
 # so that the same chart is the same file
 _NO_DATE = {"Date": None, "Creator": None}
 # Of a cell of the map that has anything present so much is seen at least.
@@ -136,11 +136,13 @@ def freed_over_time(axes: Axes, rows: np.ndarray) -> None:
     axes.set_title("Memory freed over time")
     name, each = _unit(float(rows["seconds"][-1]))
     x = rows["seconds"] / each
+    label = "expected, after each full scan"
     if (rows["lower_bytes"] != rows["upper_bytes"]).any():
+        label = "as read, if nothing changed any more"
         axes.fill_between(
-            x, rows["lower_bytes"], rows["upper_bytes"], color=MAIN, alpha=0.28, lw=0, label="from lower to upper"
+            x, rows["lower_bytes"], rows["upper_bytes"], color=MAIN, alpha=0.28, lw=0, label="nine of ten moments, while pages change"
         )
-    axes.plot(x, rows["freed_bytes"], color=MAIN, lw=2, marker="o", ms=4, label="expected, after each full scan")
+    axes.plot(x, rows["freed_bytes"], color=MAIN, lw=2, marker="o", ms=4, label=label)
     axes.set_xlabel(name)
     axes.set_xlim(0, max(float(x[-1]), 1e-9) * 1.02)
     high = max(int(rows["upper_bytes"].max()), int(rows["freed_bytes"].max()), 4096)

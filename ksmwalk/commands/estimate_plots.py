@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..estimates.advice import likely
 from ..estimates.estimate import Estimate
 from ..layout import PAGE_SIZE
 from ..proc.maps import VmaRecord
@@ -152,4 +153,4 @@ def heading(of: Estimate) -> str:
     """What the estimate is of and what came out, in a few words."""
     many = len(of.capture.processes)
     whose = charts.short(of.capture.processes[0].name) if many == 1 else f"{many} processes"
-    return f"KSM estimate of {whose}: {report.size(of.expected.counters['freed_bytes'])} would come free"
+    return f"KSM estimate of {whose}: {report.size(likely(of))} would come free"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..estimates.advice import Advice, Setting
+from ..estimates.advice import Advice, Setting, likely
 from ..estimates.estimate import Estimate, changing_pages
 from ..ksm import sysfs
 from ..layout import PAGE_SIZE
@@ -54,15 +54,16 @@ def answer(of: Estimate, advice: Advice) -> str:
         what = "Don't keep it on" if already > 0 else "Don't switch it on"
         if not of.expected.counters["freed_bytes"]:
             return f"{what}: nothing would come free of {report.size(whole)} of anonymous memory: {advice.why}."
-        freed = max(of.expected.counters["freed_bytes"], 0)
+        freed = max(likely(of), 0)
         return f"{what}: {report.size(freed)} of {report.size(whole)} of anonymous memory would come free: {advice.why}."
+    part = percent(likely(advice.estimate) / max(searched, 1))
     whom = f"{_whom(advice)}: {freed_range(advice.estimate)} of their {report.size(searched)} of anonymous memory"
     if already > 0 and running:
         more = counters["freed_more_bytes"]
         after = f"of which {report.size(already)} {'are' if more > 0 else 'are all'} so already"
-        words = f"Keep it on for {whom} come free ({percent(counters['freed_bytes'] / max(searched, 1))}), {after}"
+        words = f"Keep it on for {whom} come free ({part}), {after}"
     else:
-        words = f"Switch it on for {whom} would come free ({percent(counters['freed_bytes'] / max(searched, 1))})"
+        words = f"Switch it on for {whom} would come free ({part})"
     if advice.best is None:
         return f"{words}."
     return f"{words}, {_price(advice.best)}, at {_at(of, advice.best)}."
@@ -92,11 +93,12 @@ def _at(of: Estimate, best: Setting) -> str:
 
 
 def freed_range(of: Estimate) -> str:
-    """What comes free; from the least to the most where these differ."""
+    """What comes free, on average where pages change; in brackets from the least to the most, where these differ."""
     low, high = (one["freed_bytes"] for one in (of.lower, of.upper))
+    expected = report.size(likely(of))
     if high - low > _SAME * max(high, 1):
-        return f"{report.size(max(low, 0))} to {report.size(high)}"
-    return report.size(of.expected.counters["freed_bytes"])
+        return f"{expected} ({report.size(max(low, 0))} to {report.size(high)})"
+    return expected
 
 
 def how_to(of: Estimate, advice: Advice) -> str:
@@ -124,6 +126,7 @@ def facts(of: Estimate, domains: dict[str, int | None]) -> Iterator[tuple[str, s
     whose = f"{many} processes" if many > 1 else "one process"
     about = "marked for merging now" if of.mark == "marked" else "as if all of it were marked"
     freed = f"{report.size(counters['freed_bytes'])} of {report.size(whole)} of anonymous memory in {whose}, {about}"
+    freed += ", and nothing changed any more" if of.moving else ""
     yield "freed", freed + (f"; {report.size(already)} of it is free already" if already else "")
     if of.lower is not of.expected.counters or of.upper is not of.expected.counters:
         yield "range", _range(of)

@@ -37,6 +37,7 @@ dl{display:grid;grid-template-columns:max-content 1fr;gap:.35rem 1.2rem;margin:0
 th,td{text-align:right;padding:.3rem .7rem .3rem 0;border-bottom:1px solid var(--line);white-space:nowrap;vertical-align:top}
 th{color:var(--faint);font-weight:600;white-space:normal}
 td.text,th.text{text-align:left;white-space:normal;overflow-wrap:anywhere;min-width:11rem}
+td.mark{white-space:normal}
 td.bar{width:6rem;min-width:3rem}td.bar div{height:.8rem;margin-top:.3rem;background:var(--main);border-radius:.15rem}
 tr.best td{color:var(--good);font-weight:600}
 @media (max-width:36rem){body{padding:.7rem}dl{grid-template-columns:1fr;gap:0}dd{margin:0 0 .5rem}.charts figure{padding:.3rem}
@@ -165,7 +166,7 @@ def _settings(advice: Advice) -> Iterator[str]:
     yield "<h2>Settings</h2>"
     heads = (
         ("pages_to_scan", ""), ("sleep", "wide"), ("a pass", ""), ("all merged after", ""), ("CPU until then", ""),
-        ("CPU afterwards", "wide"), ("", ""),
+        ("CPU afterwards", "wide"), ("", "mark"),
     )  # fmt: skip
     yield from _table(heads, (row(number, one) for number, one in enumerate(advice.settings)))
 

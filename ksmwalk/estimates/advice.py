@@ -20,7 +20,7 @@ from .estimate import NODE_SIZE, Estimate, estimate, outcome, tunables_of
 from .steady import SCANS
 from .tables import scan_seconds
 
-__all__ = ["Advice", "Setting", "advise", "by_domain", "setting_for", "settings"]
+__all__ = ["Advice", "Setting", "advise", "by_domain", "likely", "overhead", "setting_for", "settings"]
 
 # Worth it: so much comes free, after what KSM itself needs, and so large a part of the memory that is searched.
 _LEAST_BYTES, _LEAST_PART = 4 << 20, 0.01
@@ -107,11 +107,27 @@ class Advice:
             "worth": self.worth,
             "why": self.why,
             "processes": [{"pid": rows[at]["pid"], "name": rows[at]["name"]} for at in self.chosen],
-            "freed_bytes": self.estimate.expected.counters["freed_bytes"],
+            "freed_bytes": likely(self.estimate),
             "anonymous_bytes": self.anonymous_bytes,
             "settings": [dataclasses.asdict(one) for one in self.settings],
             "best": None if self.best is None else dataclasses.asdict(self.best),
         }
+
+
+def likely(of: Estimate) -> int:
+    """What is free on average while pages go on changing; where none does, all that is expected. Bytes.
+
+    Parameters
+    ----------
+    of : Estimate
+
+    Returns
+    -------
+    int
+
+    Models: see Estimate. Differs: see Estimate.
+    """
+    return int((of.moving or of.expected.counters)["freed_bytes"])
 
 
 def overhead(of: Estimate) -> int:
@@ -288,13 +304,13 @@ def _why_not(of: Estimate, best: Estimate, chosen: Sequence[int], anonymous: int
         if not any(readable(one).any() for one in of.capture.processes):
             return "none of the memory that is present is anonymous, private and of a mapping that may be marked"
         return "no memory can be marked"
-    freed = best.expected.counters["freed_bytes"]
+    freed = likely(best)
     if not counters["pages_sharing"] and not counters["ksm_zero_pages"]:
         return f"of {counters['rmap_items']:,} pages no two are equal but for those that fork shares already"
-    if freed <= 0:
+    if best.expected.counters["freed_bytes"] <= 0:
         return "equal pages are shared by fork already"
     if freed - overhead(best) <= 0:
-        return "KSM itself would need more than comes free"
+        return "KSM itself would need more than comes free" + (", while pages change" if best.moving else "")
     if not chosen or freed < _LEAST_BYTES or freed < _LEAST_PART * anonymous:
         return "that is too little"
     return ""

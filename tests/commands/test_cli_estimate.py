@@ -91,6 +91,30 @@ def test_what_fork_shares_already_is_why_the_kernel_promises_more(run):
     assert "11.7 MiB that fork shares already" in line
 
 
+def test_without_frames_what_is_freed_is_a_range_and_says_why(run):
+    what = memory(("web", 2000, 0, 0), ("web", 2000, 0, 0))
+    for one in what.processes:
+        one.pfn = one.exclusive = one.frame_flags = one.frame_counts = None
+    _, out, _ = run(what)
+    # equal pages at equal addresses: by fork, for all that can be seen
+    assert "7.8 MiB (0 B to 7.8 MiB) of their 15.6 MiB" in first_sentences(out)
+    assert "0 B at least, 7.8 MiB expected, 7.8 MiB at most: frames can't be seen" in " ".join(out.split())
+
+
+def test_pages_that_change_make_a_range(run):
+    what = memory(*WORTH)
+    what.processes[0].changes[:1500] = 1
+    what.samples, what.seconds_between = 2, 1.0
+    _, out, _ = run(what)
+    found = json.loads(run(what, "--json")[1])
+    low, mean, high = (report.size(found[name]["freed_bytes"]) for name in ("lower", "moving", "upper"))
+    # three of four pages that are equal change: what they were read as promises more than there will ever be
+    assert found["upper"]["freed_bytes"] < found["expected"]["freed_bytes"] == 2059 * P
+    assert f"{mean} of 17.9 MiB of anonymous memory would come free: that is too little." in first_sentences(out)
+    assert f"{low} at least, {mean} on average, {high} at most" in " ".join(out.split())
+    assert "1,500 pages changed while they were read" in " ".join(out.split())
+
+
 def test_zero_pages_are_told_apart(run):
     _, out, _ = run(memory(*WORTH))
     assert "zero pages      60 (240 KiB) hold only zeros" in out
