@@ -140,7 +140,8 @@ def freed_over_time(axes: Axes, rows: np.ndarray) -> None:
     if (rows["lower_bytes"] != rows["upper_bytes"]).any():
         label = "as read, if nothing changed any more"
         axes.fill_between(
-            x, rows["lower_bytes"], rows["upper_bytes"], color=MAIN, alpha=0.28, lw=0, label="nine of ten moments, while pages change"
+            x, rows["lower_bytes"], rows["upper_bytes"], color=MAIN, alpha=0.28, lw=0,
+            label="nine of ten moments while pages change"
         )
     axes.plot(x, rows["freed_bytes"], color=MAIN, lw=2, marker="o", ms=4, label=label)
     axes.set_xlabel(name)
