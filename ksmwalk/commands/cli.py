@@ -18,6 +18,7 @@ COMMANDS = (
     "ksmwalk.commands.scan",
     "ksmwalk.commands.why",
     "ksmwalk.commands.map",
+    "ksmwalk.commands.estimate",
     "ksmwalk.commands.explain",
     "ksmwalk.commands.capture",
     "ksmwalk.commands.replay",

@@ -19,7 +19,7 @@ import numpy as np
 from ..proc.processes import printable
 
 __all__ = [
-    "cells", "count", "cut", "duration", "encodable", "output", "pad", "print_json", "printable", "rule", "size", "table",
+    "cells", "count", "cut", "duration", "encodable", "output", "pad", "plain", "print_json", "printable", "rule", "size", "table",
     "wrap",
 ]  # fmt: skip
 
@@ -163,7 +163,8 @@ def encodable(text: str, out: TextIO) -> str:
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
+    """What json can write in place of numpy's numbers and arrays."""
     if isinstance(value, np.ndarray):
         return value.tolist()
     if isinstance(value, np.generic):
@@ -174,5 +175,5 @@ def _plain(value: object) -> object:
 def print_json(value: object, out: TextIO | None = None) -> None:
     """Write a value as JSON, numpy's numbers and arrays included."""
     out = out or output()
-    json.dump(value, out, indent=2, default=_plain)
+    json.dump(value, out, indent=2, default=plain)
     print(file=out)

@@ -15,14 +15,15 @@ from ..gate import shown
 from ..host import Host
 from ..ksm import sysfs
 from ..layout import PAGE_SIZE, Frame
-from ..signatures import I64Array, RecordArray
+from ..signatures import BoolArray, I64Array, RecordArray
 from ..sources.contents import MemoryCapture
 from ..sources.memory import LoadedMemory, load_memory
 from .changing import band, run_changing, write_rates
 from .costs import WORK_DTYPE, Costs, ksmd_seconds
 from .domains import DOMAINS, in_domains
-from .shares import freed_by_vma, shares
+from .shares import freed_by_vma, merged_pages, shares
 from .steady import Steady, run_to_steady
+from .tables import over_time, table
 from .work import count_full_scan
 
 MARKS = ("auto", "marked", "all")
@@ -51,6 +52,8 @@ class Outcome:
         A row a full scan.
     by_process : list of dict
     by_mapping : list of dict
+    merged : list of bool[nr_pages]
+        For each process of the capture which of its pages end as KSM's or as zero pages of KSM's.
 
     Models: ksmd of Linux 6.18. Differs: see `estimate`.
     """
@@ -60,6 +63,7 @@ class Outcome:
     work: RecordArray
     by_process: list[dict[str, Any]] = field(default_factory=list)
     by_mapping: list[dict[str, Any]] = field(default_factory=list)
+    merged: list[BoolArray] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -86,6 +90,10 @@ class Estimate:
         cpu_seconds, scans, seconds (all full_scans, the last three of which change nothing), scans_to_settle,
         seconds_to_settle (without these), seconds_per_scan, rmap_items_bytes, nodes_bytes, huge_pages_split, and time to 50, 90
         and 99 % of what is freed; costs_source.
+    costs : Costs
+        By which the work of ksmd was turned into time.
+    knobs_given : dict
+        Those of `knobs` that the caller asked for.
     notes : list of str
 
     Models: see `estimate`. Differs: see `estimate`.
@@ -102,6 +110,16 @@ class Estimate:
     capture: MemoryCapture
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    costs: Costs = field(default_factory=Costs)
+    knobs_given: dict[str, object] = field(default_factory=dict)
+
+    def table(self, by: str = "process") -> RecordArray:
+        """What is freed, row by row: see `tables.table`."""
+        return table(self, by)
+
+    def over_time(self) -> RecordArray:
+        """What is freed after each full scan, and when that ends: see `tables.over_time`."""
+        return over_time(self)
 
     def to_json(self) -> dict[str, Any]:
         """Return the estimate as plain data, named as the files of sysfs where these show the same."""
@@ -143,13 +161,13 @@ class Estimate:
         Returns
         -------
         list of dict
-            `by`, processes, freed_bytes, ksm_merging_pages, ksm_rmap_items, ksm_zero_pages.
+            `by`, processes, anonymous_pages, freed_bytes, ksm_merging_pages, ksm_rmap_items, ksm_zero_pages.
         """
         groups: dict[Any, dict[str, Any]] = {}
         for row in self.expected.by_process:
             group = groups.setdefault(row[by], {by: row[by], "processes": 0})
             group["processes"] += 1
-            for name in ("freed_bytes", "ksm_merging_pages", "ksm_rmap_items", "ksm_zero_pages"):
+            for name in ("anonymous_pages", "freed_bytes", "ksm_merging_pages", "ksm_rmap_items", "ksm_zero_pages"):
                 group[name] = group.get(name, 0) + row[name]
         return sorted(groups.values(), key=lambda group: -group["freed_bytes"])
 
@@ -218,11 +236,12 @@ def estimate(
 
     def run(memory: MemoryCapture, counted: bool = False) -> tuple[Outcome, LoadedMemory]:
         loaded = load_memory(memory, mark="as-is" if mark == "marked" else "all", knobs=tunables, take_over=take_over)
-        return _outcome(loaded, counted, each), loaded
+        return outcome(loaded, counted, each), loaded
 
     expected, loaded = run(what, counted=True)
     notes += loaded.notes
     result = Estimate(expected, expected.counters, expected.counters, {}, mark, domain, _shown_knobs(tunables), {}, capture, notes)
+    result.costs, result.knobs_given = costs, dict(knobs or {})
     result.cost = cost_of(expected, costs, result.knobs)
     if changing and changing_pages(capture):
         result.lower, result.moving, result.upper = _while_changing(what, loaded, expected, result.cost, lambda: run(what)[1], each)
@@ -344,7 +363,22 @@ def _forked(capture: MemoryCapture) -> MemoryCapture:
 _HUGE = 1 << 6  # PAGE_IS_HUGE
 
 
-def _outcome(loaded: LoadedMemory, counted: bool, each: Callable[[int], object]) -> Outcome:
+def outcome(loaded: LoadedMemory, counted: bool = False, each: Callable[[int], object] = lambda scans: None) -> Outcome:
+    """Run loaded memory to its steady state, in which it is left; `each` is told the number of full scans made.
+
+    Parameters
+    ----------
+    loaded : LoadedMemory
+    counted : bool
+        Whether the work of each full scan is counted.
+    each : callable of int
+
+    Returns
+    -------
+    Outcome
+
+    Models: see Outcome. Differs: see Outcome.
+    """
     host = loaded.host
     work: list[RecordArray] = []
     before = shares(loaded)
@@ -374,16 +408,19 @@ def _outcome(loaded: LoadedMemory, counted: bool, each: Callable[[int], object])
             "pages": one.nr_pages, "anonymous_pages": int(np.count_nonzero(one.anon & ~one.zero)),
             "uid": one.identity.uid, "cgroup": one.identity.cgroup, "container": one.identity.container,
         })  # fmt: skip
-        result.by_mapping += _by_mapping(one, number, mine)
+        result.merged.append(merged_pages(loaded, number))
+        result.by_mapping += _by_mapping(one, number, mine, result.merged[-1])
     return result
 
 
-def _by_mapping(one: Any, number: int, freed: I64Array) -> list[dict[str, Any]]:
+def _by_mapping(one: Any, number: int, freed: I64Array, merged: BoolArray) -> list[dict[str, Any]]:
     anon = np.concatenate(([0], np.cumsum(one.anon & ~one.zero)))
+    ksm = np.concatenate(([0], np.cumsum(merged)))
     return [
         {
             "pid": one.pid, "process": number, "start": vma.start, "end": vma.end, "name": vma.name,
-            "anonymous_pages": int(anon[last] - anon[first]), "freed_bytes": int(bytes_freed),
+            "anonymous_pages": int(anon[last] - anon[first]), "merged_pages": int(ksm[last] - ksm[first]),
+            "freed_bytes": int(bytes_freed),
         }
         for vma, (first, last), bytes_freed in zip(one.vmas, one.vma_slices(), freed.tolist(), strict=True)
         if anon[last] > anon[first]

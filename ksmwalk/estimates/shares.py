@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..layout import PAGE_SHIFT, PAGE_SIZE, Frame
-from ..signatures import I64Array, U64Array
+from ..signatures import BoolArray, I64Array, U64Array
 from ..sources.memory import LoadedMemory
 
 F64Array = NDArray[np.float64]
@@ -36,6 +36,27 @@ def frames_of(loaded: LoadedMemory, number: int) -> I64Array:
     found = loaded.mms[number].tables.mappings(runs=True)
     at = np.searchsorted(found["addr"], addr, "right") - 1
     return (found["pfn"][at] + ((addr - found["addr"][at]) >> np.uint64(PAGE_SHIFT))).astype(np.int64)
+
+
+def merged_pages(loaded: LoadedMemory, number: int) -> BoolArray:
+    """Which captured pages of a process are KSM's in the Host now, or have become zero pages.
+
+    Parameters
+    ----------
+    loaded : LoadedMemory
+    number : int
+        Index of the process in the capture.
+
+    Returns
+    -------
+    bool[nr_pages]
+
+    Models: KPF_KSM of /proc/kpageflags of Linux 6.18. Differs: nothing known.
+    """
+    one = loaded.capture.processes[number]
+    flags = loaded.host.frames.flags[frames_of(loaded, number)]
+    merged: BoolArray = (flags & np.uint16(Frame.KSM) != 0) | ((flags & np.uint16(Frame.ZERO) != 0) & ~one.zero)
+    return merged
 
 
 @dataclass(slots=True)
