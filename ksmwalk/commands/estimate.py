@@ -9,9 +9,11 @@ from ..estimates.advice import advise, by_domain
 from ..estimates.costs import Costs
 from ..estimates.domains import DOMAINS
 from ..estimates.estimate import MARKS, Estimate, estimate
+from ..estimates.sampling import estimate_sample
 from ..estimates.tables import BY
 from ..gate import shown
 from ..ksm import sysfs
+from ..sources.contents import MemoryCapture
 from . import estimate_text, report
 from .codes import FAILED, FINE, complain
 from .given import add_source_arguments, memory_of
@@ -50,6 +52,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--fresh", action="store_true", help="as if KSM had not run before")
     parser.add_argument("--costs", metavar="FILE", help="what ksmd's work costs (default: this machine's, else stored ones)")
     parser.add_argument("--by", choices=BY, default="process", help="rows of the table (default process)")
+    parser.add_argument(
+        "--sample", metavar="PART", type=float,
+        help="of a host too large to be run whole: from this part of its contents, 0.01 say, with bounds",
+    )  # fmt: skip
     parser.add_argument("--html", metavar="FILE", help="write a page that needs nothing else (needs the extra `plot`)")
     parser.add_argument("--plot", metavar="FILE", help="draw into this file, .png, .svg or .pdf (needs the extra `plot`)")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
@@ -83,6 +89,8 @@ def tunables(words: list[str]) -> dict[str, object]:
 def run(args: argparse.Namespace) -> int:
     """Exit code: 0, 1 where something asked for can't be read, 2 where nothing can."""
     given = tunables(args.knobs)
+    if args.sample is not None and (args.html is not None or args.plot is not None):
+        raise ValueError("--sample gives figures with bounds, no pages: not with --html or --plot")
     if args.html is not None or args.plot is not None:
         from . import estimate_plots, page  # before anything is read: matplotlib may be missing
 
@@ -95,6 +103,14 @@ def run(args: argparse.Namespace) -> int:
         capture = memory_of(args, meter)
         read = {one.pid for one in capture.processes}
         unread = [word for word in args.sources if word.isascii() and word.isdigit() and int(word) not in read]
+        found = None if args.sample is None else _sampled(args, capture, given, costs, meter)
+    if found is not None:
+        if args.json:
+            report.print_json(found.to_json())
+        else:
+            estimate_text.show_sample(Screen(), found, args.by)
+        return FINE
+    with Meter() as meter:
         found = estimate(
             capture, mark=args.mark, knobs=given, domain=args.domain, costs=costs, take_over=not args.fresh,
             each=lambda scans: meter("full scans made", scans, 0),
@@ -115,6 +131,16 @@ def run(args: argparse.Namespace) -> int:
     else:
         estimate_text.show(Screen(), found, advice, domains, args.by)
     return FAILED if unread else FINE
+
+
+def _sampled(
+    args: argparse.Namespace, capture: MemoryCapture, knobs: dict[str, object], costs: Costs, meter: Meter
+) -> Estimate:
+    """The figures of a part of the contents, scaled up, with their bounds."""
+    return estimate_sample(
+        capture, args.sample, mark=args.mark, knobs=knobs, domain=args.domain, costs=costs, take_over=not args.fresh,
+        each=lambda scans: meter("full scans made", scans, 0),
+    )  # fmt: skip
 
 
 def as_json(found: Estimate, advice: Any, domains: dict[str, int | None]) -> dict[str, Any]:

@@ -219,6 +219,32 @@ def show(screen: Screen, of: Estimate, advice: Advice, domains: dict[str, int | 
         _paragraph(screen, report.printable(note), "dim")
 
 
+def show_sample(screen: Screen, of: Estimate, by: str) -> None:
+    """Print an estimate from a part of the contents.
+
+    Parameters
+    ----------
+    screen : Screen
+    of : Estimate
+        From `sampling.estimate_sample`.
+    by : str
+        Rows of the table.
+    """
+    size = report.size
+
+    def between(name: str) -> str:
+        return f"between {size(of.lower[name])} and {size(of.upper[name])}"
+
+    _fact(screen, "freed", f"{size(of.expected.counters['freed_bytes'])}, {between('freed_bytes')}")
+    _fact(screen, "general_profit", between("general_profit"))
+    _fact(screen, "time", _time(of))
+    kept = f"{size(of.cost['rmap_items_bytes'])} of rmap_items, {size(of.cost['nodes_bytes'])} of nodes"
+    _fact(screen, "KSM's memory", kept)
+    _rows(screen, of, "process" if by == "mapping" else by)
+    for note in of.notes:
+        _paragraph(screen, note)
+
+
 def _hints(of: Estimate) -> list[str]:
     if of.mark == "marked":
         return ["This is about what is marked for merging now: --as all is about everything that could be."]

@@ -17,6 +17,7 @@ from ..host import Mm
 from ..signatures import I64Array, U64Array
 from ..sources.contents import MemoryCapture, readable
 from ..sources.memory import LoadedMemory
+from ..sources.reading import ProcessCapture
 from .steady import ROW_DTYPE, WATCHED, state
 
 F64Array = NDArray[np.float64]
@@ -74,11 +75,16 @@ def write_rates(capture: MemoryCapture, spread: bool, seed: int = 0) -> list[Wri
     return [_of_process(one, comparisons, apart, spread, random, shared) for one in capture.processes]
 
 
-def _of_process(one, comparisons, apart, spread, random, shared) -> Writers:  # type: ignore[no-untyped-def]
+def _of_process(
+    one: ProcessCapture, comparisons: int, apart: float, spread: bool, random: np.random.Generator, shared: U64Array
+) -> Writers:
+    """Those of one process."""
+    if one.key is None or one.changes is None:
+        return Writers(one.addr[:0], np.empty(0), one.addr[:0])
     looked_at = readable(one)
     addr, rate, new = [one.addr[:0]], [np.empty(0)], [one.addr[:0]]
     for vma, (first, last) in zip(one.vmas, one.vma_slices(), strict=True):
-        if one.changes is None or "wr" not in vma.flags or not one.changes[first:last].any():
+        if "wr" not in vma.flags or not one.changes[first:last].any():
             continue
         here = first + np.flatnonzero(looked_at[first:last])
         changed = np.minimum(one.changes[here], comparisons)
@@ -87,7 +93,9 @@ def _of_process(one, comparisons, apart, spread, random, shared) -> Writers:  # 
         addr.append(one.addr[here[mine]])
         rate.append(-np.log1p(-np.full(len(mine), chance)) / apart)
         moved = np.where(np.isin(moved, shared), moved, np.uint64(_FRESH))
-        new.append(moved[random.integers(0, len(moved), len(mine))])
+        # what was never seen to change may get any content: none that somebody else has
+        again = moved[random.integers(0, len(moved), len(mine))]
+        new.append(np.where(changed[mine] > 0, again, np.uint64(_FRESH)))
     return Writers(np.concatenate(addr), np.concatenate(rate), np.concatenate(new))
 
 

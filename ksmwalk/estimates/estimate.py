@@ -243,7 +243,12 @@ def estimate(
     result = Estimate(expected, expected.counters, expected.counters, {}, mark, domain, _shown_knobs(tunables), {}, capture, notes)
     result.costs, result.knobs_given = costs, dict(knobs or {})
     result.cost = cost_of(expected, costs, result.knobs)
-    if changing and changing_pages(capture):
+    if capture.samples == 1 and changing_pages(capture):
+        notes.append(
+            f"{changing_pages(capture):,} pages changed while they were read: each counts as a page of its own. Two samples "
+            f"or more would tell how fast pages change."
+        )
+    elif changing and changing_pages(capture):
         result.lower, result.moving, result.upper = _while_changing(what, loaded, expected, result.cost, lambda: run(what)[1], each)
         notes.append(
             f"{changing_pages(capture):,} pages changed between two readings {capture.seconds_between:.3g} s apart: the "

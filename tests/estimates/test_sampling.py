@@ -1,0 +1,58 @@
+"""Estimates from a part of the contents: the truth lies between their bounds as often as they say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from seen import capture_of
+
+from ksmwalk import Host
+from ksmwalk.estimates.estimate import estimate
+from ksmwalk.estimates.sampling import estimate_sample
+
+P = 4096
+
+
+@pytest.fixture(scope="module")
+def memory():
+    host = Host(1 << 14)
+    random = np.random.default_rng(4)
+    for _ in range(3):
+        mm = host.new_mm()
+        start = mm.mmap(3000 * P)
+        mm.madvise(start, 3000 * P, "mergeable")
+        keys = random.integers(1, 2000, 3000).astype(np.uint64)
+        keys[:300] = 7  # one that many pages have
+        keys[300:400] = 0
+        keys[400:1500] = random.integers(10_000, 1 << 40, 1100)
+        mm.write(start, keys)
+    return capture_of(host)
+
+
+def test_the_whole_is_the_whole(memory):
+    found, true = estimate_sample(memory, 1.0), estimate(memory)
+    for name in ("pages_shared", "pages_sharing", "pages_unshared", "freed_bytes", "rmap_items", "general_profit"):
+        assert found.expected.counters[name] == true.expected.counters[name]
+    assert found.lower["freed_bytes"] == found.upper["freed_bytes"] == true.expected.counters["freed_bytes"]
+    assert [row["freed_bytes"] for row in found.expected.by_process] == pytest.approx(
+        [row["freed_bytes"] for row in true.expected.by_process], abs=P
+    )
+
+
+def test_the_truth_lies_between_the_bounds(memory):
+    true = estimate(memory).expected.counters
+    inside = dict.fromkeys(("freed_bytes", "pages_shared", "pages_sharing"), 0)
+    draws = 40
+    for seed in range(draws):
+        found = estimate_sample(memory, 0.2, seed=seed)
+        for name in inside:
+            inside[name] += found.lower[name] <= true[name] <= found.upper[name]
+        assert found.upper["freed_bytes"] < 1.5 * true["freed_bytes"]
+    # of 40 with a chance of 0.95 each fewer than 34 come about once in 300 times
+    assert min(inside.values()) >= 34, inside
+
+
+@pytest.mark.parametrize("part", [0, -1, 1.5, "a", True, float("nan")])
+def test_no_such_part(memory, part):
+    with pytest.raises(ValueError, match="part .*: must be above 0 and at most 1"):
+        estimate_sample(memory, part)
