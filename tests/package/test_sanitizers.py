@@ -128,7 +128,7 @@ PLANTED = {
         "free = []\n"
         "other = mm.mmap(4096, addr=1 << 45); mm.write(other, 1); live = a['r_owner'].copy(); mm.munmap(other, 4096)\n"
         "a['r_owner'][:] = live\n"
-        "row = int(np.flatnonzero(live)[-1]); top = a['rows'][int(a['mms']['root'][1])]\n"
+        "row = int(np.flatnonzero(live % 8 == 3)[-1]); top = a['rows'][int(a['mms']['root'][1])]\n"
         "top[other >> 39] = (row << 12) | 0x67",
         "list(mm.tables.mappings())",
         "use-after-poison",

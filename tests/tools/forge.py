@@ -34,7 +34,7 @@ from ksmwalk.errors import KsmwalkError
 
 PAGE = 4096
 HANG_SECONDS = 5
-MEMORY = 16 << 30  # bytes of address space: arenas are reserved whole
+MEMORY = 16 << 30  # bytes of address space for arenas, which are reserved whole, beyond what is there: a sanitizer's shadow
 SOURCES = {
     "busy": busy.busy_host, "crowded": busy.crowded_host, "one-node": lambda: busy.crowded_host(1), "numa": busy.numa_host,
     "tables": busy.busy_tables, "image": busy.busy_image,
@@ -325,7 +325,8 @@ class Forger:
 
 def child(forger: Forger, numbers, fd: int) -> None:
     """Run forgeries and write a line for each as it is done."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    most = int(Path("/proc/self/statm").read_text().split()[0]) * PAGE + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.fsync = lambda fd: None  # nothing here has to outlive the machine
     in_memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
@@ -340,12 +341,12 @@ def run(forger: Forger, numbers) -> dict[int, str]:
     left, out = collections.deque(numbers), {}
     while left:
         read, write = os.pipe()
+        said = os.memfd_create("stderr")
         sys.stdout.flush()
         pid = os.fork()
         if pid == 0:
             os.close(read)
-            devnull = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(devnull, 2)  # what a failed check of the checked build says
+            os.dup2(said, 2)
             try:
                 child(forger, list(left), write)
             finally:
@@ -358,8 +359,17 @@ def run(forger: Forger, numbers) -> dict[int, str]:
         _, status = os.waitpid(pid, 0)
         if left:
             died = f"crash: signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else "crash: it ended"
-            out[left.popleft()] = "hang" if hung else died
+            out[left.popleft()] = "hang" if hung else f"{died}: {last_words(said)}"
+        os.close(said)
     return out
+
+
+def last_words(fd: int) -> str:
+    """What a failed check of the checked build says, or the summary of a sanitizer's report."""
+    with open(fd, "rb", closefd=False) as file:
+        file.seek(0)
+        lines = file.read().decode(errors="replace").splitlines() or ["it said nothing"]
+    return next((line for line in lines if line.startswith("SUMMARY") or "runtime error" in line), lines[-1])[:300]
 
 
 def listen(fd: int, left: collections.deque, out: dict[int, str]) -> bool:
