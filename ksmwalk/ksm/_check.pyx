@@ -357,7 +357,7 @@ cdef int node_items(Check *c, int32_t node) noexcept nogil:
 
 cdef int nodes(Check *c) noexcept nogil:
     cdef kw_world *w = c.w
-    cdef int64_t i, shared = 0, sharing = 0
+    cdef int64_t i, node, shared = 0, sharing = 0
     if mark_nodes(c) or stable_trees(c) or chains_and_waiting(c):
         return -1
     for i in range(1, w.ctl.stable_used):
@@ -370,8 +370,9 @@ cdef int nodes(Check *c) noexcept nogil:
         if w.items[i].flags & ITEM_STABLE and not c.items[i] & SEEN_NODE:
             return refuse(c, b"items", b"node", i, w.items[i].node, b"marked as stable, but on no node's list")
     for i in range(c.known):
-        if w.f_node[i] and (not 0 < w.f_node[i] < w.ctl.stable_used or w.nodes[w.f_node[i]].pfn != i):
-            return refuse(c, b"f_node", NULL, i, w.f_node[i], b"no stable node, or that of another page")
+        node = w.f_node[i]
+        if node and (not 0 < node < w.ctl.stable_used or c.nodes[node] == SEEN_FREE or w.nodes[node].pfn != i):
+            return refuse(c, b"f_node", NULL, i, node, b"no stable node, or that of another page")
     return (counted(c, b"ksm", b"pages_shared", 0, w.ksm.pages_shared, shared, b"nodes with rmap_items")
             or counted(c, b"ksm", b"pages_sharing", 0, w.ksm.pages_sharing, sharing, b"rmap_items beyond the first of a node"))
 

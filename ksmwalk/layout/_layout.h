@@ -312,6 +312,7 @@ typedef struct {
     int64_t nrows;
     const uint64_t *frames;/* image that is not whole: frame numbers in ascending order, else NULL */
     const int64_t *order;  /* row of frames[i] */
+    const int32_t *owner;  /* arena: whose table each row is (kw_world.r_owner), image: NULL */
     int64_t root;          /* row of the top table */
     int64_t levels;        /* 4 or 5 */
     int64_t max_pfn;       /* leaves at or beyond it are bad, 0: no check */

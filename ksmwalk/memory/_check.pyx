@@ -8,6 +8,7 @@ from libc.stdlib cimport calloc, free
 from ksmwalk._core cimport World, enter, entry_leaf, entry_pfn, entry_present, leave, level_size, row_owner
 from ksmwalk.memory._check_frames cimport frames
 from ksmwalk.layout._layout cimport *
+from ksmwalk.layout._poison cimport kw_peek_byte, kw_peek_entry
 
 
 cdef enum:
@@ -27,6 +28,7 @@ cdef int free_list(Check *c, const char *array, const char *start, const char *n
                    int64_t link, int64_t used, int64_t first, uint8_t *marks) noexcept nogil:
     cdef int64_t at = first, before = -1, i
     cdef char *p
+    cdef char found
     while at:
         if not 0 < at < used:
             if before < 0:
@@ -37,8 +39,9 @@ cdef int free_list(Check *c, const char *array, const char *start, const char *n
         marks[at] = SEEN_FREE
         p = records + at * size
         for i in range(size):
-            if p[i] and not link <= i < link + 4:
-                return refuse(c, array, NULL, at, p[i], b"on the list of free records, but not empty")
+            found = kw_peek_byte(p + i)  # of a Host that is to be kept, where what is free is poison
+            if found and not link <= i < link + 4:
+                return refuse(c, array, NULL, at, found, b"on the list of free records, but not empty")
         before = at
         at = (<int32_t *> (p + link))[0]
     return 0
@@ -56,6 +59,7 @@ cdef int empty_record(Check *c, const char *array, const char *p, int64_t size) 
 cdef int free_rows(Check *c) noexcept nogil:
     cdef kw_world *w = c.w
     cdef int64_t at = w.ctl.rows_free, before = -1, n = 0
+    cdef uint64_t found
     cdef int i
     while at:
         if not 0 < at < w.ctl.rows_used or c.rows[at]:
@@ -68,9 +72,10 @@ cdef int free_rows(Check *c) noexcept nogil:
         if c.strict and w.r_owner[at]:
             return refuse(c, b"r_owner", NULL, at, w.r_owner[at], b"a free table page has no owner")
         for i in range(1, 512):
-            if w.rows[at * 512 + i]:
+            found = kw_peek_entry(w.rows + at * 512 + i)
+            if found:
                 c.entry = i
-                return refuse(c, b"rows", NULL, at, <int64_t>w.rows[at * 512 + i], b"a free table page must be empty")
+                return refuse(c, b"rows", NULL, at, <int64_t>found, b"a free table page must be empty")
         before = at
         at = <int64_t>w.rows[at * 512]
     return counted(c, b"ctl", b"rows_live", 0, w.ctl.rows_live, w.ctl.rows_used - 1 - n, b"table pages in use")

@@ -7,7 +7,7 @@ from libc.stdint cimport int32_t, int64_t, uint64_t
 from ksmwalk._core cimport (
     child_row, entry_find, entry_leaf, entry_none, entry_pfn, entry_present, level_index, mm_changed,
 )
-from ksmwalk.tables._read cimport Tables, row_of_frame
+from ksmwalk.tables._read cimport Tables, own_table, row_of_frame
 from ksmwalk.tables._walk cimport (
     WALK_BAD, WALK_NOROWS, descend, done_fn, entry_fn, hole_fn, inside_vma, over_vmas, prepare, range_fn,
     walk_ops, walk_state,
@@ -140,7 +140,7 @@ cdef class Entry:
         if self.level != 2 or not (e & PTE_P) or entry_leaf(e, 2):
             return None
         row = row_of_frame(self.s.tables, (e & PTE_PFN_MASK) >> 12)
-        if row < 0:
+        if row < 0 or not own_table(self.s.tables, row, 1):
             return None
         if self.view is not None:
             return self.view

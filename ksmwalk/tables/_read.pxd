@@ -20,6 +20,10 @@ cdef class Tables:
 cdef void note_bad(kw_tables *t, uint64_t addr, int level, uint64_t raw, int kind) noexcept nogil
 cdef int64_t row_of_frame(const kw_tables *t, uint64_t frame) noexcept nogil
 
+cdef inline bint own_table(const kw_tables *t, int64_t row, int level) noexcept nogil:
+    # May an entry lead to this row as a table of `level`? In an arena as child_row says; of an image nobody knows more.
+    return t.owner == NULL or t.owner[row] == t.owner[t.root] - (t.levels - level)
+
 cdef inline bint honest_range(int64_t levels, uint64_t start, uint64_t end) noexcept nogil:
     # Does a walk's range lie within what so many levels can map?
     return start <= end and end <= (<uint64_t>1) << (12 + 9 * levels)

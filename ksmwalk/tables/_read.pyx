@@ -124,6 +124,9 @@ cdef int64_t child(Walk *k, uint64_t e, uint64_t addr, int level) noexcept nogil
         if k.rows[lv] == row:
             note_bad(t, addr, level, e, BAD_LOOP)
             return KW_NONE
+    if not own_table(t, row, level - 1):
+        note_bad(t, addr, level, e, BAD_FRAME)
+        return KW_NONE
     return row
 
 
@@ -291,6 +294,8 @@ cdef class Tables:
         if frames is not None:
             self.t.frames = <const uint64_t *>pointer(frames, False)
             self.t.order = <const int64_t *>pointer(order, False)
+        if world is not None:
+            self.t.owner = (<World>world).w.r_owner
         self.t.max_pfn = max_pfn
         self.t.bad = <kw_bad *>pointer(bad, True)
         self.t.bad_cap = len(bad)

@@ -10,7 +10,7 @@ from libc.string cimport memset
 from ksmwalk._core cimport (
     entry_find, entry_leaf, entry_none, entry_present, level_index, level_size, split_leaf,
 )
-from ksmwalk.tables._read cimport Tables, note_bad, row_of_frame
+from ksmwalk.tables._read cimport Tables, note_bad, own_table, row_of_frame
 from ksmwalk.layout._layout cimport *
 
 
@@ -53,11 +53,13 @@ cdef int64_t follow(walk_state *s, uint64_t e, uint64_t addr, int level) noexcep
         kind = BAD_NONPRESENT
     else:
         row = row_of_frame(s.tables, (e & PTE_PFN_MASK) >> 12)
-        kind = BAD_FRAME if row < 0 or (row == 0 and s.world != NULL) else 0
+        kind = BAD_FRAME if row < 0 else 0
         if not kind:
             for lv in range(level, <int>s.tables.levels + 1):
                 if s.rows[lv] == row:
                     kind = BAD_LOOP
+        if not kind and not own_table(s.tables, row, level - 1):
+            kind = BAD_FRAME
         if not kind and s.tables.budget <= 0:
             kind = BAD_BUDGET
         if not kind:

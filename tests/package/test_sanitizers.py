@@ -1,6 +1,7 @@
 """Guarded arenas and poisoned free records: what is planted is reported, where it happens."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -64,6 +65,45 @@ def test_poison_of_an_arena_does_not_outlive_it():
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+#: a Host with free records of every kind that is poisoned
+FREED = HOST + """
+import pickle
+other = mm.mmap(4096, addr=1 << 45); mm.write(other, 1); live = a['r_owner'].copy(); mm.munmap(other, 4096)
+host.ksm.smart_scan = 0; host.ksm.run = 1
+for _ in range(4): host.ksm.do_scan(4096)
+assert a['ctl']['stable_live'][0]; host.ksm.run = 2; mm.munmap(addr, 8 << 20)
+free = {name: int(a['ctl'][name + '_free'][0]) for name in ('rows', 'vmas', 'items', 'stable')}
+assert all(free.values()), free
+"""
+
+
+def test_a_host_with_free_records_can_be_kept(tmp_path):
+    done = run(
+        f"{FREED}back = pickle.loads(pickle.dumps(host)); host.save({str(tmp_path / 'host')!r})\n"
+        "tables = ksmwalk.PageTables(capacity=200); tables.map(1 << 40, 512, level=2); tables.map(4096, 1)\n"
+        f"tables.unmap(0, 1 << 41); pickle.loads(pickle.dumps(tables)); tables.save({str(tmp_path / 'tables')!r})\n"
+        f"pickle.dumps(mm.tables); print('kept')",
+        KSMWALK_GUARD="1",
+    )
+    assert done.returncode == 0 and done.stdout == "kept\n", done.stderr[-3000:]
+
+
+@pytest.mark.parametrize(
+    ("scribble", "message"),
+    [
+        ("a['rows'][free['rows']][300] = 7", "rows: table page .*, entry 300 holds 0x7: a free table page must be empty"),
+        ("a['vmas']['pgoff'][free['vmas']] = 7", "vmas: record .* holds 7: on the list of free records, but not empty"),
+        ("a['items']['checksum'][free['items']] = 7", "items: record .* holds 7: on the list of free records, but not empty"),
+        ("a['nodes']['chain'][free['stable']] = 7", "nodes: record .* holds 7: on the list of free records, but not empty"),
+        ("a['f_node'][0] = free['stable']", "f_node: record 0 holds .*: no stable node, or that of another page"),
+    ],
+)
+def test_a_host_whose_free_records_were_written_to_is_refused_not_kept(scribble, message):
+    done = run(f"{FREED}{scribble}\npickle.dumps(host)", KSMWALK_GUARD="1")
+    last = done.stderr.splitlines()[-1]
+    assert re.search(f"^ValueError: this Host could not be loaded again: {message}", last), done.stderr[-3000:]
+
+
 #: name: what is planted in the Host made above, what then runs into it, what the report says
 PLANTED = {
     "tables beyond the end of their arena": (
@@ -88,7 +128,7 @@ PLANTED = {
         "free = []\n"
         "other = mm.mmap(4096, addr=1 << 45); mm.write(other, 1); live = a['r_owner'].copy(); mm.munmap(other, 4096)\n"
         "a['r_owner'][:] = live\n"
-        "row = int(np.flatnonzero(live)[-1]); top = a['rows'][int(a['mms']['root'][1])]\n"
+        "row = int(np.flatnonzero(live % 8 == 3)[-1]); top = a['rows'][int(a['mms']['root'][1])]\n"
         "top[other >> 39] = (row << 12) | 0x67",
         "list(mm.tables.mappings())",
         "use-after-poison",
@@ -108,7 +148,8 @@ def test_what_is_planted_is_reported(name):
 
 
 @pytest.mark.skipif(not SANITIZED, reason="only the asan build reports it")
-def test_what_is_free_is_poison_in_the_asan_build():
+@pytest.mark.parametrize("kept", [False, True])
+def test_what_is_free_is_poison_in_the_asan_build(kept):
     import ctypes
 
     host = ksmwalk.Host(4096)
@@ -117,6 +158,8 @@ def test_what_is_free_is_poison_in_the_asan_build():
     mm.write(addr, 1)
     live = host._arrays["r_owner"].copy()
     mm.munmap(addr, 4096)
+    if kept:  # which looks at what is free
+        host.__getstate__()
     gone = np.flatnonzero(live)[~host._arrays["r_owner"][np.flatnonzero(live)].astype(bool)]
     rows = host._arrays["rows"]
     is_poisoned = ctypes.CDLL(None).__asan_address_is_poisoned

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from ksmwalk import Host, MmWalkOps, PageTables, walk_page_range, walk_page_range_novma, walk_page_vma
+from ksmwalk.errors import BadEntryError
+from ksmwalk.layout import Bad
 
 PAGE, M, GIB = 4096, 1 << 20, 1 << 30
 AT = GIB
@@ -227,3 +229,51 @@ def test_no_frame_keeps_a_walk_that_failed():
         assert watch() is None
     finally:
         gc.enable()
+
+
+def child(tables, row, index):
+    return int(tables.rows[row, index]) >> 12 & (1 << 40) - 1
+
+
+def path(mm):
+    """Rows of the tables at AT: of level 4, 3, 2, 1."""
+    rows = [mm.tables.root]
+    for level in (4, 3, 2):
+        rows.append(child(mm.tables, rows[-1], AT >> 3 + 9 * level & 511))
+    return dict(zip((4, 3, 2, 1), rows, strict=True))
+
+
+#: where an entry of that level leads once it was written over
+STRAY = {
+    "a freed table": lambda host, mm, other, level: int(host.world.arrays["ctl"]["rows_free"][0]),
+    "another process's table": lambda host, mm, other, level: path(other)[level - 1],
+    "a table of another level": lambda host, mm, other, level: child(mm.tables, path(mm)[3], 8) if level == 2 else path(mm)[1],
+    "row 0": lambda host, mm, other, level: 0,
+}
+
+
+@pytest.mark.parametrize("where", STRAY)
+@pytest.mark.parametrize("level", [2, 3])
+def test_an_entry_written_over_leads_to_no_table_but_its_own(where, level):
+    host = Host(16384)
+    mm, other, gone = process(host), process(host), process(host)
+    mm.write(mm.mmap(PAGE, 8 * GIB), 1)
+    gone.exit()
+    tables = mm.tables
+    place = path(mm)[level], AT >> 3 + 9 * level & 511
+    stray = STRAY[where](host, mm, other, level) << 12 | 0x67
+    assert len(tables.mappings()) == 2049
+    host.world.arrays["rows"][place] = np.uint64(stray)
+    # Nothing is read through it, nothing handed out.
+    for call in (
+        tables.mappings, lambda: tables.lookup(AT),
+        lambda: walk_page_range(mm, AT, AT + 8 * M, MmWalkOps(pte_entry=lambda *a: None)),
+        lambda: walk_page_range_novma(tables, AT, AT + 8 * M, MmWalkOps(pte_entry=lambda *a: None)),
+    ):  # fmt: skip
+        with pytest.raises(BadEntryError) as caught:
+            call()
+        assert (caught.value.level, caught.value.entry, caught.value.kind) == (level, stray, Bad.FRAME)
+    if level == 2:
+        seen = []
+        ops = MmWalkOps(pmd_entry=lambda entry, *a: seen.append(entry.ptes) or 1)
+        assert walk_page_range(mm, AT, AT + 2 * M, ops) == 1 and seen == [None]

@@ -6,7 +6,7 @@ A forgery is a saved Host (or page tables) with something in it that no Host wou
 of a list of values into each field of records of each kind, and do to each file what can happen to one; random ones
 flip bytes, copy records over others and put values anywhere. Each is loaded in a child process. What is refused must
 name the array. What is taken is scanned, written, read, forked, unmapped, unmerged, left, saved again. A child that dies
-or does not answer within 5 seconds is a failure. Build the checked profile first for the long run.
+or does not answer within 5 seconds of its processor time is a failure. Build the checked profile first for the long run.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ from ksmwalk import Host, MmWalkOps, PageTables, layout, walk_page_range_vma
 from ksmwalk.errors import KsmwalkError
 
 PAGE = 4096
-HANG_SECONDS = 5
-MEMORY = 16 << 30  # bytes of address space: arenas are reserved whole
+HANG_SECONDS = 5  # of processor time, so that a crowded machine makes no hang
+ASLEEP_SECONDS = 60
+MEMORY = 16 << 30  # bytes of address space for arenas, which are reserved whole, beyond what is there: a sanitizer's shadow
 SOURCES = {
     "busy": busy.busy_host, "crowded": busy.crowded_host, "one-node": lambda: busy.crowded_host(1), "numa": busy.numa_host,
     "tables": busy.busy_tables, "image": busy.busy_image,
@@ -325,7 +326,8 @@ class Forger:
 
 def child(forger: Forger, numbers, fd: int) -> None:
     """Run forgeries and write a line for each as it is done."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    most = int(Path("/proc/self/statm").read_text().split()[0]) * PAGE + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.fsync = lambda fd: None  # nothing here has to outlive the machine
     in_memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
@@ -340,34 +342,53 @@ def run(forger: Forger, numbers) -> dict[int, str]:
     left, out = collections.deque(numbers), {}
     while left:
         read, write = os.pipe()
+        said = os.memfd_create("stderr")
         sys.stdout.flush()
         pid = os.fork()
         if pid == 0:
             os.close(read)
-            devnull = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(devnull, 2)  # what a failed check of the checked build says
+            os.dup2(said, 2)
             try:
                 child(forger, list(left), write)
             finally:
                 os._exit(0)
         os.close(write)
-        hung = listen(read, left, out)
+        hung = listen(read, pid, left, out)
         if hung:
             os.kill(pid, signal.SIGKILL)
         os.close(read)
         _, status = os.waitpid(pid, 0)
         if left:
             died = f"crash: signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else "crash: it ended"
-            out[left.popleft()] = "hang" if hung else died
+            out[left.popleft()] = "hang" if hung else f"{died}: {last_words(said)}"
+        os.close(said)
     return out
 
 
-def listen(fd: int, left: collections.deque, out: dict[int, str]) -> bool:
+def last_words(fd: int) -> str:
+    """What a failed check of the checked build says, or the summary of a sanitizer's report."""
+    with open(fd, "rb", closefd=False) as file:
+        file.seek(0)
+        lines = file.read().decode(errors="replace").splitlines() or ["it said nothing"]
+    return next((line for line in lines if line.startswith("SUMMARY") or "runtime error" in line), lines[-1])[:300]
+
+
+def processor_time(pid: int) -> float:
+    """Seconds that a process has run."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def listen(fd: int, pid: int, left: collections.deque, out: dict[int, str]) -> bool:
     """Take the child's lines until it ends; whether it stopped answering."""
     rest = b""
+    began, ran = time.monotonic(), processor_time(pid)
     while True:
-        if not select.select([fd], [], [], HANG_SECONDS)[0]:
-            return True
+        if not select.select([fd], [], [], 1)[0]:
+            if processor_time(pid) - ran > HANG_SECONDS or time.monotonic() - began > ASLEEP_SECONDS:
+                return True
+            continue
+        began, ran = time.monotonic(), processor_time(pid)
         data = os.read(fd, 1 << 16)
         if not data:
             return False
