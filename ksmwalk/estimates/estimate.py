@@ -390,7 +390,7 @@ def outcome(loaded: LoadedMemory, counted: bool = False, each: Callable[[int], o
     leaves = _leaves(host)
     already = _already(loaded)
     if counted:
-        steady = run_to_steady(host, scan=lambda host: work.append(count_full_scan(host)), each=each)
+        steady = run_to_steady(host, scan=lambda host: work.append(count_full_scan(host, prefix=loaded.capture.prefix)), each=each)
     else:
         steady = run_to_steady(host, each=each)
     after = shares(loaded)

@@ -6,7 +6,8 @@ import numpy as np
 
 from ..host import Host
 from ..layout import Frame, ItemFlag, Vm
-from ..signatures import RecordArray, U8Array
+from ..signatures import RecordArray
+from ..sources.prefix import mean_prefix
 from .costs import WORK_DTYPE
 
 __all__ = ["count_full_scan", "mean_prefix"]
@@ -159,34 +160,3 @@ def _add_walk(row: RecordArray, host: Host) -> None:
     row["ptes"] = max(0, work["pte"] - (found - int(row["huge"])))
     row["holes"] = work["holes"]
     row["tables"] = max(0, work["callbacks"] - found)
-
-
-def mean_prefix(pages: U8Array, sample: int = 256) -> float:
-    """How many bytes two different pages that a search compares have in common at their front, on average.
-
-    Parameters
-    ----------
-    pages : ndarray of uint8, shape (n, 4096)
-        Different contents, in byte order.
-    sample : int
-        Contents that are searched for, evenly spread over all.
-
-    Returns
-    -------
-    float
-        For `count_full_scan`; 0 where there are fewer than two contents.
-
-    Models: searches of a balanced tree of all contents. Differs: the tree of a scan is smaller while it grows.
-    """
-    n, total, compared = len(pages), 0, 0
-    for wanted in np.unique(np.linspace(0, max(n - 1, 0), min(sample, n)).astype(np.int64)).tolist():
-        low, high = 0, n
-        while low < high:
-            middle = (low + high) // 2
-            if middle == wanted:
-                break
-            unlike = pages[middle] != pages[wanted]
-            total += int(unlike.argmax())
-            compared += 1
-            low, high = (middle + 1, high) if middle < wanted else (low, middle)
-    return total / compared if compared else 0.0

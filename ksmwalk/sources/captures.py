@@ -155,6 +155,7 @@ def _meta_of(capture: MemoryCapture, processes: list[ProcessCapture]) -> tuple[d
         "ordered": capture.ordered,
         "samples": capture.samples,
         "seconds_between": float(capture.seconds_between),
+        "prefix": float(capture.prefix),
         "machine": capture.machine,
         "registered": capture.registered,
         "sources": capture.sources,
@@ -228,6 +229,7 @@ class _Meta:
         self.ordered = fields.flag("ordered")
         self.samples = fields.integer("samples", 1, 1 << 31)
         self.seconds_between = fields.number("seconds_between")
+        self.prefix = fields.number("prefix")
         self.machine: dict[str, Any] = Fields(fields.take("machine"), "machine").left
         _check_machine(self.machine, "machine")
         self.registered: list[int] | None = fields.optional("registered", int, "integers")
@@ -307,7 +309,7 @@ def open_capture(directory: str | os.PathLike[str], *, mmap: bool = False) -> Me
         raise BadCapture(f"{path / error.name}.npy: {error.why}") from None
     return MemoryCapture(
         processes, meta.nr_contents, meta.ordered, meta.samples, meta.seconds_between, meta.machine, meta.registered,
-        arrays.get("digests"), meta.sources, meta.notes, meta.seconds,
+        arrays.get("digests"), meta.sources, meta.notes, meta.seconds, meta.prefix,
     )  # fmt: skip
 
 

@@ -48,6 +48,9 @@ class MemoryCapture:
         (bytes).
     registered : list of int or None
         Process numbers in the order in which they asked for merging, where that is known.
+    prefix : float
+        Bytes that two contents have in common at their front, on average, where a search of ksmd compares them; 0: not
+        known.
     digests : ndarray of uint64, shape (nr_contents, 2), or None
         Keyed hash of each content, where the capture was made with a secret.
     sources : list of str or None
@@ -72,6 +75,7 @@ class MemoryCapture:
     sources: list[str] | None = None
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    prefix: float = 0.0
 
     @property
     def nr_pages(self) -> int:
@@ -162,7 +166,7 @@ def capture_memory(
         finally:
             files.close()
     reading.hand_out(interned)
-    result.nr_contents, result.digests = interned.nr_contents, interned.digests
+    result.nr_contents, result.digests, result.prefix = interned.nr_contents, interned.digests, interned.prefix
     result.seconds_between = moments[-1] - moments[0]
     result.seconds["contents"] = time.perf_counter() - clock - result.seconds["mappings"]
     notes.extend(reading.losses())
@@ -277,7 +281,7 @@ def key_pages(
         one.key[which] = keys
         one.changes = np.zeros(one.nr_pages, np.uint16)
     result = MemoryCapture([one for one, _, _ in parts], interned.nr_contents, secret is None, digests=interned.digests)
-    result.machine = {"kind": kind}
+    result.machine, result.prefix = {"kind": kind}, interned.prefix
     result.seconds = {"contents": time.perf_counter() - start}
     return result
 
