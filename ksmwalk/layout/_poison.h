@@ -16,7 +16,7 @@
 #include <sanitizer/asan_interface.h>
 #include <stdlib.h>
 
-/* KSMWALK_POISON=0: for tests that scribble over table entries, which may then lead to a free row, on purpose. */
+/* KSMWALK_POISON=0: nothing is poisoned, to see what else is reported. */
 static inline int kw_poisons(void) {
     static int on = -1;
     if (on < 0) {
