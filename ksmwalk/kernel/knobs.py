@@ -15,7 +15,7 @@ from . import signals, state
 from .state import KernelUnavailable, lock, to_stderr
 
 __all__ = [
-    "AROUND", "DEFAULTS", "KSM", "MAY_CHANGE", "KernelUnavailable", "changed", "lock", "mergeable_processes", "read",
+    "AROUND", "DEFAULTS", "KSM", "MAY_CHANGE", "THP", "KernelUnavailable", "changed", "lock", "mergeable_processes", "read",
     "reset", "restore", "saved", "taken", "to_stderr", "unusable", "why_not", "write", "write_file",
 ]  # fmt: skip
 
@@ -33,11 +33,12 @@ DEFAULTS = {
     name: _default(name) for name in sorted(sysfs.KNOBS, key=lambda name: name != "advisor_mode") if name != "run"
 }
 
+THP = Path("/sys/kernel/mm/transparent_hugepage")
 #: knobs outside KSM that are set while KSM is stepped: awake, khugepaged rebuilds the huge pages that KSM split
 AROUND = {Path("/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs"): "4294967295"}
 
 #: what can be changed for a while besides, and is put back: see `changed`
-MAY_CHANGE = {Path("/sys/kernel/mm/transparent_hugepage/enabled")}
+MAY_CHANGE = {THP / "enabled", *(THP / f"hugepages-{16 << order}kB" / "enabled" for order in range(7))}
 
 #: seconds that the processes of a killed run are given to end
 _LAST_BREATH = 2.0

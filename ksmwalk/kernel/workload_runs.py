@@ -6,7 +6,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 
 from ..layout import PAGE_SIZE as PAGE
 from ..proc import processes
+from ..proc.child import ChildError
 from ..proc.frames import Kpf, frame_records, has
 from ..proc.gather import gather
 from ..proc.pagemap import PAGE_IS_FILE, PAGE_IS_PFNZERO, PM_PFN, PM_PRESENT, scan_regions
@@ -31,7 +32,6 @@ Predict = Callable[[Sequence[int], int, float], dict[str, Any]]
 _WHOLE = 10_000_000
 #: full scans in which nothing may change, and after how many it is given up
 STEADY, _MOST_SCANS = 3, 200
-_THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _KPAGEFLAGS = "/proc/kpageflags"
 #: the end of the addresses that a process can have
 _ADDRESSES = (1 << 47) - PAGE
@@ -118,11 +118,11 @@ class Seen:
     Attributes
     ----------
     values : dict
-        Counters, ``rmap_items`` and ``full_scans``: the scan after which they were what they stayed.
+        Counters, ``rmap_items`` and ``full_scans``: those made until nothing had changed over `STEADY` of them.
     by_process : dict
         Of each pid what ksm_stat says.
     cpu_seconds : float
-        ksmd's, from the start to that scan.
+        ksmd's, from the start to the last scan with a change.
     """
 
     values: dict[str, int]
@@ -200,7 +200,7 @@ class Ksmd:
             elif number - since == STEADY:
                 if int(knobs.read("full_scans")) != base + number:
                     raise WorkloadFailed("full_scans does not count the scans made")
-                last.values["full_scans"] = since
+                last.values["full_scans"] = number
                 last.cpu_seconds = cpu
                 return last
         raise WorkloadFailed(f"no steady state in {_MOST_SCANS} full scans")
@@ -304,7 +304,7 @@ def run(workload: Workload, predict: Predict, runs: int = RUNS) -> Outcome:
             _run_static(outcome, predict)
         else:
             _run_writers(outcome, predict, runs)
-    except (WorkloadFailed, OSError) as error:
+    except (WorkloadFailed, ChildError, knobs.KernelUnavailable, OSError) as error:
         outcome.status, outcome.reason = "not run", str(error)
     if outcome.differences:
         outcome.status = "awaits" if workload.awaits else "differs"
@@ -339,7 +339,9 @@ def _begin(workload: Workload, stack: ExitStack) -> tuple[Yard, Ksmd]:
     yard = stack.enter_context(Yard())
     # what is merged is let go of before its processes are
     stack.callback(knobs.write, "run", 2)
-    with knobs.changed(_THP, "always") if workload.thp_always else nullcontext():
+    with ExitStack() as around:
+        for name, value in workload.thp.items():
+            around.enter_context(knobs.changed(knobs.THP / name, value))
         workload.start(yard)
     return yard, ksmd
 

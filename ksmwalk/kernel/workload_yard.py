@@ -195,6 +195,12 @@ class Yard:
             if not _states(pid):
                 raise WorkloadFailed(f"process {pid} has ended")
 
+    def end(self, pid: int) -> None:
+        """End one process and wait until its memory is gone."""
+        self.pids.remove(pid)
+        os.kill(pid, signal.SIGKILL)
+        _wait(lambda: set(_states(pid)) <= {"Z"}, _GONE, f"process {pid} does not end")
+
     def close(self) -> None:
         """End all processes and wait until they are gone."""
         for group in self._groups:

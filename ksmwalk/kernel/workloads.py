@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import random
 import shutil
 import struct
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -48,8 +50,8 @@ class Workload:
         Stopped before it is looked at; otherwise it goes on writing.
     before : callable of (Yard, Scanner), optional
         What happens, with the real ksmd at work, before the estimate: a start in the middle.
-    thp_always : bool
-        Whether huge pages are for everybody while it starts.
+    thp : mapping
+        Files of transparent_hugepage and what they hold while it starts.
     awaits : str
         What the model does not have yet; differences are told and don't count.
     small : bool
@@ -63,7 +65,7 @@ class Workload:
     needs: Callable[[], str | None] | None = None
     static: bool = True
     before: Callable[[Yard, Scanner], None] | None = None
-    thp_always: bool = False
+    thp: Mapping[str, str] = field(default_factory=dict)
     awaits: str = ""
     small: bool = False
 
@@ -159,6 +161,54 @@ def _huge_for_everybody(yard: Yard) -> None:
         yard.fork(child)
 
 
+def _folios(yard: Yard) -> None:
+    """Folios of 64 KiB, some of them with holes, and a worker that stored into parts."""
+    for process in range(2):
+        child, address = _filled(yard, 4000, f"(i % 16 > 2) * (1 + i % 3000 + {process})", huge=True)
+        child.do(f"call('madvise', {address + 1005 * PAGE}, {150 * PAGE}, 4)")
+        yard.fork(child, f"put({address + 500 * PAGE}, range(0, {900 * PAGE}, 3 * P), range(9000, 9999))")
+
+
+def _half_marked(yard: Yard) -> None:
+    """A heap that is not mergeable, workers forked over it that are."""
+    child = yard.child()
+    address = yard.area(child, 4000, mark=False)
+    _words(child, address, 4000, "1 + i % 3000")
+    for worker in range(3):
+        yard.fork(child, f"merge_any(); put({address}, range(0, {500 * (worker + 1) * PAGE}, P), range(3000))")
+
+
+def _at_random(seed: int) -> Start:
+    """Processes that fork, store, let go, move and protect memory, small and huge pages, as a seed has it."""
+
+    def start(yard: Yard) -> None:
+        draw = random.Random(seed)
+        living: list[tuple[Child, int]] = []
+        pages = 4 * HUGE
+        for _ in range(4):
+            child = yard.child(merge_any=bool(draw.randrange(2)))
+            address = yard.area(child, pages, huge=draw.choice((True, False)))
+            word = f"(i % {draw.choice((3, 7, 600))} > 0) * (1 + i * {draw.choice((1, 1, 3))} % {draw.choice((100, 900, 5000))})"
+            _words(child, address, pages, word)
+            living.append((child, address))
+            for _ in range(6):
+                child, address = draw.choice(living)
+                at = address + draw.randrange(pages - 400) * PAGE
+                n = draw.randrange(1, 400)
+                line = draw.choice((
+                    f"put({at}, range(0, {n * PAGE}, P * {draw.randrange(1, 9)}), range({draw.randrange(2000)}, 5000))",
+                    f"call('madvise', {at}, {n * PAGE}, 4)",
+                    f"call('mprotect', {at}, {n * PAGE}, 3)",
+                    f"call('madvise', {at}, {n * PAGE}, {draw.choice((12, 13, 20))})",
+                ))  # fmt: skip
+                if draw.randrange(2):
+                    child.do(line)
+                else:
+                    yard.fork(child, line)
+
+    return start
+
+
 # ---------------------------------------------------------------- zeros, giants, limits
 
 
@@ -216,8 +266,9 @@ def _file_copies(yard: Yard) -> None:
 
 def _locked(yard: Yard) -> None:
     for _ in range(2):
-        child, address = _filled(yard, 3000, "1 + i % 2500")
+        child, address = _filled(yard, 3000, "(i % 3 > 0) * (1 + i % 2500)")
         child.do(f"mlock({address}, {1000 * PAGE})")
+        yard.fork(child)
 
 
 # ---------------------------------------------------------------- servers, virtual machines
@@ -287,6 +338,8 @@ def _qemu(yard: Yard) -> None:
         )  # fmt: skip
         connection = yard.connect(f"qmp{guest}")
         ask_qemu(connection, "qmp_capabilities")
+        # the firmware has come to where it finds nothing to start
+        time.sleep(0.7)
         ask_qemu(connection, "stop")
 
 
@@ -312,6 +365,16 @@ def _then_changed(yard: Yard, ksmd: Scanner) -> None:
     yard.fork(child, f"put({address}, range(0, {300 * PAGE}, P), range(10000, 10300))")
     _words(child, address, 500, "1 + i", first=2000)
     _filled(yard, 2000, "1 + i")
+
+
+def _then_ended(yard: Yard, ksmd: Scanner) -> None:
+    child, address = _filled(yard, 3000, "(i % 4 > 0) * (1 + i % 900)")
+    worker = yard.fork(child)
+    ksmd.scans(3)
+    yard.end(worker)
+    yard.fork(child, f"put({address}, range(0, {700 * PAGE}, 3 * P), range(1, 300))")
+    ksmd.batch(11000)
+    _words(child, address, 600, "7 + i % 40", first=1000)
 
 
 def _in_mid_chains(yard: Yard, ksmd: Scanner) -> None:
@@ -348,7 +411,13 @@ WORKLOADS: tuple[Workload, ...] = (
     Workload("huge-zeros", "huge pages, 15 of 16 pages of them zeros, use_zero_pages 0", _huge_zeros, _OFF),
     Workload("huge-zeros-to-zero-page", "the same, use_zero_pages 1", _huge_zeros, {"use_zero_pages": 1, **_OFF}),
     Workload("huge-ragged", "huge pages with holes and read-only parts, and a fork with stores", _huge_ragged, _OFF),
-    Workload("huge-for-everybody", "THP always: processes under merge-any, and forks", _huge_for_everybody, thp_always=True),
+    Workload("huge-for-everybody", "THP always: processes under merge-any, and forks", _huge_for_everybody,
+             thp={"enabled": "always"}),
+    Workload("folios", "folios of 64 KiB with holes, and forks with stores", _folios, _OFF,
+             thp={"hugepages-64kB/enabled": "madvise"}),
+    Workload("half-marked", "a heap that is not mergeable, three workers forked over it that are", _half_marked, _OFF),
+    *(Workload(f"random-{seed}", "processes that fork, store, let go and protect at random", _at_random(seed), _OFF)
+      for seed in range(1, 5)),
     Workload("sparse-giant", "64 GiB of address space with 1,000 pages in it", _sparse_giant, _OFF),
     Workload("forked-pool", "five workers over a heap of 6,000 pages, each with stores of its own", _forked_pool, _OFF),
     Workload("mixed-users", "four processes of three users", _mixed_users, _OFF),
@@ -364,7 +433,11 @@ WORKLOADS: tuple[Workload, ...] = (
     Workload("middle-changed", "ksmd has done four scans; then a fork, stores, a new process", _mixed, _OFF, before=_then_changed),
     Workload("middle-chains", "ksmd in its third scan, max_page_sharing 8, use_zero_pages 1, smart_scan 1", _mixed,
              {"max_page_sharing": 8, "use_zero_pages": 1}, before=_in_mid_chains),
-    Workload("locked", "processes with locked memory", _locked, _OFF, awaits="mlock"),
+    Workload("middle-ended", "ksmd has done three scans; then one ends, a fork, stores; use_zero_pages 1", _mixed,
+             {"use_zero_pages": 1, **_OFF}, before=_then_ended),
+    Workload("middle-limit-2", "ksmd has done three scans, max_page_sharing 2; then one ends, a fork, stores", _mixed,
+             {"max_page_sharing": 2, **_OFF}, before=_then_ended),
+    Workload("locked", "processes with locked memory, and their forks", _locked, {"use_zero_pages": 1, **_OFF}, awaits="mlock"),
     Workload("swapped", "processes of which half is swapped out", _pairs, needs=_last_issue("a swap device"), awaits="swap"),
     Workload("collapsed", "huge pages that khugepaged makes meanwhile", _pairs, needs=_last_issue("khugepaged awake"),
              awaits="khugepaged"),

@@ -147,7 +147,7 @@ def test_a_program_that_fails_is_named_with_what_it_said():
 @root
 @needs_ksm
 def test_huge_pages_for_everybody_are_put_back(free):
-    path = workload_runs._THP
+    path = knobs.THP / "enabled"
     if not path.exists():
         pytest.skip("a kernel without huge pages")
     before = path.read_text()
