@@ -16,7 +16,7 @@ import numpy as np
 from ..layout import PAGE_SIZE as PAGE
 from ..proc import processes
 from ..proc.child import ChildError
-from ..proc.frames import Kpf, frame_records, has
+from ..proc.frames import Kpf, folio_orders, frame_records, has
 from ..proc.gather import gather
 from ..proc.pagemap import PAGE_IS_FILE, PAGE_IS_PFNZERO, PM_PFN, PM_PRESENT, scan_regions
 from ..signatures import U64Array
@@ -62,7 +62,7 @@ def frames(pids: Sequence[int]) -> int:
     Returns
     -------
     int
-        Each counted once, however many map it.
+        Each counted once, however many map it; of a huge page of which a part is mapped all, for it is freed as a whole.
 
     Raises
     ------
@@ -84,10 +84,15 @@ def frames(pids: Sequence[int]) -> int:
     distinct = np.unique(np.concatenate(found)).astype(np.int64) if found else np.empty(0, np.int64)
     fd = os.open(_KPAGEFLAGS, os.O_RDONLY)
     try:
+        flags = frame_records(fd, distinct)
         # the huge zero page is no zero page to pagemap
-        return len(distinct) - int(np.count_nonzero(has(frame_records(fd, distinct), Kpf.ZERO_PAGE)))
+        own = ~has(flags, Kpf.ZERO_PAGE)
+        large = own & has(flags, Kpf.COMPOUND_HEAD | Kpf.COMPOUND_TAIL)
+        orders = folio_orders(fd, distinct[large]).astype(np.int64)
     finally:
         os.close(fd)
+    _, first = np.unique(distinct[large] >> orders << orders, return_index=True)
+    return int(np.count_nonzero(own & ~large)) + int((1 << orders[first]).sum())
 
 
 def memory_free() -> int:
@@ -122,7 +127,7 @@ class Seen:
     by_process : dict
         Of each pid what ksm_stat says.
     cpu_seconds : float
-        ksmd's, from the start to the last scan with a change.
+        ksmd's, for all these scans.
     """
 
     values: dict[str, int]
@@ -191,17 +196,17 @@ class Ksmd:
             That does not come.
         """
         start, base = self.cpu_seconds(), int(knobs.read("full_scans"))
-        last, since, cpu = None, 0, 0.0
+        last, since = None, 0
         for number in range(1, _MOST_SCANS + 1):
             self.scans(1)
             seen = self.see(pids)
             if last is None or _compared(seen.values, skipping) != _compared(last.values, skipping):
-                last, since, cpu = seen, number, self.cpu_seconds() - start
+                last, since = seen, number
             elif number - since == STEADY:
                 if int(knobs.read("full_scans")) != base + number:
                     raise WorkloadFailed("full_scans does not count the scans made")
                 last.values["full_scans"] = number
-                last.cpu_seconds = cpu
+                last.cpu_seconds = self.cpu_seconds() - start
                 return last
         raise WorkloadFailed(f"no steady state in {_MOST_SCANS} full scans")
 
@@ -376,13 +381,15 @@ def _run_static(outcome: Outcome, predict: Predict) -> None:
 def _compare(outcome: Outcome, predicted: dict[str, Any], seen: Seen, skipping: bool) -> None:
     expected, kernel = predicted["expected"], seen.values
     outcome.model, outcome.kernel = _compared(expected, skipping), _compared(kernel, skipping)
-    names = ["freed_bytes", "full_scans"]
-    if outcome.workload.before is not None:
-        # of a start in the middle the end is known, not the way there
-        outcome.beside["full_scans"] = {"model": expected["full_scans"], "kernel": kernel["full_scans"]}
-        names.remove("full_scans")
-    for name in names:
-        outcome.model[name], outcome.kernel[name] = expected[name], kernel[name]
+    # what has been freed before it began is not to be seen in frames
+    outcome.model["freed_bytes"], outcome.kernel["freed_bytes"] = expected["freed_more_bytes"], kernel["freed_bytes"]
+    # of a start in the middle the end is known, not the way there
+    scans = outcome.beside.setdefault("full_scans", {}) if outcome.workload.before is not None else None
+    for side, values, into in (("model", expected, outcome.model), ("kernel", kernel, outcome.kernel)):
+        if scans is None:
+            into["full_scans"] = values["full_scans"]
+        else:
+            scans[side] = values["full_scans"]
     rows = {row["pid"]: row for row in predicted["by_process"]}
     for pid, stat in seen.by_process.items():
         for name, value in stat.items():

@@ -164,9 +164,13 @@ def _huge_for_everybody(yard: Yard) -> None:
 def _folios(yard: Yard) -> None:
     """Folios of 64 KiB, some of them with holes, and a worker that stored into parts."""
     for process in range(2):
-        child, address = _filled(yard, 4000, f"(i % 16 > 2) * (1 + i % 3000 + {process})", huge=True)
-        child.do(f"call('madvise', {address + 1005 * PAGE}, {150 * PAGE}, 4)")
-        yard.fork(child, f"put({address + 500 * PAGE}, range(0, {900 * PAGE}, 3 * P), range(9000, 9999))")
+        child = yard.child()
+        # too small for huge pages
+        parts = [yard.area(child, 320, huge=True) for _ in range(12)]
+        for number, address in enumerate(parts):
+            _words(child, address, 320, f"(i % 16 > 2) * (1 + (i + {number * 320}) % 3000 + {process})")
+        child.do(f"call('madvise', {parts[3] + 5 * PAGE}, {150 * PAGE}, 4)")
+        yard.fork(child, f"put({parts[5]}, range(0, {300 * PAGE}, 3 * P), range(9000, 9999))")
 
 
 def _half_marked(yard: Yard) -> None:
