@@ -90,5 +90,5 @@ def last_line(outcomes: Sequence[Outcome]) -> str:
     """Return ``N of M workloads agree``, with what else there was."""
     statuses = [outcome.status for outcome in outcomes]
     line = f"{statuses.count('agrees')} of {len(statuses)} workloads agree"
-    more = [f"{statuses.count(what)} {what}" for what in ("differs", "awaits", "skipped", "not run") if what in statuses]
+    more = [f"{statuses.count(what)} {what}" for what in ("differs", "excused", "skipped", "not run") if what in statuses]
     return line + (f" ({', '.join(more)})" if more else "")

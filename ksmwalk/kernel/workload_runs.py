@@ -46,7 +46,7 @@ _STAT = {"ksm_rmap_items": "ksm_rmap_items", "ksm_merging_pages": "ksm_merging_p
 
 # of the writers
 RUNS, WITHIN, BAND = 10, 9, 0.2
-_WARM_SECONDS, _SAMPLES, _INTERVAL, _MEASURED_SCANS = 0.5, 3, 0.6, 12
+_WARM_SECONDS, _SAMPLES, _INTERVAL, _SETTLING_SCANS, _MEASURED_SCANS = 0.5, 3, 0.6, 8, 12
 
 
 # ---------------------------------------------------------------- what the machine shows
@@ -242,8 +242,8 @@ class Outcome:
     ----------
     workload : Workload
     status : str
-        ``agrees``, ``differs``, ``awaits`` (it differs in what the model does not have yet), ``skipped`` (what it needs
-        is not there), ``not run`` (it failed by itself).
+        ``agrees``, ``differs``, ``excused`` (it differs, as its `excuse` says), ``skipped`` (what it needs is not there),
+        ``not run`` (it failed by itself).
     reason : str
     differences : list of Difference
         Model and kernel.
@@ -312,8 +312,7 @@ def run(workload: Workload, predict: Predict, runs: int = RUNS) -> Outcome:
     except (WorkloadFailed, ChildError, knobs.KernelUnavailable, OSError) as error:
         outcome.status, outcome.reason = "not run", str(error)
     if outcome.differences:
-        outcome.status = "awaits" if workload.awaits else "differs"
-        outcome.reason = f"needs {workload.awaits}" if workload.awaits else ""
+        outcome.status, outcome.reason = "excused" if workload.excuse else "differs", workload.excuse
     outcome.seconds = time.perf_counter() - start
     return outcome
 
@@ -407,7 +406,7 @@ def _compare(outcome: Outcome, predicted: dict[str, Any], seen: Seen, skipping: 
 
 def _run_writers(outcome: Outcome, predict: Predict, runs: int) -> None:
     """Hold the band of the estimate against what is freed on average, some times over."""
-    within, widths, rows = 0, [], []
+    within, moments_within, widths, rows = 0, 0, [], []
     for _ in range(runs):
         with ExitStack() as stack:
             yard, ksmd = _begin(outcome.workload, stack)
@@ -415,15 +414,17 @@ def _run_writers(outcome: Outcome, predict: Predict, runs: int) -> None:
             time.sleep(_WARM_SECONDS)
             predicted = predict(yard.pids, _SAMPLES, _INTERVAL)
             outcome.processes, outcome.pages = len(yard.pids), frames(yard.pids)
-            freed = _freed_on_average(yard.pids, outcome.pages)
+            moments = [(outcome.pages - there) * PAGE for there in _frames_at_ends(yard.pids)]
+        freed = statistics.mean(moments)
         low, expected, high = (predicted[name]["freed_bytes"] for name in ("lower", "expected", "upper"))
         within += low <= freed <= high
+        moments_within += sum(low <= moment <= high for moment in moments)
         widths.append((high - low) / max(expected, 1))
         rows.append({"lower": low, "expected": expected, "upper": high, "kernel": freed})
     outcome.beside["runs"] = rows
     outcome.model = {"freed_bytes": statistics.mean(row["expected"] for row in rows)}
     outcome.kernel = {"freed_bytes": statistics.mean(row["kernel"] for row in rows)}
-    outcome.beside |= {"within": within, "widest": max(widths)}
+    outcome.beside |= {"within": within, "widest": max(widths), "moments_within": moments_within / runs / _MEASURED_SCANS}
     if within * RUNS < WITHIN * runs:
         missed = [f"{row['lower']}..{row['upper']}: {row['kernel']}" for row in rows]
         outcome.differences.append(Difference(f"runs within the band of freed_bytes: {'; '.join(missed)}", runs, within))
@@ -431,18 +432,18 @@ def _run_writers(outcome: Outcome, predict: Predict, runs: int) -> None:
         outcome.differences.append(Difference("width of the band by expected", round(max(widths), 3), BAND))
 
 
-def _freed_on_average(pids: Sequence[int], before: int) -> float:
-    """Bytes freed at the ends of scans, once ksmd at its own pace has come to where nothing but the writing changes."""
+def _frames_at_ends(pids: Sequence[int]) -> list[int]:
+    """Frames at the ends of scans, once ksmd at its own pace has come to where nothing but the writing changes."""
     counts: list[int] = []
     knobs.write("run", 1)
     end = time.monotonic() + 60
     scans = int(knobs.read("full_scans"))
-    while len(counts) < 2 * _MEASURED_SCANS:
+    while len(counts) < _SETTLING_SCANS + _MEASURED_SCANS:
         while (now := int(knobs.read("full_scans"))) == scans:
             if time.monotonic() > end:
                 raise WorkloadFailed("ksmd does not come to the end of its scans")
             time.sleep(0.005)
         scans = now
-        counts.append(before - frames(pids))
+        counts.append(frames(pids))
     knobs.write("run", 0)
-    return statistics.mean(counts[_MEASURED_SCANS:]) * PAGE
+    return counts[_SETTLING_SCANS:]
