@@ -109,11 +109,11 @@ def _who(changed: I64Array, comparisons: int, spread: bool, random: np.random.Ge
         return seen, min(most, 0.75)
     # of a share of the pages each changes with one chance: the first two moments say which
     again = int((changed * (changed - 1)).sum())
-    chance = min(max(again / ((comparisons - 1) * total), total / (comparisons * pages)), most)
+    chance = max(again / ((comparisons - 1) * total), total / (comparisons * pages))
     wanted = min(max(round(total / (comparisons * chance)), len(seen)), pages)
     still = np.flatnonzero(changed == 0)
     more = random.choice(still, min(wanted - len(seen), len(still)), replace=False) if wanted > len(seen) else still[:0]
-    return np.sort(np.concatenate((seen, more))), chance
+    return np.sort(np.concatenate((seen, more))), min(chance, most)
 
 
 def _shared_keys(capture: MemoryCapture) -> U64Array:
