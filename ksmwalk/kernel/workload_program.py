@@ -68,10 +68,12 @@ def rewrite(address: int, pages: int, rate: float, contents: int = 0, seed: int 
     """Store into `rate` pages a second for ever.
 
     Without `contents` one after the other, round and round, what no page has had before; else at random, one of so many
-    contents.
+    contents, which they have from the beginning on.
     """
-    at = ctypes.c_uint64.from_address
-    draw, done, start = random.Random(seed).randrange, 0, time.monotonic()
+    at, draw, done = ctypes.c_uint64.from_address, random.Random(seed).randrange, 0
+    for page in range(pages if contents else 0):
+        at(address + page * _PAGE).value = 1 << 40 | draw(contents)
+    start = time.monotonic()
     while True:
         for number in range(done, due := int((time.monotonic() - start) * rate)):
             if contents:

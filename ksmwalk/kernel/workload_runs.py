@@ -47,6 +47,7 @@ _STAT = {"ksm_rmap_items": "ksm_rmap_items", "ksm_merging_pages": "ksm_merging_p
 # of the writers
 RUNS, WITHIN, BAND = 10, 9, 0.2
 _WARM_SECONDS, _SAMPLES, _INTERVAL, _SETTLING_SCANS, _MEASURED_SCANS = 0.5, 3, 0.6, 8, 12
+_PATIENCE = 60.0
 
 
 # ---------------------------------------------------------------- what the machine shows
@@ -414,13 +415,15 @@ def _run_writers(outcome: Outcome, predict: Predict, runs: int) -> None:
             time.sleep(_WARM_SECONDS)
             predicted = predict(yard.pids, _SAMPLES, _INTERVAL)
             outcome.processes, outcome.pages = len(yard.pids), frames(yard.pids)
-            moments = [(outcome.pages - there) * PAGE for there in _frames_at_ends(yard.pids)]
+            counts, seconds = _frames_at_ends(yard.pids)
+        moments = [(outcome.pages - there) * PAGE for there in counts]
         freed = statistics.mean(moments)
         low, expected, high = (predicted[name]["freed_bytes"] for name in ("lower", "expected", "upper"))
         within += low <= freed <= high
         moments_within += sum(low <= moment <= high for moment in moments)
         widths.append((high - low) / max(expected, 1))
         rows.append({"lower": low, "expected": expected, "upper": high, "kernel": freed})
+        rows[-1]["seconds_per_scan"] = {"model": predicted.get("cost", {}).get("seconds_per_scan"), "kernel": seconds}
     outcome.beside["runs"] = rows
     outcome.model = {"freed_bytes": statistics.mean(row["expected"] for row in rows)}
     outcome.kernel = {"freed_bytes": statistics.mean(row["kernel"] for row in rows)}
@@ -432,18 +435,18 @@ def _run_writers(outcome: Outcome, predict: Predict, runs: int) -> None:
         outcome.differences.append(Difference("width of the band by expected", round(max(widths), 3), BAND))
 
 
-def _frames_at_ends(pids: Sequence[int]) -> list[int]:
-    """Frames at the ends of scans, once ksmd at its own pace has come to where nothing but the writing changes."""
+def _frames_at_ends(pids: Sequence[int]) -> tuple[list[int], float]:
+    """Frames at the ends of scans, and seconds a scan, once nothing but the writing changes, ksmd at its own pace."""
     counts: list[int] = []
     knobs.write("run", 1)
-    end = time.monotonic() + 60
-    scans = int(knobs.read("full_scans"))
+    start = time.monotonic()
+    first = scans = int(knobs.read("full_scans"))
     while len(counts) < _SETTLING_SCANS + _MEASURED_SCANS:
         while (now := int(knobs.read("full_scans"))) == scans:
-            if time.monotonic() > end:
+            if time.monotonic() - start > _PATIENCE:
                 raise WorkloadFailed("ksmd does not come to the end of its scans")
             time.sleep(0.005)
         scans = now
         counts.append(frames(pids))
     knobs.write("run", 0)
-    return counts[_SETTLING_SCANS:]
+    return counts[_SETTLING_SCANS:], (time.monotonic() - start) / (scans - first)

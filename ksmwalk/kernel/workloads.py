@@ -399,7 +399,7 @@ def _writer(rate: float, hot: int, contents: int = 0) -> Start:
     return start
 
 
-_PACE = {"pages_to_scan": 1000, "sleep_millisecs": 10}
+_PACE = {"pages_to_scan": 4000, "sleep_millisecs": 100}
 _OFF = {"smart_scan": 0}
 
 #: all of them; the first ones are the quickest
@@ -450,8 +450,10 @@ WORKLOADS: tuple[Workload, ...] = (
     Workload("collapsed", "huge pages that khugepaged makes meanwhile", _pairs, needs=_last_issue("khugepaged awake")),
     Workload("writer-fast", "two processes of 6,000 pages, 500 of them rewritten four times a second with new contents",
              _writer(2000, 500), _PACE | _OFF, static=False),
-    Workload("writer-slow", "the same with 600 pages that are rewritten every ten seconds or so, with one of 4,000 contents",
-             _writer(60, 600, 4000), _PACE | _OFF, static=False),
+    Workload("writer-slow", "the same with 1,500 pages that are rewritten every ten seconds or so, with one of 300 contents",
+             _writer(150, 1500, 300), _PACE | _OFF, static=False),
+    Workload("writer-middling", "the same with 1,000 pages that are rewritten every two seconds or so, with one of 40 contents",
+             _writer(500, 1000, 40), _PACE | _OFF, static=False),
 )  # fmt: skip
 
 
