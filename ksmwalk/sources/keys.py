@@ -285,13 +285,16 @@ class _Interning:
         return self.groups(np.flatnonzero(self.read))
 
     def with_equals(self, wrong: I64Array) -> I64Array:
-        """Pages to be looked at once more, and those that are thought to hold what one of them has turned to."""
+        """Pages to be looked at once more, and of what one of them has turned to another page that is thought to hold it."""
         turned = wrong[self.turned[wrong] > 0]
         if not len(turned):
             return wrong
-        equal: BoolArray = np.isin(self.hash[0], self.hash[0, turned]) & self.read
-        equal[wrong] = True
-        return np.flatnonzero(equal)
+        equal: BoolArray = np.isin(self.hash[0], self.hash[0, turned]) & self.read & ~self.alone
+        equal[wrong] = False
+        others = np.flatnonzero(equal)
+        # one of each content will do: what stands still need not be read again and again
+        _, first = np.unique(np.vstack((self.hash[:, others], self.apart[others])), axis=1, return_index=True)
+        return np.union1d(wrong, others[first])
 
     def compare(self, page: I64Array, leader: I64Array) -> I64Array:
         """Read pages again, each group with its leader: those that are to be looked at once more."""
