@@ -46,7 +46,7 @@ _STAT = {"ksm_rmap_items": "ksm_rmap_items", "ksm_merging_pages": "ksm_merging_p
 
 # of the writers
 RUNS, WITHIN, BAND = 10, 9, 0.2
-_WARM_SECONDS, _SAMPLES, _INTERVAL, _SETTLING_SCANS, _MEASURED_SCANS = 0.5, 3, 0.6, 8, 12
+_WARM_SECONDS, _SAMPLES, _INTERVAL, _SETTLING_SCANS, _MEASURED_SCANS = 0.5, 3, 0.6, 5, 8
 _PATIENCE = 60.0
 
 

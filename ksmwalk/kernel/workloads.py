@@ -399,7 +399,7 @@ def _writer(rate: float, hot: int, contents: int = 0) -> Start:
     return start
 
 
-_PACE = {"pages_to_scan": 4000, "sleep_millisecs": 100}
+_PACE = {"pages_to_scan": 4000, "sleep_millisecs": 50}
 _OFF = {"smart_scan": 0}
 
 #: all of them; the first ones are the quickest
