@@ -332,8 +332,7 @@ def _while_changing(
         for slower in (1.0, SLOWER):
             rows = run_changing(memory, write_rates(what, spread), cost["seconds_per_scan"] * slower, each=each)
             bands.append(band(rows, frames, PAGE_SIZE))
-    undisturbed = bands[::2]
-    mean = {name: round(sum(one[1][name] for one in undisturbed) / len(undisturbed)) for name in bands[0][1]}
+    mean = {name: round(sum(one[1][name] for one in bands[::2]) * 2 / len(bands)) for name in bands[0][1]}
     low = {name: min(one[0][name] for one in bands) for name in mean}
     high = {name: max(one[2][name] for one in bands) for name in mean}
     return expected.counters | low, mean, expected.counters | high
@@ -473,8 +472,7 @@ def cost_of(outcome: Outcome, costs: Costs, knobs: Mapping[str, Any]) -> dict[st
     """
     work = outcome.work
     cpu = ksmd_seconds(work, costs) if len(work) else np.zeros(0)
-    # the end of a scan is noticed by looking for one page more
-    batches = (work["visits"] + 1) / max(1, knobs["pages_to_scan"])
+    batches = (work["visits"] + 1) / max(1, knobs["pages_to_scan"])  # the end is noticed by looking for one page more
     seconds = cpu + np.ceil(batches) * knobs["sleep_millisecs"] / 1000
     settled = outcome.steady.settled
     rows = outcome.steady.rows

@@ -345,8 +345,8 @@ def _begin(workload: Workload, stack: ExitStack) -> tuple[Yard, Ksmd]:
     # what is merged is let go of before its processes are
     stack.callback(knobs.write, "run", 2)
     with ExitStack() as around:
-        for name, value in workload.thp.items():
-            around.enter_context(knobs.changed(knobs.THP / name, value))
+        for name, text in workload.thp.items():
+            around.enter_context(knobs.changed(knobs.THP / name, text))
         workload.start(yard)
     return yard, ksmd
 

@@ -5,6 +5,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ksmwalk.commands import kernel as commands
@@ -13,6 +14,7 @@ from ksmwalk.commands import workloads as command
 from ksmwalk.kernel import knobs, workload_runs, workloads
 from ksmwalk.kernel.workload_runs import Difference, Outcome
 from ksmwalk.kernel.workload_yard import WorkloadFailed, Yard
+from ksmwalk.proc.frames import Kpf, folio_orders
 
 REASON = "needs root" if os.geteuid() else None if knobs.KSM.is_dir() else "a kernel without KSM"
 root = pytest.mark.root
@@ -135,6 +137,23 @@ def test_processes_stand_still_and_are_gone_afterwards_with_their_workers():
         assert first + 8 <= both < first + 1500
         assert both < first + workload_runs.frames(pids[1:])
     assert gone(pids) and not directory.exists()
+
+
+def records(path, flags):
+    """A file of records like kpageflags, the first at number 512."""
+    path.write_bytes(np.concatenate((np.zeros(512, np.uint64), np.asarray(flags, np.uint64))).tobytes())
+    return os.open(path, os.O_RDONLY)
+
+
+def test_the_size_of_a_folio_is_read_of_all_its_frames(tmp_path):
+    head, tail = Kpf.COMPOUND_HEAD | Kpf.ANON, Kpf.COMPOUND_TAIL | Kpf.ANON
+    small = [Kpf.ANON] * 16 + [head, *[tail] * 15] + [head, tail] * 8 + [Kpf.ANON] * (512 - 48)
+    fd = records(tmp_path / "flags", [*small, head, *[tail] * 511])
+    try:
+        orders = folio_orders(fd, np.array([512, 512 + 17, 512 + 16, 512 + 31, 512 + 33, 512 + 48, 1024, 1500, 1535]))
+    finally:
+        os.close(fd)
+    assert orders.tolist() == [0, 4, 4, 4, 1, 0, 9, 9, 9]
 
 
 @root
