@@ -190,7 +190,7 @@ def test_a_wrong_estimate_is_told_field_by_field(free, capsys):
     def wrong(pids, samples, seconds):
         values = {"pages_shared": 4000, "pages_sharing": 8001, "pages_unshared": 0, "pages_volatile": 0, "ksm_zero_pages": 0}
         values |= {"stable_node_chains": 0, "stable_node_dups": 0, "general_profit": 8000 * 4096 - 12000 * 64}
-        values |= {"rmap_items": 12000, "full_scans": 3, "freed_more_bytes": 4000 * 4096}
+        values |= {"rmap_items": 12000, "full_scans": 6, "freed_more_bytes": 4000 * 4096}
         rows = [{"pid": pid, "ksm_rmap_items": 4000, "ksm_merging_pages": 4000, "ksm_zero_pages": 0} for pid in pids]
         return {"expected": values, "by_process": rows}
 
