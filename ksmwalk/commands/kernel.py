@@ -14,7 +14,7 @@ from ..kernel.verify import Replay, Results, verify
 from ..kernel.worker import WorkerDied
 from ..scenarios.format import Recording, Scenario, ScenarioError, load, save
 from ..scenarios.generate import generate
-from . import verification_page
+from . import verification_page, workloads
 from .codes import FAILED, FINE, UNUSABLE, complain
 from .report import printable
 
@@ -55,7 +55,13 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         metavar="T",
         help="how long a failing scenario may be shrunk (default %(default)s; 0: not at all)",
     )
-    one.add_argument("--docs", type=Path, metavar="FILE", help="write the verification page there")
+    one.add_argument(
+        "--workloads",
+        nargs="*",
+        metavar="NAME",
+        help="in their place hold the estimate against the real ksmd on live workloads, all or these",
+    )
+    one.add_argument("--docs", type=Path, metavar="FILE", help="write the verification page, or its part, there")
     one.add_argument("--json", action="store_true", help="print the results as JSON")
     one.set_defaults(run=run_verify)
 
@@ -117,8 +123,10 @@ def run_verify(args: argparse.Namespace, replay: Replay | None = None) -> int:
     int
         0 all agree, 1 some do not or could not be run, 2 nothing could be run.
     """
+    if args.workloads is not None:
+        return _refused("--workloads goes alone") if args.files or args.random > 0 else workloads.run_workloads(args)
     if not args.files and args.random <= 0:
-        return _refused("nothing to verify: give FILE... or --random N")
+        return _refused("nothing to verify: give FILE..., --random N or --workloads")
     if reason := unusable():
         return _refused(reason)
     files, broken = _loaded(args.files)

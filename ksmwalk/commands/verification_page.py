@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..kernel.verify import Results
+from ..kernel.workload_runs import BAND, RUNS, STEADY, WITHIN, Outcome
 
 #: what the model has and this comparison can't judge, with the reason
 UNVERIFIED = (
@@ -33,6 +35,9 @@ NOT_MODELLED = (
     ("khugepaged", "huge pages come from faults and MADV_COLLAPSE; the stepping puts it to sleep"),
     ("compaction, memory hotplug", "frames stay where they are; KSM pages are compared by number, not by frame"),
 )
+
+#: between these stands what `verify --workloads` writes
+_BEGIN, _END = "\n<!-- workloads -->\n", "<!-- end of workloads -->\n"
 
 _KINDS = {"a": "anonymous", "k": "KSM", "h": "huge", "z": "zero page", "f": "other", "-": "not present"}
 
@@ -134,5 +139,91 @@ def write(results: Results, command: str, path: Path) -> None:
     command : str
     path : Path
     """
+    text = page(results, command)
+    _, section, _ = _around_workloads(path.read_text(encoding="utf-8")) if path.exists() else ("", "", "")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(results, command), encoding="utf-8")
+    path.write_text(text.removesuffix(beyond()) + section + beyond(), encoding="utf-8")
+
+
+def _around_workloads(text: str) -> tuple[str, str, str]:
+    """What stands before the section of the workloads, the section, and what stands behind it."""
+    before, found, rest = text.partition(_BEGIN)
+    if not found:
+        end = text.find(beyond())
+        return (text, "", "") if end < 0 else (text[:end], "", text[end:])
+    section, end_mark, after = rest.partition(_END)
+    return before, _BEGIN + section + end_mark, after
+
+
+def workloads_section(outcomes: Sequence[Outcome], kernel: str, command: str) -> str:
+    """Return the section of the page about live workloads.
+
+    Parameters
+    ----------
+    outcomes : sequence of Outcome
+    kernel : str
+        What the running kernel calls itself.
+    command : str
+        What makes it again.
+
+    Returns
+    -------
+    str
+        Markdown, between two comments by which it is found again.
+    """
+    lines = [
+        _BEGIN.strip("\n"),
+        "",
+        "## Live workloads",
+        "",
+        f"Made by `{command}` on {kernel}, {platform.machine()}.",
+        "",
+        "Each is started, stopped, estimated from the contents of its memory, and then merged by the real ksmd to the",
+        f"steady state: nothing changed over {STEADY} full scans. Compared are pages_shared, pages_sharing,",
+        "pages_unshared and pages_volatile (where smart scan skips pages their sum), ksm_zero_pages, stable_node_chains,",
+        "stable_node_dups, general_profit, rmap_items, the number of full scans but for a start in the middle, what",
+        "ksm_stat says of each process, and memory freed: the frames that the processes have less. Writers go on writing,",
+        f"{RUNS} runs of each: on average the memory freed is to lie in the estimate's band in {WITHIN} of them, and the band",
+        f"is to be at most {BAND:.0%} of the expected value wide.",
+        "",
+        "| workload | what it is | processes | pages | MiB freed: model, kernel | MiB of MemFree | scans | "
+        "CPU time of ksmd: model, kernel | result |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [_row(outcome) for outcome in outcomes]
+    notable = [f"- `{outcome.workload.name}`: {one}" for outcome in outcomes for one in outcome.differences]
+    lines += ["", "Model / kernel where they differ:", "", *notable] if notable else []
+    return "\n".join(["", *lines, _END.strip("\n")]) + "\n"
+
+
+def _row(outcome: Outcome) -> str:
+    about = outcome.workload.about
+    result = outcome.status + (f": {outcome.reason}" if outcome.reason else "")
+    if not outcome.kernel:
+        return f"| {outcome.workload.name} | {about} | | | | | | | {result} |"
+    freed = ", ".join(f"{side.get('freed_bytes', 0) / 2**20:.2f}" for side in (outcome.model, outcome.kernel))
+    free = outcome.beside.get("mem_free_bytes")
+    cpu = outcome.beside.get("cpu_seconds", {})
+    times = ", ".join("-" if cpu.get(side) is None else f"{cpu[side]:.3f} s" for side in ("model", "kernel")) if cpu else ""
+    if "within" in outcome.beside:
+        result += f"; {outcome.beside['within']} of {len(outcome.beside['runs'])} in the band, {outcome.beside['widest']:.0%} wide"
+    cells = [
+        outcome.workload.name, about, str(outcome.processes), f"{outcome.pages:,}", freed,
+        "" if free is None else f"{free / 2**20:+.1f}", str(outcome.kernel.get("full_scans", "")), times, result,
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def write_workloads(outcomes: Sequence[Outcome], kernel: str, command: str, path: Path) -> None:
+    """Write the section about live workloads into the page, in the place of the one that is there.
+
+    Parameters
+    ----------
+    outcomes : sequence of Outcome
+    kernel, command : str
+    path : Path
+    """
+    text = path.read_text(encoding="utf-8") if path.exists() else "# Verification\n" + beyond()
+    before, _, after = _around_workloads(text)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(before + workloads_section(outcomes, kernel, command) + after, encoding="utf-8")

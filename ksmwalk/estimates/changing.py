@@ -26,6 +26,8 @@ F64Array = NDArray[np.float64]
 LOOKS, WARM_UP, PASSES = 8, 6, 10
 #: the band between which nine of ten moments lie
 LOW, HIGH = 5, 95
+#: how much longer a scan may take than its work and sleep, for the band: ksmd is nice, and waits for its turn and its timer
+SLOWER = 2.0
 # new contents that nobody else has
 _FRESH = 1 << 62
 
@@ -42,11 +44,14 @@ class Writers:
         Changes a second.
     new : uint64[n]
         A content each was seen with, that may come again; `UNKNOWN` and others that nobody shares are not.
+    vma : int64[n]
+        In which mapping: contents come again within it.
     """
 
     addr: U64Array
     rate: F64Array
     new: U64Array
+    vma: I64Array
 
 
 def write_rates(capture: MemoryCapture, spread: bool, seed: int = 0) -> list[Writers]:
@@ -68,7 +73,7 @@ def write_rates(capture: MemoryCapture, spread: bool, seed: int = 0) -> list[Wri
     """
     comparisons = capture.samples - 1
     if comparisons < 1 or capture.seconds_between <= 0:
-        return [Writers(one.addr[:0], np.empty(0), one.addr[:0]) for one in capture.processes]
+        return [Writers(one.addr[:0], np.empty(0), one.addr[:0], np.empty(0, np.int64)) for one in capture.processes]
     apart = capture.seconds_between / comparisons
     random = np.random.default_rng(seed)
     shared = _shared_keys(capture)
@@ -80,10 +85,10 @@ def _of_process(
 ) -> Writers:
     """Those of one process."""
     if one.key is None or one.changes is None:
-        return Writers(one.addr[:0], np.empty(0), one.addr[:0])
+        return Writers(one.addr[:0], np.empty(0), one.addr[:0], np.empty(0, np.int64))
     looked_at = readable(one)
-    addr, rate, new = [one.addr[:0]], [np.empty(0)], [one.addr[:0]]
-    for vma, (first, last) in zip(one.vmas, one.vma_slices(), strict=True):
+    addr, rate, new, where = [one.addr[:0]], [np.empty(0)], [one.addr[:0]], [np.empty(0, np.int64)]
+    for number, (vma, (first, last)) in enumerate(zip(one.vmas, one.vma_slices(), strict=True)):
         if "wr" not in vma.flags or not one.changes[first:last].any():
             continue
         here = first + np.flatnonzero(looked_at[first:last])
@@ -93,10 +98,10 @@ def _of_process(
         addr.append(one.addr[here[mine]])
         rate.append(-np.log1p(-np.full(len(mine), chance)) / apart)
         moved = np.where(np.isin(moved, shared), moved, np.uint64(_FRESH))
-        # what was never seen to change may get any content: none that somebody else has
-        again = moved[random.integers(0, len(moved), len(mine))]
-        new.append(np.where(changed[mine] > 0, again, np.uint64(_FRESH)))
-    return Writers(np.concatenate(addr), np.concatenate(rate), np.concatenate(new))
+        # what has not been seen to change yet gets what others of its mapping got
+        new.append(moved[random.integers(0, len(moved), len(mine))])
+        where.append(np.full(len(mine), number))
+    return Writers(np.concatenate(addr), np.concatenate(rate), np.concatenate(new), np.concatenate(where))
 
 
 def _who(changed: I64Array, comparisons: int, spread: bool, random: np.random.Generator) -> tuple[I64Array, float]:
@@ -109,11 +114,11 @@ def _who(changed: I64Array, comparisons: int, spread: bool, random: np.random.Ge
         return seen, min(most, 0.75)
     # of a share of the pages each changes with one chance: the first two moments say which
     again = int((changed * (changed - 1)).sum())
-    chance = min(max(again / ((comparisons - 1) * total), total / (comparisons * pages)), most)
+    chance = max(again / ((comparisons - 1) * total), total / (comparisons * pages))
     wanted = min(max(round(total / (comparisons * chance)), len(seen)), pages)
     still = np.flatnonzero(changed == 0)
     more = random.choice(still, min(wanted - len(seen), len(still)), replace=False) if wanted > len(seen) else still[:0]
-    return np.sort(np.concatenate((seen, more))), chance
+    return np.sort(np.concatenate((seen, more))), min(chance, most)
 
 
 def _shared_keys(capture: MemoryCapture) -> U64Array:
@@ -158,7 +163,8 @@ def run_changing(
     host, random = loaded.host, np.random.default_rng(seed)
     fresh = _fresh_keys()
     pages = sum(mm.ksm_stat()["ksm_rmap_items"] for mm in loaded.mms) or 1
-    part = max(1, -(-pages // LOOKS))
+    # the end of a scan is noticed by looking for one page more
+    part = pages // LOOKS + 1
     rows = []
     for number in range(WARM_UP + PASSES):
         end = host.ksm.full_scans + 1
@@ -184,7 +190,8 @@ def _write(mm: Mm, some: Writers, seconds: float, random: np.random.Generator, f
     now = np.flatnonzero(random.random(len(some.addr)) < -np.expm1(-some.rate * seconds))
     if not len(now):
         return
-    keys = some.new[now][random.permutation(len(now))]
+    # in another order, but each mapping's among themselves: they stand in the order of their mappings
+    keys = some.new[now][np.lexsort((random.random(len(now)), some.vma[now]))]
     own = np.flatnonzero(keys == np.uint64(_FRESH))
     keys[own] = [next(fresh) for _ in own]
     mm.write_at(some.addr[now], keys)

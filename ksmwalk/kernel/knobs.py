@@ -15,8 +15,8 @@ from . import signals, state
 from .state import KernelUnavailable, lock, to_stderr
 
 __all__ = [
-    "AROUND", "DEFAULTS", "KSM", "KernelUnavailable", "lock", "mergeable_processes", "read", "reset", "restore",
-    "saved", "taken", "to_stderr", "unusable", "why_not", "write", "write_file",
+    "AROUND", "DEFAULTS", "KSM", "MAY_CHANGE", "THP", "KernelUnavailable", "changed", "lock", "mergeable_processes", "read",
+    "reset", "restore", "saved", "taken", "to_stderr", "unusable", "why_not", "write", "write_file",
 ]  # fmt: skip
 
 KSM = Path("/sys/kernel/mm/ksm")
@@ -33,9 +33,12 @@ DEFAULTS = {
     name: _default(name) for name in sorted(sysfs.KNOBS, key=lambda name: name != "advisor_mode") if name != "run"
 }
 
+THP = Path("/sys/kernel/mm/transparent_hugepage")
 #: knobs outside KSM that are set while KSM is stepped: awake, khugepaged rebuilds the huge pages that KSM split
 AROUND = {Path("/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs"): "4294967295"}
 
+#: what can be changed for a while besides, and is put back: see `changed`
+MAY_CHANGE = {THP / "enabled", *(THP / f"hugepages-{16 << order}kB" / "enabled" for order in range(7))}
 
 #: seconds that the processes of a killed run are given to end
 _LAST_BREATH = 2.0
@@ -52,8 +55,11 @@ def read(name: str) -> str:
     -------
     str
     """
-    text = (KSM / name).read_text().strip()
-    return text[text.index("[") + 1 : text.index("]")] if "[" in text else text
+    return _chosen((KSM / name).read_text())
+
+
+def _chosen(text: str) -> str:
+    return text[text.index("[") + 1 : text.index("]")] if "[" in text else text.strip()
 
 
 def write(name: str, value: object) -> int:
@@ -225,13 +231,46 @@ def taken(say: Callable[[str], None] | None = None, wait: float | None = None) -
                 print("could not be put back:", *failed, sep="\n  ", file=sys.stderr)
 
 
+@contextlib.contextmanager
+def changed(path: Path, text: str) -> Iterator[None]:
+    """Have a knob beside those of KSM at another value for a while; KSM must be taken.
+
+    Parameters
+    ----------
+    path : Path
+        One of `MAY_CHANGE`.
+    text : str
+
+    Raises
+    ------
+    KernelUnavailable
+        It is not there, or refuses the value.
+    """
+    journal = state.read_journal()
+    if path not in MAY_CHANGE or journal is None:
+        raise ValueError(f"{path}: not to be changed, or KSM is not taken")
+    try:
+        before = _chosen(path.read_text())
+    except OSError as error:
+        raise KernelUnavailable(f"{path}: {error.strerror}") from None
+    state.write_journal(journal[1] | {path: before})
+    try:
+        if error := write_file(path, text):
+            raise KernelUnavailable(f"{path} refuses {text}: {os.strerror(-error)}")
+        yield
+    finally:
+        with signals.held():
+            if not write_file(path, before):
+                state.write_journal(journal[1])
+
+
 def _put_back_after_killed(say: Callable[[str], None]) -> dict[Path, str]:
     """Put back what a killed run left changed; returns what it could not."""
     journal = state.read_journal()
     if journal is None:
         return {}
     pid, values = journal
-    known = {KSM / name for name in ("run", *DEFAULTS)} | set(AROUND)
+    known = {KSM / name for name in ("run", *DEFAULTS)} | set(AROUND) | MAY_CHANGE
     values = {path: text for path, text in values.items() if path in known}
     end = time.monotonic() + _LAST_BREATH
     # its processes end with it, by and by

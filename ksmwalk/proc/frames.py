@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..signatures import BoolArray, I64Array, U64Array
+from ..signatures import BoolArray, I64Array, U8Array, U64Array
 from .gather import RECORD, gather
 
 #: records that cost about as much to read as the system call that is saved by reading them: frames are not cheap for
@@ -17,6 +17,7 @@ FRAME_GAP = 8
 #: from this many frames in a row on, on average, reading them in the order they came in beats sorting them first
 _FRAMES_PER_RUN = 16
 _FRAMES_PER_READ = 1 << 17
+_BLOCK_SHIFT = 9
 
 
 class Kpf(IntFlag):
@@ -128,3 +129,45 @@ def ksm_frames(root: Path = Path("/")) -> tuple[int, int]:
     finally:
         os.close(fd)
     return len(pfn), int(counts.sum())
+
+
+def folio_orders(fd: int, pfn: I64Array, pid: int = 0) -> U8Array:
+    """Return how large the folio is that each frame is part of.
+
+    Parameters
+    ----------
+    fd : int
+        An open /proc/kpageflags.
+    pfn : int64[n]
+        Frame numbers.
+    pid : int
+        The process they are read for, named if the reading comes to an end before they do.
+
+    Returns
+    -------
+    uint8[n]
+        The logarithm to base 2 of its pages: 0 for a page of its own, 9 for 2 MiB. A folio begins at a multiple of its
+        size, and is at most 2 MiB here: a larger one is told as 2 MiB.
+
+    Raises
+    ------
+    ProcessExited
+        A frame lies beyond the end of memory.
+
+    Models: KPF_COMPOUND_HEAD and KPF_COMPOUND_TAIL of /proc/kpageflags. Differs: nothing known.
+    """
+    if not len(pfn):
+        return np.empty(0, np.uint8)
+    blocks, block = np.unique(pfn >> _BLOCK_SHIFT, return_inverse=True)
+    within = np.arange(1 << _BLOCK_SHIFT)
+    flags = frame_records(fd, ((blocks << _BLOCK_SHIFT)[:, None] + within).ravel(), pid).reshape(len(blocks), -1)
+    tail = has(flags, Kpf.COMPOUND_TAIL)
+    # of each frame the first one behind it, in its block, that begins something else
+    ends = np.where(tail, len(within), within)
+    ends = np.minimum.accumulate(np.append(ends[:, 1:], np.full((len(blocks), 1), len(within)), axis=1)[:, ::-1], axis=1)
+    # and where what it is part of begins; a tail without a head in its block is of a larger folio
+    begins = np.maximum.accumulate(np.where(tail, 0, within), axis=1)
+    at = block, pfn & (len(within) - 1)
+    size = ends[:, ::-1][at] - begins[at]
+    order: U8Array = np.log2(size).astype(np.uint8)
+    return order

@@ -32,6 +32,8 @@ _WORKERS = 4
 _ROUNDS = 64
 #: contents from which their mean common front is taken
 _FOR_PREFIX = 512
+#: how often a page may turn to something else while bytes are compared, before it is taken to be equal to nobody
+_TURNS = 3
 
 Progress = Callable[[str, int, int], None]
 Hash = Callable[[memoryview], int]
@@ -186,7 +188,8 @@ class _Interning:
         self.begins = np.zeros((n, 4), np.uint64)
         self.read = np.zeros(n, bool)
         self.changes = np.zeros(n, np.uint16)
-        #: pages that got another content while their bytes were compared: equal to nobody
+        #: pages that got another content while their bytes were compared: how often; equal to nobody if that goes on
+        self.turned = np.zeros(n, np.uint8)
         self.alone = np.zeros(n, bool)
         #: tells contents apart that share a hash
         self.apart = np.zeros(n, np.uint16)
@@ -284,13 +287,26 @@ class _Interning:
             wrong = self.compare(doubtful.page[member], np.repeat(doubtful.leader[order], size))
             if not len(wrong):
                 break
-            doubtful = self.groups(wrong)
+            doubtful = self.groups(self.with_equals(wrong))
         return self.groups(np.flatnonzero(self.read))
+
+    def with_equals(self, wrong: I64Array) -> I64Array:
+        """Pages to be looked at once more, and of what one of them has turned to another page that is thought to hold it."""
+        turned = wrong[self.turned[wrong] > 0]
+        if not len(turned):
+            return wrong
+        equal: BoolArray = np.isin(self.hash[0], self.hash[0, turned]) & self.read & ~self.alone
+        equal[wrong] = False
+        others = np.flatnonzero(equal)
+        # one of each content will do: what stands still need not be read again and again
+        _, first = np.unique(np.vstack((self.hash[:, others], self.apart[others])), axis=1, return_index=True)
+        return np.union1d(wrong, others[first])
 
     def compare(self, page: I64Array, leader: I64Array) -> I64Array:
         """Read pages again, each group with its leader: those that are to be looked at once more."""
         tasks = list(_batches(leader))
         again: list[I64Array] = []
+        new: list[tuple[I64Array, U64Array, U64Array]] = []
 
         def batch(part: slice) -> None:
             wanted, place = np.unique(np.concatenate((page[part], leader[part])), return_inverse=True)
@@ -309,7 +325,10 @@ class _Interning:
             gone = wanted[~ok]
             self.read[gone] = False
             turned = wanted[ok & moved]
-            self.alone[turned] = True
+            begins = np.empty((len(wanted), 4), np.uint64)
+            _bytes.beginnings(buffer.view(np.uint64), begins)
+            # not before all have been compared: a leader is that of others too
+            new.append((turned, found[:, ok & moved], begins[ok & moved]))
             differs = (same[mine] == 0) & ok[mine] & ~moved[mine] & ok[lead] & ~moved[lead]
             self.apart[page[part][differs]] += 1
             # a group without its leader is compared anew, and so are those who share a hash but not their bytes
@@ -317,6 +336,13 @@ class _Interning:
             again.append(page[part][left])
 
         self.each("comparing", tasks, batch, len(page))
+        for turned, found, begins in new:
+            self.hash[:, turned], self.begins[turned], self.apart[turned] = found, begins, 0
+        if new:
+            turned = np.unique(np.concatenate([some for some, _, _ in new]))
+            self.turned[turned] += 1
+            self.alone[turned] = self.turned[turned] > _TURNS
+            again.append(turned)
         return np.unique(np.concatenate(again)) if again else np.empty(0, np.int64)
 
     # ---------------------------------------------------------- in byte order
@@ -337,7 +363,8 @@ class _Interning:
             digests = np.zeros((nr, 2), np.uint64)
             digests[rank] = self.hash[:, leader].T
             digests[0] = self.hashes(np.zeros((1, PAGE_SIZE), np.uint8))[:, 0]
-        self.changes += self.alone
+        # who has turned since the last reading may do so any time: that tells no rate
+        self.changes = np.maximum(self.changes, self.alone if comparisons else self.turned > 0)
         prefix = 0.0 if self.keyed else self.prefix(leader[order])
         return Interned(
             [keys[a:b] for a, b in self.parts()], [self.changes[a:b] for a, b in self.parts()], nr, digests, comparisons,

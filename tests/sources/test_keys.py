@@ -120,6 +120,25 @@ def test_a_page_that_changes_while_it_is_compared_is_equal_to_nobody():
         assert others[0] == others[1] != int(found.keys[0][turning])
 
 
+def test_a_page_that_turns_to_what_others_hold_while_it_is_compared_equals_them():
+    one, other = page(0, b"s"), page(0, b"t")
+    for turning in (0, 1, 4):
+        pages = [one, one, other, other, one]
+        # read as one, found to be the other when it is compared
+        found = intern([Held(pages, {turning: lambda n: other if n > 1 else one})], samples=2)
+        want = [int(other == (other if i == turning else text)) for i, text in enumerate(pages)]
+        keys = found.keys[0].tolist()
+        assert [int(key == keys[2]) for key in keys] == want
+        assert found.changes[0].tolist() == [0] * 5  # between the samples it stood still
+
+
+def test_a_page_that_never_stands_still_is_equal_to_nobody():
+    same = page(0, b"s")
+    found = intern([Held([same, same, same], {1: lambda n: page(0, bytes([1 + n % 200]))})], samples=2)
+    first, turning, last = found.keys[0].tolist()
+    assert first == last != turning and found.changes[0][1] == 1
+
+
 def test_pages_that_could_not_be_read_have_no_key():
     found = intern([Held([page(0, b"a"), page(0, b"a"), page(0, b"b")], lost=[1])], samples=2)
     assert found.keys[0].tolist() == [1, UNKNOWN, 2]
