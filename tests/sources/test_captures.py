@@ -158,7 +158,12 @@ def test_what_could_not_be_opened_again_is_not_kept(tmp_path, change, text):
 
 
 def forge(path, name, at, value):
-    """Write a value into an element (or a field of one) of a file."""
+    """Write a value into an element (or a field of one) of a file; a text as a new one."""
+    if isinstance(value, str):
+        meta = json.loads((path / "meta.json").read_text())
+        meta["texts"].append(value)
+        (path / "meta.json").write_text(json.dumps(meta))
+        value = len(meta["texts"]) - 1
     array = np.load(path / f"{name}.npy")
     if isinstance(at, tuple):
         array[at[1]][at[0]] = value
@@ -178,6 +183,9 @@ def forge(path, name, at, value):
         ("categories", 0, 1 << 40, "not of a present page"),
         ("pfn", 7, 1 << 52, "page 7 holds .*beyond any memory"),
         ("frame_flags", 580, 1 << 21, "KSM's, and not anonymous"),
+        ("frame_flags", 100, 1 << 11, "page 100 holds .*anonymous in part"),
+        ("frame_flags", 520, 1 << 11, "page 520 holds .*of a huge page by folios"),
+        ("vmas", (2, "flags"), "sh", "page 586 holds .*a mapping that it never merges"),
         ("frame_counts", 4, 1 << 31, "more mappings than there can be"),
         ("folios", 0, 5, "number 0 holds 5: no first frame"),
         ("folios", 1, 512, "number 1 holds 512: not in ascending"),
@@ -191,7 +199,7 @@ def forge(path, name, at, value):
 )
 def test_a_forged_array_is_refused_with_file_and_place(kept, name, at, value, text):
     forge(kept, name, at, value)
-    with pytest.raises(BadCapture, match=rf"{name}\.npy: process [01] \(pid [12]00\), .*{text}"):
+    with pytest.raises(BadCapture, match=rf"(frame_flags|pfn|{name})\.npy: process [01] \(pid [12]00\), .*{text}"):
         open_capture(kept)
 
 
