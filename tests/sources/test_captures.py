@@ -19,7 +19,7 @@ from madecapture import HOSTILE, made
 
 from ksmwalk.errors import KsmwalkError
 from ksmwalk.estimates.estimate import estimate
-from ksmwalk.layout import stored
+from ksmwalk.layout import Frame, stored
 from ksmwalk.sources.captures import BadCapture, open_capture, save_capture
 from ksmwalk.sources.checking import PAGES
 from ksmwalk.sources.memory import load_memory, renumbered
@@ -370,3 +370,17 @@ def test_a_huge_page_of_which_nothing_is_left_is_no_other_one():
     one.folios = np.array([one.pfn[0], one.pfn[512] >> np.uint64(9) << np.uint64(9), 0x700000], np.int64)
     (again,) = renumbered([one])
     assert again.folios.tolist() == [again.pfn[0], again.pfn[512] & ~np.uint64(511)]
+
+
+def test_a_huge_page_that_another_process_shows_as_split_is_small_for_both():
+    capture = made()
+    first, second = capture.processes[:2]
+    second.pfn[512], second.frame_flags[512] = first.pfn[7], first.frame_flags[576] | np.uint64(1 << 12)
+    loaded = load_memory(capture)
+    assert any("1 huge pages were split between two looks" in note for note in loaded.notes)
+    for process in capture.processes:
+        process.frame_counts = None
+    host = load_memory(capture).host
+    hostcheck.check(host)
+    heads = [np.count_nonzero(one.frames.flags & np.uint16(Frame.HEAD)) for one in (host, load_memory(made()).host)]
+    assert heads[0] == heads[1] - 1
