@@ -13,7 +13,8 @@ from ..sources.contents import MemoryCapture, readable
 from ..sources.keys import UNKNOWN
 from . import given, report
 from .codes import FINE
-from .screen import HelpFormatter, Meter, Screen
+from .meter import Meter
+from .screen import HelpFormatter, Screen
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -212,57 +212,6 @@ def progress(items: Sequence[T], what: str, out: TextIO | None = None) -> Genera
         yield from _plain_progress(items, what, out)
 
 
-class Meter:
-    """Where a long step stands: called with what is done, how far, of how many; silent where nobody looks on.
-
-    As a context: what it has written is gone at the end.
-    """
-
-    def __init__(self, out: TextIO | None = None):
-        out = out or sys.stderr
-        self._out = out if out is not None and out.isatty() else None
-        self._begin = self._last = time.monotonic()
-        self._shown: rich.progress.Progress | None = None
-        self._task: rich.progress.TaskID | None = None
-        self._written = False
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if self._out is None or now - self._begin < _PATIENCE or (now - self._last < _PACE and done < total):
-            return
-        self._last = now
-        if rich is None:
-            print(f"\r\x1b[K{what}: {report.count(done)} of {report.count(total)}", end="", file=self._out, flush=True)
-            self._written = True
-            return
-        if self._shown is None:
-            self._shown = _rich_bar(self._out)
-            self._task = self._shown.add_task(what, total=total)
-            self._shown.start()
-        assert self._task is not None
-        self._shown.update(self._task, description=what, completed=done, total=total)
-
-    def __enter__(self) -> Meter:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        if self._shown is not None:
-            self._shown.stop()
-        if self._written:
-            print("\r\x1b[K", end="", file=self._out, flush=True)
-
-
-def _rich_bar(out: TextIO) -> rich.progress.Progress:
-    return rich.progress.Progress(
-        "{task.description}",
-        rich.progress.BarColumn(),
-        "{task.completed} of {task.total}",
-        console=rich.console.Console(file=out),
-        transient=True,
-        refresh_per_second=1 / _PACE,
-    )
-
-
 def _plain_progress(items: Sequence[T], what: str, out: TextIO) -> Iterator[T]:
     begin = last = time.monotonic()
     written = False
@@ -280,7 +229,14 @@ def _plain_progress(items: Sequence[T], what: str, out: TextIO) -> Iterator[T]:
 
 def _rich_progress(items: Sequence[T], what: str, out: TextIO) -> Iterator[T]:
     begin = time.monotonic()
-    shown = _rich_bar(out)
+    shown = rich.progress.Progress(
+        "{task.description}",
+        rich.progress.BarColumn(),
+        "{task.completed} of {task.total}",
+        console=rich.console.Console(file=out),
+        transient=True,
+        refresh_per_second=1 / _PACE,
+    )
     task = shown.add_task(what, total=len(items))
     try:
         for done, item in enumerate(items):

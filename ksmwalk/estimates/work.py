@@ -26,8 +26,9 @@ class _Counters:
         ksm, arrays = host.ksm, host.world.arrays
         self.scanned, self.skipped = ksm.pages_scanned, ksm.pages_skipped
         self.zero, self.unshared = ksm.ksm_zero_pages, ksm.pages_unshared
-        # what a search of the stable tree meets: a chain once, a content that has no chain once
-        self.contents = ksm.pages_shared - ksm.stable_node_dups + ksm.stable_node_chains
+        # what a search of the stable tree meets: a chain once, a content that has no chain once; nodes of pages that
+        # nobody maps in marked memory are in chains, and not in pages_shared
+        self.contents = max(0, ksm.pages_shared - ksm.stable_node_dups + ksm.stable_node_chains)
         self.changes = int(arrays["ctl"]["changes"][0])
         self.heads = int(np.count_nonzero(arrays["f_flags"] & np.uint16(Frame.HEAD)))
 

@@ -95,10 +95,10 @@ def save_capture(capture: MemoryCapture, directory: str | os.PathLike[str], over
             rows = vmas[at : at + about.vmas]
             at += about.vmas
             check_vmas(rows, meta["texts"], about.where)
-            check_pages(arrays, rows, meta["texts"], capture.nr_contents, about.where)
             if one.folios.dtype != np.int64 or one.folios.ndim != 1:
                 raise Wrong("folios", f"{about.where}: dtype {one.folios.dtype}, {one.folios.ndim} dimensions")
             check_folios(one.folios, about.where)
+            check_pages(arrays, one.folios, rows, meta["texts"], capture.nr_contents, about.where)
         if capture.digests is not None:
             _check_digests(capture.digests.dtype, capture.digests.shape, capture.nr_contents)
     except ValueError as error:
@@ -365,7 +365,7 @@ def _processes(arrays: Mapping[str, AnyArray], meta: _Meta) -> Iterator[ProcessC
         at["folios"] += one.folios
         check_vmas(rows, meta.texts, one.where)
         check_folios(folios, one.where)
-        check_pages(mine, rows, meta.texts, meta.nr_contents, one.where)
+        check_pages(mine, folios, rows, meta.texts, meta.nr_contents, one.where)
         yield ProcessCapture(
             one.pid, one.name, _records(rows, meta.texts), **mine, folios=folios, identity=one.identity,
             ksm_stat=one.ksm_stat, found_by=one.found_by, attempts=one.attempts, seconds=one.seconds, notes=one.notes,

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from ..gate import shown
-from ..layout import PAGE_SIZE
+from ..host.vma import why_not
+from ..layout import PAGE_SIZE, Vm
 from ..proc import pagemap
 from ..proc.frames import Kpf, has
+from ..proc.maps import VM_BITS
 from ..signatures import AnyArray, BoolArray, RecordArray
 from .keys import UNKNOWN
 
@@ -169,19 +171,30 @@ def check_vmas(vmas: RecordArray, texts: Sequence[str], where: str) -> None:
     _refuse(vmas, "vmas", where, "start", huge & ((start | end) & block != 0), "a hugetlb mapping begins and ends with a huge page")
 
 
+def _cannot_merge(vmas: RecordArray, texts: Sequence[str]) -> BoolArray:
+    """Which mappings have a flag that keeps ksmd away for good; unknown flags have none."""
+    numbers, place = np.unique(vmas["flags"], return_inverse=True)
+    bits = [sum(VM_BITS.get(letters, 0) for letters in texts[number].split(" ")) for number in numbers.tolist()]
+    return np.array([why_not(some | Vm.MERGEABLE) is not None for some in bits], bool)[place]
+
+
 def _with_flag(vmas: RecordArray, texts: Sequence[str], letters: str) -> BoolArray:
     """Which mappings have one of VmFlags."""
     numbers, place = np.unique(vmas["flags"], return_inverse=True)
     return np.array([letters in texts[number].split(" ") for number in numbers.tolist()], bool)[place]
 
 
-def check_pages(arrays: Mapping[str, AnyArray], vmas: RecordArray, texts: Sequence[str], nr_contents: int, where: str) -> None:
+def check_pages(
+    arrays: Mapping[str, AnyArray], folios: AnyArray, vmas: RecordArray, texts: Sequence[str], nr_contents: int, where: str
+) -> None:
     """Refuse pages that could not have been read so.
 
     Parameters
     ----------
     arrays : dict of str to ndarray
         Those of `PAGES` that the process has, of one length.
+    folios : int64[n]
+        Checked.
     vmas : ndarray of VMA_DTYPE
         Checked.
     texts : sequence of str
@@ -215,7 +228,7 @@ def check_pages(arrays: Mapping[str, AnyArray], vmas: RecordArray, texts: Sequen
         key = arrays["key"]
         _refuse(key, "key", where, None, (key >= np.uint64(nr_contents)) & (key != np.uint64(UNKNOWN)),
                 f"there are {nr_contents} contents")  # fmt: skip
-    _check_frames(arrays, vmas, texts, slices, where)
+    _check_frames(arrays, folios, vmas, texts, slices, where)
 
 
 def check_folios(folios: AnyArray, where: str) -> None:
@@ -228,7 +241,7 @@ def check_folios(folios: AnyArray, where: str) -> None:
 
 
 def _check_frames(
-    arrays: Mapping[str, AnyArray], vmas: RecordArray, texts: Sequence[str], slices: AnyArray, where: str
+    arrays: Mapping[str, AnyArray], folios: AnyArray, vmas: RecordArray, texts: Sequence[str], slices: AnyArray, where: str
 ) -> None:
     away = np.uint64(pagemap.PAGE_IS_FILE | pagemap.PAGE_IS_PFNZERO)
     anon = arrays["categories"] & away == 0
@@ -237,11 +250,20 @@ def _check_frames(
         flags = arrays["frame_flags"]
         anon, ksm = has(flags, Kpf.ANON), has(flags, Kpf.KSM)
         _refuse(flags, "frame_flags", where, None, ksm & ~anon, "KSM's, and not anonymous")
-        for letters, what in (("sh", "shared"), ("ht", "hugetlb")) if ksm.any() else ():
+        never = _cannot_merge(vmas, texts)
+        if ksm.any() and never.any():
             inside = np.zeros(len(flags), bool)
-            for first, last in slices[_with_flag(vmas, texts, letters)].tolist():
+            for first, last in slices[never].tolist():
                 inside[first:last] = True
-            _refuse(flags, "frame_flags", where, None, ksm & inside, f"KSM's, in a {what} mapping")
+            _refuse(flags, "frame_flags", where, None, ksm & inside, "KSM's, in a mapping that it never merges")
+        half = np.zeros(len(flags), bool)
+        block = arrays["addr"] >> np.uint64(21)
+        huge = has(arrays["categories"], pagemap.PAGE_IS_HUGE) & ~ksm
+        half[1:] = huge[1:] & huge[:-1] & (block[1:] == block[:-1]) & (anon[1:] != anon[:-1])
+        _refuse(flags, "frame_flags", where, None, half, "the huge page is anonymous in part")
+    if "pfn" in arrays and len(folios):
+        strange = np.isin(arrays["pfn"].astype(np.int64) >> 9, folios >> 9) & (~anon | ksm)
+        _refuse(arrays["pfn"], "pfn", where, None, strange, "of a huge page by folios, and not anonymous, or KSM's")
     if "frame_counts" in arrays:
         counts = arrays["frame_counts"]
         most = np.where(ksm, np.uint64(_MOST_MERGED), np.uint64(_MOST_SHARED))

@@ -126,7 +126,7 @@ def load(
         raise ValueError(f"mark={mark!r}: not one of {', '.join(MARK)}")
     start = time.perf_counter()
     notes = list(what.notes)
-    leaf = _leaf_pages(what)
+    leaf = leaf_pages(what)
     if host is None:
         levels = 5 if what.vmas[-1].end > 1 << 47 else 4
         host = Host(_frames_needed(what, leaf), levels=levels, huge=what.nr_pages >= _HUGE_FROM)
@@ -155,7 +155,7 @@ def load(
     return ProcessImage(host, mm, what, what.pfn is not None, notes, seconds)
 
 
-def _leaf_pages(what: ProcessCapture) -> BoolArray:
+def leaf_pages(what: ProcessCapture) -> BoolArray:
     """Which pages lie in leaves of 2 MiB: bool[nr_pages]. 1 GiB leaves (hugetlb) count as 512 of them."""
     leaf = what.huge
     if what.ksm is not None:

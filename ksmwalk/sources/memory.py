@@ -13,9 +13,10 @@ from ..gate import shown
 from ..host import Host, Mm, _load
 from ..ksm import _takeover
 from ..layout import Frame
+from ..proc.pagemap import PAGE_IS_HUGE
 from ..signatures import I64Array
 from .contents import MemoryCapture
-from .loading import MARK, folios_of, load
+from .loading import MARK, folios_of, leaf_pages, load
 from .reading import PAGES_PER_BLOCK, ProcessCapture
 
 # Frames beside those of the capture: copies that a store makes, huge zero page and the like.
@@ -84,7 +85,7 @@ def load_memory(
     if mark not in MARK:
         raise ValueError(f"mark {shown(mark)}: not one of {', '.join(MARK)}")
     start = time.perf_counter()
-    parts = renumbered(what.processes)
+    parts, torn = _agreed(renumbered(what.processes))
     host = Host(_frames_needed(parts), levels=5 if any(one.vmas[-1].end > 1 << 47 for one in parts if one.vmas) else 4)
     for name, value in (knobs or {}).items():
         setattr(host.ksm, name, value)
@@ -98,6 +99,8 @@ def load_memory(
     if merged:
         result.nr_merged = _take_over(host, parts, result.mms)
     result.notes = list(dict.fromkeys(note for image in images.values() for note in image.notes))
+    if torn:
+        result.notes.append(f"{torn} huge pages were split between two looks at them: taken as small pages.")
     result.seconds = time.perf_counter() - start
     return result
 
@@ -138,6 +141,39 @@ def renumbered(processes: list[ProcessCapture]) -> list[ProcessCapture]:
         return dataclasses.replace(one, pfn=inside, folios=folios)
 
     return [renumber(one) for one in processes]
+
+
+def _agreed(processes: list[ProcessCapture]) -> tuple[list[ProcessCapture], int]:
+    """The same where all agree on which frames are anonymous huge pages, and how many that one has and another has not.
+
+    Processes are read one after the other; a huge page may be split between.
+    """
+    seen = [one for one in processes if one.pfn is not None and one.nr_pages]
+    nr = max([int(one.pfn.max()) >> 9 for one in seen if one.pfn is not None], default=0) + 1
+    whole, torn = np.zeros(nr, bool), np.zeros(nr, bool)
+    parts = []
+    for one in seen:
+        block = (one.pfn >> np.uint64(9)).view(np.int64)  # type: ignore[operator] # seen
+        own = np.zeros(nr, bool)
+        own[one.folios >> 9] = True
+        leaf = leaf_pages(one)
+        anon = one.anon if one.ksm is None else one.anon & ~one.ksm
+        whole[block[leaf & anon]] = True
+        whole |= own
+        parts.append(block[~((leaf | own[block]) & anon | one.zero)])
+    for alone in parts:
+        torn[alone] = True
+    torn &= whole
+    if not torn.any():
+        return processes, 0
+    out = []
+    for one in processes:
+        if one.pfn is not None:
+            split = one.huge & torn[one.pfn >> np.uint64(9)]
+            categories = np.where(split, one.categories & ~np.uint64(PAGE_IS_HUGE), one.categories)
+            one = dataclasses.replace(one, categories=categories, folios=one.folios[~torn[one.folios >> 9]])
+        out.append(one)
+    return out, int(torn.sum())
 
 
 def _frames_needed(parts: list[ProcessCapture]) -> int:

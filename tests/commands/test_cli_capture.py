@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import os
 import pty
 import signal
 import stat
-import struct
 import subprocess
 import sys
-import termios
 import time
 
 import numpy as np
@@ -20,8 +17,8 @@ import pytest
 from living import Living, footprint, sees_frames
 from madecapture import made
 
-from ksmwalk.commands import cli, given
-from ksmwalk.commands.screen import Meter
+from ksmwalk.commands import cli, given, meter
+from ksmwalk.commands.meter import Meter
 from ksmwalk.sources.captures import open_capture, save_capture
 from ksmwalk.sources.joining import NotComparable
 from ksmwalk.sources.keys import UNKNOWN
@@ -174,26 +171,19 @@ def test_all_leaves_out_threads_of_the_kernel():
     assert pids and 2 not in pids and os.getpid() not in pids
 
 
-@pytest.mark.parametrize("rich", [True, False])
-def test_progress_shows_in_a_terminal_alone_and_goes_away(monkeypatch, rich, capsys):
-    from ksmwalk.commands import screen
-
-    if not rich:
-        monkeypatch.setattr(screen, "rich", None)
-    monkeypatch.setattr(screen, "_PATIENCE", 0)
-    monkeypatch.setattr(screen, "_PACE", 0.001)
+def test_progress_shows_in_a_terminal_alone_and_goes_away(monkeypatch, capsys):
+    monkeypatch.setattr(meter, "_PATIENCE", 0)
+    monkeypatch.setattr(meter, "_PACE", 0)
     ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 80, 0, 0))
-    with open(theirs, "w") as out, Meter(out) as meter:
-        for done in range(3):
-            time.sleep(0.01)
-            meter("reading 1", done, 3)
-        time.sleep(0.01)
-    assert b"reading 1" in os.read(ours, 65536)
+    with open(theirs, "w") as out, Meter(out) as told:
+        told("reading 1", 1, 3)
+    written = os.read(ours, 65536)
+    while not written.endswith(b"\r\x1b[K"):
+        written += os.read(ours, 65536)
+    assert b"reading 1" in written
     os.close(ours)
-    with Meter() as meter:
-        time.sleep(0.01)
-        meter("reading 1", 1, 3)
+    with Meter() as told:
+        told("reading 1", 1, 3)
     assert capsys.readouterr() == ("", "")
 
 

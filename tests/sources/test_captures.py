@@ -19,7 +19,7 @@ from madecapture import HOSTILE, made
 
 from ksmwalk.errors import KsmwalkError
 from ksmwalk.estimates.estimate import estimate
-from ksmwalk.layout import stored
+from ksmwalk.layout import Frame, stored
 from ksmwalk.sources.captures import BadCapture, open_capture, save_capture
 from ksmwalk.sources.checking import PAGES
 from ksmwalk.sources.memory import load_memory, renumbered
@@ -158,7 +158,12 @@ def test_what_could_not_be_opened_again_is_not_kept(tmp_path, change, text):
 
 
 def forge(path, name, at, value):
-    """Write a value into an element (or a field of one) of a file."""
+    """Write a value into an element (or a field of one) of a file; a text as a new one."""
+    if isinstance(value, str):
+        meta = json.loads((path / "meta.json").read_text())
+        meta["texts"].append(value)
+        (path / "meta.json").write_text(json.dumps(meta))
+        value = len(meta["texts"]) - 1
     array = np.load(path / f"{name}.npy")
     if isinstance(at, tuple):
         array[at[1]][at[0]] = value
@@ -178,6 +183,9 @@ def forge(path, name, at, value):
         ("categories", 0, 1 << 40, "not of a present page"),
         ("pfn", 7, 1 << 52, "page 7 holds .*beyond any memory"),
         ("frame_flags", 580, 1 << 21, "KSM's, and not anonymous"),
+        ("frame_flags", 100, 1 << 11, "page 100 holds .*anonymous in part"),
+        ("frame_flags", 520, 1 << 11, "page 520 holds .*of a huge page by folios"),
+        ("vmas", (2, "flags"), "sh", "page 586 holds .*a mapping that it never merges"),
         ("frame_counts", 4, 1 << 31, "more mappings than there can be"),
         ("folios", 0, 5, "number 0 holds 5: no first frame"),
         ("folios", 1, 512, "number 1 holds 512: not in ascending"),
@@ -191,7 +199,7 @@ def forge(path, name, at, value):
 )
 def test_a_forged_array_is_refused_with_file_and_place(kept, name, at, value, text):
     forge(kept, name, at, value)
-    with pytest.raises(BadCapture, match=rf"{name}\.npy: process [01] \(pid [12]00\), .*{text}"):
+    with pytest.raises(BadCapture, match=rf"(frame_flags|pfn|{name})\.npy: process [01] \(pid [12]00\), .*{text}"):
         open_capture(kept)
 
 
@@ -362,3 +370,17 @@ def test_a_huge_page_of_which_nothing_is_left_is_no_other_one():
     one.folios = np.array([one.pfn[0], one.pfn[512] >> np.uint64(9) << np.uint64(9), 0x700000], np.int64)
     (again,) = renumbered([one])
     assert again.folios.tolist() == [again.pfn[0], again.pfn[512] & ~np.uint64(511)]
+
+
+def test_a_huge_page_that_another_process_shows_as_split_is_small_for_both():
+    capture = made()
+    first, second = capture.processes[:2]
+    second.pfn[512], second.frame_flags[512] = first.pfn[7], first.frame_flags[576] | np.uint64(1 << 12)
+    loaded = load_memory(capture)
+    assert any("1 huge pages were split between two looks" in note for note in loaded.notes)
+    for process in capture.processes:
+        process.frame_counts = None
+    host = load_memory(capture).host
+    hostcheck.check(host)
+    heads = [np.count_nonzero(one.frames.flags & np.uint16(Frame.HEAD)) for one in (host, load_memory(made()).host)]
+    assert heads[0] == heads[1] - 1
