@@ -326,7 +326,7 @@ def _while_changing(
     frames = int(expected.steady.rows["frames_used"][0])
     already = expected.counters["freed_bytes"] - expected.counters["freed_more_bytes"]
     frames += already // PAGE_SIZE
-    bands = []
+    bands: list[tuple[dict[str, int], dict[str, int], dict[str, int]]] = []
     for spread in (False, True) if what.samples == 2 else (True,):
         memory = loaded if not bands else again()
         for slower in (1.0, SLOWER):

@@ -35,7 +35,8 @@ def frames_of(loaded: LoadedMemory, number: int) -> I64Array:
         return np.empty(0, np.int64)
     found = loaded.mms[number].tables.mappings(runs=True)
     at = np.searchsorted(found["addr"], addr, "right") - 1
-    return (found["pfn"][at] + ((addr - found["addr"][at]) >> np.uint64(PAGE_SHIFT))).astype(np.int64)
+    frames: I64Array = (found["pfn"][at] + ((addr - found["addr"][at]) >> np.uint64(PAGE_SHIFT))).astype(np.int64)
+    return frames
 
 
 def merged_pages(loaded: LoadedMemory, number: int) -> BoolArray:
@@ -119,5 +120,6 @@ def freed_by_vma(loaded: LoadedMemory, before: Shares, after: Shares, number: in
     """
     less = np.concatenate(([0.0], np.cumsum(before.by_page[number] - after.by_page[number])))
     slices = np.array(loaded.capture.processes[number].vma_slices(), np.int64).reshape(-1, 2)
-    return np.rint((less[slices[:, 1]] - less[slices[:, 0]]) * PAGE_SIZE).astype(np.int64)
+    freed: I64Array = np.rint((less[slices[:, 1]] - less[slices[:, 0]]) * PAGE_SIZE).astype(np.int64)
+    return freed
 

@@ -255,8 +255,8 @@ def changed(path: Path, text: str) -> Iterator[None]:
         raise KernelUnavailable(f"{path}: {error.strerror}") from None
     state.write_journal(journal[1] | {path: before})
     try:
-        if error := write_file(path, text):
-            raise KernelUnavailable(f"{path} refuses {text}: {os.strerror(-error)}")
+        if refused := write_file(path, text):
+            raise KernelUnavailable(f"{path} refuses {text}: {os.strerror(-refused)}")
         yield
     finally:
         with signals.held():

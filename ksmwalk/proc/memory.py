@@ -153,7 +153,8 @@ class LivePages:
         self.gone += int(np.count_nonzero(~present))
         self.refused += int(np.count_nonzero(present & ~read))
         self.made += int(np.count_nonzero(made))
-        return read & there & ~made
+        held: BoolArray = read & there & ~made
+        return held
 
     def _made(self, pagemap: int, vpn: I64Array, before: U64Array, after: U64Array, into: U8Array) -> BoolArray:
         """Which pages are the shared zero page now, and were none before."""

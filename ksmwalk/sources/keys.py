@@ -141,7 +141,8 @@ def _hasher(secret: bytes | None) -> Callable[[memoryview], list[int]]:
                 hashlib.blake2b(view[at : at + PAGE_SIZE], digest_size=16, key=secret).digest()
                 for at in range(0, len(view), PAGE_SIZE)
             )
-            return np.frombuffer(digest, ">u8").astype(np.uint64).tolist()
+            numbers: list[int] = np.frombuffer(digest, ">u8").astype(np.uint64).tolist()
+            return numbers
 
         return keyed
     try:

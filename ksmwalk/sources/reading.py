@@ -354,7 +354,8 @@ def _look_again(process: _Process, result: ProcessCapture, entries: U64Array) ->
     same = (now ^ entries) & np.uint64(pagemap.PM_PRESENT | pagemap.PM_PFN) == 0
     if not same.all():
         _keep(result, same, "unmapped or moved before the flags of their frames were read")
-    return now[same]
+    kept: U64Array = now[same]
+    return kept
 
 
 def _frames_visible(process: _Process, pages: I64Array) -> bool:
