@@ -48,7 +48,8 @@ def show(screen: Screen, plan: Plan, done: bool) -> None:
             "Nothing was changed. `ksmwalk apply ... --yes` makes these settings (root), starts KSM and watches it; marking is "
             "left to you. `ksmwalk apply --undo` takes it back."
         )
-        screen.paragraph(f"With --unmerge it unmerges, too, which would take now: {cost_words(plan.undo_cost)}.")
+        cost = cost_words(plan.undo_cost)
+        screen.paragraph(f"With --unmerge it unmerges, too, which will take, once all is marked and merged: {cost}.")
 
 
 def settings(screen: Screen, plan: Plan) -> None:

@@ -15,6 +15,7 @@ from ..kernel import state as kernel_state
 from ..kernel.knobs import KernelUnavailable
 from ..kernel.marking import Marking
 from ..ksm import sysfs
+from ..layout import PAGE_SIZE
 from ..proc.ksmstate import KsmState, read_ksm_state
 from .explaining import prediction_of, read_estimate
 from .report import printable
@@ -119,7 +120,7 @@ class Plan:
         Sentences without a full stop.
     state : KsmState
     undo_cost : kernel.apply.UnmergeCost
-        Of unmerging what is merged now.
+        Of unmerging once all of it is marked, and merged as predicted.
     """
 
     wanted: dict[str, str]
@@ -161,9 +162,13 @@ def make_plan(data: Mapping[str, Any], name: str, given: Mapping[str, object]) -
     here = _of_this_machine(data)
     chosen = {row["pid"] for row in advice["processes"]} if advice.get("processes") else None
     marks = marking.markings(data["by_process"], chosen, here is not False)
+    prediction = prediction_of(dict(data), name)
+    cost = kernel.unmerge_cost(state, [pid for one in marks for pid in one.pids] if here is not False else ())
+    merged = sum(prediction["expected"].get(name, 0) for name in ("pages_sharing", "ksm_zero_pages"))
+    cost.found_bytes = max(cost.found_bytes, round(merged) * PAGE_SIZE)
     plan = Plan(
-        wanted, kernel.changes(wanted, state), marks, prediction_of(dict(data), name), advice.get("worth", bool(marks)),
-        advice.get("why", "" if marks else "no process frees more than its rmap_items take"), state, kernel.unmerge_cost(state),
+        wanted, kernel.changes(wanted, state), marks, prediction, advice.get("worth", bool(marks)),
+        advice.get("why", "" if marks else "no process frees more than its rmap_items take"), state, cost,
         kernel.obstacles(wanted, state), marking.limits(marks, os.uname().release, marking.systemd_version() if marks else None),
     )  # fmt: skip
     if who := kernel_state.held_by():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -302,13 +302,15 @@ class UnmergeCost:
         return self.available_bytes is None or self.found_bytes <= self.available_bytes
 
 
-def unmerge_cost(state: KsmState | None = None) -> UnmergeCost:
-    """Say what unmerging everything would take now.
+def unmerge_cost(state: KsmState | None = None, also: Iterable[int] = ()) -> UnmergeCost:
+    """Say what unmerging everything would take.
 
     Parameters
     ----------
     state : KsmState, optional
         With its processes; read now by default.
+    also : iterable of int
+        Processes as if they were marked as a whole.
 
     Returns
     -------
@@ -316,13 +318,15 @@ def unmerge_cost(state: KsmState | None = None) -> UnmergeCost:
     """
     state = state or read_ksm_state(ROOT)
     cost = UnmergeCost(refused=state.refused, by_range=_passes_over_holes(os.uname().release))
-    for one in state.processes:
-        if one.marked:
-            try:
-                areas = parse_smaps((ROOT / f"proc/{one.pid}/smaps").read_bytes())
-            except (OSError, ValueError):
-                continue  # gone by now
-            cost.area_bytes += sum(area.end - area.start for area in areas if area.mergeable)
+    whole = set(also)
+    for pid in whole | {one.pid for one in state.processes if one.marked}:
+        try:
+            areas = parse_smaps((ROOT / f"proc/{pid}/smaps").read_bytes())
+        except (OSError, ValueError):
+            continue  # gone by now
+        cost.area_bytes += sum(
+            area.end - area.start for area in areas if area.mergeable or (pid in whole and not area.not_compatible)
+        )
     low, high = (cost.area_bytes / PAGE_SIZE * ns / 1e9 for ns in UNMERGE_NS)
     cost.seconds = (low, high)
     counters = state.counters

@@ -44,6 +44,7 @@ def test_by_itself_it_says_what_would_be_done_as_commands_and_does_nothing(kerne
     assert f"  echo 2000 > {kernel.ksm}/pages_to_scan" in out and out.index("pages_to_scan") < out.index("ksm/run")
     assert "/etc/systemd/system/web.service.d/ksm.conf:\n      [Service]\n      MemoryKSM=yes\n" in out
     assert "ksmwalk apply --exec tool -x" in out and "Nothing was changed." in out
+    assert "and 1 MiB of memory that must be found (3.9 MiB are available)" in " ".join(out.split())
     assert kernel.writes == [] and not state.DIRECTORY.exists()
 
 

@@ -299,6 +299,9 @@ def test_the_time_that_unmerging_takes_goes_by_areas_whatever_is_present(kernel,
     cost = apply.unmerge_cost()
     assert cost.area_bytes == 1 << 32
     assert cost.seconds == pytest.approx(((1 << 20) * 64e-9, (1 << 20) * 80e-9))
+    # 64 KiB before the area are not marked
+    assert apply.unmerge_cost(also=[500, 501]).area_bytes == 2 * ((1 << 32) + (64 << 10))
+    assert apply.unmerge_cost(also=[777]).area_bytes == 1 << 32
     low, high = ((32 << 40) / 4096 * ns / 1e9 for ns in apply.UNMERGE_NS)
     assert low < 585 < high  # as it took for 32 TiB
 
