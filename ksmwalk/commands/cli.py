@@ -20,6 +20,7 @@ COMMANDS = (
     "ksmwalk.commands.map",
     "ksmwalk.commands.estimate",
     "ksmwalk.commands.explain",
+    "ksmwalk.commands.apply",
     "ksmwalk.commands.capture",
     "ksmwalk.commands.replay",
     "ksmwalk.commands.kernel",

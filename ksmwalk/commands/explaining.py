@@ -269,6 +269,11 @@ def read_prediction(path: str) -> dict[str, dict[str, float]]:
     OSError
         It can't be read.
     """
+    return prediction_of(read_estimate(path), printable(path))
+
+
+def read_estimate(path: str) -> dict[str, Any]:
+    """Read what `ksmwalk estimate --json` printed, as it stands there; raises as `read_prediction`."""
     with open(path, "rb") as file:
         text = file.read(_MOST_ESTIMATE + 1)
     name = printable(path)
@@ -280,6 +285,11 @@ def read_prediction(path: str) -> dict[str, dict[str, float]]:
         raise ValueError(f"{name}: not JSON: {printable(error)[:200]}") from None
     if not isinstance(data, dict) or not isinstance(data.get("expected"), dict):
         raise ValueError(f'{name}: no estimate of `ksmwalk estimate --json`: "expected" is missing')
+    return data
+
+
+def prediction_of(data: dict[str, Any], name: str) -> dict[str, dict[str, float]]:
+    """What an estimate predicts, as `read_prediction` has it; `name` says in errors where it was read from."""
     out: dict[str, dict[str, float]] = {}
     for band in ("expected", "lower", "upper"):
         if band not in data or (band != "expected" and data[band] is None):

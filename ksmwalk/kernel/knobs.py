@@ -11,12 +11,13 @@ from pathlib import Path
 
 from ..ksm import sysfs
 from ..proc import processes
-from . import signals, state
+from . import applied, signals, state
 from .state import KernelUnavailable, lock, to_stderr
 
 __all__ = [
-    "AROUND", "DEFAULTS", "KSM", "MAY_CHANGE", "THP", "KernelUnavailable", "changed", "lock", "mergeable_processes", "read",
-    "reset", "restore", "saved", "taken", "to_stderr", "unusable", "why_not", "write", "write_file",
+    "AROUND", "DEFAULTS", "KSM", "MAY_CHANGE", "THP", "KernelUnavailable", "changed", "lock", "mergeable_processes",
+    "put_back_after_killed", "read", "reset", "restore", "saved", "taken", "to_stderr", "unusable", "why_not", "write",
+    "write_file",
 ]  # fmt: skip
 
 KSM = Path("/sys/kernel/mm/ksm")
@@ -212,7 +213,7 @@ def taken(say: Callable[[str], None] | None = None, wait: float | None = None) -
         raise KernelUnavailable(reason)
     say = say or to_stderr
     with signals.orderly(), lock(say, wait):
-        left = _put_back_after_killed(say)
+        left = put_back_after_killed(say)
         if reason := why_not():
             raise KernelUnavailable(reason)
         values = saved() | left
@@ -264,8 +265,27 @@ def changed(path: Path, text: str) -> Iterator[None]:
                 state.write_journal(journal[1])
 
 
-def _put_back_after_killed(say: Callable[[str], None]) -> dict[Path, str]:
-    """Put back what a killed run left changed; returns what it could not."""
+def put_back_after_killed(say: Callable[[str], None]) -> dict[Path, str]:
+    """Put back what a killed run left changed; the lock must be held.
+
+    Parameters
+    ----------
+    say : callable of str
+        Told what was put back.
+
+    Returns
+    -------
+    dict of Path to str
+        What could not be.
+
+    Raises
+    ------
+    KernelUnavailable
+        Processes of that run are there still.
+    """
+    if KSM.is_dir():
+        with signals.held():
+            applied.put_back_unfinished(read, write, say)
     journal = state.read_journal()
     if journal is None:
         return {}

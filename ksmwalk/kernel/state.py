@@ -25,7 +25,7 @@ DIRECTORY = Path("/run/ksmwalk")
 #: what ksmwalk 0.1 locks: in a directory in which anybody may make files
 OLD_LOCK = Path("/run/lock/ksmwalk-ksm.lock")
 
-_LOCK, _JOURNAL, _JOURNAL_NEW = "lock", "knobs.json", "knobs.new"
+_LOCK, _JOURNAL = "lock", "knobs.json"
 _POLL_SECONDS = 0.1
 _MOST_JOURNAL = 1 << 16
 _HELD_BY = re.compile(r"\d+: FLOCK +ADVISORY +WRITE +(-?\d+) ([0-9a-f]+):([0-9a-f]+):(\d+) ")
@@ -162,6 +162,19 @@ def _take(fd: int, path: Path, say: Callable[[str], None], end: float | None, he
         time.sleep(_POLL_SECONDS)
 
 
+def held_by() -> str | None:
+    """Who holds the lock now, in words; None where nobody does or this user can't see it."""
+    try:
+        fd = os.open(DIRECTORY / _LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        pid = holder(fd)
+    finally:
+        os.close(fd)
+    return None if pid is None else describe(pid)
+
+
 def holder(fd: int) -> int | None:
     """Return the pid of who holds a flock(2) lock on an open file; None where that can't be seen.
 
@@ -200,6 +213,72 @@ def _boot() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
+def write_record(name: str, data: dict[str, Any]) -> None:
+    """Write a file of the directory; it is on the disk when this returns, whole or not at all.
+
+    Parameters
+    ----------
+    name : str
+    data : dict
+        Plain data; the boot and the process that it is of are added.
+
+    Raises
+    ------
+    OSError
+        It could not be written; what was there before is there still.
+    """
+    at = directory()
+    new = f"{name.removesuffix('.json')}.new"
+    try:
+        fd = _open_private(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, at)
+        with open(fd, "w", encoding="utf-8") as file:
+            json.dump({"boot": _boot(), "pid": os.getpid(), **data}, file)
+            file.flush()
+            os.fsync(fd)
+        os.rename(new, name, src_dir_fd=at, dst_dir_fd=at)
+        os.fsync(at)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(new, dir_fd=at)
+        raise
+    finally:
+        os.close(at)
+
+
+def read_record(name: str) -> dict[str, Any] | None:
+    """Return what a file of the directory holds; None where there is none.
+
+    Parameters
+    ----------
+    name : str
+
+    Returns
+    -------
+    dict or None
+        None too where it is of before the machine was started, or damaged.
+    """
+    at = directory()
+    try:
+        with open(_open_private(name, os.O_RDONLY, at), "rb") as file:
+            data: Any = json.loads(file.read(_MOST_JOURNAL))
+        return data if data["boot"] == _boot() else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    finally:
+        os.close(at)
+
+
+def remove_record(name: str) -> None:
+    """Remove a file of the directory, if it is there."""
+    at = directory()
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=at)
+            os.fsync(at)
+    finally:
+        os.close(at)
+
+
 def write_journal(values: dict[Path, str]) -> None:
     """Write down what files hold before they are changed; it is on the disk when this returns, whole or not at all.
 
@@ -207,18 +286,7 @@ def write_journal(values: dict[Path, str]) -> None:
     ----------
     values : dict of Path to str
     """
-    data = {"boot": _boot(), "pid": os.getpid(), "values": {str(path): text for path, text in values.items()}}
-    at = directory()
-    try:
-        fd = _open_private(_JOURNAL_NEW, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, at)
-        with open(fd, "w", encoding="utf-8") as file:
-            json.dump(data, file)
-            file.flush()
-            os.fsync(fd)
-        os.rename(_JOURNAL_NEW, _JOURNAL, src_dir_fd=at, dst_dir_fd=at)
-        os.fsync(at)
-    finally:
-        os.close(at)
+    write_record(_JOURNAL, {"values": {str(path): text for path, text in values.items()}})
 
 
 def read_journal() -> tuple[int, dict[Path, str]] | None:
@@ -229,27 +297,13 @@ def read_journal() -> tuple[int, dict[Path, str]] | None:
     (int, dict of Path to str) or None
         None too where it is of before the machine was started, or damaged.
     """
-    at = directory()
+    data = read_record(_JOURNAL)
     try:
-        with open(_open_private(_JOURNAL, os.O_RDONLY, at), "rb") as file:
-            data: Any = json.loads(file.read(_MOST_JOURNAL))
-        if data["boot"] != _boot():
-            return None
-        return int(data["pid"]), {Path(str(path)): str(text) for path, text in data["values"].items()}
-    except FileNotFoundError:
+        return None if data is None else (int(data["pid"]), {Path(str(path)): str(text) for path, text in data["values"].items()})
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
-    finally:
-        os.close(at)
 
 
 def remove_journal() -> None:
     """Forget it: all is as it was."""
-    at = directory()
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(_JOURNAL, dir_fd=at)
-            os.fsync(at)
-    finally:
-        os.close(at)
+    remove_record(_JOURNAL)
