@@ -23,6 +23,11 @@ class Meter(contextlib.AbstractContextManager["Meter"]):
         Standard error by default; nothing is written where it is no terminal, nor in the first half second.
     """
 
+    out: TextIO
+    begin: float
+    last: float
+    written: bool
+
     def __init__(self, out: TextIO | None = None):
         self.out = out or sys.stderr
         self.begin = self.last = time.monotonic()

@@ -39,6 +39,14 @@ class Equals:
     Models: memcmp() of pages, by which ksmd compares them. Differs: only pages that were read are known.
     """
 
+    capture: MemoryCapture
+    size: int
+    seen: bool
+    pages: I64Array
+    marked_pages: I64Array
+    frames: I64Array
+    marked_frames: I64Array
+
     def __init__(self, capture: MemoryCapture):
         self.capture = capture
         self.size = max(1, capture.nr_contents)

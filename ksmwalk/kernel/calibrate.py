@@ -58,6 +58,8 @@ class Area:
 class Twin:
     """A process with areas, and its twin in the model."""
 
+    child: Child
+
     def __init__(self, host: Host):
         self.child = Child()
         self.mm: Mm = host.new_mm()
@@ -113,6 +115,9 @@ class Sample:
 
 class Bench:
     """One story: processes, and full scans of them one after the other, by the real ksmd and the model."""
+
+    name: str
+    host: Host
 
     def __init__(self, name: str, **tunables: int):
         self.name = name

@@ -89,6 +89,15 @@ class LivePages:
     Models: /proc/PID/mem and pagemap of Linux 6.18. Differs: nothing known.
     """
 
+    pid: int
+    addr: U64Array
+    pfn: U64Array | None
+    files: OpenFiles
+    gone: int
+    made: int
+    refused: int
+    ended: bool
+
     def __init__(self, pid: int, addr: U64Array, pfn: U64Array | None, files: OpenFiles):
         self.pid, self.addr, self.pfn, self.files = pid, addr, pfn, files
         self.vpn: I64Array = (addr >> np.uint64(PAGE_SHIFT)).view(np.int64)

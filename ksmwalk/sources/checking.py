@@ -47,6 +47,9 @@ _CATEGORIES = (1 << 7) - 1
 class Wrong(ValueError):
     """Something that no capture has: `name` is the array or file, the text says where in it and what."""
 
+    name: str
+    why: str
+
     def __init__(self, name: str, why: str):
         super().__init__(f"{name}: {why}")
         self.name, self.why = name, why
@@ -67,6 +70,8 @@ class Fields:
     ValueError
         By each method: the field, what it holds, what it must be.
     """
+
+    place: str
 
     def __init__(self, value: object, place: str = ""):
         if not isinstance(value, dict):

@@ -61,6 +61,8 @@ class Elf:
         pyelftools is missing.
     """
 
+    file: ImageFile
+
     def __init__(self, file: ImageFile):
         self.file = file
         header = self._header()

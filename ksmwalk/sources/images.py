@@ -50,6 +50,9 @@ class BadImage(KsmwalkError, ValueError):
         What is wrong, where, and what to do.
     """
 
+    path: str
+    why: str
+
     def __init__(self, path: str, why: str):
         super().__init__(f"{printable(path)}: {why}")
         self.path, self.why = path, why
@@ -93,6 +96,14 @@ class ImageFile:
     OSError
         It can't be opened.
     """
+
+    path: str
+    fd: int
+    size: int
+    made_up: bool
+    sparse: bool
+    is_elf: bool
+    close: weakref.finalize[[int], ImageFile]
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = os.fsdecode(path)
@@ -215,6 +226,8 @@ class FilePages:
 
     Models: nothing of Linux. Differs: has no counterpart there.
     """
+
+    at: I64Array
 
     def __init__(self, file: ImageFile, at: I64Array):
         self._file, self.at = file, at
