@@ -39,6 +39,7 @@ class Meter(contextlib.AbstractContextManager["Meter"]):
         if not self.shown or now - self.begin < _PATIENCE or now - self.last < _PACE:
             return
         self.last, self.written = now, True
+        what = report.printable(what)
         words = f"{what}: {report.count(done)}" if done or total else what
         if total:
             filled = min(_BAR, _BAR * done // total)

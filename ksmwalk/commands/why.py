@@ -20,8 +20,8 @@ from ..sources.second_look import look_again
 from . import report, why_text
 from .choosing import choose
 from .codes import FAILED, FINE, UNUSABLE, complain
+from .meter import Meter
 from .screen import HelpFormatter, Screen
-from .telling import telling
 
 _WHO = "ksmwalk why"
 
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     pids = [pid for pid in dict.fromkeys([*chosen.pids, *_partners(args.all, others.pids)]) if pid != os.getpid()]
     begin = time.monotonic()
     near: Near | None = None
-    with telling() as tell:
+    with Meter() as tell:
         capture = _capture(pids, args, tell)
         there = {one.pid for one in capture.processes}
         errors += [_reason(pid) for pid in chosen.pids if pid in chosen.named and pid not in there]
