@@ -19,6 +19,7 @@ COMMANDS = (
     "ksmwalk.commands.why",
     "ksmwalk.commands.map",
     "ksmwalk.commands.estimate",
+    "ksmwalk.commands.sweep",
     "ksmwalk.commands.explain",
     "ksmwalk.commands.apply",
     "ksmwalk.commands.capture",

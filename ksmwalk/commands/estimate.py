@@ -14,7 +14,8 @@ from ..estimates.tables import BY
 from ..gate import shown
 from ..ksm import sysfs
 from ..sources.contents import MemoryCapture
-from . import estimate_text, report
+from ..sources.matrix import SharingMatrix, sharing_matrix
+from . import estimate_text, report, sharing_text
 from .codes import FAILED, FINE, complain
 from .given import add_source_arguments, memory_of
 from .meter import Meter
@@ -120,16 +121,23 @@ def run(args: argparse.Namespace) -> int:
         if args.domains or (args.domain == "all" and len(capture.processes) > 1 and capture.nr_pages <= _CHEAP_PAGES):
             meter("merging within domains", 0, 0)
             domains = by_domain(found, take_over=not args.fresh)
+        matrix = None
+        if len(set(capture.sources or ())) > 1:
+            meter("comparing sources", 0, 0)
+            matrix = sharing_matrix(capture)
     for word in unread:
         complain("ksmwalk estimate", f"process {word} could not be read")
     if args.plot is not None:
-        estimate_plots.draw(found, args.plot)
+        estimate_plots.draw(found, args.plot, matrix)
     if args.html is not None:
-        page.write(found, advice, domains, args.html)
+        page.write(found, advice, domains, args.html, matrix)
     if args.json:
-        report.print_json(as_json(found, advice, domains))
+        report.print_json(as_json(found, advice, domains, matrix))
     else:
-        estimate_text.show(Screen(), found, advice, domains, args.by)
+        screen = Screen()
+        estimate_text.show(screen, found, advice, domains, args.by)
+        if matrix is not None:
+            sharing_text.show(screen, matrix)
     return FAILED if unread else FINE
 
 
@@ -143,6 +151,9 @@ def _sampled(
     )  # fmt: skip
 
 
-def as_json(found: Estimate, advice: Any, domains: dict[str, int | None]) -> dict[str, Any]:
-    """Everything as plain data: the estimate's own, the advice, what domains free."""
-    return {**found.to_json(), "advice": advice.to_json(), "by_domain": domains}
+def as_json(
+    found: Estimate, advice: Any, domains: dict[str, int | None], matrix: SharingMatrix | None = None
+) -> dict[str, Any]:
+    """Everything as plain data: the estimate's own, the advice, what domains free, who shares with whom."""
+    data = {**found.to_json(), "advice": advice.to_json(), "by_domain": domains}
+    return data if matrix is None else {**data, "matrix": matrix.to_json()}

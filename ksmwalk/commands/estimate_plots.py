@@ -12,17 +12,22 @@ from ..estimates.advice import likely
 from ..estimates.estimate import Estimate
 from ..layout import PAGE_SIZE
 from ..proc.maps import VmaRecord
+from ..sources.matrix import SharingMatrix
 from ..sources.reading import ProcessCapture
 from . import charts, files, report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+#: a name, a height in inches, what draws it
+Panel = tuple[str, float, "Callable[[Axes], None]"]
 FORMATS = (".png", ".svg", ".pdf")
 _MOST_BARS, _MOST_STRIPS, _COLUMNS = 12, 14, 240
 # Mappings that are a smaller part of all that is anonymous get no bar of their own.
 _LEAST_BAR = 0.01
 _WIDTH = 8.4
+_MOST_SOURCES = 16
+_SHARING = "Freed by sharing a host (on the diagonal: by each alone)"
 
 
 def check(path: str) -> str:
@@ -30,15 +35,17 @@ def check(path: str) -> str:
     return files.check("--plot", path, FORMATS)[1:]
 
 
-def panels(of: Estimate) -> list[tuple[str, float, Callable[[Axes], None]]]:
-    """The charts that an estimate gives: a name, a height in inches, what draws it.
+def panels(of: Estimate, matrix: SharingMatrix | None = None) -> list[Panel]:
+    """The charts that an estimate gives.
 
     Parameters
     ----------
     of : Estimate
+    matrix : SharingMatrix, optional
+        Of several sources.
     """
     rows = of.over_time()
-    found: list[tuple[str, float, Callable[[Axes], None]]] = []
+    found: list[Panel] = []
     if len(rows) > 1:
         found.append(("time", 2.9, lambda axes: charts.freed_over_time(axes, rows)))
     names, anonymous, merged = by_name(of)
@@ -55,7 +62,28 @@ def panels(of: Estimate) -> list[tuple[str, float, Callable[[Axes], None]]]:
         parts = strips(one, of.expected.merged[number])
         title = f"Merged in {charts.short(one.name)} ({one.pid})"
         found.append(("map", 1.0 + 0.25 * len(parts), lambda axes: charts.merge_map(axes, parts, title)))
+    if matrix is not None:
+        called, shared = most_sharing(matrix)
+        found.append(("matrix", 1.9 + 0.42 * len(called), lambda axes: charts.sharing_matrix(axes, called, shared, _SHARING)))
     return found
+
+
+def most_sharing(matrix: SharingMatrix) -> tuple[list[str], np.ndarray]:
+    """Those that share the most: names, and the bytes that each frees together with each beyond what both free alone.
+
+    Parameters
+    ----------
+    matrix : SharingMatrix
+
+    Returns
+    -------
+    (list of str, int64[n, n])
+        On the diagonal what one frees alone.
+    """
+    shared = np.maximum(matrix.gain_bytes, 0)
+    kept = np.sort(np.argsort(-shared.sum(axis=0), kind="stable")[:_MOST_SOURCES])
+    np.fill_diagonal(shared, matrix.freed_bytes.diagonal())
+    return [matrix.names[at] for at in kept.tolist()], shared[np.ix_(kept, kept)]
 
 
 def by_name(of: Estimate) -> tuple[list[str], np.ndarray, np.ndarray]:
@@ -122,7 +150,7 @@ def _strip(
     return charts.Strip(label, f"{part:.0%} of {report.size(pages * PAGE_SIZE)}", share, ratio)
 
 
-def draw(of: Estimate, path: str) -> None:
+def draw(of: Estimate, path: str, matrix: SharingMatrix | None = None) -> None:
     """Draw all charts of an estimate into one file.
 
     Parameters
@@ -130,18 +158,24 @@ def draw(of: Estimate, path: str) -> None:
     of : Estimate
     path : str
         Ending in .png, .svg or .pdf.
+    matrix : SharingMatrix, optional
+        Of several sources.
 
     Raises
     ------
     OSError
         The file can't be written; what was there is as it was.
     """
+    draw_panels(panels(of, matrix), heading(of), path)
+
+
+def draw_panels(some: list[Panel], title: str, path: str) -> None:
+    """Draw charts one below the other into a file: see `draw`."""
     kind = check(path)
     with charts.style():
-        some = panels(of)
         heights = [height for _, height, _ in some] or [1.0]
         drawn = charts.figure(_WIDTH, math.fsum(heights) + 0.5)
-        drawn.suptitle(heading(of), x=0.01, ha="left", fontsize=12, fontweight="bold")
+        drawn.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
         for axes, (_, _, put) in zip(
             np.atleast_1d(drawn.subplots(len(heights), 1, height_ratios=heights)), some, strict=False
         ):

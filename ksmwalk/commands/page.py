@@ -11,7 +11,8 @@ from typing import Any
 from .. import __version__
 from ..estimates.advice import Advice, Setting
 from ..estimates.estimate import Estimate
-from . import charts, estimate_plots, estimate_text, files, report
+from ..sources.matrix import SharingMatrix
+from . import charts, estimate_plots, estimate_text, files, report, sharing_text
 
 _MOST_ROWS = 20
 _WIDTH = 5.4
@@ -53,7 +54,7 @@ def check(path: str) -> None:
     files.check("--html", path)
 
 
-def write(of: Estimate, advice: Advice, domains: dict[str, int | None], path: str) -> None:
+def write(of: Estimate, advice: Advice, domains: dict[str, int | None], path: str, matrix: SharingMatrix | None = None) -> None:
     """Write the page, whole or not at all.
 
     Parameters
@@ -63,53 +64,75 @@ def write(of: Estimate, advice: Advice, domains: dict[str, int | None], path: st
     domains : dict
         Bytes freed by domain.
     path : str
+    matrix : SharingMatrix, optional
+        Of several sources.
 
     Raises
     ------
     OSError
         It can't be written; what was there is as it was.
     """
-    files.write_whole(path, page(of, advice, domains).encode("utf-8", "backslashreplace"))
+    files.write_whole(path, page(of, advice, domains, matrix).encode("utf-8", "backslashreplace"))
 
 
-def page(of: Estimate, advice: Advice, domains: dict[str, int | None]) -> str:
+def page(of: Estimate, advice: Advice, domains: dict[str, int | None], matrix: SharingMatrix | None = None) -> str:
     """The page as text: see `write`."""
     data = {**of.to_json(), "advice": advice.to_json(), "by_domain": domains}
+    if matrix is not None:
+        data["matrix"] = matrix.to_json()
+    parts = [
+        f'<p class="faint">{text(_where(of))}</p>',
+        f'<div class="answer{" worth" if advice.worth else ""}"><p>{text(estimate_text.answer(of, advice))}</p>',
+        *(f"<p>{text(words)}</p>" for words in [estimate_text.how_to(of, advice)] if words),
+        "</div>",
+        "<h2>What it rests on</h2><dl>",
+        *(f"<dt>{text(label)}</dt><dd>{_code(words)}</dd>" for label, words in estimate_text.facts(of, domains)),
+        "</dl>",
+        *drawings(estimate_plots.panels(of, matrix)),
+        *_settings(advice),
+        *_sharing(matrix),
+        *_tables(of),
+        *notes(of.notes, "estimate"),
+    ]
+    return document(estimate_plots.heading(of), parts, data, "estimate")
+
+
+def document(title: str, parts: Iterable[str], data: dict[str, Any], called: str) -> str:
+    """A whole page.
+
+    Parameters
+    ----------
+    title : str
+    parts : iterable of str
+        HTML.
+    data : dict
+        Put into the element `called`, as JSON.
+    called : str
+    """
     # a closing tag in a name would end the element: no < stands in it
     embedded = json.dumps(data, default=report.plain).replace("<", "\\u003c")
-    parts = [
+    head = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
         '<meta name="viewport" content="width=device-width,initial-scale=1"><meta name="color-scheme" content="light dark">',
-        f"<title>{_text(estimate_plots.heading(of))}</title>",
+        f"<title>{text(title)}</title>",
         f"<style>{_STYLE}{charts.dark_rules()}</style></head><body>",
-        f"<h1>{_text(estimate_plots.heading(of))}</h1>",
-        f'<p class="faint">{_text(_where(of))}</p>',
-        f'<div class="answer{" worth" if advice.worth else ""}"><p>{_text(estimate_text.answer(of, advice))}</p>',
-        *(f"<p>{_text(words)}</p>" for words in [estimate_text.how_to(of, advice)] if words),
-        "</div>",
-        "<h2>What it rests on</h2><dl>",
-        *(f"<dt>{_text(label)}</dt><dd>{_code(words)}</dd>" for label, words in estimate_text.facts(of, domains)),
-        "</dl>",
-        *_charts(of),
-        *_settings(advice),
-        *_tables(of),
-        *_notes(of),
-        f'<script type="application/json" id="estimate">{embedded}</script>',
-        "</body></html>",
+        f"<h1>{text(title)}</h1>",
     ]
-    return "\n".join(parts) + "\n"
+    foot = [f'<script type="application/json" id="{called}">{embedded}</script>', "</body></html>"]
+    return "\n".join([*head, *parts, *foot]) + "\n"
 
 
-def _text(words: object) -> str:
+def text(words: object) -> str:
+    """Words from anywhere as HTML."""
     # numbers stay beside their units
     return html.escape(estimate_text.UNITS.sub("\xa0", report.printable(words)))
 
 
 def _code(words: str) -> str:
     """Text with `code` in it."""
-    return re.sub("`([^`]*)`", r"<code>\1</code>", _text(words))
+    return re.sub("`([^`]*)`", r"<code>\1</code>", text(words))
 
 
 def _where(of: Estimate) -> str:
@@ -119,9 +142,14 @@ def _where(of: Estimate) -> str:
     return f"{', '.join([*words, pages])}; ksmwalk {__version__}"
 
 
-def _charts(of: Estimate) -> Iterator[str]:
+def drawings(some: Sequence[estimate_plots.Panel]) -> Iterator[str]:
+    """Charts as HTML.
+
+    Parameters
+    ----------
+    some : sequence of (name, height in inches, what draws it)
+    """
     with charts.style():
-        some = estimate_plots.panels(of)
         if not some:
             return
         yield '<h2>Charts</h2><div class="charts">'
@@ -129,21 +157,21 @@ def _charts(of: Estimate) -> Iterator[str]:
             drawn = charts.figure(_WIDTH, height)
             axes = drawn.subplots()
             put(axes)
-            yield f'<figure role="img" aria-label="{_text(axes.get_title(loc="left"))}">{charts.inline(drawn, name)}</figure>'
+            yield f'<figure role="img" aria-label="{text(axes.get_title(loc="left"))}">{charts.inline(drawn, name)}</figure>'
         yield "</div>"
 
 
 Cell = tuple[str, str]
 
 
-def _table(heads: Sequence[Cell], rows: Iterable[tuple[str, Sequence[str]]]) -> Iterator[str]:
+def table(heads: Sequence[Cell], rows: Iterable[tuple[str, Sequence[str]]]) -> Iterator[str]:
     """A table: heads with the classes of their columns, rows with a class and cells, which are HTML already."""
 
     def cell(tag: str, kind: str, content: str) -> str:
         return f'<{tag} class="{kind}">{content}</{tag}>' if kind else f"<{tag}>{content}</{tag}>"
 
     yield '<div class="scroll"><table><thead><tr>'
-    yield "".join(cell("th", kind, _text(head)) for head, kind in heads) + "</tr></thead><tbody>"
+    yield "".join(cell("th", kind, text(head)) for head, kind in heads) + "</tr></thead><tbody>"
     for row_kind, cells in rows:
         inside = "".join(cell("td", kind, content) for (_, kind), content in zip(heads, cells, strict=True))
         yield f'<tr class="{row_kind}">{inside}</tr>' if row_kind else f"<tr>{inside}</tr>"
@@ -161,14 +189,14 @@ def _settings(advice: Advice) -> Iterator[str]:
             report.duration(one.seconds_to_settle), estimate_text.percent(one.cpu_while_merging),
             estimate_text.percent(one.cpu_after), ", ".join(words),
         )  # fmt: skip
-        return "best" if one == advice.best else "", [_text(content) for content in cells]
+        return "best" if one == advice.best else "", [text(content) for content in cells]
 
     yield "<h2>Settings</h2>"
     heads = (
         ("pages_to_scan", ""), ("sleep", "wide"), ("a pass", ""), ("all merged after", ""), ("CPU until then", ""),
         ("CPU afterwards", "wide"), ("", "mark"),
     )  # fmt: skip
-    yield from _table(heads, (row(number, one) for number, one in enumerate(advice.settings)))
+    yield from table(heads, (row(number, one) for number, one in enumerate(advice.settings)))
 
 
 def _tables(of: Estimate) -> Iterator[str]:
@@ -183,7 +211,7 @@ def _tables(of: Estimate) -> Iterator[str]:
             (first, ""), ("anonymous", "wide"), ("freed", ""), ("of it", ""), ("", "bar wide"), ("merged", "wide"), (last, "text"),
         )  # fmt: skip
         yield f"<h2>{called}</h2>"
-        yield from _table(heads, (
+        yield from table(heads, (
             ("", _row(dict(zip(names, row.tolist(), strict=True)), by, most)) for row in rows[:_MOST_ROWS]
         ))  # fmt: skip
         if (more := len(rows) - _MOST_ROWS) > 0:
@@ -194,10 +222,22 @@ def _tables(of: Estimate) -> Iterator[str]:
 def _row(row: dict[str, Any], by: str, most: int) -> list[str]:
     number, anonymous, freed, part, merged, name = estimate_text.cells(row, by)
     bar = f'<div style="width:{100 * max(row["freed_bytes"], 0) / most:.1f}%"></div>'
-    return [_text(number), _text(anonymous), _text(freed), _text(part), bar, _text(merged), _text(name)]
+    return [text(number), text(anonymous), text(freed), text(part), bar, text(merged), text(name)]
 
 
-def _notes(of: Estimate) -> Iterator[str]:
-    if of.notes:
-        yield f"<h2>Notes</h2><ul>{''.join(f'<li>{_text(note)}</li>' for note in of.notes)}</ul>"
-    yield '<p class="faint">All figures are in this file as JSON, in the element "estimate".</p>'
+def notes(words: Sequence[str], called: str) -> Iterator[str]:
+    """What the reader has to know, as HTML; and where the data are."""
+    if words:
+        yield f"<h2>Notes</h2><ul>{''.join(f'<li>{text(note)}</li>' for note in words)}</ul>"
+    yield f'<p class="faint">All figures are in this file as JSON, in the element "{called}".</p>'
+
+
+def _sharing(matrix: SharingMatrix | None) -> Iterator[str]:
+    if matrix is None:
+        return
+    yield "<h2>Who shares with whom</h2>"
+    yield f"<p>{text(sharing_text.advice(matrix))}</p>"
+    heads = (("together more", ""), ("the one", "text"), ("the other", "text"))
+    yield from table(heads, (
+        ("", [text(report.size(gain)), text(one), text(other)]) for gain, one, other in sharing_text.pairs(matrix)[:_MOST_ROWS]
+    ))  # fmt: skip

@@ -414,7 +414,7 @@ def outcome(loaded: LoadedMemory, counted: bool = False, each: Callable[[int], o
             "pages": one.nr_pages, "anonymous_pages": int(np.count_nonzero(one.anon & ~one.zero)),
             "uid": one.identity.uid, "cgroup": one.identity.cgroup, "container": one.identity.container,
         })  # fmt: skip
-        result.merged.append(merged_pages(loaded, number))
+        result.merged.append(merged_pages(loaded, number, after.frames[number]))
         result.by_mapping += _by_mapping(one, number, mine, result.merged[-1])
     return result
 
@@ -470,10 +470,11 @@ def cost_of(outcome: Outcome, costs: Costs, knobs: Mapping[str, Any]) -> dict[st
     dict
         As `Estimate.cost`.
     """
-    work = outcome.work
+    work, pages = outcome.work.copy(), max(1, knobs["pages_to_scan"])
+    # the run was counted in batches of its own tunables; the end is noticed by looking for one page more
+    work["batches"] = work["visits"] // pages + 1
     cpu = ksmd_seconds(work, costs) if len(work) else np.zeros(0)
-    batches = (work["visits"] + 1) / max(1, knobs["pages_to_scan"])  # the end is noticed by looking for one page more
-    seconds = cpu + np.ceil(batches) * knobs["sleep_millisecs"] / 1000
+    seconds = cpu + work["batches"] * knobs["sleep_millisecs"] / 1000
     settled = outcome.steady.settled
     rows = outcome.steady.rows
     freed = rows["frames_used"][0] - rows["frames_used"]

@@ -5,37 +5,27 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor, as_completed
-from typing import Any
+from concurrent.futures import Executor
 
 import numpy as np
 
 from ..gate import shown
 from ..ksm import sysfs
 from ..signatures import BoolArray, I64Array, RecordArray
+from ..sources.captures import open_capture
 from ..sources.contents import MemoryCapture
 from .costs import Costs
-from .estimate import cost_of, estimate
-from .steady import WATCHED
+from .spread import FOUND, MERGING, PACE, SWEEP_DTYPE, TIMES, Job, Spread
 
-#: tunables that decide how fast ksmd works, and not what it merges
-PACE = ("pages_to_scan", "sleep_millisecs")
-#: the others that a setting may have
-MERGING = (
-    "smart_scan", "use_zero_pages", "max_page_sharing", "merge_across_nodes", "stable_node_chains_prune_millisecs",
-)  # fmt: skip
-_FOUND = ("freed_bytes", "general_profit", *WATCHED, "full_scans", "rmap_items_bytes", "nodes_bytes", "huge_pages_split")
-_TIMES = ("cpu_seconds", "seconds", "seconds_per_scan", "cpu_share", "seconds_to_50", "seconds_to_90", "seconds_to_99")
-#: a row a setting: its tunables; what comes of it (bytes, pages, as `Estimate`); CPU and time (seconds), and the share of
-#: a CPU that ksmd goes on taking once nothing changes any more
-SWEEP_DTYPE = np.dtype(
-    [(name, np.int64) for name in (*PACE, *MERGING, *_FOUND)] + [(name, np.float64) for name in _TIMES]
-)
-#: how often a pool whose worker died is made anew
-_AGAIN = 3
+# What a setting is to free of what the best one does, and how much of a processor it may take in the end: as `advice` has it.
+_ENOUGH, _MOST_CPU = 0.95, 0.05
+# Seconds to 90 %: good enough for what is set already; for what is to be set.
+_SOON, _AT_ONCE = 300, 60
 
 Settings = Sequence[Mapping[str, int]]
 Pool = Executor | Callable[[], Executor]
+#: memory, or the directory that a capture was kept in
+Memory = MemoryCapture | str | os.PathLike[str]
 
 
 def grid(**values: Iterable[int]) -> list[dict[str, int]]:
@@ -72,10 +62,11 @@ def default_settings() -> list[dict[str, int]]:
 
 
 def sweep(
-    capture: MemoryCapture,
+    capture: Memory,
     settings: Settings,
     *,
     executor: Pool | None = None,
+    shared: bool = False,
     mark: str = "auto",
     costs: Costs | None = None,
     progress: Callable[[int, int], object] = lambda done, total: None,
@@ -84,13 +75,15 @@ def sweep(
 
     Parameters
     ----------
-    capture : MemoryCapture
+    capture : MemoryCapture, or the directory of a kept one
     settings : sequence of mappings
         Tunables of each by name; what one does not name is the captured machine's.
     executor : concurrent.futures.Executor, or a callable that makes one
         Where the work is done: threads of this process by default (the model lets go of Python's lock), processes, a Dask
         cluster (`dask.distributed.Client.get_executor()`). Given as a callable it is made anew when a worker dies; of one
         given as it is, what a dead worker has left is done here.
+    shared : bool
+        The workers find the directory under the same path and open it themselves; nothing of it is sent.
     mark, costs
         As for `estimate`.
     progress : callable of (int, int)
@@ -106,27 +99,86 @@ def sweep(
     ValueError, OSError
         A tunable that KSM has not got, that no setting may have, or a value it refuses; with the number of the setting.
         Nothing has been run.
+    BadCapture
+        As `open_capture`.
 
     Models: see `estimate`. Differs: see `estimate`; pages that change are taken to stand still.
     """
-    rows = _checked(capture, settings)
+    return sweep_each([capture], settings, executor=executor, shared=shared, mark=mark, costs=costs, progress=progress)[0]
+
+
+def sweep_each(
+    captures: Sequence[Memory],
+    settings: Settings,
+    *,
+    executor: Pool | None = None,
+    shared: bool = False,
+    mark: str = "auto",
+    costs: Costs | None = None,
+    progress: Callable[[int, int], object] = lambda done, total: None,
+) -> RecordArray:
+    """Estimate what comes of each of many settings on each of several machines.
+
+    Parameters
+    ----------
+    captures : sequence of MemoryCapture or of directories of kept ones
+        Each for itself.
+    settings, executor, shared, mark, costs, progress
+        As for `sweep`.
+
+    Returns
+    -------
+    ndarray of SWEEP_DTYPE, shape (len(captures), len(settings))
+
+    Raises
+    ------
+    ValueError, OSError
+        As `sweep`.
+
+    Models: see `sweep`. Differs: see `sweep`.
+    """
     costs = costs or Costs.load()
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for number, row in enumerate(rows):
-        groups.setdefault(tuple(int(row[name]) for name in MERGING), []).append(number)
-    jobs = {key: [{name: int(rows[name][i]) for name in (*PACE, *MERGING)} for i in numbers] for key, numbers in groups.items()}
-    out = np.zeros(len(settings), SWEEP_DTYPE)
+    jobs: dict[Job, list[dict[str, int]]] = {}
+    places: dict[Job, list[int]] = {}
+    opened = [one if isinstance(one, MemoryCapture) else open_capture(one, mmap=True) for one in captures]
+    for machine, capture in enumerate(opened):
+        rows = checked(capture, settings)
+        for number, row in enumerate(rows):
+            job = (machine, tuple(int(row[name]) for name in MERGING))
+            places.setdefault(job, []).append(number)
+            jobs.setdefault(job, []).append({name: int(row[name]) for name in (*PACE, *MERGING)})
+    out = np.zeros((len(captures), len(settings)), SWEEP_DTYPE)
     done = 0
-    progress(0, len(settings))
-    for key, found in _everywhere(capture, jobs, mark, costs, executor):
-        out[groups[key]] = found
-        done += len(found)
-        progress(done, len(settings))
+    progress(0, out.size)
+    sources = [str(one) if shared and not isinstance(one, MemoryCapture) else None for one in captures]
+    with Spread(opened, sources, mark, costs) as spread:
+        for job, found in spread.run(jobs, executor):
+            out[job[0], places[job]] = found
+            done += len(found)
+            progress(done, out.size)
     return out
 
 
-def _checked(capture: MemoryCapture, settings: Settings) -> np.ndarray:
-    """The tunables of all settings, those of the machine filled in."""
+def checked(capture: MemoryCapture, settings: Settings) -> RecordArray:
+    """The tunables of all settings, those of the machine filled in.
+
+    Parameters
+    ----------
+    capture : MemoryCapture
+    settings : sequence of mappings
+
+    Returns
+    -------
+    structured array, shape (len(settings),)
+        int64 fields `PACE` and `MERGING`.
+
+    Raises
+    ------
+    ValueError, OSError
+        As `sweep`.
+
+    Models: what /sys/kernel/mm/ksm takes. Differs: nothing known.
+    """
     # what the model makes of a value is asked of the model
     from ..host import Host
 
@@ -142,71 +194,15 @@ def _checked(capture: MemoryCapture, settings: Settings) -> np.ndarray:
                 known = ", ".join((*PACE, *MERGING))
                 raise ValueError(f"settings[{number}]: {shown(name)} can't be varied; these can: {known}")
         for name, default in here.items():
-            setattr(host.ksm, name, setting.get(name, default))
+            try:
+                setattr(host.ksm, name, setting.get(name, default))
+            except (ValueError, TypeError) as error:
+                raise type(error)(f"settings[{number}]: {error}") from None
+            except OSError as error:
+                where = f"settings[{number}]: {name} {shown(setting.get(name, default))}"
+                raise OSError(error.errno, f"{where}: {error.strerror}") from None
             rows[name][number] = getattr(host.ksm, name)
     return rows
-
-
-def _of_group(capture: MemoryCapture, settings: list[dict[str, int]], mark: str, costs: Costs) -> np.ndarray:
-    """Settings that merge the same and differ in pace only: one run of the model, and what it costs at each pace."""
-    one = estimate(capture, mark=mark, knobs=settings[0], costs=costs, changing=False)
-    out = np.zeros(len(settings), SWEEP_DTYPE)
-    for row, setting in zip(out, settings, strict=True):
-        cost = cost_of(one.expected, costs, setting)
-        cost["cpu_share"] = cost["cpu_seconds_per_scan"] / cost["seconds_per_scan"] if cost["seconds_per_scan"] else 0.0
-        for name in (*PACE, *MERGING):
-            row[name] = setting[name]
-        for name in (*_FOUND, *_TIMES):
-            row[name] = one.expected.counters.get(name, cost.get(name, 0))
-    return out
-
-
-def _everywhere(
-    capture: MemoryCapture, jobs: Mapping[tuple[int, ...], list[dict[str, int]]], mark: str, costs: Costs, executor: Pool | None
-) -> Iterable[tuple[tuple[int, ...], np.ndarray]]:
-    """Run all jobs, those of dead workers again."""
-    left = dict(jobs)
-    for attempt in range(_AGAIN + 1):
-        last = attempt == _AGAIN or (executor is not None and not callable(executor) and attempt > 0)
-        pool, ours = _pool(None if last else executor)
-        try:
-            for key, found in _on(pool, capture, left, mark, costs):
-                del left[key]
-                yield key, found
-            return
-        except BrokenExecutor:
-            if last:
-                raise
-        finally:
-            if ours:
-                pool.shutdown(cancel_futures=True)
-
-
-def _pool(executor: Pool | None) -> tuple[Executor, bool]:
-    """An executor, and whether it is ours to end."""
-    if executor is None:
-        return ThreadPoolExecutor(len(os.sched_getaffinity(0))), True
-    if isinstance(executor, Executor):
-        return executor, False
-    return executor(), True
-
-
-def _on(
-    pool: Executor, capture: MemoryCapture, jobs: Mapping[tuple[int, ...], list[dict[str, int]]], mark: str, costs: Costs
-) -> Iterable[tuple[tuple[int, ...], np.ndarray]]:
-    what: Any = capture
-    client = getattr(pool, "_client", None)
-    if client is not None and hasattr(client, "scatter"):  # Dask: the memory goes to each worker once
-        what = client.scatter(capture, broadcast=True)
-    futures: dict[Future[np.ndarray], tuple[int, ...]] = {
-        pool.submit(_of_group, what, settings, mark, costs): key for key, settings in jobs.items()
-    }
-    try:
-        for future in as_completed(futures):
-            yield futures[future], future.result()
-    finally:
-        for future in futures:
-            future.cancel()
 
 
 def front(rows: RecordArray) -> BoolArray:
@@ -230,3 +226,60 @@ def front(rows: RecordArray) -> BoolArray:
     only: I64Array = np.zeros(len(good), np.int64)
     only[first] = 1
     return keep & (only > 0)
+
+
+def advised(rows: RecordArray, present: int | None = None) -> int | None:
+    """The setting to take, of those that free nearly as much as the best.
+
+    Parameters
+    ----------
+    rows : ndarray of SWEEP_DTYPE, shape (n,)
+    present : int, optional
+        Index of the present setting, which stays if it takes no more than 5 % of a CPU and 5 minutes to 90 %.
+
+    Returns
+    -------
+    int or None
+        Index of the one of least CPU that is there (90 %) within a minute; else the quickest that takes no more than 5 % of a
+        CPU; else the one of least CPU. None where none frees anything.
+
+    Models: nothing of Linux. Differs: the limits are ours.
+    """
+    most = int(rows["freed_bytes"].max(initial=0))
+    if most <= 0:
+        return None
+    cpu, seconds = rows["cpu_share"], rows["seconds_to_90"]
+    good = rows["freed_bytes"] >= _ENOUGH * most
+    cheap = good & (cpu <= _MOST_CPU)
+    if present is not None and cheap[present] and seconds[present] <= _SOON:
+        return present
+    some = np.flatnonzero(cheap if cheap.any() else good)
+    quick = some[seconds[some] <= _AT_ONCE]
+    if len(quick) or not cheap.any():
+        some = quick if cheap.any() else some
+        return int(some[np.lexsort((seconds[some], cpu[some]))[0]])
+    return int(some[np.lexsort((cpu[some], seconds[some]))[0]])
+
+
+def of_all(rows: RecordArray) -> RecordArray:
+    """Several machines together: pages and bytes of all, CPU and time of the one that takes the longest.
+
+    Parameters
+    ----------
+    rows : ndarray of SWEEP_DTYPE, shape (machines, n)
+
+    Returns
+    -------
+    ndarray of SWEEP_DTYPE, shape (n,)
+        A tunable that the machines have at different values is -1.
+
+    Models: see `sweep`. Differs: see `sweep`.
+    """
+    out = np.zeros(rows.shape[1], SWEEP_DTYPE)
+    for name in FOUND:
+        out[name] = rows[name].sum(axis=0)
+    for name in TIMES:
+        out[name] = rows[name].max(axis=0)
+    for name in (*PACE, *MERGING):
+        out[name] = np.where((rows[name] == rows[name][0]).all(axis=0), rows[name][0], -1)
+    return out

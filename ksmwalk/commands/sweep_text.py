@@ -1,0 +1,205 @@
+"""What `ksmwalk sweep` found, in words, as rows and as plain data."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..estimates.costs import Costs
+from ..estimates.spread import MERGING, PACE, SWEEP_DTYPE
+from ..estimates.sweep import advised, front
+from ..signatures import I64Array, RecordArray
+from . import report
+from .estimate_text import lines, percent
+from .screen import Column, Screen
+
+_MOST_ROWS, _PARAGRAPH = 16, 110
+# How columns are called that stand beside many others.
+HEADS = {
+    "pages_to_scan": "pages", "sleep_millisecs": "sleep", "max_page_sharing": "sharing", "use_zero_pages": "zero",
+    "smart_scan": "smart", "merge_across_nodes": "nodes", "stable_node_chains_prune_millisecs": "prune",
+}  # fmt: skip
+
+
+@dataclass(slots=True)
+class Found:
+    """What a sweep found.
+
+    Parameters
+    ----------
+    names : list of str
+        Of the machines.
+    each : ndarray of SWEEP_DTYPE, shape (machines, settings)
+    rows : ndarray of SWEEP_DTYPE, shape (settings,)
+        All machines together: `sweep.of_all`.
+    present : int
+        The present setting's index.
+    costs : Costs
+    seconds : float
+        That it took.
+    """
+
+    names: list[str]
+    each: RecordArray
+    rows: RecordArray
+    present: int
+    costs: Costs
+    seconds: float
+
+    @property
+    def best(self) -> int | None:
+        return advised(self.rows, self.present)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as plain data."""
+        on_front = front(self.rows)
+        names = SWEEP_DTYPE.names or ()
+        return {
+            "sources": self.names,
+            "settings": [
+                {**dict(zip(names, row.tolist(), strict=True)), "front": bool(on_front[at]), "present": at == self.present,
+                 "advised": at == self.best}
+                for at, row in enumerate(self.rows)
+            ],
+            "by_source": [
+                {"source": name, **dict(zip(names, row.tolist(), strict=True))}
+                for name, some in zip(self.names, self.each, strict=True) for row in some
+            ],
+            "advice": advice(self),
+            "costs": self.costs.source,
+            "seconds": round(self.seconds, 3),
+        }  # fmt: skip
+
+    def to_csv(self) -> str:
+        """All settings of each machine as a table: source, tunables, what comes of them."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(["source", *(SWEEP_DTYPE.names or ())])
+        for name, some in zip(self.names, self.each, strict=True):
+            # a spreadsheet would take such a name for a formula
+            safe = f"'{name}" if name[:1] in "=+-@\t\r" else name
+            writer.writerows([report.printable(safe), *row.tolist()] for row in some)
+        return out.getvalue()
+
+    def table_rows(self) -> I64Array:
+        """The settings to be shown, by what they free and cost: those that no other beats, the present one, the advised."""
+        some = np.flatnonzero(front(self.rows))
+        order = some[np.lexsort((self.rows["seconds_to_90"][some], self.rows["cpu_share"][some], -self.rows["freed_bytes"][some]))]
+        if len(order) > _MOST_ROWS:
+            order = order[np.unique(np.linspace(0, len(order) - 1, _MOST_ROWS).round().astype(np.int64))]
+        more = [at for at in (self.present, self.best) if at is not None and at not in order]
+        shown: I64Array = np.array(sorted([*order.tolist(), *dict.fromkeys(more)], key=self._place), np.int64)
+        return shown
+
+    def _place(self, at: int) -> tuple[float, float, float]:
+        row = self.rows[at]
+        return -float(row["freed_bytes"]), float(row["cpu_share"]), float(row["seconds_to_90"])
+
+
+def tunables(found: Found) -> list[str]:
+    """The tunables that differ between settings."""
+    several = [name for name in (*PACE, *MERGING) if len(np.unique(found.rows[name])) > 1]
+    return [name for name in (*PACE, *MERGING) if name in PACE or name in several]
+
+
+def words_of(found: Found, at: int, names: list[str]) -> list[str]:
+    """A setting's values."""
+    return [
+        "own" if found.rows[name][at] < 0 else f"{found.rows[name][at]:,}{' ms' if 'millisecs' in name else ''}" for name in names
+    ]
+
+
+def mark(found: Found, at: int) -> str:
+    """Whether a setting is the present one, or the advised one."""
+    return ", ".join(word for word, there in (("now", at == found.present), ("advised", at == found.best)) if there)
+
+
+def heading(found: Found) -> str:
+    """What the sweep is of and what came out, in a few words."""
+    most = int(found.rows["freed_bytes"].max(initial=0))
+    where = found.names[0] if len(found.names) == 1 else f"{len(found.names)} machines"
+    return f"{len(found.rows):,} settings of KSM on {report.printable(where)}: up to {report.size(most)} come free"
+
+
+def advice(found: Found) -> str:
+    """Which setting to take, in a sentence."""
+    best = found.best
+    if best is None:
+        return "No setting frees anything: leave KSM off."
+    now, row = found.rows[found.present], found.rows[best]
+    freed, most = int(row["freed_bytes"]), int(found.rows["freed_bytes"].max())
+    what = f"{report.size(freed)} {'come free' if freed == most else f'of at most {report.size(most)} come free'}, {_soon(row)}"
+    share = f"{percent(float(row['cpu_share']))} of a processor"
+    if best == found.present:
+        return f"Leave the settings as they are: {what}, and ksmd takes {share} from then on."
+    names = [name for name in (*PACE, *MERGING) if row[name] != now[name] and row[name] >= 0]
+    change = [f"{name}={row[name]}" for name in names]
+    listed = change[0] if len(change) == 1 else f"{', '.join(change[:-1])} and {change[-1]}"
+    before = f"{report.size(int(now['freed_bytes']))}, {_soon(now)}, for {percent(float(now['cpu_share']))}"
+    return f"Set {listed}: {what}, and ksmd takes {share} from then on (as it is now: {before})."
+
+
+def _soon(row: Any) -> str:
+    return f"90 % of it after {report.duration(float(row['seconds_to_90']))}"
+
+
+def notes(found: Found) -> list[str]:
+    """What the reader has to know, in sentences."""
+    said = []
+    if len(found.names) > 1:
+        said.append(
+            f"Memory is that of all {len(found.names)} machines; CPU and time are those of the machine that takes the most; now "
+            f"means each as it is."
+        )
+    if found.costs.source == "stored":
+        said.append("Times are by stored costs of another machine: `ksmwalk calibrate` measures them here (root, a minute).")
+    return said
+
+
+def legend(found: Found) -> str:
+    """What the heads of the table mean, and the tunables that are the same everywhere."""
+    names = tunables(found)
+    same = [f"{name}={found.rows[name][0]}" for name in MERGING if name not in names and found.rows[name][0] >= 0]
+    long = ", ".join(f"{HEADS[name]}: {name}" for name in names)
+    return f"{long}; CPU: of one processor, once all is merged; 90 %: when that much of it is free. Always {', '.join(same)}."
+
+
+def show(screen: Screen, found: Found) -> None:
+    """Write the advice, and the settings that no other beats.
+
+    Parameters
+    ----------
+    screen : Screen
+    found : Found
+    """
+    _paragraph(screen, advice(found), "bold green" if found.best is not None else "bold yellow")
+    screen.line()
+    names = tunables(found)
+    columns = [
+        *(Column(HEADS[name]) for name in names), Column("freed", style="green"), Column("CPU"), Column("90 % after", rank=1),
+        Column("", right=False),
+    ]  # fmt: skip
+    shown = found.table_rows()
+    screen.table(columns, [
+        (
+            *words_of(found, at, names), report.size(int(found.rows["freed_bytes"][at])),
+            percent(float(found.rows["cpu_share"][at])), report.duration(float(found.rows["seconds_to_90"][at])), mark(found, at),
+        )
+        for at in shown.tolist()
+    ], styles=["green" if at == found.best else "" for at in shown.tolist()])  # fmt: skip
+    on_front = int(np.count_nonzero(front(found.rows)))
+    screen.line()
+    count = f"{on_front:,} of {len(found.rows):,} settings are beaten by no other in memory freed, CPU and time"
+    left = "" if len(shown) >= on_front else f", {len(shown)} are shown"
+    _paragraph(screen, f"{count}{left}. {legend(found)}", "dim")
+    for words in notes(found):
+        _paragraph(screen, words, "dim")
+
+
+def _paragraph(screen: Screen, words: str, style: str = "") -> None:
+    for line in lines(words, screen.width or _PARAGRAPH):
+        screen.line((line, style))
