@@ -8,15 +8,16 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import (
+    FIRST_COMPLETED,
     BrokenExecutor,
     CancelledError,
     Executor,
     Future,
     ProcessPoolExecutor,
     ThreadPoolExecutor,
-    as_completed,
+    wait,
 )
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,8 @@ Job = tuple[int, tuple[int, ...]]
 _AGAIN = 3
 # Kept captures that a worker has open at once.
 _OPEN = 4
+# Seconds between two looks at whether what was sent is still there.
+_LOOK = 1.0
 
 
 @dataclass(frozen=True)
@@ -170,7 +173,7 @@ class Spread(contextlib.AbstractContextManager["Spread"]):
             if not left:
                 return
             if last:
-                raise broken or RuntimeError("workers came to no end")
+                raise broken or RuntimeError(f"{len(left)} jobs came to no end")
 
     def _on(
         self, pool: Executor, jobs: Mapping[Job, list[dict[str, int]]]
@@ -178,18 +181,19 @@ class Spread(contextlib.AbstractContextManager["Spread"]):
         """What comes of the jobs; of those that workers died of, what was said then."""
         futures: dict[Future[RecordArray], Job] = {}
         lost: list[tuple[Job, BaseException]] = []
+        what: dict[int, Any] = {}
         try:
             what = self._sent(pool, sorted({machine for machine, _ in jobs}))
             for job, settings in jobs.items():
                 futures[pool.submit(of_group, what[job[0]], settings, self.mark, self.costs)] = job
         except BaseException as error:
-            for future in futures:
-                future.cancel()
-            if not _of_dead_worker(error):
+            # to a cluster without workers nothing can be sent in time
+            if not _of_dead_worker(error) and not (_client(pool) is not None and isinstance(error, TimeoutError)):
                 raise
-            lost = [(job, error) for job in jobs if job not in futures.values()]
+            given = set(futures.values())
+            lost = [(job, error) for job in jobs if job not in given]
         try:
-            for future in as_completed(futures):
+            for future in _as_they_come(futures, [some for some in what.values() if hasattr(some, "status")]):
                 try:
                     found = future.result()
                 except BaseException as error:
@@ -232,6 +236,17 @@ class Spread(contextlib.AbstractContextManager["Spread"]):
             return capture  # not all that can be estimated can be kept; it takes longer
         self._kept[machine] = kept = _kept(path)
         return kept
+
+
+def _as_they_come(futures: Iterable[Future[RecordArray]], sent: Sequence[Any]) -> Iterator[Future[RecordArray]]:
+    """Futures as they are done, up to the moment at which memory that was sent out has gone with all who had it: jobs that
+    need it would wait for ever."""
+    left = set(futures)
+    while left:
+        done, left = wait(left, timeout=_LOOK if sent else None, return_when=FIRST_COMPLETED)
+        yield from done
+        if not done and any(one.status in ("lost", "cancelled", "error") for one in sent):
+            return
 
 
 def _client(pool: Any) -> Any:

@@ -61,7 +61,7 @@ def test_a_row_is_what_estimate_says_of_its_setting(what, wanted):
             assert wanted[name][number] == one.cost[name]
         assert {name: int(wanted[name][number]) for name in SETTINGS[number]} == SETTINGS[number]
     # the settings do make a difference
-    assert len(np.unique(wanted["freed_bytes"])) > 5 and len(np.unique(wanted["cpu_share"])) > 100
+    assert len(np.unique(wanted["freed_bytes"])) > 5 and len(np.unique(wanted["cpu_share"])) > 15
 
 
 def test_threads_and_processes_give_the_same_array_for_200_settings(what, wanted):
@@ -131,9 +131,6 @@ def _killer(pools, pids):
         if 0 < done < total and not done_for:
             done_for.append(pid := next(iter(pids(pools[0]))))
             os.kill(pid, signal.SIGKILL)
-            while os.path.exists(f"/proc/{pid}") and "Z" not in open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1][:3]:
-                time.sleep(0.01)
-
     return told
 
 
