@@ -131,8 +131,8 @@ def advice(found: Found) -> str:
     if best is None:
         return "No setting frees anything: leave KSM off."
     now, row = found.rows[found.present], found.rows[best]
-    freed, most = int(row["freed_bytes"]), int(found.rows["freed_bytes"].max())
-    what = f"{report.size(freed)} {'come free' if freed == most else f'of at most {report.size(most)} come free'}, {_soon(row)}"
+    freed, most = (report.size(int(value)) for value in (row["freed_bytes"], found.rows["freed_bytes"].max()))
+    what = f"{freed}{'' if freed == most else f' of at most {most}'} come free, {_soon(row)}"
     share = f"{percent(float(row['cpu_share']))} of a processor"
     if best == found.present:
         return f"Leave the settings as they are: {what}, and ksmd takes {share} from then on."
@@ -180,8 +180,9 @@ def show(screen: Screen, found: Found) -> None:
     screen.line()
     names = tunables(found)
     columns = [
-        *(Column(HEADS[name]) for name in names), Column("freed", style="green"), Column("CPU"), Column("90 % after", rank=1),
-        Column("", right=False),
+        # in a narrow terminal those go that make the least difference; the advice names all
+        *(Column(HEADS[name], rank=at + 1 if at else 0) for at, name in enumerate(names)),
+        Column("freed", style="green"), Column("CPU"), Column("90 % after", rank=2), Column("", right=False),
     ]  # fmt: skip
     shown = found.table_rows()
     screen.table(columns, [

@@ -131,6 +131,49 @@ def test_json_has_the_estimate_the_advice_and_the_domains(run):
     assert got["by_domain"] == {"all": 2059 * P, "user": 59 * P, "container": 2059 * P, "process": 59 * P}
 
 
+def of_sources(*names):
+    what = memory(("web", 2000, 10, 30), ("web", 2000, 10, 30), ("alone", 0, 500, 0), ("one", 0, 50, 0))
+    what.sources = list(names)
+    return what
+
+
+@pytest.mark.parametrize("width", [36, 80])
+def test_of_several_sources_it_says_which_belong_on_one_host(run, width):
+    code, out, err = run(of_sources("hostA", "host\x1b[2JB", "hostC", "hostC"), width=width)
+    assert (code, err) == (0, "") and "\x1b" not in out
+    said = " ".join(out.split("Who shares with whom")[1].split())
+    # 2000 equal pages, and a page of zeros that both have
+    assert "Put on one host, where two and two have room: hostA and host\\x1b[2JB (7.8 MiB more freed than apart)." in said
+    if width == 80:
+        assert "+7.8 MiB 49 % 232 KiB hostA and host\\x1b[2JB" in said
+    assert [line for line in out.splitlines() if report.cells(line) > width] == []
+
+
+def test_of_two_sources_without_a_page_in_common_it_says_that(run):
+    _, out, _ = run(of_sources("A", "A", "C", "C"))
+    assert "Which of them share a host makes no difference: hardly any page of one occurs in another." in " ".join(out.split())
+
+
+def test_of_one_source_nothing_is_said_of_sharing(run):
+    for what in (memory(*WORTH), of_sources("A", "A", "A", "A")):
+        assert "Who shares" not in run(what)[1] and "matrix" not in json.loads(run(what, "--json")[1])
+
+
+def test_the_matrix_is_in_the_json_the_page_and_the_chart(run, tmp_path):
+    what = of_sources("hostA", "hostB", EVIL, EVIL)
+    found = json.loads(run(what, "--json")[1])["matrix"]
+    assert found["names"] == ["hostA", "hostB", EVIL]
+    # its own 29 pages of zeros each free alone
+    assert found["gain_bytes"][0] == [0, 2001 * P, 0] and found["freed_bytes"][0] == [29 * P, (2001 + 58) * P, 29 * P]
+    pytest.importorskip("matplotlib")
+    code, _, err = run(what, "--html", tmp_path / "x.html", "--plot", tmp_path / "x.svg")
+    assert (code, err) == (0, "")
+    seen = read_page(tmp_path / "x.html")
+    assert seen.tags.count("svg") == 5 and seen.tags.count("script") == 1 and json.loads(seen.data)["matrix"] == found
+    assert "Who shares with whom" in (tmp_path / "x.html").read_text()
+    assert "Freed by sharing a host" in (tmp_path / "x.svg").read_text()
+
+
 def test_names_cannot_drive_the_terminal(run):
     _, out, _ = run(memory(("\x1b[2Jweb\n\u202e", 2000, 0, 0), ("web", 2000, 0, 0)))
     assert "\x1b" not in out and "\u202e" not in out and "\\x1b[2Jweb\\n\\u202e" in out

@@ -9,7 +9,6 @@ import os
 import pickle
 import signal
 import threading
-import time
 import warnings
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
