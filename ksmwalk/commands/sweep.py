@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import importlib
 import math
 import multiprocessing
 import os
@@ -230,7 +231,7 @@ def _dask(address: str) -> Iterator[Any]:
     import warnings
 
     try:
-        import distributed
+        distributed: Any = importlib.import_module("distributed")
     except ImportError as error:
         raise KsmwalkError(f"--dask needs distributed ({error}): pip install 'ksmwalk[dask]'") from None
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
@@ -259,9 +260,8 @@ def _dask(address: str) -> Iterator[Any]:
 
 async def _greet(address: str) -> None:
     """See that somebody at the address talks as Dask does."""
-    from distributed.comm import connect
-
-    comm = await connect(address, timeout=_PATIENCE)
+    comms: Any = importlib.import_module("distributed.comm")
+    comm = await comms.connect(address, timeout=_PATIENCE)
     await comm.close()
 
 

@@ -19,7 +19,7 @@ def panels(found: Found) -> list[estimate_plots.Panel]:
     found : Found
     """
     rows = found.rows
-    return [("front", 4.2, lambda axes: charts.sweep_front(axes, rows["cpu_share"], rows["freed_bytes"], rows["seconds_to_90"]))]
+    return [("front", 4.2, lambda axes: charts.sweep_front(axes, rows["cpu_share"], rows["freed_bytes"], rows["seconds_to_99"]))]
 
 
 def page_rows(found: Found) -> list[tuple[str, list[str]]]:

@@ -104,7 +104,10 @@ def sweep(
 
     Models: see `estimate`. Differs: see `estimate`; pages that change are taken to stand still.
     """
-    return sweep_each([capture], settings, executor=executor, shared=shared, mark=mark, costs=costs, progress=progress)[0]
+    rows: RecordArray = sweep_each(
+        [capture], settings, executor=executor, shared=shared, mark=mark, costs=costs, progress=progress
+    )[0]
+    return rows
 
 
 def sweep_each(
