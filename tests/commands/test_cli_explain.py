@@ -192,7 +192,8 @@ def watched(machine, rich, until, height=50, width=80, *more):
     environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
     environment |= {"TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8"}
     arguments = ["explain", "--root", str(machine.path), "--watch", "0.1", *more]
-    program = "import sys\n" + ("" if rich else "sys.modules['rich'] = None\n")
+    # whoever starts the suite in the background has Ctrl-C ignored
+    program = "import signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n" + ("" if rich else "sys.modules['rich'] = None\n")
     program += f"from ksmwalk.commands.cli import main\nsys.exit(main({arguments!r}))"
     written, told = bytearray(), False
     with subprocess.Popen([sys.executable, "-c", program], stdout=theirs, stderr=subprocess.PIPE, env=environment) as running:
@@ -236,7 +237,9 @@ def test_watching_in_a_low_terminal_says_that_there_is_more(machine, rich):
 
 def test_watching_without_a_terminal_is_a_line_of_json_each_time_and_a_fresh_file(machine, tmp_path):
     path = tmp_path / "k.prom"
-    command = [sys.executable, "-m", "ksmwalk", "explain", "--root", machine.path, "--watch", "0.1", "--json",
+    program = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    program += "from ksmwalk.commands.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", program, "explain", "--root", machine.path, "--watch", "0.1", "--json",
                "--openmetrics", path]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         lines = [json.loads(running.stdout.readline()) for _ in range(3)]
