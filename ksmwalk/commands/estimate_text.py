@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..estimates.advice import Advice, Setting, likely
-from ..estimates.estimate import Estimate, changing_pages
+from ..estimates.bounds import changing_pages
+from ..estimates.estimate import Estimate
 from ..ksm import sysfs
 from ..layout import PAGE_SIZE
 from ..sources.contents import readable
@@ -139,6 +140,8 @@ def facts(of: Estimate, domains: dict[str, int | None]) -> Iterator[tuple[str, s
     yield "KSM's memory", f"{report.size(cost['rmap_items_bytes'])} of rmap_items, {report.size(cost['nodes_bytes'])} of nodes"
     split = cost["huge_pages_split"]
     yield "huge pages", f"{split:,} of 2 MiB are split" if split else "none is split"
+    if cost["copies_per_second"] >= 1:
+        yield "copies", f"{cost['copies_per_second']:,.0f} stores a second find their page merged, and have to copy it"
     yield "if all broke", f"{report.size(cost['broken_bytes'])} must be found if every merged page were written to"
     yield "costs", _costs(of)
 

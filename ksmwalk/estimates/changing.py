@@ -28,6 +28,8 @@ LOOKS, WARM_UP, PASSES = 8, 6, 10
 LOW, HIGH = 5, 95
 #: how much longer a scan may take than its work and sleep, for the band: ksmd is nice, and waits for its turn and its timer
 SLOWER = 2.0
+#: a row a look: the counters, and how many stores since the one before had to copy a page
+LOOK_DTYPE = np.dtype([*ROW_DTYPE.descr, ("copies", np.int64)])
 # new contents that nobody else has
 _FRESH = 1 << 62
 
@@ -155,7 +157,7 @@ def run_changing(
 
     Returns
     -------
-    ndarray of ROW_DTYPE
+    ndarray of LOOK_DTYPE
         A row a look, `LOOKS` of them a pass, over `PASSES` passes.
 
     Models: ksmd of Linux 6.18 on memory that changes. Differs: writes come at random moments, and between batches only.
@@ -169,14 +171,17 @@ def run_changing(
     for number in range(WARM_UP + PASSES):
         end = host.ksm.full_scans + 1
         while host.ksm.full_scans < end and host.ksm.registered:
+            frames = host.frames_used
             for mm, some in zip(loaded.mms, writers, strict=True):
                 _write(mm, some, seconds_per_scan / LOOKS, random, fresh)
+            copies = host.frames_used - frames  # a store to a merged page takes a frame
             host.ksm.do_scan(part)
             if number >= WARM_UP:
                 now = state(host)
-                rows.append((*(now[name] for name in (*WATCHED, "general_profit")), host.ksm.pages_skipped, host.frames_used))
+                rows.append((*(now[name] for name in (*WATCHED, "general_profit")), host.ksm.pages_skipped, host.frames_used,
+                             copies))  # fmt: skip
         each(number + 1)
-    return np.array(rows, ROW_DTYPE)
+    return np.array(rows, LOOK_DTYPE)
 
 
 def _fresh_keys() -> Iterator[int]:

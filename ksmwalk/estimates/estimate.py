@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,11 +17,11 @@ from ..layout import PAGE_SIZE, Frame
 from ..signatures import BoolArray, I64Array, RecordArray
 from ..sources.contents import MemoryCapture
 from ..sources.memory import LoadedMemory, load_memory
-from .changing import SLOWER, band, run_changing, write_rates
+from .bounds import as_forked, changing_pages, lower_of, while_changing
 from .costs import WORK_DTYPE, Costs, ksmd_seconds
 from .domains import DOMAINS, in_domains
 from .shares import freed_by_vma, merged_pages, shares
-from .steady import Steady, run_to_steady
+from .steady import SCANS, Steady, run_to_steady
 from .tables import over_time, table
 from .work import count_full_scan
 
@@ -88,8 +87,9 @@ class Estimate:
         Tunables.
     cost : dict
         cpu_seconds, scans, seconds (all full_scans, the last three of which change nothing), scans_to_settle,
-        seconds_to_settle (without these), seconds_per_scan, rmap_items_bytes, nodes_bytes, huge_pages_split, and time to 50, 90
-        and 99 % of what is freed; costs_source.
+        seconds_to_settle (without these), seconds_per_scan, rmap_items_bytes, nodes_bytes, huge_pages_split,
+        copies_per_second (stores that find their page merged, while pages change), and time to 50, 90 and 99 % of what is
+        freed; costs.
     costs : Costs
         By which the work of ksmd was turned into time.
     knobs_given : dict
@@ -249,13 +249,17 @@ def estimate(
             f"or more would tell how fast pages change."
         )
     elif changing and changing_pages(capture):
-        result.lower, result.moving, result.upper = _while_changing(what, loaded, expected, result.cost, lambda: run(what)[1], each)
+        already = expected.counters["freed_bytes"] - expected.counters["freed_more_bytes"]
+        frames = int(expected.steady.rows["frames_used"][0]) + already // PAGE_SIZE
+        result.lower, result.moving, result.upper, result.cost["copies_per_second"] = while_changing(
+            what, loaded, expected.counters, frames, result.cost["seconds_per_scan"], again=lambda: run(what)[1], each=each
+        )
         notes.append(
             f"{changing_pages(capture):,} pages changed between two readings {capture.seconds_between:.3g} s apart: the "
             f"lower and upper figures are with them changing on."
         )
     if not capture.frames_seen:
-        result.lower = {**result.lower, **_less(run(_forked(what))[0].counters, result.lower)}
+        result.lower = lower_of(run(as_forked(what))[0].counters, result.lower)
         notes.append(
             "Frames can't be seen here: what processes share by fork already would not be freed again. The lower figures "
             "take equal pages at equal addresses of two processes as shared already."
@@ -307,66 +311,6 @@ def _which_mark(capture: MemoryCapture, mark: str) -> str:
     if mark != "auto":
         return mark
     return "marked" if any(vma.mergeable for one in capture.processes for vma in one.vmas) else "all"
-
-
-def changing_pages(capture: MemoryCapture) -> int:
-    """Pages whose content differed between two readings."""
-    return sum(int(np.count_nonzero(one.changes)) for one in capture.processes if one.changes is not None)
-
-
-def _while_changing(
-    what: MemoryCapture,
-    loaded: LoadedMemory,
-    expected: Outcome,
-    cost: dict[str, Any],
-    again: Callable[[], LoadedMemory],
-    each: Callable[[int], object],
-) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
-    """Counters while pages change: (lower, mean, upper); `loaded` is in its steady state, `again` makes another one."""
-    frames = int(expected.steady.rows["frames_used"][0])
-    already = expected.counters["freed_bytes"] - expected.counters["freed_more_bytes"]
-    frames += already // PAGE_SIZE
-    bands: list[tuple[dict[str, int], dict[str, int], dict[str, int]]] = []
-    for spread in (False, True) if what.samples == 2 else (True,):
-        memory = loaded if not bands else again()
-        for slower in (1.0, SLOWER):
-            rows = run_changing(memory, write_rates(what, spread), cost["seconds_per_scan"] * slower, each=each)
-            bands.append(band(rows, frames, PAGE_SIZE))
-    mean = {name: round(sum(one[1][name] for one in bands[::2]) * 2 / len(bands)) for name in bands[0][1]}
-    low = {name: min(one[0][name] for one in bands) for name in mean}
-    high = {name: max(one[2][name] for one in bands) for name in mean}
-    return expected.counters | low, mean, expected.counters | high
-
-
-def _less(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
-    return {name: min(value, other[name]) for name, value in one.items() if name in other}
-
-
-def _forked(capture: MemoryCapture) -> MemoryCapture:
-    """The same with equal pages at equal addresses on one frame, as fork leaves them."""
-    pages = [np.flatnonzero(one.anon & ~one.zero) for one in capture.processes]
-    addr = np.concatenate([one.addr[some] for one, some in zip(capture.processes, pages, strict=True)])
-    key = np.concatenate([one.key[some] if one.key is not None else one.addr[some]
-                          for one, some in zip(capture.processes, pages, strict=True)])  # fmt: skip
-    order = np.lexsort((key, addr))
-    new = np.ones(len(addr), bool)
-    new[1:] = (np.diff(addr[order]) != 0) | (np.diff(key[order]) != 0)
-    frame = np.empty(len(addr), np.uint64)
-    frame[order] = np.cumsum(new).astype(np.uint64)
-    some: list[Any] = []
-    at, last = 0, int(frame.max(initial=0)) + 1
-    for one, mine in zip(capture.processes, pages, strict=True):
-        pfn = np.arange(last, last + one.nr_pages, dtype=np.uint64)
-        last += one.nr_pages
-        pfn[mine] = frame[at : at + len(mine)]
-        at += len(mine)
-        # frames made up so lie nowhere in a row: no huge pages
-        categories = one.categories & ~np.uint64(_HUGE)
-        some.append(dataclasses.replace(one, pfn=pfn, categories=categories))
-    return dataclasses.replace(capture, processes=some)
-
-
-_HUGE = 1 << 6  # PAGE_IS_HUGE
 
 
 def outcome(loaded: LoadedMemory, counted: bool = False, each: Callable[[int], object] = lambda scans: None) -> Outcome:
@@ -489,12 +433,14 @@ def cost_of(outcome: Outcome, costs: Costs, knobs: Mapping[str, Any]) -> dict[st
         "seconds": float(seconds.sum()),
         "scans_to_settle": settled,
         "seconds_to_settle": float(seconds[:settled].sum()),
-        "seconds_per_scan": float(seconds[-1]) if len(seconds) else 0.0,
-        "cpu_seconds_per_scan": float(cpu[-1]) if len(cpu) else 0.0,
+        # with smart_scan one scan is not like the next
+        "seconds_per_scan": float(seconds[-SCANS:].mean()) if len(seconds) else 0.0,
+        "cpu_seconds_per_scan": float(cpu[-SCANS:].mean()) if len(cpu) else 0.0,
         **times,
         "rmap_items_bytes": outcome.counters["rmap_items"] * sysfs.RMAP_ITEM_SIZE,
         "nodes_bytes": nodes * NODE_SIZE,
         "huge_pages_split": outcome.counters["huge_pages_split"],
+        "copies_per_second": 0.0,
         "broken_bytes": outcome.counters["broken_bytes"],
         "costs": costs.source,
     }

@@ -15,11 +15,11 @@ import numpy as np
 from ..gate import shown
 from ..layout import PAGE_SIZE
 from ..proc import pagemap
-from ..signatures import BoolArray, I64Array, U64Array
+from ..signatures import BoolArray, I64Array, RecordArray, U64Array
 from ..sources.contents import MemoryCapture
 from ..sources.keys import UNKNOWN
 from ..sources.reading import ProcessCapture
-from .estimate import Estimate, Outcome, estimate
+from .estimate import Estimate, Outcome, cost_of, estimate
 from .steady import WATCHED
 
 #: a content with so many pages is kept in any case
@@ -78,7 +78,7 @@ def estimate_sample(
     }
     counters["full_scans"] = max(heavy.expected.counters["full_scans"], light.expected.counters["full_scans"])
     counters["huge_pages_split"] = 0
-    whole = _added(heavy, light, scale, counters)
+    whole = _added(capture, heavy, light, scale, counters)
     notes = list(dict.fromkeys(heavy.notes + light.notes)) + [
         f"From {part:.3g} of the contents that fewer than {MANY} pages have, and all others: the bounds hold for 95 of 100 draws.",
         "Huge pages count as small ones here: how many would be split is not said.",
@@ -89,13 +89,7 @@ def estimate_sample(
         unit = PAGE_SIZE if name.endswith("bytes") or name == "general_profit" else 1
         more = round(_SIGMAS * pages) * unit
         lower[name], upper[name] = max(0, counters[name] - more), counters[name] + more
-    cost = {
-        name: heavy.cost[name] + light.cost[name] * scale if isinstance(value, float) else value
-        for name, value in heavy.cost.items()
-    }
-    cost |= {"scans": counters["full_scans"], "scans_to_settle": max(heavy.cost["scans_to_settle"], light.cost["scans_to_settle"])}
-    for name in ("rmap_items_bytes", "nodes_bytes", "broken_bytes"):
-        cost[name] = heavy.cost[name] + round(light.cost[name] * scale)
+    cost = cost_of(whole, heavy.costs, heavy.knobs)
     result = Estimate(whole, lower, upper, {}, heavy.mark, heavy.domain, heavy.knobs, cost, capture, notes)
     result.seconds = heavy.seconds + light.seconds
     result.costs, result.knobs_given = heavy.costs, heavy.knobs_given
@@ -143,14 +137,15 @@ def _spread(capture: MemoryCapture, drawn: U64Array, part: float) -> dict[str, f
     }  # fmt: skip
 
 
-def _added(heavy: Estimate, light: Estimate, scale: float, counters: dict[str, int]) -> Outcome:
+def _added(capture: MemoryCapture, heavy: Estimate, light: Estimate, scale: float, counters: dict[str, int]) -> Outcome:
     """Both parts as one outcome."""
     rows = []
-    for one, other in zip(heavy.expected.by_process, light.expected.by_process, strict=True):
+    for of, one, other in zip(capture.processes, heavy.expected.by_process, light.expected.by_process, strict=True):
         row = dict(one)
         for name, value in other.items():
             if isinstance(value, int) and name not in ("pid", "uid"):
                 row[name] = one[name] + round(value * scale)
+        row |= {"pages": of.nr_pages, "anonymous_pages": int(np.count_nonzero(of.anon & ~of.zero))}
         rows.append(row)
     first, second = heavy.expected.steady.rows, light.expected.steady.rows
     length = max(len(first), len(second))
@@ -161,4 +156,15 @@ def _added(heavy: Estimate, light: Estimate, scale: float, counters: dict[str, i
         over_time[name] = a + np.rint(b * scale).astype(np.int64)
     steady = dataclasses.replace(heavy.expected.steady, counters=counters, rows=over_time)
     steady.settled = max(heavy.expected.steady.settled, light.expected.steady.settled)
-    return Outcome(counters, steady, heavy.expected.work, rows)
+    return Outcome(counters, steady, _work(heavy.expected.work, light.expected.work, scale), rows)
+
+
+def _work(heavy: RecordArray, light: RecordArray, scale: float) -> RecordArray:
+    """The work of each scan of both parts, that of the one scaled up; one that had settled goes on as in its last scan."""
+    length = max(len(heavy), len(light))
+    work = np.zeros(length, heavy.dtype)
+    for name in heavy.dtype.names or ():
+        a, b = (np.append(part[name], np.repeat(part[name][-1:], length - len(part))) if len(part) else 0
+                for part in (heavy, light))  # fmt: skip
+        work[name] = np.maximum(a, b) if name == "prefix" else a + np.rint(b * scale)
+    return work

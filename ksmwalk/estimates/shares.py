@@ -83,7 +83,9 @@ def merged_pages(loaded: LoadedMemory, number: int, frames: I64Array | None = No
 
 @dataclass(slots=True)
 class Shares:
-    """Each captured page's part of its frame, in pages: 1 of its own, 1/n of a frame that n pages map, 0 of the zero page.
+    """Each captured page's part of its frame, in pages: 1 of its own, 1/n of a frame that n pages map.
+
+    0 of the zero page, and of a frame that a process outside the capture maps too: it does not become free.
 
     Attributes
     ----------
@@ -92,9 +94,9 @@ class Shares:
     part : float64[nr_frames]
         Of each frame what one of its pages has.
     nr_frames : int
-        Frames that the captured pages have, the zero page left out.
+        Frames that the captured pages have alone.
 
-    Models: Pss of /proc/PID/smaps of Linux 6.18. Differs: mappings of processes that were not captured don't count.
+    Models: Pss of /proc/PID/smaps of Linux 6.18. Differs: frames that processes outside the capture map.
     """
 
     frames: list[I64Array]
@@ -125,7 +127,8 @@ def shares(loaded: LoadedMemory) -> Shares:
         # takes no longer for a thousand small processes than for a large one, as counting all frames for each would
         np.add.at(count, some, np.int32(1))
     zero = loaded.host.frames.flags & np.uint16(Frame.ZERO) != 0
-    count[zero] = 0
+    # what a process outside the capture maps too is nothing that merging could free
+    count[zero | (loaded.host.frames.mapcount > count)] = 0
     parts = np.concatenate(([0.0], 1.0 / np.arange(1, int(count.max(initial=0)) + 1)))
     return Shares(frames, parts[count], int(np.count_nonzero(count)))
 

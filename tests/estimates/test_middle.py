@@ -127,6 +127,8 @@ def test_a_frame_that_somebody_else_maps_is_not_freed():
     mm.fork()
     alone = estimate(capture_of(host, [mm])).expected.counters
     assert alone["pages_sharing"] == 1 and alone["freed_bytes"] == 0
+    [row] = estimate(capture_of(host, [mm])).expected.by_process
+    assert row["freed_bytes"] == 0
     both = estimate(capture_of(host)).expected.counters
     assert both["freed_bytes"] == P
 

@@ -39,6 +39,14 @@ def test_the_whole_is_the_whole(memory):
     )
 
 
+def test_what_is_known_is_not_scaled_and_time_is(memory):
+    found, true = estimate_sample(memory, 0.2), estimate(memory)
+    for row, known in zip(found.expected.by_process, true.expected.by_process, strict=True):
+        assert row["anonymous_pages"] == known["anonymous_pages"] and row["pages"] == known["pages"]
+    assert 0.6 * true.cost["cpu_seconds"] < found.cost["cpu_seconds"] < 1.6 * true.cost["cpu_seconds"]
+    assert 0.8 * true.cost["seconds"] < found.cost["seconds"] < 1.3 * true.cost["seconds"]
+
+
 def test_the_truth_lies_between_the_bounds(memory):
     true = estimate(memory).expected.counters
     inside = dict.fromkeys(("freed_bytes", "pages_shared", "pages_sharing"), 0)
