@@ -72,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
     errors += [f"no process is called {word}" for word in others.unknown]
     # our own memory is read by nobody: it would change while it is
     pids = [pid for pid in dict.fromkeys([*chosen.pids, *_partners(args.all, others.pids)]) if pid != os.getpid()]
+    if not pids:
+        raise NothingToRead(_reason(os.getpid()))
     begin = time.monotonic()
     near: Near | None = None
     with Meter() as tell:

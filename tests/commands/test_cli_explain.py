@@ -193,7 +193,8 @@ def watched(machine, rich, until, height=50, width=80, *more):
     environment |= {"TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8"}
     arguments = ["explain", "--root", str(machine.path), "--watch", "0.1", *more]
     # whoever starts the suite in the background has Ctrl-C ignored
-    program = "import signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n" + ("" if rich else "sys.modules['rich'] = None\n")
+    program = "import signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    program += "" if rich else "sys.modules['rich'] = None\n"
     program += f"from ksmwalk.commands.cli import main\nsys.exit(main({arguments!r}))"
     written, told = bytearray(), False
     with subprocess.Popen([sys.executable, "-c", program], stdout=theirs, stderr=subprocess.PIPE, env=environment) as running:

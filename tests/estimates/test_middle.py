@@ -11,6 +11,7 @@ from seen import capture_of
 from ksmwalk import Host
 from ksmwalk.estimates.estimate import estimate
 from ksmwalk.estimates.steady import WATCHED, run_to_steady
+from ksmwalk.sources.memory import load_memory
 
 P = 4096
 
@@ -141,3 +142,17 @@ def test_zero_pages_of_ksm_are_counted():
     assert host.ksm.ksm_zero_pages == 3
     found, _ = agree(host)
     assert found["ksm_zero_pages"] == 3 and found["freed_bytes"] == 3 * P
+
+
+def test_what_was_merged_counts_at_once():
+    host = machine()
+    one, _ = marked(host, [*range(1, 50), *range(1, 20)])
+    two, _ = marked(host, [*range(1, 10)])
+    for _ in range(4):
+        host.ksm.full_scan()
+    loaded = load_memory(capture_of(host))
+    for name in ("pages_shared", "pages_sharing"):
+        assert getattr(loaded.host.ksm, name) == getattr(host.ksm, name) > 0
+    for mine, real in zip(loaded.mms, (one, two), strict=True):
+        assert mine.ksm_stat()["ksm_merging_pages"] == real.ksm_stat()["ksm_merging_pages"]
+    assert loaded.nr_merged == host.ksm.pages_shared + host.ksm.pages_sharing

@@ -60,8 +60,9 @@ class Site:
 
 
 def engine_files() -> list[Path]:
-    """All compiled sources and the declarations that hold code, but those of the record layout."""
-    files = [path for end in ("pyx", "pxd") for path in PACKAGE.glob(f"**/_*.{end}") if path.parent.name != "layout"]
+    """All compiled sources and the declarations that hold code, but those of the record layout and of reading /proc."""
+    files = [path for end in ("pyx", "pxd") for path in PACKAGE.glob(f"**/_*.{end}")
+             if path.parent.name not in ("layout", "proc")]  # fmt: skip
     return sorted(files, key=lambda path: path.relative_to(PACKAGE).as_posix())
 
 
