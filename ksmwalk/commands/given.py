@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
 import os
 import secrets
@@ -169,6 +170,8 @@ def _is_file(word: str, image: bool) -> bool:
             raise
         return False
     if stat.S_ISDIR(mode):
+        if path and not os.access(word, os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), word)
         if path:
             raise ValueError(f"{word}: a directory, but no capture (it has no meta.json)")
         return False

@@ -301,8 +301,11 @@ class Stored:
                 self.shape, fortran, self.dtype = np.lib.format.read_array_header_2_0(file)
             else:
                 raise ValueError(f"version {major} of the .npy format")
-        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as err:
-            raise ValueError(f"{where}: no .npy file: {err}") from None
+        except OSError:
+            raise
+        except Exception as err:  # numpy takes a header apart with the interpreter's own tools, which complain in many ways
+            words = str(err)  # numpy's may quote all of what it took for a header
+            raise ValueError(f"{where}: no .npy file: {words[:100]}{'...' if len(words) > 100 else ''}") from None
         if fortran or self.dtype.hasobject or any(type(n) is not int or n < 0 for n in self.shape):
             raise ValueError(f"{where}: dtype {self.dtype}, shape {self.shape}: not of an array kept by ksmwalk")
         size = math.prod(self.shape) * self.dtype.itemsize

@@ -42,12 +42,26 @@ class OpenFiles:
         with self._lock:
             entry = self._open.pop(pages, None)
             if entry is None:
-                entry = (*pages.open(), [0])
+                entry = (*self._opened(pages), [0])
             entry[2][0] += 1
             self._open[pages] = entry
-            for old in [old for old in self._open if not self._open[old][2][0]][: max(0, len(self._open) - self._most)]:
-                _close(self._open.pop(old))
+            self._close_unused(self._most)
             return entry[0], entry[1]
+
+    def _opened(self, pages: LivePages) -> tuple[int, int]:
+        try:
+            return pages.open()
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._open:
+                raise
+        # this process, or the machine, may have no more open: go on with fewer
+        self._most = max(1, len(self._open) // 2)
+        self._close_unused(0)
+        return pages.open()
+
+    def _close_unused(self, most: int) -> None:
+        for old in [old for old in self._open if not self._open[old][2][0]][: max(0, len(self._open) - most)]:
+            _close(self._open.pop(old))
 
     def give_back(self, pages: LivePages) -> None:
         with self._lock:

@@ -17,6 +17,7 @@ import numpy as np
 
 from ..errors import KsmwalkError
 from ..gate import shown
+from ..ksm import sysfs
 from ..layout import stored
 from ..proc.maps import VmaRecord
 from ..proc.processes import Identity
@@ -257,7 +258,13 @@ def _check_machine(machine: Mapping[str, Any], place: str) -> None:
     if "ksm" in machine:
         knobs = Fields(fields.take("ksm"), f"{place}.ksm")
         for name in list(knobs.left):
-            knobs.text(name)
+            text = knobs.text(name)
+            # a mode of the advisor that is not known yet is no damage, and nothing rests on it
+            if name in sysfs.KNOBS and name != "advisor_mode":
+                try:
+                    sysfs.KNOBS[name].read(text)
+                except OSError as error:
+                    raise ValueError(f"{place}.ksm: {error.strerror}") from None
     for i, one in enumerate(fields.items("machines", dict, "objects") if "machines" in machine else []):
         _check_machine(one, f"{place}.machines[{i}]")
 

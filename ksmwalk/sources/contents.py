@@ -97,6 +97,10 @@ def readable(what: ProcessCapture) -> BoolArray:
     return wanted
 
 
+def _say_nothing(what: str, done: int, total: int) -> None:
+    """Progress that nobody is told of."""
+
+
 def capture_memory(
     pids: Iterable[int],
     *,
@@ -104,7 +108,7 @@ def capture_memory(
     interval: float = 2.0,
     stop: bool = False,
     secret: bytes | None = None,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = _say_nothing,
 ) -> MemoryCapture:
     """Read processes with the contents of their anonymous memory, which is neither changed nor kept.
 
@@ -120,7 +124,7 @@ def capture_memory(
     secret : bytes, optional
         Make contents comparable with captures of other machines that were given the same secret: see `intern`.
     progress : callable of (str, int, int)
-        What is done, pages done, pages in all.
+        What is done, pages done, pages in all. With `stop` it is told nothing.
 
     Returns
     -------
@@ -144,23 +148,28 @@ def capture_memory(
         raise ValueError("no process to read")
     clock = time.perf_counter()
     notes: list[str] = []
-    found = _readings(numbers, notes, progress)
-    result = MemoryCapture(found, 0, secret is None, samples, machine=machine(), notes=notes)
-    result.seconds["mappings"] = time.perf_counter() - clock
+    if stop:
+        progress = _say_nothing  # who shows it, a terminal say, may be held, and a full pipe to it would hold us
     files = OpenFiles()
-    reading = _FramesOnce(found, files)
     moments: list[float] = []
     with contextlib.ExitStack() as held:
 
-        def before(sample: int) -> None:
-            held.close()
-            if sample:
-                time.sleep(interval)
+        def hold() -> None:
             if stop:
-                notes.extend(set(held.enter_context(frozen(numbers))) - set(notes))
+                notes.extend(note for note in held.enter_context(frozen(numbers)) if note not in notes)
+
+        def before(sample: int) -> None:
+            if sample:
+                held.close()
+                time.sleep(interval)
+                hold()
             moments.append(time.monotonic())
 
-        held.callback(lambda: None)
+        hold()
+        found = _readings(numbers, notes, progress)
+        result = MemoryCapture(found, 0, secret is None, samples, machine=machine(), notes=notes)
+        result.seconds["mappings"] = time.perf_counter() - clock
+        reading = _FramesOnce(found, files)
         try:
             interned = intern(reading.sources, samples=samples, before=before, secret=secret, progress=progress)
         finally:

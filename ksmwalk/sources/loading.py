@@ -18,6 +18,8 @@ from .reading import PAGES_PER_BLOCK, CaptureOptions, ProcessCapture, capture
 
 # Frames that a Host has above those of the process, so that an experiment can go on from there.
 _ROOM = 1 << 16
+# Files may be larger than an object of a Host: each such part of one is an object of its own.
+_PART = 1 << 46
 # Present pages from which on a Host with huge pages under its arrays pays.
 _HUGE_FROM = 1 << 18
 MARK = ("as-is", "all", "none")
@@ -221,7 +223,7 @@ def _add_vmas(host: Host, number: int, what: ProcessCapture, mark: str, slices: 
     anon |= np.array([not vma.never_written for vma in what.vmas], bool)
     backing, made = _add_objects(host, what)
     start = np.array([vma.start for vma in what.vmas], np.uint64)
-    offset = np.array([vma.offset for vma in what.vmas], np.uint64)
+    offset = np.array([vma.offset & _PART - 1 for vma in what.vmas], np.uint64)
     code = _load.add_vmas(
         host.world,
         number,
@@ -241,11 +243,14 @@ def _add_vmas(host: Host, number: int, what: ProcessCapture, mark: str, slices: 
 def _add_objects(host: Host, what: ProcessCapture) -> tuple[I32Array, list[int]]:
     """The file or shared object that each vma maps, int32[vmas], 0 where there is none; and all of them, to be dropped."""
     # How long an object really is can't be seen from outside; at least to where it is mapped.
-    length: dict[tuple[str, int], int] = {}
-    keys = [None if not vma.inode or {"pf", "ht"} & set(vma.flags) else (vma.device, vma.inode) for vma in what.vmas]
+    length: dict[tuple[str, int, int], int] = {}
+    keys = [
+        None if not vma.inode or {"pf", "ht"} & set(vma.flags) else (vma.device, vma.inode, vma.offset // _PART)
+        for vma in what.vmas
+    ]
     for key, vma in zip(keys, what.vmas, strict=True):
         if key is not None:
-            length[key] = max(length.get(key, 0), vma.offset + vma.size)
+            length[key] = max(length.get(key, 0), (vma.offset & _PART - 1) + vma.size)
     numbers = {key: host.new_object(nbytes) for key, nbytes in length.items()}
     return np.array([0 if key is None else numbers[key] for key in keys], np.int32), list(numbers.values())
 
@@ -333,6 +338,6 @@ def _fill_backing(
         if not number or first == last:
             continue
         there = file[first:last]
-        place = what.addr[first:last][there].view(np.int64) + (vma.offset - vma.start)
+        place = what.addr[first:last][there].view(np.int64) + ((vma.offset & _PART - 1) - vma.start)
         if _load.hold_pages(host.world, number, place, pfn[first:last][there]) < len(place):
             raise ArenaFullError(f"no table page left for the pages of {vma.name}: make the Host with more frames")

@@ -10,11 +10,12 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
 import pytest
-from living import Living, footprint, sees_frames
+from living import Living, become_nobody, footprint, sees_frames
 from madecapture import made
 
 from ksmwalk.commands import cli, given, meter
@@ -44,6 +45,26 @@ def arguments(*words):
     parser = argparse.ArgumentParser()
     given.add_source_arguments(parser)
     return parser.parse_args(list(map(str, words)))
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_a_capture_of_somebody_else_is_not_said_to_be_none():
+    reader, writer = os.pipe()
+    with tempfile.TemporaryDirectory() as place:  # unlike tmp_path one that others may get to
+        os.chmod(place, 0o755)
+        save_capture(made(), f"{place}/kept")
+        if not (pid := os.fork()):
+            become_nobody()
+            try:
+                given.sort_words([f"{place}/kept"])
+            except Exception as error:
+                os.write(writer, repr(error).encode())
+            os._exit(0)
+        os.waitpid(pid, 0)
+    os.close(writer)
+    with open(reader) as file:
+        assert file.read() == "PermissionError(13, 'Permission denied')"
 
 
 def test_a_process_is_captured_and_comes_back(child, tmp_path, capsys):

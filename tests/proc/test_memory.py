@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import resource
 import signal
 import time
 from pathlib import Path
@@ -111,6 +113,23 @@ def test_only_so_many_files_are_open_at_a_time(child):
         assert len(os.listdir("/proc/self/fd")) <= before + 2 * 4
     files.close()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_where_only_few_files_may_be_open_fewer_are(child):
+    area = child.do("new(4 * P)")
+    child.do(f"write({area}, 4)")
+    files = OpenFiles()
+    many = [pages_of(child.pid, [area], files) for _ in range(40)]
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = set(map(int, os.listdir("/proc/self/fd")))
+    most = next(n for n in itertools.count() if n - len([fd for fd in taken if fd < n]) == 8)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, limits[1]))
+    try:
+        read = [pages.read(np.arange(1), np.zeros((1, P), np.uint8)).all() for pages in many]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        files.close()
+    assert all(read)
 
 
 def test_a_process_is_held_still_and_goes_on(child):

@@ -250,6 +250,7 @@ META = [
     (("ordered",), 1, "ordered 1: must be true or false"), (("samples",), 0, "samples 0"), (("samples",), "2", "samples"),
     (("seconds_between",), float("inf"), "seconds_between inf"), (("seconds_between",), -1, "seconds_between"),
     (("machine",), [], "machine"), (("machine", "ksm"), {"run": 1}, "machine.ksm.run 1: must be a text"),
+    (("machine", "ksm"), {"max_page_sharing": "1"}, "machine.ksm: Invalid argument: max_page_sharing = '1'"),
     (("machine", "mem_total"), -1, "machine.mem_total"), (("machine", "kind"), 3, "machine.kind"),
     (("machine", "machines"), [{"ksm": 1}], r"machine.machines\[0\].ksm"),
     (("registered",), [1.5], "registered"), (("sources",), ["a"], "sources: 1 of them"), (("notes",), [1], "notes"),

@@ -107,3 +107,32 @@ def test_what_does_move_is_when_a_page_was_used_last():
         assert after[:4] == before[:4]
         moved = np.bitwise_or.reduce((after[4] ^ before[4])[:40])
         assert not int(moved) & ~(USED_LATELY | 1 << 5)
+
+
+def state_of(pid):
+    return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0].decode()
+
+
+def test_what_changes_its_mappings_all_the_time_is_read_whole_while_it_is_held():
+    churn = (
+        "any(m.append(mmap.mmap(-1, 50 * P)) or m[-1].write(b'x' * P) < 0 or (len(m) > 9 and bool(m.pop(0).close()))"
+        " for _ in iter(int, 1))"
+    )
+    with Living() as child:
+        child.do("import mmap, threading; m = []; x = 1")
+        child.do(f"threading.Thread(target=lambda: {churn}, daemon=True).start()")
+        found = capture_memory([child.pid], samples=1, stop=True)
+        assert state_of(child.pid) != "t"
+    assert found.notes == []
+    assert found.processes[0].attempts == 1
+
+
+def test_nobody_is_told_of_progress_while_processes_are_held():
+    """Who shows it may be among them; a write to a full terminal would then never end, and nobody would let them go."""
+    with Living() as child:
+        child.do("new(P)")
+        told = []
+        capture_memory([child.pid], interval=0, stop=True, progress=lambda *_: told.append(state_of(child.pid)))
+        assert "t" not in told
+        capture_memory([child.pid], interval=0, progress=lambda *_: told.append(state_of(child.pid)))
+        assert told

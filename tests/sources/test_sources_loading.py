@@ -63,6 +63,18 @@ def grown(child):
     return areas
 
 
+def test_files_may_be_mapped_at_any_offset(child):
+    """A sparse file is soon longer than any memory, and who maps it must not keep others from being looked at."""
+    child.do("import mmap; fd = os.memfd_create('far'); os.ftruncate(fd, 1 << 62)")
+    child.do("far = mmap.mmap(fd, 2 * P, flags=mmap.MAP_PRIVATE, offset=1 << 60)")
+    child.do("far.write(b'x' * P); far[P]")
+    child.do("near = mmap.mmap(fd, 2 * P); near[0] = 1")
+    image = process(child.pid, frames=FRAMES)
+    hostcheck.check(image.host)
+    assert {vma.offset for vma in image.capture.vmas if "memfd:far" in vma.name} == {0, 1 << 60}
+    assert [addr for addr, _ in expand(image.mm.tables.mappings())] == image.capture.addr.tolist()
+
+
 @pytest.mark.parametrize("frames", [pytest.param(True, marks=needs_frames), False])
 def test_the_same_pages_and_areas(child, frames):
     areas = grown(child)
