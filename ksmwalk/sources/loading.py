@@ -96,6 +96,7 @@ def load(
     mark: str = "as-is",
     merged: bool = False,
     together: bool = False,
+    above: int = 0,
 ) -> ProcessImage:
     """Load a capture into a Host; the process itself may be gone by now.
 
@@ -109,6 +110,8 @@ def load(
         them their stable nodes.
     together : bool
         Others that share frames follow: what nobody maps of huge pages is left to be taken then (`_load.fill_folios`).
+    above : int
+        Where frames are not known, those that are made up are this one or above: others that follow have those below.
 
     Returns
     -------
@@ -131,7 +134,7 @@ def load(
         levels = 5 if what.vmas[-1].end > 1 << 47 else 4
         host = Host(_frames_needed(what, leaf), levels=levels, huge=what.nr_pages >= _HUGE_FROM)
     arrays = host.world.arrays
-    pfn = _frame_numbers(what, leaf, arrays)
+    pfn = _frame_numbers(what, leaf, arrays, above)
     if pfn.size and int(pfn.max()) >= host.nr_frames:
         raise ArenaFullError(
             f"frame {int(pfn.max()):#x} of process {what.pid}: this Host has only {host.nr_frames:#x} frames"
@@ -176,7 +179,7 @@ def _frames_needed(what: ProcessCapture, leaf: BoolArray) -> int:
     return -(-(used + _ROOM) // PAGES_PER_BLOCK) * PAGES_PER_BLOCK
 
 
-def _frame_numbers(what: ProcessCapture, leaf: BoolArray, arrays: dict[str, AnyArray]) -> I64Array:
+def _frame_numbers(what: ProcessCapture, leaf: BoolArray, arrays: dict[str, AnyArray], above: int = 0) -> I64Array:
     """The Host's frame of each page, int64[nr_pages]: the machine's own numbers where they are known, else made up.
 
     The shared zero page is frame 0 in every Host, whatever it is on the machine.
@@ -187,7 +190,7 @@ def _frame_numbers(what: ProcessCapture, leaf: BoolArray, arrays: dict[str, AnyA
     else:
         pfn = np.empty(what.nr_pages, np.int64)
         own = leaf & ~zero
-        first = _first_free_block(arrays) * PAGES_PER_BLOCK
+        first = max(_first_free_block(arrays), -(-above // PAGES_PER_BLOCK)) * PAGES_PER_BLOCK
         # Leaves first, as they have to be aligned.
         nr_leaf = int(own.sum())
         pfn[own] = first + np.arange(nr_leaf)
