@@ -346,12 +346,15 @@ def prediction_of(data: dict[str, Any], name: str) -> dict[str, dict[str, float]
     return out
 
 
-def against(prediction: dict[str, dict[str, float]], state: KsmState) -> list[dict[str, Any]]:
-    """Each predicted figure with what it has come to; `achieved` None for what no counter shows (freed_bytes)."""
+def against(prediction: dict[str, dict[str, float]], state: KsmState, *, apart: bool = False) -> list[dict[str, Any]]:
+    """Each predicted figure with what it has come to; `achieved` None for what no counter shows (freed_bytes).
+
+    With smart_scan pages that are not merged are one figure, unless they are wanted apart, under their names.
+    """
     now: dict[str, int | None] = {name: state.counters.get(name) for name in PREDICTED_COUNTERS}
     now["rmap_items"] = state.rmap_items
     now["general_profit"] = saved(state)["profit"]
-    if state.number("smart_scan"):
+    if state.number("smart_scan") and not apart:
         # what a scan skips is volatile, and unshared in the next that does not: only the sum stands still
         prediction = {band: _summed(values) for band, values in prediction.items()}
         parts = [now[name] for name in _UNMERGED]
