@@ -45,7 +45,7 @@ class MemoryCapture:
         From the first to the last reading.
     machine : dict
         Where it comes from: kind ("live", "core", "guest"), release, hostname, knobs and counters of its KSM, mem_total
-        (bytes).
+        (bytes), uptime (seconds since boot).
     registered : list of int or None
         Process numbers in the order in which they asked for merging, where that is known.
     prefix : float
@@ -301,6 +301,7 @@ def machine() -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
         total = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemTotal:"))
-    return {"kind": "live", "release": system.release, "hostname": system.nodename, "ksm": files, "mem_total": total}
+    return {"kind": "live", "release": system.release, "hostname": system.nodename, "ksm": files, "mem_total": total,
+            "uptime": round(time.clock_gettime(time.CLOCK_BOOTTIME), 2)}  # fmt: skip
 
 
