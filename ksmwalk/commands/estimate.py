@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..estimates.advice import advise, by_domain
+from ..estimates.advice import YOUNG, advise, by_domain
 from ..estimates.costs import Costs
 from ..estimates.domains import DOMAINS
 from ..estimates.estimate import MARKS, Estimate, estimate
@@ -116,7 +116,9 @@ def run(args: argparse.Namespace) -> int:
             capture, mark=args.mark, knobs=given, domain=args.domain, costs=costs, take_over=not args.fresh,
             each=lambda scans: meter("full scans made", scans, 0),
         )  # fmt: skip
-        advice = advise(found, take_over=not args.fresh, each=lambda scans: meter("full scans made", scans, 0))
+        # processes that are named are meant, however young
+        young = YOUNG if args.all else 0.0
+        advice = advise(found, take_over=not args.fresh, young=young, each=lambda scans: meter("full scans made", scans, 0))
         domains: dict[str, int | None] = {}
         if args.domains or (args.domain == "all" and len(capture.processes) > 1 and capture.nr_pages <= _CHEAP_PAGES):
             meter("merging within domains", 0, 0)
