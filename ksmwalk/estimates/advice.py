@@ -377,20 +377,22 @@ def _why_not(of: Estimate, best: Estimate, chosen: Sequence[int], anonymous: int
         return "equal pages are shared by fork already"
     if freed - overhead(best) <= 0:
         return "KSM itself would need more than comes free" + (", while pages change" if best.moving else "")
-    if not chosen or freed < _LEAST_BYTES or freed < _LEAST_PART * anonymous:
+    if not chosen:
         return "that is too little"
-    return too_little(freed, overhead(best), of.capture)
+    return too_little(freed, overhead(best), int(of.capture.machine.get("mem_total", 0)), anonymous)
 
 
-def too_little(freed: int, needed: int, capture: MemoryCapture) -> str:
+def too_little(freed: int, needed: int, mem_total: int, searched: int = 0) -> str:
     """Why so much memory is not worth it on a machine; "" if it is.
 
     Parameters
     ----------
     freed, needed : int
         Bytes that come free, and that KSM itself takes.
-    capture : MemoryCapture
-        With the machine's `mem_total`, if it is known.
+    mem_total : int
+        Bytes of the machine; 0: not known.
+    searched : int
+        Bytes that ksmd has to go through for it.
 
     Returns
     -------
@@ -398,11 +400,10 @@ def too_little(freed: int, needed: int, capture: MemoryCapture) -> str:
 
     Models: nothing of Linux. Differs: the limits are ours.
     """
-    if freed < _LEAST_BYTES:
+    if freed < _LEAST_BYTES or freed < _LEAST_PART * searched:
         return "that is too little"
-    whole = int(capture.machine.get("mem_total", 0))
-    if freed < min(_LEAST_OF_MACHINE * whole, _ENOUGH_BYTES):
-        return f"that is too little for a machine of {whole / (1 << 30):,.3g} GiB"
+    if freed < min(_LEAST_OF_MACHINE * mem_total, _ENOUGH_BYTES):
+        return f"that is too little for a machine of {mem_total / (1 << 30):,.3g} GiB"
     if needed > _MOST_OVERHEAD * freed:
         return f"KSM itself would need {needed / freed:.0%} of that"
     return ""

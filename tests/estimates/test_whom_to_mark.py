@@ -122,9 +122,8 @@ def test_what_is_set_now_is_the_machine_s_and_what_was_asked_about_is_told_apart
     ],
 )
 def test_what_is_worth_it_depends_on_the_machine_and_on_what_ksm_needs_itself(mem_total, freed, needed, why):
-    what = memory(("web", 1, 0, 0))
-    what.machine["mem_total"] = mem_total
-    assert too_little(freed, needed, what) == why
+    assert too_little(freed, needed, mem_total) == why
+    assert too_little(freed, needed, mem_total, 200 * freed) == "that is too little"
 
 
 def test_advice_goes_by_the_machine():
