@@ -236,7 +236,8 @@ def show(screen: Screen, found: Found) -> None:
     ], styles=["green" if at == found.best else "" for at in shown.tolist()])  # fmt: skip
     on_front = int(np.count_nonzero(front(found.rows)))
     screen.line()
-    count = f"{on_front:,} of {len(found.rows):,} settings are beaten by no other in memory freed, CPU and time, and come to something else"
+    count = f"{on_front:,} of {len(found.rows):,} settings (those within 1 % of each other once) are beaten by no other in memory"
+    count += " freed, CPU and time"
     left = "" if len(shown) >= on_front else f", {len(shown)} are shown"
     _paragraph(screen, f"{count}{left}. {legend(found)}", "dim")
     for words in notes(found):
