@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import KsmwalkError
-from ..gate import as_int, shown
+from ..gate import as_int, counted, shown
 from ..proc.freeze import frozen
 from ..proc.memory import LivePages, OpenFiles
 from ..signatures import BoolArray, I64Array, U64Array
@@ -187,9 +187,9 @@ def _readings(pids: Sequence[int], notes: list[str], progress: Progress) -> list
     if not found:
         if len(problems) == 1:
             raise first
-        raise NothingToRead(f"none of {len(pids)} processes could be read; the first: {problems[0]}")
+        raise NothingToRead(f"none of {len(pids):,} processes could be read; the first: {problems[0]}")
     if problems:
-        notes.append(f"{len(problems)} of {len(pids)} processes could not be read; the first: {problems[0]}.")
+        notes.append(f"{len(problems):,} of {len(pids):,} processes could not be read; the first: {problems[0]}.")
     return found
 
 
@@ -239,14 +239,19 @@ class _FramesOnce:
         sources = [source for source in self.sources if isinstance(source, LivePages)]
         out = []
         if ended := [source.pid for source in sources if source.ended]:
-            out.append(f"{len(ended)} processes ended while they were read, {ended[0]} among them: their pages are unknown.")
-        for count, what in (
-            (sum(source.gone for source in sources), "had gone before they were to be read, and were not"),
-            (sum(source.made for source in sources), "went in the moment of the reading, which made empty pages of them"),
+            if len(ended) == 1:
+                out.append(f"1 process ({ended[0]}) ended while it was read: its pages are unknown.")
+            else:
+                out.append(f"{len(ended):,} processes ended while they were read, {ended[0]} among them: their pages are unknown.")
+        for count, *what in (
+            (sum(source.gone for source in sources), "had gone before it was to be read, and was not",
+             "had gone before they were to be read, and were not"),
+            (sum(source.made for source in sources), "went in the moment of the reading, which made an empty page of it",
+             "went in the moment of the reading, which made empty pages of them"),
             (sum(source.refused for source in sources), "could not be read: the kernel refused"),
-        ):
+        ):  # fmt: skip
             if count:
-                out.append(f"{count} pages {what}.")
+                out.append(f"{counted(count, 'page', *what)}.")
         return out
 
 

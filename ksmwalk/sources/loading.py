@@ -9,6 +9,7 @@ from typing import Unpack
 import numpy as np
 
 from ..errors import ArenaFullError, check
+from ..gate import counted
 from ..host import Host, Mm, _load
 from ..layout import PAGE_SHIFT, Frame, LoadedPage, Vm
 from ..signatures import AnyArray, BoolArray, I32Array, I64Array, U16Array, U64Array
@@ -153,7 +154,7 @@ def load(
     if (vm_flags & np.uint64(Vm.MERGEABLE)).any():
         _load.register(host.world, mm.number)
     if not merged and what.ksm is not None and what.ksm.any():
-        notes.append(f"{int(what.ksm.sum())} pages are KSM's already; in the model nothing is merged yet.")
+        notes.append(f"{counted(int(what.ksm.sum()), 'page', 'is', 'are')} KSM's already; in the model nothing is merged yet.")
     seconds = dict(what.seconds, build=time.perf_counter() - start)
     return ProcessImage(host, mm, what, what.pfn is not None, notes, seconds)
 

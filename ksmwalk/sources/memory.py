@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..errors import check
-from ..gate import shown
+from ..gate import counted, shown
 from ..host import Host, Mm, _load
 from ..ksm import _takeover
 from ..layout import Frame
@@ -101,7 +101,7 @@ def load_memory(
         result.nr_merged = _take_over(host, parts, result.mms)
     result.notes = list(dict.fromkeys(note for image in images.values() for note in image.notes))
     if torn:
-        result.notes.append(f"{torn} huge pages were split between two looks at them: taken as small pages.")
+        result.notes.append(f"{counted(torn, 'huge page', 'was', 'were')} split between two looks: taken as small pages.")
     result.seconds = time.perf_counter() - start
     return result
 
