@@ -21,6 +21,7 @@ _PACE = ("pages_to_scan", "sleep_millisecs")
 _MOST_NAMES, _MOST_ROWS = 4, 10
 _LABEL, _NARROW = 16, 50
 _BAR = 8
+_LONGEST = 100
 _PARAGRAPH = 110
 # the space between a number and its unit, and what stands there while lines are broken
 UNITS, _GLUE = re.compile(r"(?<=\d) (?=%|[KMGTPE]?i?B\b|[mun]?s\b|minutes|hours|days|years)"), "\ue000"
@@ -337,6 +338,9 @@ def _rows(screen: Screen, of: Estimate, by: str) -> None:
     full = "█" if screen.can_write("█") else "#"
     names = rows.dtype.names or ()
     shown = [_row(dict(zip(names, row.tolist(), strict=True)), by, most, full) for row in rows[:_MOST_ROWS]]
+    if screen.width is None:
+        # nobody's limit, but command lines can be as long as a page
+        shown = [(*row[:-1], report.cut(row[-1], _LONGEST, screen.ellipsis)) for row in shown]
     screen.table(columns, shown)
     if (more := len(rows) - _MOST_ROWS) > 0:
         rest = int(rows["freed_bytes"][_MOST_ROWS:].sum())

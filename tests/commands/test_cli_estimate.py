@@ -171,6 +171,18 @@ def test_the_young_are_only_advised_where_they_are_named(run):
     assert "Switch it on" not in out and "2 processes are younger than 2 minutes and may be gone soon" in out
 
 
+def test_command_lines_can_be_left_out_and_are_cut_where_nobody_sets_a_width(run, monkeypatch, tmp_path):
+    what = memory(*WORTH)
+    for one in what.processes:
+        one.identity = dataclasses.replace(one.identity, command=("/usr/bin/web", "--password", "hunter2", "x" * 5000))
+    code, out, _ = run(what, "--no-command", "--json", "--html", tmp_path / "page.html")
+    assert code == 0 and "hunter2" not in out and "hunter2" not in (tmp_path / "page.html").read_text()
+    # without COLUMNS, and no terminal
+    monkeypatch.setattr("ksmwalk.commands.screen._width", lambda out, terminal: None)
+    _, out, _ = run(what)
+    assert "hunter2" in out and max(map(len, out.splitlines())) < 180
+
+
 def of_sources(*names):
     what = memory(("web", 2000, 10, 30), ("web", 2000, 10, 30), ("alone", 0, 500, 0), ("one", 0, 50, 0))
     what.sources = list(names)
@@ -347,6 +359,14 @@ def test_real_processes_and_one_that_is_gone(pair):
     found = json.loads(got.stdout)
     assert [row["pid"] for row in found["by_process"]] == [child.pid for child in pair]
     assert found["expected"]["freed_bytes"] > 0
+
+
+def test_what_could_not_be_read_is_said_once(pair):
+    with Living() as gone:
+        pass
+    got = ksmwalk(pair[0].pid, gone.pid, "--samples", 1)
+    assert got.returncode == 1 and (got.stdout + got.stderr).count("could not be read") == 1
+    assert f"process {gone.pid} does not exist" in got.stdout
 
 
 def test_nobody_of_that_name(pair):
