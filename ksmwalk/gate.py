@@ -23,6 +23,27 @@ _REPR = reprlib.Repr()
 _REPR.maxlevel, _REPR.maxstring, _REPR.maxother = 2, 60, 60
 
 
+def counted(number: int, noun: str, one: str = "", several: str = "") -> str:
+    """How many of something: `1 page`, `20,551 pages`, with what they do behind it.
+
+    Parameters
+    ----------
+    number : int
+    noun : str
+        Of one.
+    one, several : str
+        The verb, and what follows it, for one and for another number; the same where only one is given.
+
+    Examples
+    --------
+    >>> counted(20551, "page", "was lost", "were lost"), counted(1, "process")
+    ('20,551 pages were lost', '1 process')
+    """
+    words = noun if number == 1 else noun + ("es" if noun.endswith(("s", "ch", "sh")) else "s")
+    verb = one if number == 1 else several or one
+    return f"{number:,} {words}{f' {verb}' if verb else ''}"
+
+
 def shown(value: object) -> str:
     """A value as an error message shows it: short, whatever it is."""
     if isinstance(value, int) and not isinstance(value, bool):

@@ -132,7 +132,7 @@ def _plan(args: argparse.Namespace) -> Plan:
 
 def _estimated(args: argparse.Namespace, given: dict[str, object]) -> dict[str, Any]:
     """An estimate of what is named, with those marked that are worth it."""
-    from ..estimates.advice import advise
+    from ..estimates.advice import YOUNG, advise
     from ..estimates.estimate import estimate
     from .estimate import as_json
 
@@ -140,7 +140,7 @@ def _estimated(args: argparse.Namespace, given: dict[str, object]) -> dict[str, 
         capture = memory_of(args, meter)
         settings = {name: value for name, value in given.items() if name != "run"}
         found = estimate(capture, knobs=settings, each=lambda scans: meter("full scans made", scans, 0))
-        advice = advise(found, each=lambda scans: meter("full scans made", scans, 0))
+        advice = advise(found, young=YOUNG if args.all else 0.0, each=lambda scans: meter("full scans made", scans, 0))
     return as_json(advice.estimate, advice, {})
 
 

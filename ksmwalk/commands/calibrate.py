@@ -29,10 +29,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Register ``calibrate`` with an argparse subparsers object."""
     parser = subparsers.add_parser(
         "calibrate",
-        help="measure what ksmd's work costs on this machine (root, a minute)",
+        help="measure what ksmd's work costs on this machine (root, one to three minutes)",
         description="Give this machine's ksmd work of known kind and size, read its CPU time, and keep what each kind "
-        "costs for `ksmwalk estimate`. Up to 1 GiB of memory is used for a minute; KSM is taken under a lock, refused if "
-        "it is in use, and put back as it was.",
+        "costs for `ksmwalk estimate`. Up to 1 GiB of memory is used for one to three minutes; KSM is taken under a "
+        "lock, refused if it is in use, and put back as it was.",
         epilog="examples:\n"
         "  sudo ksmwalk calibrate                      measure, and keep it where root's estimates look\n"
         "  sudo ksmwalk calibrate --output costs.json  keep it elsewhere",
@@ -47,7 +47,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Carry out ``ksmwalk calibrate``; exit code 0."""
-    # before a minute is spent on it
+    # before minutes are spent on it
     if args.output is not None and not args.output.parent.is_dir():
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), str(args.output.parent))
     if args.output is not None and args.output.is_dir():

@@ -36,6 +36,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     given.add_source_arguments(parser)
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="where the capture goes; its owner alone can read it")
     parser.add_argument("--force", action="store_true", help="replace a capture that is there")
+    given.add_command_argument(parser)
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     parser.set_defaults(run=run)
 
@@ -48,6 +49,8 @@ def run(args: argparse.Namespace) -> int:
         raise FileExistsError(error.errno, str(error.strerror).replace("overwrite=True", "--force")) from None
     with Meter() as meter:
         what = given.memory_of(args, meter)
+        if args.no_command:
+            what = given.without_commands(what)
         save_capture(what, args.output, overwrite=args.force)
     found = summary(what)
     found["directory"] = str(args.output)

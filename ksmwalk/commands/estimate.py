@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..estimates.advice import advise, by_domain
+from ..estimates.advice import YOUNG, advise, by_domain
 from ..estimates.costs import Costs
 from ..estimates.domains import DOMAINS
 from ..estimates.estimate import MARKS, Estimate, estimate
@@ -17,7 +17,7 @@ from ..sources.contents import MemoryCapture
 from ..sources.matrix import SharingMatrix, sharing_matrix
 from . import estimate_text, report, sharing_text
 from .codes import FAILED, FINE, complain
-from .given import add_source_arguments, memory_of
+from .given import add_command_argument, add_source_arguments, memory_of, without_commands
 from .meter import Meter
 from .screen import HelpFormatter, Screen
 
@@ -57,6 +57,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--sample", metavar="PART", type=float,
         help="of a host too large to be run whole: from this part of its contents, 0.01 say, with bounds",
     )  # fmt: skip
+    add_command_argument(parser)
     parser.add_argument("--html", metavar="FILE", help="write a page that needs nothing else (needs the extra `plot`)")
     parser.add_argument("--plot", metavar="FILE", help="draw into this file, .png, .svg or .pdf (needs the extra `plot`)")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
@@ -102,6 +103,8 @@ def run(args: argparse.Namespace) -> int:
     costs = Costs.load(args.costs)
     with Meter() as meter:
         capture = memory_of(args, meter)
+        if args.no_command:
+            capture = without_commands(capture)
         read = {one.pid for one in capture.processes}
         unread = [word for word in args.sources if word.isascii() and word.isdigit() and int(word) not in read]
         found = None if args.sample is None else _sampled(args, capture, given, costs, meter)
@@ -116,7 +119,9 @@ def run(args: argparse.Namespace) -> int:
             capture, mark=args.mark, knobs=given, domain=args.domain, costs=costs, take_over=not args.fresh,
             each=lambda scans: meter("full scans made", scans, 0),
         )  # fmt: skip
-        advice = advise(found, take_over=not args.fresh, each=lambda scans: meter("full scans made", scans, 0))
+        # processes that are named are meant, however young
+        young = YOUNG if args.all else 0.0
+        advice = advise(found, take_over=not args.fresh, young=young, each=lambda scans: meter("full scans made", scans, 0))
         domains: dict[str, int | None] = {}
         if args.domains or (args.domain == "all" and len(capture.processes) > 1 and capture.nr_pages <= _CHEAP_PAGES):
             meter("merging within domains", 0, 0)
@@ -125,7 +130,8 @@ def run(args: argparse.Namespace) -> int:
         if len(set(capture.sources or ())) > 1:
             meter("comparing sources", 0, 0)
             matrix = sharing_matrix(capture)
-    for word in unread:
+    # in words a note says it
+    for word in unread if args.json else ():
         complain("ksmwalk estimate", f"process {word} could not be read")
     if args.plot is not None:
         estimate_plots.draw(found, args.plot, matrix)

@@ -8,18 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from ..estimates.advice import Advice, Setting, likely
+from ..estimates.advice import YOUNG, Advice, Setting, likely, present_value
 from ..estimates.bounds import changing_pages
 from ..estimates.estimate import Estimate
 from ..ksm import sysfs
 from ..layout import PAGE_SIZE
-from ..sources.contents import readable
+from ..sources.contents import MemoryCapture, readable
 from . import report
 from .screen import Column, Screen
 
+_PACE = ("pages_to_scan", "sleep_millisecs")
 _MOST_NAMES, _MOST_ROWS = 4, 10
 _LABEL, _NARROW = 16, 50
 _BAR = 8
+_LONGEST = 100
 _PARAGRAPH = 110
 # the space between a number and its unit, and what stands there while lines are broken
 UNITS, _GLUE = re.compile(r"(?<=\d) (?=%|[KMGTPE]?i?B\b|[mun]?s\b|minutes|hours|days|years)"), "\ue000"
@@ -65,6 +67,8 @@ def answer(of: Estimate, advice: Advice) -> str:
         words = f"Keep it on for {whom} come free ({part}), {after}"
     else:
         words = f"Switch it on for {whom} would come free ({part})"
+        if no_ksm(of.capture):
+            words = f"This kernel has no KSM (CONFIG_KSM). With one that has it: {words[0].lower()}{words[1:]}"
     if advice.best is None:
         return f"{words}."
     return f"{words}, {_price(advice.best)}, at {_at(of, advice.best)}."
@@ -88,7 +92,7 @@ def _price(best: Setting) -> str:
 
 
 def _at(of: Estimate, best: Setting) -> str:
-    now = (of.knobs["pages_to_scan"], of.knobs["sleep_millisecs"])
+    now = (present_value(of.capture, "pages_to_scan"), present_value(of.capture, "sleep_millisecs"))
     words = f"pages_to_scan={best.pages_to_scan} and sleep_millisecs={best.sleep_millisecs}"
     return f"{words}, as they are" if now == (best.pages_to_scan, best.sleep_millisecs) else words
 
@@ -106,16 +110,28 @@ def how_to(of: Estimate, advice: Advice) -> str:
     """What has to be done to follow the advice, in a sentence; "" where nothing has."""
     if not advice.worth or of.capture.machine.get("kind", "live") != "live":
         return ""
+    if of.capture.machine.get("machines"):
+        return "This is as if all of it ran on one machine; what to set on which an estimate of each alone says."
+    if no_ksm(of.capture):
+        return ""
     words = []
     if of.mark == "all":
         words.append("MemoryKSM=yes in the [Service] of their systemd units (or prctl PR_SET_MEMORY_MERGE)")
     best = advice.best
-    for name in ("pages_to_scan", "sleep_millisecs"):
-        if best is not None and getattr(best, name) != of.knobs[name]:
-            words.append(f"echo {getattr(best, name)} > /sys/kernel/mm/ksm/{name}")
+    wanted = {name: of.knobs[name] for name in of.knobs_given if name not in _PACE}
+    if best is not None:
+        wanted |= {name: getattr(best, name) for name in _PACE}
+    for name, value in wanted.items():
+        if name != "run" and value != present_value(of.capture, name):
+            words.append(f"echo {value} > /sys/kernel/mm/ksm/{name}")
     if of.capture.machine.get("ksm", {}).get("run") != "1":
         words.append("echo 1 > /sys/kernel/mm/ksm/run")
     return f"To do it: {'; '.join(words)}." if words else ""
+
+
+def no_ksm(capture: MemoryCapture) -> bool:
+    """Whether a live machine was captured whose kernel has no KSM."""
+    return capture.machine.get("kind", "live") == "live" and not capture.machine.get("ksm") and not capture.machine.get("machines")
 
 
 def facts(of: Estimate, domains: dict[str, int | None]) -> Iterator[tuple[str, str]]:
@@ -199,7 +215,7 @@ def _time(of: Estimate) -> str:
 def _costs(of: Estimate) -> str:
     costs = of.costs
     if costs.source == "stored":
-        return "times are by stored costs of another machine: `ksmwalk calibrate` measures them here (root, a minute)"
+        return "times are by stored costs of another machine: `ksmwalk calibrate` measures them here (root, one to three minutes)"
     where = " ".join(report.printable(part) for part in (costs.machine, costs.release, costs.date) if part)
     return f"times are by costs {costs.source}{f' ({where})' if where else ''}"
 
@@ -218,7 +234,7 @@ def show(screen: Screen, of: Estimate, advice: Advice, domains: dict[str, int | 
     screen.line()
     _settings(screen, of, advice)
     _rows(screen, of, by)
-    for note in (*of.notes, *_hints(of)):
+    for note in (*of.notes, *hints(of, advice)):
         _paragraph(screen, report.printable(note), "dim")
 
 
@@ -248,10 +264,17 @@ def show_sample(screen: Screen, of: Estimate, by: str) -> None:
         _paragraph(screen, note)
 
 
-def _hints(of: Estimate) -> list[str]:
+def hints(of: Estimate, advice: Advice) -> list[str]:
+    """What might be asked next, in sentences."""
+    said = []
+    if no_ksm(of.capture):
+        said.append("This kernel has no KSM (no /sys/kernel/mm/ksm): tunables are those that a kernel has by default.")
+    if advice.young:
+        processes = f"{report.count(advice.young)} process{' is' if advice.young == 1 else 'es are'}"
+        said.append(f"{processes} younger than {YOUNG / 60:.0f} minutes and may be gone soon: not among those to be marked.")
     if of.mark == "marked":
-        return ["This is about what is marked for merging now: --as all is about everything that could be."]
-    return []
+        said.append("This is about what is marked for merging now: --as all is about everything that could be.")
+    return said
 
 
 def lines(words: str, room: int) -> list[str]:
@@ -287,12 +310,19 @@ def _settings(screen: Screen, of: Estimate, advice: Advice) -> None:
         (
             f"{one.pages_to_scan:,}", f"{one.sleep_millisecs} ms", report.duration(one.pass_seconds),
             report.duration(one.seconds_to_settle), percent(one.cpu_while_merging), percent(one.cpu_after),
-            ", ".join(words for words in ("now" if not number else "", "advised" if one == advice.best else "") if words),
+            mark(one, advice),
         )
-        for number, one in enumerate(advice.settings)
+        for one in advice.settings
     ]  # fmt: skip
     screen.table(columns, rows, styles=["green" if one == advice.best else "" for one in advice.settings])
     screen.line()
+
+
+def mark(one: Setting, advice: Advice) -> str:
+    """Whether a setting is the machine's, the one asked about, the advised one."""
+    known = bool(advice.estimate.capture.machine.get("ksm"))
+    which = (("now" if known else "default", advice.now), ("asked", advice.asked), ("advised", advice.best))
+    return ", ".join(word for word, that in which if one == that)
 
 
 def _rows(screen: Screen, of: Estimate, by: str) -> None:
@@ -308,6 +338,9 @@ def _rows(screen: Screen, of: Estimate, by: str) -> None:
     full = "█" if screen.can_write("█") else "#"
     names = rows.dtype.names or ()
     shown = [_row(dict(zip(names, row.tolist(), strict=True)), by, most, full) for row in rows[:_MOST_ROWS]]
+    if screen.width is None:
+        # nobody's limit, but command lines can be as long as a page
+        shown = [(*row[:-1], report.cut(row[-1], _LONGEST, screen.ellipsis)) for row in shown]
     screen.table(columns, shown)
     if (more := len(rows) - _MOST_ROWS) > 0:
         rest = int(rows["freed_bytes"][_MOST_ROWS:].sum())

@@ -11,7 +11,7 @@ from ..ksm import sysfs
 from ..layout import PAGE_SIZE
 from ..proc.ksmstate import KsmProcess, KsmState
 from . import report
-from .explaining import against, costs_more, hidden, limit, merged_share, saved, scan_pass
+from .explaining import against, costs_more, hidden, limit, merged_share, pass_least, saved, scan_pass
 from .screen import Column, Screen
 
 _LABEL = 9
@@ -227,8 +227,8 @@ def _pages_from(scan: dict[str, Any]) -> str:
 
 
 def _theory(state: KsmState, scan: dict[str, Any]) -> str:
-    most = limit(state)
-    return f" and take {report.duration(scan['pages'] / most)} or more" if most else ""
+    least = pass_least(state, scan["pages"])
+    return f" and take {report.duration(least)} or more" if least else ""
 
 
 def _sharing_limit(state: KsmState) -> Iterator[str]:

@@ -6,6 +6,7 @@ Arithmetic on what `proc.ksmstate` read, for `explain` and whoever else shows th
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import time
 from collections import defaultdict
@@ -13,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..estimates.costs import BadCosts, Costs
 from ..ksm.sysfs import RMAP_ITEM_SIZE
 from ..layout import PAGE_SIZE
 from ..proc.ksmstate import KsmProcess, KsmState, Moment, read_moment
@@ -30,6 +32,9 @@ PREDICTED_COUNTERS = (
     "general_profit", "pages_sharing", "pages_shared", "pages_unshared", "pages_volatile", "ksm_zero_pages",
     "stable_node_chains", "stable_node_dups", "rmap_items", "full_scans",
 )  # fmt: skip
+# pages that are searched and not merged, and what they are called in sum
+_UNMERGED = ("pages_unshared", "pages_volatile")
+_IN_SUM = " + ".join(_UNMERGED)
 
 
 def moments(root: Path, seconds: float, ksmd: int | None, steps: Sequence[int], shown: Iterable[int]) -> list[Moment]:
@@ -100,10 +105,41 @@ def pace(seen: Sequence[Moment]) -> dict[str, Any]:
     return out
 
 
-def limit(state: KsmState) -> float | None:
-    """Pages a second that the tunables let ksmd visit at most: None if they set no limit or can't be read."""
+def limit(state: KsmState, costs: Costs | None = None) -> float | None:
+    """Pages a second that the tunables let ksmd visit at most, and its CPU: None if they set no limit or can't be read."""
     pages, sleep = state.number("pages_to_scan"), state.number("sleep_millisecs")
-    return None if pages is None or not sleep else pages * 1000 / sleep
+    if pages is None or not sleep:
+        return None
+    visit = _visit_seconds(state, costs)
+    return min(pages * 1000 / sleep, 1 / visit) if visit else pages * 1000 / sleep
+
+
+def pass_least(state: KsmState, pages: int, costs: Costs | None = None) -> float | None:
+    """Seconds that the tunables and ksmd's CPU leave a pass of so many pages at least; None as for `limit`.
+
+    Its end ends a batch, after which ksmd sleeps.
+    """
+    batch, sleep = state.number("pages_to_scan"), state.number("sleep_millisecs")
+    if not batch or not sleep:
+        return None
+    return max(1.0, pages / batch) * sleep / 1000 + pages * _visit_seconds(state, costs)
+
+
+def _visit_seconds(state: KsmState, costs: Costs | None) -> float:
+    """CPU that a visit takes at least: less where a page is merged already."""
+    costs = costs or _costs()
+    merged = sum(state.counters.get(name, 0) for name in ("pages_shared", "pages_sharing"))
+    part = min(1.0, merged / state.rmap_items) if state.rmap_items else 0.0
+    return (costs.page_ns + part * costs.merged_ns + (1 - part) * costs.checksum_ns) / 1e9
+
+
+@functools.cache
+def _costs() -> Costs:
+    """This machine's, or stored ones: nothing here depends on them so much that it should fail without."""
+    try:
+        return Costs.load()
+    except (BadCosts, OSError):
+        return Costs()
 
 
 def pass_pages(state: KsmState) -> tuple[int | None, str]:
@@ -157,7 +193,8 @@ def scan_pass(state: KsmState, seen: dict[str, Any]) -> dict[str, Any]:
         if seen["met_per_second"]:
             out.update(rate=seen["met_per_second"], rate_from="measured")
         elif limit(state):
-            out.update(rate=limit(state), rate_from="tunables")
+            least = pass_least(state, out["pages"]) if out["pages"] else None
+            out.update(rate=out["pages"] / least if least else limit(state), rate_from="tunables")
     if seen["pass_seconds"] is not None:
         out["seconds"] = seen["pass_seconds"]
     elif out["rate"] and out["pages"]:
@@ -309,11 +346,19 @@ def prediction_of(data: dict[str, Any], name: str) -> dict[str, dict[str, float]
     return out
 
 
-def against(prediction: dict[str, dict[str, float]], state: KsmState) -> list[dict[str, Any]]:
-    """Each predicted figure with what it has come to; `achieved` None for what no counter shows (freed_bytes)."""
+def against(prediction: dict[str, dict[str, float]], state: KsmState, *, apart: bool = False) -> list[dict[str, Any]]:
+    """Each predicted figure with what it has come to; `achieved` None for what no counter shows (freed_bytes).
+
+    With smart_scan pages that are not merged are one figure, unless they are wanted apart, under their names.
+    """
     now: dict[str, int | None] = {name: state.counters.get(name) for name in PREDICTED_COUNTERS}
     now["rmap_items"] = state.rmap_items
     now["general_profit"] = saved(state)["profit"]
+    if state.number("smart_scan") and not apart:
+        # what a scan skips is volatile, and unshared in the next that does not: only the sum stands still
+        prediction = {band: _summed(values) for band, values in prediction.items()}
+        parts = [now[name] for name in _UNMERGED]
+        now[_IN_SUM] = None if None in parts else sum(part or 0 for part in parts)
     return [
         {
             "name": name,
@@ -324,6 +369,17 @@ def against(prediction: dict[str, dict[str, float]], state: KsmState) -> list[di
         }
         for name, value in prediction["expected"].items()
     ]
+
+
+def _summed(values: dict[str, float]) -> dict[str, float]:
+    """Figures with the pages that are not merged in sum, where the first of these stood."""
+    if not all(name in values for name in _UNMERGED):
+        return values
+    total = sum(values[name] for name in _UNMERGED)
+    return {
+        _IN_SUM if name == _UNMERGED[0] else name: total if name == _UNMERGED[0] else value
+        for name, value in values.items() if name != _UNMERGED[1]
+    }  # fmt: skip
 
 
 def merged_share(rows: Iterable[dict[str, Any]]) -> float | None:

@@ -9,7 +9,7 @@ import os
 import secrets
 import stat
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..proc import processes
 from ..proc.processes import printable
@@ -49,6 +49,22 @@ def add_source_arguments(parser: argparse.ArgumentParser, *, captures: bool = Tr
     )
     if captures:
         parser.add_argument("--image", action="store_true", help="files that are no ELF are guests' memory, byte by byte")
+
+
+def add_command_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --no-command, which `without_commands` carries out."""
+    parser.add_argument("--no-command", action="store_true", help="leave command lines out: they can hold passwords")
+
+
+def without_commands(capture: MemoryCapture) -> MemoryCapture:
+    """The same without the words that processes were started with.
+
+    Parameters
+    ----------
+    capture : MemoryCapture
+    """
+    some = [replace(one, identity=replace(one.identity, command=())) for one in capture.processes]
+    return replace(capture, processes=some)
 
 
 @dataclass(slots=True)
@@ -149,11 +165,22 @@ def sort_words(words: Sequence[str], *, everybody: bool = False, image: bool = F
     chosen = choose(called)
     result.pids, missing = chosen.pids, chosen.unknown
     if missing:
-        raise ValueError(f"no process is called {missing[0]}, and there is no capture or core of that name")
+        hint = ", and there is no capture or core of that name"
+        if _is_plain(missing[0]):
+            hint = "; the file of that name is no ELF file: if it is a guest's memory byte by byte, say --image"
+        raise ValueError(f"no process is called {missing[0]}{hint}")
     if everybody:
         every = [pid for pid in processes.every_pid() if processes.has_memory(pid)]
         result.pids = list(dict.fromkeys([*result.pids, *every]))
     return result
+
+
+def _is_plain(word: str) -> bool:
+    """Whether there is a regular file of that name."""
+    try:
+        return stat.S_ISREG(os.stat(word).st_mode)
+    except (OSError, ValueError):
+        return False
 
 
 def _is_number(word: str) -> bool:

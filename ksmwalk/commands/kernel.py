@@ -12,6 +12,7 @@ from ..kernel import stepper
 from ..kernel.knobs import KernelUnavailable, to_stderr, unusable
 from ..kernel.verify import Replay, Results, verify
 from ..kernel.worker import WorkerDied
+from ..kernel.workloads import WORKLOADS
 from ..scenarios.format import Recording, Scenario, ScenarioError, load, save
 from ..scenarios.generate import generate
 from . import verification_page, workloads
@@ -59,7 +60,8 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         "--workloads",
         nargs="*",
         metavar="NAME",
-        help="in their place hold the estimate against the real ksmd on live workloads, all or these",
+        help="in their place hold the estimate against the real ksmd on live workloads, all or these: "
+        + ", ".join(one.name for one in WORKLOADS),
     )
     one.add_argument("--docs", type=Path, metavar="FILE", help="write the verification page, or its part, there")
     one.add_argument("--json", action="store_true", help="print the results as JSON")

@@ -146,7 +146,7 @@ def _processes(state: KsmState) -> list[str]:
 
 
 def _predicted(prediction: dict[str, dict[str, float]], state: KsmState) -> list[str]:
-    rows = against(prediction, state)
+    rows = against(prediction, state, apart=True)
     lines: list[str] = []
     for row in rows:
         name, value = row["name"], "predicted_" + row["name"]

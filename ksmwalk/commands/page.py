@@ -92,7 +92,7 @@ def page(of: Estimate, advice: Advice, domains: dict[str, int | None], matrix: S
         *_settings(advice),
         *_sharing(matrix),
         *_tables(of),
-        *notes(of.notes, "estimate"),
+        *notes([*of.notes, *estimate_text.hints(of, advice)], "estimate"),
     ]
     return document(estimate_plots.heading(of), parts, data, "estimate")
 
@@ -182,12 +182,11 @@ def _settings(advice: Advice) -> Iterator[str]:
     if not advice.settings or not len(advice.estimate.expected.work):
         return
 
-    def row(number: int, one: Setting) -> tuple[str, Sequence[str]]:
-        words = ["now"] * (number == 0) + ["advised"] * (one == advice.best)
+    def row(one: Setting) -> tuple[str, Sequence[str]]:
         cells = (
             f"{one.pages_to_scan:,}", f"{one.sleep_millisecs} ms", report.duration(one.pass_seconds),
             report.duration(one.seconds_to_settle), estimate_text.percent(one.cpu_while_merging),
-            estimate_text.percent(one.cpu_after), ", ".join(words),
+            estimate_text.percent(one.cpu_after), estimate_text.mark(one, advice),
         )  # fmt: skip
         return "best" if one == advice.best else "", [text(content) for content in cells]
 
@@ -196,7 +195,7 @@ def _settings(advice: Advice) -> Iterator[str]:
         ("pages_to_scan", ""), ("sleep", "wide"), ("a pass", ""), ("all merged after", ""), ("CPU until then", ""),
         ("CPU afterwards", "wide"), ("", "mark"),
     )  # fmt: skip
-    yield from table(heads, (row(number, one) for number, one in enumerate(advice.settings)))
+    yield from table(heads, (row(one) for one in advice.settings))
 
 
 def _tables(of: Estimate) -> Iterator[str]:

@@ -140,12 +140,12 @@ def run(args: argparse.Namespace) -> int:
     with Meter() as meter:
         with _executor(args) as executor:
             names, captures = _captures(args, meter)
-            at = _present(captures, settings)
+            at, machines = _present(captures, settings)
             settings = settings if at < len(settings) else [*settings, {}]
             rows = sweep_each(
                 captures, settings, executor=executor, shared=args.shared, mark=args.mark, costs=costs, progress=_told(meter)
             )
-    found = sweep_text.Found(names, rows, of_all(rows), at, costs, time.monotonic() - begin)
+    found = sweep_text.Found(names, rows, of_all(rows), at, costs, time.monotonic() - begin, machines)
     _write(args, found)
     if args.json:
         report.print_json(found.to_json())
@@ -183,14 +183,16 @@ def _captures(args: argparse.Namespace, meter: Meter) -> tuple[list[str], list[M
     return list(args.sources), list(args.sources)
 
 
-def _present(captures: Sequence[Memory], settings: Sequence[dict[str, int]]) -> int:
-    """Which setting is what the machines have now, where they have one; else the number of settings."""
+def _present(captures: Sequence[Memory], settings: Sequence[dict[str, int]]) -> tuple[int, list[dict[str, Any]]]:
+    """Which setting is what the machines have now, where they have one, else the number of settings; and the machines."""
     places: set[int] = set()
+    machines: list[dict[str, Any]] = []
     for one in captures:
         capture = one if isinstance(one, MemoryCapture) else open_capture(one, mmap=True)
+        machines += capture.machine.get("machines") or [capture.machine]
         rows = checked(capture, [*settings, {}])
         places.add(int(np.flatnonzero(rows == rows[-1])[0]))
-    return places.pop() if len(places) == 1 else len(settings)
+    return (places.pop() if len(places) == 1 else len(settings)), machines
 
 
 def _told(meter: Meter) -> Callable[[int, int], None]:

@@ -62,7 +62,7 @@ def written(found: Found) -> str:
     ]  # fmt: skip
     parts = [
         f'<p class="faint">{page.text(", ".join(found.names))}; ksmwalk {__version__}</p>',
-        f'<div class="answer{" worth" if found.best is not None else ""}"><p>{page.text(sweep_text.advice(found))}</p></div>',
+        f'<div class="answer{"" if sweep_text.not_worth(found) else " worth"}"><p>{page.text(sweep_text.advice(found))}</p></div>',
         *page.drawings(panels(found)),
         f"<h2>Settings that no other beats ({int(front(found.rows).sum()):,} of {len(found.rows):,})</h2>",
         *page.table(heads, page_rows(found)),

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from ..estimates.advice import too_little
 from ..estimates.costs import Costs
 from ..estimates.spread import MERGING, PACE, SWEEP_DTYPE
 from ..estimates.sweep import advised, front
+from ..ksm import sysfs
+from ..layout import PAGE_SIZE
 from ..signatures import I64Array, RecordArray
 from . import report
 from .estimate_text import lines, percent
 from .screen import Column, Screen
 
 _MOST_ROWS, _PARAGRAPH = 16, 110
+_SWITCH = "switch it on (echo 1 > /sys/kernel/mm/ksm/run)"
 # How columns are called that stand beside many others.
 HEADS = {
     "pages_to_scan": "pages", "sleep_millisecs": "sleep", "max_page_sharing": "sharing", "use_zero_pages": "zero",
@@ -41,6 +45,8 @@ class Found:
     costs : Costs
     seconds : float
         That it took.
+    machines : list of dict
+        As `MemoryCapture.machine` has each, as far as it is known.
     """
 
     names: list[str]
@@ -49,6 +55,7 @@ class Found:
     present: int
     costs: Costs
     seconds: float
+    machines: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def best(self) -> int | None:
@@ -131,16 +138,49 @@ def advice(found: Found) -> str:
     if best is None:
         return "No setting frees anything: leave KSM off."
     now, row = found.rows[found.present], found.rows[best]
+    live = [one for one in found.machines if one.get("kind", "live") == "live"]
+    without = "This kernel has no KSM (CONFIG_KSM). With one that has it: " if live and not any(map(_ksm, live)) else ""
+    off = not without and any(_ksm(one) and _ksm(one).get("run") != "1" for one in live)
     freed, most = (report.size(int(value)) for value in (row["freed_bytes"], found.rows["freed_bytes"].max()))
+    if why := not_worth(found):
+        leave = "leave KSM off" if off or without or not live else "don't keep KSM on for this"
+        words = f"{leave}: {freed} would come free with the best settings: {why}."
+        return without + words if without else words[0].upper() + words[1:]
     what = f"{freed}{'' if freed == most else f' of at most {most}'} come free, {_soon(row)}"
     share = f"{percent(float(row['cpu_share']))} of a processor"
     if best == found.present:
-        return f"Leave the settings as they are: {what}, and ksmd takes {share} from then on."
-    names = [name for name in (*PACE, *MERGING) if row[name] != now[name] and row[name] >= 0]
-    change = [f"{name}={row[name]}" for name in names]
-    listed = change[0] if len(change) == 1 else f"{', '.join(change[:-1])} and {change[-1]}"
-    before = f"{report.size(int(now['freed_bytes']))}, {_soon(now)}, for {percent(float(now['cpu_share']))}"
-    return f"Set {listed}: {what}, and ksmd takes {share} from then on (as it is now: {before})."
+        head = f"{_SWITCH} with the settings as they are" if off else "leave the settings as they are"
+        words = f"{head}: {what}, and ksmd takes {share} from then on."
+    else:
+        names = [name for name in (*PACE, *MERGING) if row[name] != now[name] and row[name] >= 0]
+        change = [f"{name}={row[name]}" for name in names]
+        listed = change[0] if len(change) == 1 else f"{', '.join(change[:-1])} and {change[-1]}"
+        head = f"set {listed}, and {_SWITCH}" if off else f"set {listed}"
+        before = f"{report.size(int(now['freed_bytes']))}, {_soon(now)}, for {percent(float(now['cpu_share']))}"
+        words = f"{head}: {what}, and ksmd takes {share} from then on (with the settings as they are: {before})."
+    return without + words if without else words[0].upper() + words[1:]
+
+
+def _ksm(machine: dict[str, Any]) -> dict[str, str]:
+    """The files of a machine's KSM."""
+    files: dict[str, str] = machine.get("ksm") or {}
+    return files
+
+
+def not_worth(found: Found) -> str:
+    """Why the best setting is not worth it, as `estimate` judges it; "" if it is.
+
+    Parameters
+    ----------
+    found : Found
+    """
+    if found.best is None:
+        return "nothing"
+    row = found.rows[found.best]
+    needed = int(row["rmap_items_bytes"] + row["nodes_bytes"])
+    searched = int(row["rmap_items_bytes"]) // sysfs.RMAP_ITEM_SIZE * PAGE_SIZE
+    whole = sum(int(one.get("mem_total", 0)) for one in found.machines)
+    return too_little(int(row["freed_bytes"]), needed, whole, searched)
 
 
 def _soon(row: Any) -> str:
@@ -156,7 +196,9 @@ def notes(found: Found) -> list[str]:
             f"means each as it is."
         )
     if found.costs.source == "stored":
-        said.append("Times are by stored costs of another machine: `ksmwalk calibrate` measures them here (root, a minute).")
+        said.append(
+            "Times are by stored costs of another machine: `ksmwalk calibrate` measures them here (root, one to three minutes)."
+        )
     return said
 
 
@@ -176,7 +218,7 @@ def show(screen: Screen, found: Found) -> None:
     screen : Screen
     found : Found
     """
-    _paragraph(screen, advice(found), "bold green" if found.best is not None else "bold yellow")
+    _paragraph(screen, advice(found), "bold yellow" if not_worth(found) else "bold green")
     screen.line()
     names = tunables(found)
     columns = [
@@ -194,7 +236,8 @@ def show(screen: Screen, found: Found) -> None:
     ], styles=["green" if at == found.best else "" for at in shown.tolist()])  # fmt: skip
     on_front = int(np.count_nonzero(front(found.rows)))
     screen.line()
-    count = f"{on_front:,} of {len(found.rows):,} settings are beaten by no other in memory freed, CPU and time"
+    count = f"{on_front:,} of {len(found.rows):,} settings (those within 1 % of each other once) are beaten by no other in memory"
+    count += " freed, CPU and time"
     left = "" if len(shown) >= on_front else f", {len(shown)} are shown"
     _paragraph(screen, f"{count}{left}. {legend(found)}", "dim")
     for words in notes(found):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,10 +21,16 @@ from .estimate import NODE_SIZE, Estimate, estimate, outcome, tunables_of
 from .steady import SCANS
 from .tables import scan_seconds
 
-__all__ = ["Advice", "Setting", "advise", "by_domain", "likely", "overhead", "setting_for", "settings"]
+__all__ = [
+    "YOUNG", "Advice", "Setting", "advise", "by_domain", "likely", "overhead", "present_value", "setting_for", "settings",
+    "too_little",
+]  # fmt: skip
 
-# Worth it: so much comes free, after what KSM itself needs, and so large a part of the memory that is searched.
-_LEAST_BYTES, _LEAST_PART = 4 << 20, 0.01
+# Worth it: so much comes free, so large a part of the memory that is searched, and of the machine's or so many bytes; and
+# what KSM itself needs is no more than this part of it.
+_LEAST_BYTES, _LEAST_PART, _LEAST_OF_MACHINE, _ENOUGH_BYTES, _MOST_OVERHEAD = 4 << 20, 0.01, 0.005, 64 << 20, 0.5
+#: seconds; younger processes may not live long enough to be worth marking
+YOUNG = 120.0
 # Processes of one name are worth marking that give so large a part of their memory, and of all that is freed; those that
 # give the most are marked until that much of it is reached.
 _LEAST_OWN, _LEAST_OF_ALL, _MOST = 0.03, 0.01, 0.95
@@ -32,6 +39,7 @@ _KEPT = 0.9
 # Seconds that a pass may take: the first that needs no more than so much of a processor is taken. What is set already is
 # good enough if its passes take no longer than this.
 _TARGETS, _MOST_CPU, _SOON = (60, 300, 1200, 3600), 0.05, 300
+_PACE = ("pages_to_scan", "sleep_millisecs")
 _USUAL_SLEEP, _LONGEST_SLEEP, _LEAST_PAGES, _MOST_PAGES = 20, 1000, 100, (1 << 32) - 1
 
 
@@ -75,8 +83,14 @@ class Advice:
     anonymous_bytes : int
         Anonymous memory of them, what they share by fork once for each.
     settings : list of Setting
-        The present tunables first, then those at which a pass takes 1, 5, 20, 60 minutes.
+        The present tunables first, then those that were asked about, those at which a pass takes 1, 5, 20, 60 minutes.
     best : Setting
+    now : Setting or None
+        With the tunables of the machine that was captured (the kernel's by default, where it does not say).
+    asked : Setting or None
+        With those that were asked about, where they are others.
+    young : int
+        Processes that were left out as too young to tell whether they will last.
 
     Models: see `estimate`. Differs: the limits of what is worth it are ours.
     """
@@ -88,6 +102,9 @@ class Advice:
     anonymous_bytes: int
     settings: list[Setting] = field(default_factory=list)
     best: Setting | None = None
+    now: Setting | None = None
+    asked: Setting | None = None
+    young: int = 0
 
     @property
     def names(self) -> list[tuple[str, int]]:
@@ -110,7 +127,11 @@ class Advice:
             "freed_bytes": likely(self.estimate),
             "anonymous_bytes": self.anonymous_bytes,
             "settings": [dataclasses.asdict(one) for one in self.settings],
-            "best": None if self.best is None else dataclasses.asdict(self.best),
+            **{
+                name: None if one is None else dataclasses.asdict(one)
+                for name, one in (("best", self.best), ("now", self.now), ("asked", self.asked))
+            },
+            "young_processes": self.young,
         }
 
 
@@ -148,6 +169,24 @@ def overhead(of: Estimate) -> int:
     return counters["rmap_items"] * sysfs.RMAP_ITEM_SIZE + nodes * NODE_SIZE
 
 
+def present_value(capture: MemoryCapture, name: str) -> Any:
+    """What a tunable is set to on the machine that was captured; the kernel's default where it does not say.
+
+    Parameters
+    ----------
+    capture : MemoryCapture
+    name : str
+
+    Returns
+    -------
+    int or str
+
+    Models: see `ksm.sysfs`. Differs: nothing known.
+    """
+    knob, text = sysfs.KNOBS[name], capture.machine.get("ksm", {}).get(name)
+    return knob.default if text is None else knob.read(text)
+
+
 def setting_for(of: Estimate, pages_to_scan: int, sleep_millisecs: int) -> Setting:
     """How ksmd goes at these tunables.
 
@@ -174,7 +213,7 @@ def setting_for(of: Estimate, pages_to_scan: int, sleep_millisecs: int) -> Setti
 
 
 def settings(of: Estimate) -> tuple[list[Setting], Setting | None]:
-    """The present tunables and those for passes of 1, 5, 20 and 60 minutes; and which of these is best.
+    """The present tunables, those asked about, and those for passes of 1, 5, 20, 60 minutes; and which of these is best.
 
     Parameters
     ----------
@@ -183,21 +222,22 @@ def settings(of: Estimate) -> tuple[list[Setting], Setting | None]:
     Returns
     -------
     (list of Setting, Setting or None)
-        The best is the present one, if ksmd takes no more than 5 % of a processor and 5 minutes for a pass, else the
-        quickest of no more than 5 %; None where nothing is searched.
+        The best is what was asked about, else the present one, if ksmd takes no more than 5 % of a processor and 5 minutes
+        for a pass; else the quickest of no more than 5 %. None where nothing is searched.
 
     Models: see Setting. Differs: pages_to_scan is a number of two digits, rounded up.
     """
     work = of.expected.work
     knobs = of.knobs
-    found = [setting_for(of, knobs["pages_to_scan"], knobs["sleep_millisecs"])]
+    asked = setting_for(of, *(knobs[name] for name in _PACE))
+    found = list(dict.fromkeys([setting_for(of, *(present_value(of.capture, name) for name in _PACE)), asked]))
     if not len(work) or not work["visits"].max():
         return found, None
     sleep = knobs["sleep_millisecs"] if 0 < knobs["sleep_millisecs"] <= _LONGEST_SLEEP else _USUAL_SLEEP
     some = list(dict.fromkeys(_pages_for(of, seconds, sleep) for seconds in _TARGETS))
     # of little memory every pass is a short one
     quick = [setting_for(of, pages, sleep) for pages in (some if len(some) > 1 else [*some, some[0] * 10])]
-    good = [one for one in found if one.pass_seconds <= _SOON] + quick
+    good = [one for one in reversed(found) if one.pass_seconds <= _SOON] + quick
     best = next((one for one in good if max(one.cpu_while_merging, one.cpu_after) <= _MOST_CPU), quick[-1])
     return [*found, *(one for one in quick if one not in found)], best
 
@@ -213,7 +253,7 @@ def _pages_for(of: Estimate, seconds: float, sleep: int) -> int:
 
 
 def advise(
-    of: Estimate, *, take_over: bool = True, each: Callable[[int], object] = lambda scans: None
+    of: Estimate, *, take_over: bool = True, young: float = 0.0, each: Callable[[int], object] = lambda scans: None
 ) -> Advice:
     """Say what to do about an estimate.
 
@@ -222,6 +262,8 @@ def advise(
     of : Estimate
     take_over : bool
         As for `estimate`.
+    young : float
+        Processes that were younger, seconds, when they were captured, are not advised to be marked.
     each : callable of int
         Told the number of full scans made; of processes that are chosen an estimate of their own is made.
 
@@ -236,14 +278,24 @@ def advise(
 
     Models: see Advice. Differs: see Advice.
     """
-    rows = of.expected.by_process
-    chosen = _chosen(of)
-    best = of
-    if of.mark == "all" and chosen and len(chosen) < len(rows):
-        alone = estimate(
-            _marked_only(of.capture, chosen), mark="marked", knobs=of.knobs_given, domain=of.domain, costs=of.costs,
+    def marking(some: Sequence[int]) -> Estimate:
+        return estimate(
+            _marked_only(of.capture, some), mark="marked", knobs=of.knobs_given, domain=of.domain, costs=of.costs,
             take_over=take_over, each=each,
         )  # fmt: skip
+
+    mark = of.mark
+    fresh = _younger(of.capture, young) if mark == "all" else set()
+    if len(fresh) == len(of.capture.processes):
+        # then that is how it is on this machine
+        fresh = set()
+    if fresh:
+        of = marking([at for at in range(len(of.capture.processes)) if at not in fresh])
+    rows = of.expected.by_process
+    chosen = _chosen(of, mark)
+    best = of
+    if mark == "all" and chosen and len(chosen) < len(rows) - len(fresh):
+        alone = marking(chosen)
         if alone.expected.counters["freed_bytes"] >= _KEPT * of.expected.counters["freed_bytes"]:
             best = alone
         else:
@@ -251,12 +303,26 @@ def advise(
     anonymous = sum(rows[at]["anonymous_pages"] for at in chosen) * PAGE_SIZE
     why = _why_not(of, best, chosen, anonymous)
     options, quickest = settings(best)
-    return Advice(not why, why, chosen, best, anonymous, options, quickest)
+    asked = options[1] if options[1:] and _is(options[1], [best.knobs[name] for name in _PACE]) else None
+    return Advice(not why, why, chosen, best, anonymous, options, quickest, options[0], asked, len(fresh))
 
 
-def _chosen(of: Estimate) -> list[int]:
+def _is(one: Setting, pace: Sequence[int]) -> bool:
+    return [one.pages_to_scan, one.sleep_millisecs] == pace
+
+
+def _younger(capture: MemoryCapture, seconds: float) -> set[int]:
+    """Indices of the processes that were younger when they were captured; those of which it is not known are not."""
+    now = capture.machine.get("uptime", 0)
+    return {
+        at for at, one in enumerate(capture.processes)
+        if one.identity.started and now and now - one.identity.started / os.sysconf("SC_CLK_TCK") < seconds
+    }  # fmt: skip
+
+
+def _chosen(of: Estimate, mark: str) -> list[int]:
     rows = of.expected.by_process
-    if of.mark == "marked":
+    if mark == "marked":
         return [at for at, row in enumerate(rows) if row["ksm_rmap_items"] or row["ksm_zero_pages"]]
     groups: dict[str, list[int]] = {}
     for at, row in enumerate(rows):
@@ -311,8 +377,35 @@ def _why_not(of: Estimate, best: Estimate, chosen: Sequence[int], anonymous: int
         return "equal pages are shared by fork already"
     if freed - overhead(best) <= 0:
         return "KSM itself would need more than comes free" + (", while pages change" if best.moving else "")
-    if not chosen or freed < _LEAST_BYTES or freed < _LEAST_PART * anonymous:
+    if not chosen:
         return "that is too little"
+    return too_little(freed, overhead(best), int(of.capture.machine.get("mem_total", 0)), anonymous)
+
+
+def too_little(freed: int, needed: int, mem_total: int, searched: int = 0) -> str:
+    """Why so much memory is not worth it on a machine; "" if it is.
+
+    Parameters
+    ----------
+    freed, needed : int
+        Bytes that come free, and that KSM itself takes.
+    mem_total : int
+        Bytes of the machine; 0: not known.
+    searched : int
+        Bytes that ksmd has to go through for it.
+
+    Returns
+    -------
+    str
+
+    Models: nothing of Linux. Differs: the limits are ours.
+    """
+    if freed < _LEAST_BYTES or freed < _LEAST_PART * searched:
+        return "that is too little"
+    if freed < min(_LEAST_OF_MACHINE * mem_total, _ENOUGH_BYTES):
+        return f"that is too little for a machine of {mem_total / (1 << 30):,.3g} GiB"
+    if needed > _MOST_OVERHEAD * freed:
+        return f"KSM itself would need {needed / freed:.0%} of that"
     return ""
 
 

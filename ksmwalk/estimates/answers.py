@@ -103,6 +103,10 @@ def _time(seconds: float | None) -> str:
     return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
 
 
+def _size(nbytes: int) -> str:
+    return f"{nbytes >> 10:,} KiB"
+
+
 def _pass(why: Why) -> str:
     """How long a pass takes, and from what that follows."""
     figures = why.figures
@@ -166,7 +170,14 @@ def _not_marked(why: Why, pages: int) -> tuple[str, str]:
     if not would:
         return "no mg in VmFlags; the model merges none of them if it were there", "Nothing: marking them would only cost scans."
     share = f"{would:,} of them ({would / pages:.0%}) would merge if it were there"
-    return f"no mg in VmFlags; {share}", f"Mark them: {how}."
+    if (others := would - why.figures["would_merge_alone"]) > 0:
+        share += f", {others:,} of these only if it were there in other processes too"
+    if not (freed := why.figures["would_free"]):
+        return (
+            f"no mg in VmFlags; {share}, but nothing would come free: fork shares their frames with others already",
+            "Nothing: marking them would free no memory.",
+        )
+    return f"no mg in VmFlags; {share}, and free {_size(freed)}", f"Mark them: {how}."
 
 
 def _changing(why: Why, pages: int) -> tuple[str, str]:

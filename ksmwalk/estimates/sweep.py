@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..gate import shown
 from ..ksm import sysfs
@@ -21,6 +22,9 @@ from .spread import FOUND, MERGING, PACE, SWEEP_DTYPE, TIMES, Job, Spread
 _ENOUGH, _MOST_CPU = 0.95, 0.05
 # Seconds to 90 %: good enough for what is set already; for what is to be set.
 _SOON, _AT_ONCE = 300, 60
+
+# By which settings count as the same: this part of a figure, or so many bytes, so much of a CPU, so many seconds.
+_SAME, _NOTHING = 0.01, np.array([0.0, 0.0005, 1.0])
 
 Settings = Sequence[Mapping[str, int]]
 Pool = Executor | Callable[[], Executor]
@@ -211,6 +215,8 @@ def checked(capture: MemoryCapture, settings: Settings) -> RecordArray:
 def front(rows: RecordArray) -> BoolArray:
     """Which settings no other one beats: none frees as much or more, at no more CPU and in no more time, and is better.
 
+    Of settings that differ by less than 1 % in each of these (0.05 % of a CPU and a second count as nothing) one is left.
+
     Parameters
     ----------
     rows : ndarray of SWEEP_DTYPE, shape (n,)
@@ -228,7 +234,27 @@ def front(rows: RecordArray) -> BoolArray:
     _, first = np.unique(good, axis=0, return_index=True)
     only: I64Array = np.zeros(len(good), np.int64)
     only[first] = 1
-    return keep & (only > 0)
+    some = np.flatnonzero(keep & (only > 0))
+    kept = np.zeros(len(good), bool)
+    kept[some[_spread_out(good[some])]] = True
+    return kept
+
+
+def _spread_out(good: NDArray[np.float64]) -> I64Array:
+    """Of settings, the less the better in each column, some that are no more than a little worse than all the others."""
+    slack = np.maximum(np.abs(good) * _SAME, _NOTHING)
+    # [i, j]: i is as good as j, but for a little
+    stands_for = (good[:, None, :] <= good[None, :, :] + slack[None, :, :]).all(axis=2)
+    left = np.ones(len(good), bool)
+    chosen = []
+    for _ in range(len(good)):
+        if not left.any():
+            break
+        # a setting that is left stands at least for itself
+        best = int(np.argmax(np.where(left, (stands_for & left).sum(axis=1), -1)))
+        chosen.append(best)
+        left &= ~stands_for[best]
+    return np.array(sorted(chosen), np.int64)
 
 
 def advised(rows: RecordArray, present: int | None = None) -> int | None:

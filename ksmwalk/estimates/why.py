@@ -23,8 +23,8 @@ from ..sources.second_look import SecondLook
 from .costs import WORK_DTYPE, Costs, ksmd_seconds
 from .equals import Equals
 from .estimate import NothingToMerge, tunables_of
-from .shares import frames_of
-from .steady import run_to_steady
+from .shares import Shares, frames_of, shares
+from .steady import Steady, run_to_steady
 from .work import count_full_scan
 
 
@@ -73,7 +73,7 @@ class Reason(IntEnum):
 #: reasons of addresses without a page
 ABSENT = (Reason.SWAPPED, Reason.NEVER_WRITTEN, Reason.NOT_PRESENT)
 #: a row a mapping: pages by reason; `letter` is the VmFlags letter that keeps KSM away, `would_merge` how many pages that
-#: are not marked would merge if all of the processes in question were
+#: are not marked would merge if all that was read were
 MAPPING_DTYPE = np.dtype(
     [("pid", np.int64), ("process", np.int64), ("start", np.uint64), ("end", np.uint64), ("name", object),
      ("marked", bool), ("letter", "U2"), ("present", np.int64)]
@@ -174,7 +174,7 @@ def explain_pages(
     figures = _figures(capture, second, model)
     equals = Equals(capture)
     reasons = [_reasons(capture, i, model, equals, figures, second) for i in indices]
-    would = _would_merge(capture, indices, tunables, each) if potential else None
+    would = _potential(capture, indices, reasons, model, tunables, figures, each) if potential else None
     rows = [_mappings(capture, i, reasons[at], None if would is None else would[at]) for at, i in enumerate(indices)]
     result = Why(capture, indices, reasons, np.concatenate(rows), figures, [*capture.notes, *notes])
     result.notes += [note for note in model.notes if note not in result.notes]
@@ -210,15 +210,20 @@ class _Model:
         loaded = load_memory(capture, mark="as-is", knobs=tunables)
         work: list[RecordArray] = []
         batch = max(1, loaded.host.ksm.pages_to_scan)
+        self._before = shares(loaded)
         self.steady = run_to_steady(
             loaded.host, scan=lambda host: work.append(count_full_scan(host, pages_to_scan=batch)), each=each
         )
         self.notes = loaded.notes
+        self._after = shares(loaded)
         self.merges = _merged_pages(loaded, range(len(capture.processes)))
         self.limit = int(loaded.host.ksm.max_page_sharing)
         self.smart = bool(loaded.host.ksm.smart_scan)
         self.visits = int(work[-1]["visits"]) if work else 0
         self.cpu = float(ksmd_seconds(np.array(work[-1:], WORK_DTYPE), costs).sum()) if work else 0.0
+    def freed(self, indices: Iterable[int]) -> int:
+        """Frames that come free of some processes."""
+        return _freed_of(self._before, self._after, self.steady, indices)
 
 
 def _merged_pages(loaded: Any, indices: Iterable[int]) -> list[BoolArray]:
@@ -394,23 +399,53 @@ def longest_skip(passes: int) -> int:
     return next((skips for until, skips in SMART_SKIPS if passes < until), _MOST_SKIPS)
 
 
-def _would_merge(
-    capture: MemoryCapture, indices: list[int], tunables: dict[str, object], each: Callable[[int], object]
+def _potential(
+    capture: MemoryCapture, indices: list[int], reasons: list[U8Array], model: _Model, tunables: dict[str, object],
+    figures: dict[str, Any], each: Callable[[int], object],
 ) -> list[BoolArray] | None:
-    """Which pages would merge if all of the processes in question were marked; None: all of it is."""
-    some: list[ProcessCapture] = list(capture.processes)
-    more = False
-    for i in indices:
-        one = some[i]
-        open_to = {vma for vma in one.vmas if not vma.mergeable and vma.not_compatible is None and vma.anonymous}
-        more |= bool(open_to)
-        vmas = [dataclasses.replace(vma, flags=(*vma.flags, "mg")) if vma in open_to else vma for vma in one.vmas]
-        some[i] = dataclasses.replace(one, vmas=vmas)
-    if not more:
+    """Which pages would merge if all that was read were marked; None: all of the processes in question is.
+
+    Figures: would_merge_alone, pages that would if no others were marked; would_free, bytes that come free of them.
+    """
+    everybody = range(len(capture.processes))
+    if not any(_open_to(capture.processes[i]) for i in indices):
         return None
+    merged, freed = _would_merge(capture, indices, everybody, tunables, each)
+    alone = merged
+    if any(_open_to(capture.processes[i]) for i in everybody if i not in indices):
+        alone, _ = _would_merge(capture, indices, indices, tunables, each)
+    figures["would_free"] = max(0, freed - model.freed(indices)) * PAGE_SIZE
+    figures["would_merge_alone"] = sum(
+        int(np.count_nonzero(some & (mine == Reason.NOT_MARKED))) for some, mine in zip(alone, reasons, strict=True)
+    )
+    return merged
+
+
+def _open_to(one: ProcessCapture) -> set[VmaRecord]:
+    """Mappings that could be marked, and are not."""
+    return {vma for vma in one.vmas if not vma.mergeable and vma.not_compatible is None and vma.anonymous}
+
+
+def _would_merge(
+    capture: MemoryCapture, indices: list[int], marked: Iterable[int], tunables: dict[str, object],
+    each: Callable[[int], object],
+) -> tuple[list[BoolArray], int]:
+    """Which pages of the processes in question would merge if some were marked, and how many frames come free of theirs."""
+    some: list[ProcessCapture] = list(capture.processes)
+    for i in marked:
+        open_to = _open_to(some[i])
+        vmas = [dataclasses.replace(vma, flags=(*vma.flags, "mg")) if vma in open_to else vma for vma in some[i].vmas]
+        some[i] = dataclasses.replace(some[i], vmas=vmas)
     loaded = load_memory(dataclasses.replace(capture, processes=some), mark="as-is", knobs=tunables)
-    run_to_steady(loaded.host, each=each)
-    return _merged_pages(loaded, indices)
+    before = shares(loaded)
+    steady = run_to_steady(loaded.host, each=each)
+    return _merged_pages(loaded, indices), _freed_of(before, shares(loaded), steady, indices)
+
+
+def _freed_of(before: Shares, after: Shares, steady: Steady, indices: Iterable[int]) -> int:
+    """Frames that come free of some processes: their parts of them, if these come free and nobody else holds them."""
+    own = sum(float((before.by_page(i) - after.by_page(i)).sum()) for i in indices)
+    return round(min(own, int(steady.rows["frames_used"][0]) - int(steady.rows["frames_used"][-1])))
 
 
 def letter_of(vma: VmaRecord) -> str:

@@ -98,9 +98,10 @@ def markings(rows: Iterable[Mapping[str, Any]], chosen: set[int] | None, here: b
         if row["freed_bytes"] <= cost or (chosen is not None and row["pid"] not in chosen):
             continue
         how, what = started_by(row)
-        # of programs those are one that are started by the same words
-        key = (how, what, *(row["command"] if how == PROGRAM else ()))
-        one = found.get(key) or found.setdefault(key, _told(how, what, row))
+        told = _told(how, what, row)
+        # of programs those are one for which the same is to be done
+        key = (how, what, *(told.commands if how == PROGRAM else ()))
+        one = found.setdefault(key, told)
         one.pids.append(row["pid"])
         one.freed_bytes += row["freed_bytes"]
         one.rmap_items_bytes += cost

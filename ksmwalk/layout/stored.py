@@ -143,8 +143,11 @@ def write(
             os.chmod(made, stat.S_IMODE(path.stat().st_mode))
         _fill(made, arrays, text, form)
         _put_in_place(made, path, there)
-    except BaseException:
+    except BaseException as error:
         _remove(made)
+        if isinstance(error, OSError) and isinstance(error.filename, str) and error.filename.startswith(str(made)):
+            # the place that was asked for, not the one made up here
+            raise OSError(error.errno or errno.EIO, error.strerror, str(path) + error.filename[len(str(made)):]) from None
         raise
     _sync(path.parent)
 

@@ -255,6 +255,8 @@ def _check_machine(machine: Mapping[str, Any], place: str) -> None:
             fields.text(name)
     if "mem_total" in machine:
         fields.integer("mem_total", 0, (1 << 63) - 1)
+    if "uptime" in machine:
+        fields.number("uptime")
     if "ksm" in machine:
         knobs = Fields(fields.take("ksm"), f"{place}.ksm")
         for name in list(knobs.left):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import KsmwalkError
-from ..gate import as_int, shown
+from ..gate import as_int, counted, shown
 from ..proc.freeze import frozen
 from ..proc.memory import LivePages, OpenFiles
 from ..signatures import BoolArray, I64Array, U64Array
@@ -45,7 +45,7 @@ class MemoryCapture:
         From the first to the last reading.
     machine : dict
         Where it comes from: kind ("live", "core", "guest"), release, hostname, knobs and counters of its KSM, mem_total
-        (bytes).
+        (bytes), uptime (seconds since boot).
     registered : list of int or None
         Process numbers in the order in which they asked for merging, where that is known.
     prefix : float
@@ -196,9 +196,9 @@ def _readings(pids: Sequence[int], notes: list[str], progress: Progress) -> list
     if not found:
         if len(problems) == 1:
             raise first
-        raise NothingToRead(f"none of {len(pids)} processes could be read; the first: {problems[0]}")
+        raise NothingToRead(f"none of {len(pids):,} processes could be read; the first: {problems[0]}")
     if problems:
-        notes.append(f"{len(problems)} of {len(pids)} processes could not be read; the first: {problems[0]}.")
+        notes.append(f"{len(problems):,} of {len(pids):,} processes could not be read; the first: {problems[0]}.")
     return found
 
 
@@ -248,14 +248,19 @@ class _FramesOnce:
         sources = [source for source in self.sources if isinstance(source, LivePages)]
         out = []
         if ended := [source.pid for source in sources if source.ended]:
-            out.append(f"{len(ended)} processes ended while they were read, {ended[0]} among them: their pages are unknown.")
-        for count, what in (
-            (sum(source.gone for source in sources), "had gone before they were to be read, and were not"),
-            (sum(source.made for source in sources), "went in the moment of the reading, which made empty pages of them"),
+            if len(ended) == 1:
+                out.append(f"1 process ({ended[0]}) ended while it was read: its pages are unknown.")
+            else:
+                out.append(f"{len(ended):,} processes ended while they were read, {ended[0]} among them: their pages are unknown.")
+        for count, *what in (
+            (sum(source.gone for source in sources), "had gone before it was to be read, and was not",
+             "had gone before they were to be read, and were not"),
+            (sum(source.made for source in sources), "went in the moment of the reading, which made an empty page of it",
+             "went in the moment of the reading, which made empty pages of them"),
             (sum(source.refused for source in sources), "could not be read: the kernel refused"),
-        ):
+        ):  # fmt: skip
             if count:
-                out.append(f"{count} pages {what}.")
+                out.append(f"{counted(count, 'page', *what)}.")
         return out
 
 
@@ -310,6 +315,7 @@ def machine() -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
         total = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemTotal:"))
-    return {"kind": "live", "release": system.release, "hostname": system.nodename, "ksm": files, "mem_total": total}
+    return {"kind": "live", "release": system.release, "hostname": system.nodename, "ksm": files, "mem_total": total,
+            "uptime": round(time.clock_gettime(time.CLOCK_BOOTTIME), 2)}  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..gate import counted
 from ..layout import PAGE_SIZE
 from ..proc.maps import USER_END, VmaRecord
 from ..proc.pagemap import PAGE_IS_FILE, PAGE_IS_PRESENT
@@ -99,8 +100,8 @@ def read_core(path: str | os.PathLike[str]) -> Unkeyed:
     notes = ["Frames are in no core: which pages fork shares, and which were KSM's already, is unknown."]
     if any(written):
         notes.append(
-            f"{sum(written)} private mappings of files were written to: all their pages count as anonymous, those that "
-            f"were still the file's too."
+            f"{counted(sum(written), 'private mapping', 'of files was', 'of files were')} written to: all pages there count as "
+            f"anonymous, those that were still the file's too."
         )
     anon = categories & PAGE_IS_FILE == 0
     pages = FilePages(file, at[anon])
@@ -241,7 +242,8 @@ def _without_zeros(
     gone = pages.nr_pages - int(keep.sum())
     if gone:
         why = "a debugger wrote this core" if debugger else "this core has no holes, as after a pipe or a copy"
-        notes.append(f"{gone} pages of zeros are left out: {why}, so they can't be told from pages that were absent.")
+        left = counted(gone, "page", "of zeros is", "of zeros are")
+        notes.append(f"{left} left out: {why}, so pages of zeros can't be told from pages that were absent.")
     return keep, FilePages(file, pages.at[keep])
 
 

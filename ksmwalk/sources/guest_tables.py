@@ -94,7 +94,8 @@ class GuestTables:
         capture.found_by = "tables"
         capture.notes = list(self.notes)
         if self.tables.bad_count:
-            capture.notes.append(f"{self.tables.bad_count} entries of the tables can't be followed: {_first(self.tables.bad)}.")
+            bad = f"{self.tables.bad_count:,} entr{'y' if self.tables.bad_count == 1 else 'ies'} of the tables"
+            capture.notes.append(f"{bad} can't be followed: {_first(self.tables.bad)}.")
         capture.notes.append(
             f"The {half} half of the guest's page tables of {self.root.levels} levels, CR3 {self.root.cr3:#x} "
             f"{self.root.said_by}. Which pages belong to files, and what is mapped but absent, is in no page table."

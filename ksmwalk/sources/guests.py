@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..gate import counted
 from ..layout import PAGE_SHIFT, PAGE_SIZE
 from ..proc.maps import VmaRecord
 from ..proc.pagemap import PAGE_IS_PRESENT
@@ -166,7 +167,8 @@ def _of_elf(file: ImageFile) -> Physical:
     end = behind // PAGE_SIZE * PAGE_SIZE
     cut = int(((start != paddr) | (end != behind)).sum())
     if cut:
-        notes.append(f"{cut} stretches of memory begin or end amid a page: what is there only in part is left out.")
+        places = counted(cut, "stretch")
+        notes.append(f"The memory of {places} begins or ends amid a page: what is there only in part is left out.")
     memory = Physical(file, *_apart(start, end, segments["offset"].astype(np.int64) - paddr), core, notes)
     if not len(memory.start):
         raise file.bad("no memory in it: no segment holds a whole page")

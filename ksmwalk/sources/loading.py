@@ -9,6 +9,7 @@ from typing import Unpack
 import numpy as np
 
 from ..errors import ArenaFullError, check
+from ..gate import counted
 from ..host import Host, Mm, _load
 from ..layout import PAGE_SHIFT, Frame, LoadedPage, Vm
 from ..signatures import AnyArray, BoolArray, I32Array, I64Array, U16Array, U64Array
@@ -98,6 +99,7 @@ def load(
     mark: str = "as-is",
     merged: bool = False,
     together: bool = False,
+    above: int = 0,
 ) -> ProcessImage:
     """Load a capture into a Host; the process itself may be gone by now.
 
@@ -111,6 +113,8 @@ def load(
         them their stable nodes.
     together : bool
         Others that share frames follow: what nobody maps of huge pages is left to be taken then (`_load.fill_folios`).
+    above : int
+        Where frames are not known, those that are made up are this one or above: others that follow have those below.
 
     Returns
     -------
@@ -133,7 +137,7 @@ def load(
         levels = 5 if what.vmas[-1].end > 1 << 47 else 4
         host = Host(_frames_needed(what, leaf), levels=levels, huge=what.nr_pages >= _HUGE_FROM)
     arrays = host.world.arrays
-    pfn = _frame_numbers(what, leaf, arrays)
+    pfn = _frame_numbers(what, leaf, arrays, above)
     if pfn.size and int(pfn.max()) >= host.nr_frames:
         raise ArenaFullError(
             f"frame {int(pfn.max()):#x} of process {what.pid}: this Host has only {host.nr_frames:#x} frames"
@@ -152,7 +156,7 @@ def load(
     if (vm_flags & np.uint64(Vm.MERGEABLE)).any():
         _load.register(host.world, mm.number)
     if not merged and what.ksm is not None and what.ksm.any():
-        notes.append(f"{int(what.ksm.sum())} pages are KSM's already; in the model nothing is merged yet.")
+        notes.append(f"{counted(int(what.ksm.sum()), 'page', 'is', 'are')} KSM's already; in the model nothing is merged yet.")
     seconds = dict(what.seconds, build=time.perf_counter() - start)
     return ProcessImage(host, mm, what, what.pfn is not None, notes, seconds)
 
@@ -178,7 +182,7 @@ def _frames_needed(what: ProcessCapture, leaf: BoolArray) -> int:
     return -(-(used + _ROOM) // PAGES_PER_BLOCK) * PAGES_PER_BLOCK
 
 
-def _frame_numbers(what: ProcessCapture, leaf: BoolArray, arrays: dict[str, AnyArray]) -> I64Array:
+def _frame_numbers(what: ProcessCapture, leaf: BoolArray, arrays: dict[str, AnyArray], above: int = 0) -> I64Array:
     """The Host's frame of each page, int64[nr_pages]: the machine's own numbers where they are known, else made up.
 
     The shared zero page is frame 0 in every Host, whatever it is on the machine.
@@ -189,7 +193,7 @@ def _frame_numbers(what: ProcessCapture, leaf: BoolArray, arrays: dict[str, AnyA
     else:
         pfn = np.empty(what.nr_pages, np.int64)
         own = leaf & ~zero
-        first = _first_free_block(arrays) * PAGES_PER_BLOCK
+        first = max(_first_free_block(arrays), -(-above // PAGES_PER_BLOCK)) * PAGES_PER_BLOCK
         # Leaves first, as they have to be aligned.
         nr_leaf = int(own.sum())
         pfn[own] = first + np.arange(nr_leaf)

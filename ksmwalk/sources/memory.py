@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..errors import check
-from ..gate import shown
+from ..gate import counted, shown
 from ..host import Host, Mm, _load
 from ..ksm import _takeover
 from ..layout import Frame
@@ -91,8 +91,9 @@ def load_memory(
         setattr(host.ksm, name, value)
     merged = take_over and mark != "none"
     images = {}
+    above = _first_unseen(parts)
     for number in _entered(what):
-        images[number] = load(parts[number], host=host, mark=mark, merged=merged, together=True)
+        images[number] = load(parts[number], host=host, mark=mark, merged=merged, together=True, above=above)
     _load.fill_folios(host.world, np.unique(np.concatenate([folios_of(one) for one in parts])))
     _hold_for_others(host, parts)
     result = LoadedMemory(host, [images[number].mm for number in range(len(parts))], what)
@@ -100,7 +101,7 @@ def load_memory(
         result.nr_merged = _take_over(host, parts, result.mms)
     result.notes = list(dict.fromkeys(note for image in images.values() for note in image.notes))
     if torn:
-        result.notes.append(f"{torn} huge pages were split between two looks at them: taken as small pages.")
+        result.notes.append(f"{counted(torn, 'huge page', 'was', 'were')} split between two looks: taken as small pages.")
     result.seconds = time.perf_counter() - start
     return result
 
@@ -176,12 +177,16 @@ def _agreed(processes: list[ProcessCapture]) -> tuple[list[ProcessCapture], int]
     return out, int(torn.sum())
 
 
+def _first_unseen(parts: list[ProcessCapture]) -> int:
+    """The frame above all that are known."""
+    return max([int(one.pfn.max()) + 1 for one in parts if one.pfn is not None and len(one.pfn)], default=0)
+
+
 def _frames_needed(parts: list[ProcessCapture]) -> int:
-    seen = [int(one.pfn.max()) + 1 for one in parts if one.pfn is not None and len(one.pfn)]
     made_up = sum(one.nr_pages + PAGES_PER_BLOCK for one in parts if one.pfn is None)
     # as many rmap_items as there are mappings need not fit what is reserved for the frames
     mapped = sum(one.nr_pages for one in parts) // 8
-    needed = max(max(seen, default=0) + made_up + 2 * PAGES_PER_BLOCK, mapped) + _ROOM
+    needed = max(_first_unseen(parts) + made_up + 2 * PAGES_PER_BLOCK, mapped) + _ROOM
     return -(-needed // PAGES_PER_BLOCK) * PAGES_PER_BLOCK
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
+import numpy as np
+
 from .contents import MemoryCapture, key_pages
 from .cores import read_core
 from .guests import is_guest, read_guest
@@ -40,13 +42,19 @@ def capture_files(
     ValueError
         No file.
 
-    Models: see `read_core` and `read_guest`. Differs: see there.
+    Models: see `read_core` and `read_guest`. Differs: see there; frames of guests are numbered as they come, each its own.
     """
     found, kinds = [], set()
+    frames = 1
     for path in paths:
         guest = is_guest(path)
         kinds.add(guest)
-        found.append(read_guest(path) if guest else read_core(path))
+        one = read_guest(path) if guest else read_core(path)
+        if guest:
+            # guests are started, not forked: no frame of one is another's
+            one.capture.pfn = np.arange(frames, frames + one.capture.nr_pages, dtype=np.uint64)
+            frames += one.capture.nr_pages
+        found.append(one)
     if not found:
         raise ValueError("no file to read")
     kind = "guest" if kinds == {True} else "core"

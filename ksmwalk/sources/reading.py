@@ -11,6 +11,7 @@ from typing import TypedDict
 
 import numpy as np
 
+from ..gate import counted
 from ..layout import PAGE_SHIFT
 from ..proc import maps, pagemap
 from ..proc.errors import NoAddressSpace, ProcessChanged, ProcessExited, not_allowed
@@ -370,7 +371,7 @@ def _keep(result: ProcessCapture, keep: BoolArray, why: str) -> None:
     gone = len(keep) - int(np.count_nonzero(keep))
     if not gone:
         return
-    result.notes.append(f"{gone} pages were {why}: left out.")
+    result.notes.append(f"{counted(gone, 'page', 'was', 'were')} {why}: left out.")
     for name in ("addr", "categories", "pfn", "exclusive", "frame_flags", "frame_counts", "key", "changes"):
         array = getattr(result, name)
         if array is not None:
@@ -432,7 +433,8 @@ def _settle(result: ProcessCapture, file: BoolArray) -> None:
     torn = result.huge & ~whole_blocks(result, result.huge)
     if torn.any():
         result.categories[torn] &= ~np.uint64(pagemap.PAGE_IS_HUGE)
-        result.notes.append(f"{int(torn.sum())} pages of huge leaves were split meanwhile: taken as small pages.")
+        which = counted(int(torn.sum()), "page", "of huge leaves was", "of huge leaves were")
+        result.notes.append(f"{which} split meanwhile: taken as small pages.")
 
 
 def whole_blocks(result: ProcessCapture, candidate: BoolArray) -> BoolArray:
@@ -470,4 +472,4 @@ def _huge_by_contiguity(result: ProcessCapture) -> None:
         else:
             undecided += 1
     if undecided:
-        result.notes.append(f"In {undecided} mappings with huge leaves these can't be told from small pages.")
+        result.notes.append(f"In {counted(undecided, 'mapping')} with huge leaves these can't be told from small pages.")

@@ -135,6 +135,19 @@ def test_words_that_mean_nothing_are_named(tmp_path, capsys):
     assert code == 2 and "say --image" in err
 
 
+def test_a_place_that_takes_no_directory_is_named_as_it_was_asked_for(child, capsys):
+    code, _, err = run(capsys, child.pid, "-o", "/proc/x", "--samples", 1)
+    assert code == 2 and err.startswith("ksmwalk capture: /proc/x: ") and err.count("\n") == 1
+
+
+def test_command_lines_are_left_out_when_that_is_asked_for(child, tmp_path, capsys):
+    assert run(capsys, child.pid, "-o", tmp_path / "a", "--samples", 1)[0] == 0
+    assert run(capsys, child.pid, "-o", tmp_path / "b", "--samples", 1, "--no-command")[0] == 0
+    assert open_capture(tmp_path / "a").processes[0].identity.command
+    (one,) = open_capture(tmp_path / "b").processes
+    assert one.identity.command == () and one.identity.started and one.pid == child.pid
+
+
 def test_words_are_told_apart(tmp_path, child, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_capture(made(), "kept")
@@ -143,8 +156,10 @@ def test_words_are_told_apart(tmp_path, child, monkeypatch):
     found = given.sort_words(["kept", "core", str(child.pid), "./core"])
     assert (found.captures, found.files, found.pids) == (["kept"], ["core", "./core"], [child.pid])
     assert given.sort_words(["raw"], image=True).files == ["raw"]
-    with pytest.raises(ValueError, match="no process is called raw"):
+    with pytest.raises(ValueError, match="no process is called raw; the file of that name is no ELF file.* --image"):
         given.sort_words(["raw"])
+    with pytest.raises(ValueError, match="no process is called wrong, and there is no capture or core"):
+        given.sort_words(["wrong"])
 
 
 def test_a_capture_given_comes_as_it_is_and_several_are_joined(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html.parser
 import json
 import os
@@ -129,6 +130,57 @@ def test_json_has_the_estimate_the_advice_and_the_domains(run):
     assert got["knobs"]["pages_to_scan"] == 150 == got["advice"]["best"]["pages_to_scan"]
     assert [one["name"] for one in got["advice"]["processes"]] == ["web", "web"]
     assert got["by_domain"] == {"all": 2059 * P, "user": 59 * P, "container": 2059 * P, "process": 59 * P}
+
+
+def test_what_was_asked_about_is_not_what_is_set_now(run):
+    what = memory(*WORTH, run=1)
+    _, out, _ = run(what, "--set", "pages_to_scan=2000", width=120)
+    rows = {line.split()[0]: line.rstrip() for line in out.splitlines() if re.match(r" +[\d,]+ +20 ms", line)}
+    assert rows["100"].endswith("now, advised") and rows["2,000"].endswith("asked")
+    said = first_sentences(out)
+    assert "at pages_to_scan=100 and sleep_millisecs=20, as they are" in said
+    assert "echo" not in said
+    said = first_sentences(run(what, "--set", "use_zero_pages=1", "--set", "pages_to_scan=150")[1])
+    assert "echo 1 > /sys/kernel/mm/ksm/use_zero_pages; echo 150 > /sys/kernel/mm/ksm/pages_to_scan." in said
+
+
+def test_a_kernel_without_ksm_is_said_to_have_none(run):
+    what = memory(*WORTH)
+    del what.machine["ksm"]
+    code, out, _ = run(what)
+    said = first_sentences(out)
+    assert code == 0 and said.startswith("This kernel has no KSM (CONFIG_KSM). With one that has it: switch it on for web (2): ")
+    assert "echo" not in said and "default, advised" in out
+
+
+def test_of_two_machines_no_commands_are_given(run):
+    what = memory(*WORTH)
+    what.machine["machines"] = [{"name": "one", "ksm": {}}, {"name": "two"}]
+    said = first_sentences(run(what)[1])
+    assert "echo" not in said and "as if all of it ran on one machine" in said
+
+
+def test_the_young_are_only_advised_where_they_are_named(run):
+    what = memory(*WORTH)
+    for one in what.processes:
+        one.identity = dataclasses.replace(one.identity, started=99_000)
+    what.machine["uptime"] = 1000.0
+    what.processes[2].identity = dataclasses.replace(what.processes[2].identity, started=1)
+    assert "Switch it on for web (2)" in run(what, "web")[1]
+    _, out, _ = run(what, "--all", width=200)
+    assert "Switch it on" not in out and "2 processes are younger than 2 minutes and may be gone soon" in out
+
+
+def test_command_lines_can_be_left_out_and_are_cut_where_nobody_sets_a_width(run, monkeypatch, tmp_path):
+    what = memory(*WORTH)
+    for one in what.processes:
+        one.identity = dataclasses.replace(one.identity, command=("/usr/bin/web", "--password", "hunter2", "x" * 5000))
+    code, out, _ = run(what, "--no-command", "--json", "--html", tmp_path / "page.html")
+    assert code == 0 and "hunter2" not in out and "hunter2" not in (tmp_path / "page.html").read_text()
+    # without COLUMNS, and no terminal
+    monkeypatch.setattr("ksmwalk.commands.screen._width", lambda out, terminal: None)
+    _, out, _ = run(what)
+    assert "hunter2" in out and max(map(len, out.splitlines())) < 180
 
 
 def of_sources(*names):
@@ -307,6 +359,14 @@ def test_real_processes_and_one_that_is_gone(pair):
     found = json.loads(got.stdout)
     assert [row["pid"] for row in found["by_process"]] == [child.pid for child in pair]
     assert found["expected"]["freed_bytes"] > 0
+
+
+def test_what_could_not_be_read_is_said_once(pair):
+    with Living() as gone:
+        pass
+    got = ksmwalk(pair[0].pid, gone.pid, "--samples", 1)
+    assert got.returncode == 1 and (got.stdout + got.stderr).count("could not be read") == 1
+    assert f"process {gone.pid} does not exist" in got.stdout
 
 
 def test_nobody_of_that_name(pair):

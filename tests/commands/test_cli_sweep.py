@@ -36,7 +36,7 @@ def run(monkeypatch, capsys, tmp_path):
 
 @pytest.fixture
 def kept(tmp_path):
-    save_capture(memory(*WORTH, *WORTH, marked=True, max_page_sharing=2), tmp_path / "one")
+    save_capture(memory(*WORTH, *WORTH, marked=True, max_page_sharing=2, run=1), tmp_path / "one")
     return tmp_path / "one"
 
 
@@ -47,7 +47,7 @@ def test_one_sentence_of_advice_comes_first_then_the_front_with_the_present_sett
     # at a limit of 2 half of them is lost
     assert said.startswith("Set ")
     assert "max_page_sharing=256: 23.9 MiB come free, 90 % of it after" in said
-    assert "(as it is now: 15.9 MiB, 90 % of it after" in said and said.endswith("%).")
+    assert "(with the settings as they are: 15.9 MiB, 90 % of it after" in said and said.endswith("%).")
     table = out.split("\n\n")[1].splitlines()
     assert table[0].split()[:2] == ["pages", "sleep"] and "sharing" in table[0] and "zero" in table[0]
     (now,) = [line for line in table if "now" in line]
@@ -63,10 +63,32 @@ def test_it_fits_the_terminal(run, kept, width):
 
 
 def test_settings_that_are_good_enough_stay(run, tmp_path):
-    save_capture(memory(*WORTH, marked=True), tmp_path / "good")
+    save_capture(memory(*WORTH, marked=True, run=1), tmp_path / "good")
     _, out, _ = run(tmp_path / "good", *SOME)
     assert out.startswith("Leave the settings as they are: 8.0 MiB come free, 90 % of it after")
     assert "now, advised" in out
+
+
+def test_where_ksm_is_off_it_is_to_be_switched_on(run, tmp_path):
+    save_capture(memory(*WORTH, marked=True), tmp_path / "off")
+    said = " ".join(run(tmp_path / "off", *SOME)[1].split())
+    assert said.startswith("Switch it on (echo 1 > /sys/kernel/mm/ksm/run) with the settings as they are: 8.0 MiB come free")
+
+
+def test_what_estimate_calls_too_little_is_too_little_here(run, tmp_path):
+    what = memory(*WORTH, marked=True)
+    what.machine["mem_total"] = 24 << 30
+    save_capture(what, tmp_path / "large")
+    said = " ".join(run(tmp_path / "large", *SOME)[1].split())
+    assert said.startswith("Leave KSM off: 8.0 MiB would come free with the best settings: that is too little for a machine of 24")
+
+
+def test_a_kernel_without_ksm_is_said_to_have_none(run, tmp_path):
+    what = memory(*WORTH, marked=True)
+    del what.machine["ksm"]
+    save_capture(what, tmp_path / "none")
+    said = " ".join(run(tmp_path / "none", *SOME)[1].split())
+    assert said.startswith("This kernel has no KSM (CONFIG_KSM). With one that has it: ") and "echo" not in said
 
 
 def test_where_nothing_comes_free_it_says_so(run, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from fakeroot import FakeRoot
 
 from ksmwalk.commands import explain, explaining
+from ksmwalk.estimates.costs import Costs
 from ksmwalk.proc.ksmstate import Moment, read_ksm_state
 
 P = 4096
@@ -122,9 +123,30 @@ def test_without_a_look_the_tunables_say_how_long_a_pass_takes(machine):
     machine.process(10, marked_pages=10_000)
     machine.sets(full_scans=3)
     got = scan(machine)
-    assert got["idle"] is None and got["rate_from"] == "tunables" and got["seconds"] == 2
+    assert got["idle"] is None and got["rate_from"] == "tunables" and got["seconds"] == pytest.approx(2, rel=0.01)
     machine.set("sleep_millisecs", 0)
     assert scan(machine)["seconds"] is None  # no limit but ksmd's own speed
+
+
+def test_a_pass_takes_the_sleep_of_a_batch_and_ksmd_s_work_whatever_the_tunables_allow(machine):
+    machine.process(10, marked_pages=27_310)
+    machine.sets(full_scans=3, pages_to_scan=10_000_000, pages_unshared=27_310)
+    state = read_ksm_state(machine.path, memory=True)
+    visit = (Costs().page_ns + Costs().checksum_ns) / 1e9
+    assert explaining.limit(state, Costs()) == pytest.approx(1 / visit)
+    # the end of a pass ends a batch
+    assert explaining.pass_least(state, 27_310, Costs()) == pytest.approx(0.02 + 27_310 * visit)
+    assert scan(machine)["seconds"] > 0.02
+    machine.sets(pages_sharing=27_310, pages_unshared=0)
+    merged = read_ksm_state(machine.path, memory=True)
+    assert explaining.limit(merged, Costs()) > explaining.limit(state, Costs())
+
+
+def test_costs_that_cannot_be_read_do_not_stop_it(machine, monkeypatch, tmp_path):
+    (tmp_path / "ksmwalk").mkdir()
+    (tmp_path / "ksmwalk" / "costs.json").write_text("{")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert explaining.limit(read_ksm_state(machine.path)) == 5000
 
 
 def test_what_is_saved_is_the_kernels_own_account(machine):
@@ -196,12 +218,25 @@ def test_a_prediction_stands_beside_what_it_came_to(machine, tmp_path):
         "expected": {"freed_bytes": 400, "pages_sharing": 90, "ksm_zero_pages": 10, "general_profit": 100, "rmap_items": 60},
         "lower": {"pages_sharing": 80}, "upper": None, "by_process": [],
     })  # fmt: skip
+    machine.set("smart_scan", 0)
     rows = explaining.against(explaining.read_prediction(path), read_ksm_state(machine.path))
     by_name = {row["name"]: row for row in rows}
     assert by_name["freed_bytes"]["achieved"] is None
     assert by_name["pages_sharing"] == {"name": "pages_sharing", "predicted": 90, "lower": 80, "upper": None, "achieved": 45}
     assert by_name["general_profit"]["achieved"] == 77 and by_name["rmap_items"]["achieved"] == 55
     assert explaining.merged_share(rows) == pytest.approx(0.5)
+
+
+def test_with_smart_scan_what_is_not_merged_is_compared_in_sum(machine, tmp_path):
+    machine.sets(pages_unshared=10, pages_volatile=50, smart_scan=1)
+    band = {"pages_unshared": 55, "pages_volatile": 5, "full_scans": 9}
+    path = prediction(tmp_path, {"expected": band, "lower": band, "upper": {**band, "pages_volatile": 7}})
+    read = explaining.read_prediction(path)
+    (row,) = [row for row in explaining.against(read, read_ksm_state(machine.path)) if row["name"].startswith("pages_")]
+    assert row == {"name": "pages_unshared + pages_volatile", "predicted": 60, "lower": 60, "upper": 62, "achieved": 60}
+    machine.set("smart_scan", 0)
+    rows = explaining.against(read, read_ksm_state(machine.path))
+    assert [(row["name"], row["achieved"]) for row in rows][:2] == [("pages_unshared", 10), ("pages_volatile", 50)]
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,13 @@ def test_predicted_and_achieved_stand_side_by_side(machine, tmp_path):
     assert not any(key[:2] == ("ksmwalk_ksm_achieved", "freed_bytes") for key in got)
 
 
+def test_figures_keep_their_names_with_smart_scan(machine):
+    machine.sets(smart_scan=1, pages_unshared=3, pages_volatile=4)
+    got = read_back(text_of(machine, {"expected": {"pages_unshared": 5, "pages_volatile": 2}}))
+    assert got["ksmwalk_ksm_predicted_pages_unshared", "expected"] == 5
+    assert got["ksmwalk_ksm_achieved", "pages_volatile"] == 4
+
+
 def test_units_end_names_and_kinds_are_those_that_a_text_collector_takes(machine):
     machine.process(10, marked_pages=3)
     lines = text_of(machine).splitlines()

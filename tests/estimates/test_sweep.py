@@ -245,8 +245,16 @@ def rows_of(*rows):
 
 
 def test_the_front_leaves_out_what_another_beats_and_all_but_one_of_equals():
-    rows = rows_of((100, 0.1, 10), (100, 0.2, 5), (100, 0.2, 20), (90, 0.1, 10), (50, 0.01, 10), (100, 0.1, 10), (101, 0.9, 99))
+    rows = rows_of((100, 0.1, 10), (100, 0.2, 5), (100, 0.2, 20), (90, 0.1, 10), (50, 0.01, 10), (100, 0.1, 10), (105, 0.9, 99))
     assert front(rows).tolist() == [True, True, False, False, True, False, True]
+
+
+def test_of_settings_that_come_to_nearly_the_same_the_front_has_one():
+    near = [(8 << 20) + 4096 * n for n in range(10)]
+    others = (16 << 20, 0.5, 10), (8 << 20, 0.01, 99)
+    rows = rows_of(*((freed, 0.02 + 0.00001 * n, 10 + 0.1 * n) for n, freed in enumerate(near)), *others)
+    found = front(rows)
+    assert found[:10].sum() == 1 and found[10:].all()
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from servers import COSTS, P, memory
 
-from ksmwalk.estimates.advice import advise, by_domain, overhead, setting_for
+from ksmwalk.estimates.advice import advise, by_domain, overhead, setting_for, too_little
 from ksmwalk.estimates.estimate import estimate
 
 UNIQUE = "of {} pages no two are equal but for those that fork shares already"
@@ -63,7 +65,7 @@ def test_settings_that_are_good_enough_stay():
 
 def test_settings_at_which_a_pass_would_take_for_ever_are_replaced():
     _, advice = advised(memory(("web", 2000, 0, 0), ("web", 2000, 0, 0)), knobs={"sleep_millisecs": 3_600_000})
-    assert advice.settings[0].pass_seconds > 86400
+    assert advice.asked.pass_seconds > 86400
     assert advice.best.sleep_millisecs == 20 and advice.best.pass_seconds < 60
     assert advice.best.cpu_while_merging < 0.05
 
@@ -97,3 +99,48 @@ def test_a_narrower_domain_never_frees_more():
 def test_the_advice_goes_by_the_tunables_that_were_asked_about():
     _, advice = advised(memory(("web", 2000, 0, 90), ("alone", 0, 99, 0), ("web", 2000, 0, 0)), knobs={"use_zero_pages": 1})
     assert advice.estimate.expected.counters["ksm_zero_pages"] == 90
+
+
+def test_what_is_set_now_is_the_machine_s_and_what_was_asked_about_is_told_apart():
+    found, advice = advised(memory(("web", 2000, 0, 0), ("web", 2000, 0, 0)), knobs={"pages_to_scan": 2000})
+    assert advice.settings[:2] == [advice.now, advice.asked]
+    assert (advice.now.pages_to_scan, advice.asked.pages_to_scan) == (100, 2000)
+    assert found.knobs["pages_to_scan"] == 2000 and len(set(advice.settings)) == len(advice.settings)
+    _, advice = advised(memory(("web", 2000, 0, 0), ("web", 2000, 0, 0)), knobs={"pages_to_scan": 100})
+    assert advice.asked is None and advice.now == advice.settings[0]
+
+
+@pytest.mark.parametrize(
+    "mem_total, freed, needed, why",
+    [
+        (24 << 30, 7 << 20, 1 << 20, "that is too little for a machine of 24 GiB"),
+        (1 << 30, 7 << 20, 1 << 20, ""),
+        (24 << 30, 65 << 20, 1 << 20, ""),
+        (0, 7 << 20, 1 << 20, ""),
+        (0, 8 << 20, 6 << 20, "KSM itself would need 75% of that"),
+        (0, 1 << 20, 0, "that is too little"),
+    ],
+)
+def test_what_is_worth_it_depends_on_the_machine_and_on_what_ksm_needs_itself(mem_total, freed, needed, why):
+    assert too_little(freed, needed, mem_total) == why
+    assert too_little(freed, needed, mem_total, 200 * freed) == "that is too little"
+
+
+def test_advice_goes_by_the_machine():
+    what = memory(("web", 2000, 0, 0), ("web", 2000, 0, 0))
+    what.machine["mem_total"] = 24 << 30
+    _, advice = advised(what)
+    assert (advice.worth, advice.why) == (False, "that is too little for a machine of 24 GiB")
+
+
+def test_processes_that_have_only_just_begun_are_not_to_be_marked():
+    what = memory(("web", 2000, 0, 0), ("job", 2000, 0, 0), ("web", 2000, 0, 0))
+    for one, started in zip(what.processes, (1000, 99_000, 2000), strict=True):
+        one.identity = dataclasses.replace(one.identity, started=started)
+    found = estimate(what, costs=COSTS)
+    assert advise(found, young=120).chosen == [0, 1, 2]  # when it was is not known
+    what.machine["uptime"] = 1000.0
+    advice = advise(found, young=120)
+    assert advice.chosen == [0, 2] and advice.young == 1
+    assert advice.estimate.expected.counters["freed_bytes"] == 2000 * P
+    assert advise(found).chosen == [0, 1, 2]

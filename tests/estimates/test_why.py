@@ -93,9 +93,21 @@ def test_memory_that_is_not_marked_says_how_much_of_it_would_merge():
     assert answer(alone, Reason.NOT_MARKED).todo.startswith("Nothing")
 
 
-def test_a_partner_s_unmarked_memory_is_not_taken_as_marked():
-    result = why(process(1, Area([5, 6], flags=PLAIN)), process(2, Area([5], flags=PLAIN)), about=[1])
-    assert result.mappings["would_merge"].tolist() == [0] and len(result.reasons) == 1
+def test_partners_count_for_what_would_merge_whether_they_are_marked_or_not():
+    mine = process(1, Area([5, 6, 7, 7], flags=PLAIN))
+    result = why(mine, process(2, Area([5], flags=PLAIN)), process(3, Area([6])), about=[1])
+    assert result.mappings["would_merge"].tolist() == [4] and len(result.reasons) == 1
+    said = answer(result, Reason.NOT_MARKED).figure
+    assert "4 of them (100%) would merge if it were there, 1 of these only if it were there in other processes too" in said
+    result = why(mine, process(3, Area([6])), about=[1])
+    assert "3 of them (75%) would merge if it were there, and free 8 KiB" in answer(result, Reason.NOT_MARKED).figure
+
+
+def test_what_would_merge_and_free_nothing_is_not_to_be_marked():
+    # each frame has a mapping in a process that was not read, which keeps it
+    said = answer(why(process(1, Area([5, 5, 6, 6], flags=PLAIN, counts=[2, 2, 2, 2]))), Reason.NOT_MARKED)
+    assert "4 of them (100%) would merge if it were there, but nothing would come free" in said.figure
+    assert "fork" in said.figure and said.todo.startswith("Nothing: ")
 
 
 def test_a_page_that_was_not_read_is_not_said_to_be_unique():

@@ -179,3 +179,12 @@ def test_who_is_marked_already_is_seen(monkeypatch):
             assert marking.markings([row(pid=process.pid, name="other")], None, True)[0].marked == 0
             process.stdin.close()
     assert os.path.exists("/proc/self/ksm_stat")
+
+
+def test_programs_for_which_the_same_is_to_be_done_are_one():
+    rows = [row(pid=pid, name="tool", command=["tool", "-c", f"{pid}" + "x" * 300]) for pid in range(10, 14)]
+    (one,) = marking.markings(rows, None, False)
+    assert one.pids == [10, 11, 12, 13] and one.commands == ["ksmwalk apply --exec PROGRAM ..."]
+    assert one.freed_bytes == sum(each["freed_bytes"] for each in rows)
+    rows = [row(pid=pid, name="tool", command=["tool", str(pid)]) for pid in (10, 11, 11)]
+    assert [one.pids for one in marking.markings(rows, None, False)] == [[11, 11], [10]]

@@ -378,7 +378,7 @@ def test_a_huge_page_that_another_process_shows_as_split_is_small_for_both():
     first, second = capture.processes[:2]
     second.pfn[512], second.frame_flags[512] = first.pfn[7], first.frame_flags[576] | np.uint64(1 << 12)
     loaded = load_memory(capture)
-    assert any("1 huge pages were split between two looks" in note for note in loaded.notes)
+    assert any("1 huge page was split between two looks" in note for note in loaded.notes)
     for process in capture.processes:
         process.frame_counts = None
     host = load_memory(capture).host

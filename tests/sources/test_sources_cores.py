@@ -54,7 +54,7 @@ def test_without_holes_pages_of_zeros_may_be_absent_ones_and_are_left_out(tmp_pa
     path = write_core(tmp_path / "core", [Segment(BASE, [page(1), bytes(PAGE), page(2)])], prpsinfo(5, b"x"), hole=False)
     made = read_core(path)
     assert contents(made) == {BASE: page(1), BASE + 2 * PAGE: page(2)}
-    assert any(text.startswith("1 pages of zeros are left out") for text in made.capture.notes)
+    assert any(text.startswith("1 page of zeros is left out") for text in made.capture.notes)
     assert made.capture.vmas[0].anonymous == 2 * PAGE
 
 

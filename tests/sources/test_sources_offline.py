@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from corefiles import PAGE, R, Segment, files, page, prpsinfo, qemu, write_core
 
+from ksmwalk.estimates.estimate import estimate
 from ksmwalk.sources.contents import readable
 from ksmwalk.sources.cores import read_core
 from ksmwalk.sources.keys import UNKNOWN
@@ -52,3 +53,18 @@ def test_they_load_into_one_host_and_merge(made):
         host.ksm.full_scan()
     # zeros, 1, 2 and 3 are there twice each
     assert (host.ksm.pages_shared, host.ksm.pages_sharing, host.ksm.pages_unshared) == (4, 4, 0)
+
+
+def test_no_guest_shares_a_frame_with_another_by_fork(made):
+    found = capture_files([made[1], made[2], made[2]])
+    assert found.frames_seen
+    frames = np.concatenate([one.pfn for one in found.processes])
+    assert len(np.unique(frames)) == len(frames) == found.nr_pages
+    result = estimate(found, mark="all")
+    assert result.lower == result.expected.counters and result.expected.counters["freed_bytes"] == 3 * PAGE
+    assert not any("rames can't be seen" in note for note in result.notes)
+
+
+def test_a_core_beside_a_guest_leaves_it_unknown_what_fork_shares_in_the_core(made):
+    result = estimate(capture_files([made[0], made[1]]), mark="all")
+    assert result.lower["freed_bytes"] <= result.expected.counters["freed_bytes"] == 2 * PAGE
