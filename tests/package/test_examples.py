@@ -1,5 +1,6 @@
 """The examples about live memory: what they say of processes that hold the same bytes."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -47,7 +48,8 @@ def test_the_table_credits_each_process_with_its_half(memory):
 
 
 def test_the_answer_comes_before_the_table(memory, tmp_path, capsys):
-    save_capture(memory, tmp_path / "kept")
+    # on a large machine so little would not be worth it
+    save_capture(dataclasses.replace(memory, machine={**memory.machine, "mem_total": 1 << 30}), tmp_path / "kept")
     would_ksm_help.main([str(tmp_path / "kept")])
     answer, first, *_ = capsys.readouterr().out.splitlines()
     assert answer.startswith("worth it: ") and "(2)" in answer
@@ -58,7 +60,8 @@ def test_of_settings_only_those_are_shown_that_none_beats(memory, tmp_path, caps
     rows = sweep_tunables.best(memory)
     assert 0 < len(rows) < len(sweep_tunables.SETTINGS)
     assert (np.diff(rows["freed_bytes"]) <= 0).all()
-    assert rows["use_zero_pages"][0] == 1  # zeros that need no frame at all free the most
+    every = sweep_tunables.sweep(memory, sweep_tunables.SETTINGS, mark="all")
+    assert rows["freed_bytes"][0] >= 0.99 * every["freed_bytes"].max()  # of those that come to the same one is shown
     save_capture(memory, tmp_path / "kept")
     sweep_tunables.main([str(tmp_path / "kept")])
     assert len(capsys.readouterr().out.splitlines()) == 1 + len(rows)
