@@ -94,7 +94,8 @@ def _price(best: Setting) -> str:
 def _at(of: Estimate, best: Setting) -> str:
     now = (present_value(of.capture, "pages_to_scan"), present_value(of.capture, "sleep_millisecs"))
     words = f"pages_to_scan={best.pages_to_scan} and sleep_millisecs={best.sleep_millisecs}"
-    return f"{words}, as they are" if now == (best.pages_to_scan, best.sleep_millisecs) else words
+    as_it_is = "as they are" if of.capture.machine.get("ksm") else "which are the kernel's by default"
+    return f"{words}, {as_it_is}" if now == (best.pages_to_scan, best.sleep_millisecs) else words
 
 
 def freed_range(of: Estimate) -> str:

@@ -151,6 +151,7 @@ def test_a_kernel_without_ksm_is_said_to_have_none(run):
     said = first_sentences(out)
     assert code == 0 and said.startswith("This kernel has no KSM (CONFIG_KSM). With one that has it: switch it on for web (2): ")
     assert "echo" not in said and "default, advised" in out
+    assert "as they are" not in said and "which are the kernel's by default." in said
 
 
 def test_of_two_machines_no_commands_are_given(run):
