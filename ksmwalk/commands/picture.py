@@ -100,7 +100,7 @@ def page_kinds(capture: ProcessCapture) -> np.ndarray:
     kind[anon & capture.huge] = THP
     if capture.frame_counts is not None:
         kind[anon & (capture.frame_counts > 1)] = SHARED
-    elif capture.exclusive is not None:
+    elif capture.exclusive is not None and capture.pfn is not None:
         kind[anon & ~capture.exclusive] = SHARED
     if capture.ksm is not None:
         kind[anon & capture.ksm] = KSM

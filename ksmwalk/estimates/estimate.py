@@ -17,9 +17,10 @@ from ..layout import PAGE_SIZE, Frame
 from ..signatures import BoolArray, I64Array, RecordArray
 from ..sources.contents import MemoryCapture
 from ..sources.memory import LoadedMemory, load_memory
-from .bounds import as_forked, changing_pages, lower_of, while_changing
+from .bounds import changing_pages, lower_of, while_changing
 from .costs import WORK_DTYPE, Costs, ksmd_seconds
 from .domains import DOMAINS, in_domains
+from .hidden import shared_already
 from .shares import freed_by_vma, merged_pages, shares
 from .steady import SCANS, Steady, run_to_steady
 from .tables import over_time, table
@@ -75,8 +76,8 @@ class Estimate:
         With the pages as they were read, as if they stood still from then on.
     lower, upper : dict of str to int
         Counters. Of memory that stands still those of `expected`; where pages change, what nine of ten moments lie
-        between, while they go on changing as they did (`changing`). Where frames could not be seen, lower also takes equal
-        pages at equal addresses as shared by fork already.
+        between, while they go on changing as they did (`changing`). Where frames could not be seen, lower also takes what
+        may be shared by fork as shared already: see `hidden.shared_already`.
     moving : dict of str to int
         Mean of the counters while pages change; empty where none does.
     mark : str
@@ -259,11 +260,9 @@ def estimate(
             f"lower and upper figures are with them changing on."
         )
     if not capture.frames_seen:
-        result.lower = lower_of(run(as_forked(what))[0].counters, result.lower)
-        notes.append(
-            "Frames can't be seen here: what processes share by fork already would not be freed again. The lower figures "
-            "take equal pages at equal addresses of two processes as shared already."
-        )
+        worst, note = shared_already(what)
+        result.lower = lower_of(run(worst)[0].counters, result.lower)
+        notes.append(note)
     result.seconds = time.perf_counter() - start
     return result
 
