@@ -17,11 +17,12 @@ from ..layout import PAGE_SIZE, Frame
 from ..signatures import BoolArray, I64Array, RecordArray
 from ..sources.contents import MemoryCapture
 from ..sources.memory import LoadedMemory, load_memory
+from .before import unmerged
 from .bounds import changing_pages, lower_of, while_changing
 from .costs import WORK_DTYPE, Costs, ksmd_seconds
 from .domains import DOMAINS, in_domains
 from .hidden import shared_already
-from .shares import freed_by_vma, merged_pages, shares
+from .shares import apart, freed_by_vma, merged_pages, shares
 from .steady import SCANS, Steady, run_to_steady
 from .tables import over_time, table
 from .work import count_full_scan
@@ -232,7 +233,7 @@ def estimate(
     notes = list(capture.notes)
     mark = _which_mark(capture, mark)
     tunables = tunables_of(capture, knobs or {})
-    what = in_domains(capture, domain, notes)
+    what = in_domains(capture if take_over else unmerged(capture), domain, notes)
     costs = costs or Costs.load()
 
     def run(memory: MemoryCapture, counted: bool = False) -> tuple[Outcome, LoadedMemory]:
@@ -330,7 +331,8 @@ def outcome(loaded: LoadedMemory, counted: bool = False, each: Callable[[int], o
     """
     host = loaded.host
     work: list[RecordArray] = []
-    before = shares(loaded)
+    before = apart(loaded, shares(loaded))
+    placed = [mm.ksm_stat()["ksm_zero_pages"] for mm in loaded.mms]
     leaves = _leaves(host)
     already = _already(loaded)
     if counted:
@@ -349,7 +351,7 @@ def outcome(loaded: LoadedMemory, counted: bool = False, each: Callable[[int], o
     result = Outcome(counters, steady, np.array(work, WORK_DTYPE) if work else np.empty(0, WORK_DTYPE))
     for number, one in enumerate(loaded.capture.processes):
         mine = freed_by_vma(loaded, before, after, number)
-        freed = int(mine.sum())
+        freed = int(mine.sum()) + placed[number] * PAGE_SIZE
         stat = loaded.mms[number].ksm_stat()
         result.by_process.append({
             "pid": one.pid, "name": one.name, "command": list(one.identity.command), "freed_bytes": freed,
