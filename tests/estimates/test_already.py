@@ -7,6 +7,7 @@ import pytest
 from seen import capture_of
 
 from ksmwalk import Host
+from ksmwalk.estimates.advice import by_domain
 from ksmwalk.estimates.estimate import estimate
 
 P = 4096
@@ -43,3 +44,12 @@ def test_as_if_ksm_had_not_run_is_what_was_before_it_ran(merged):
     before, after = estimate(merged[0], mark="marked"), estimate(merged[1], mark="marked", take_over=False)
     for name in ("freed_bytes", "freed_more_bytes", "pages_shared", "pages_sharing", "pages_unshared", "rmap_items"):
         assert after.expected.counters[name] == before.expected.counters[name], name
+
+
+@pytest.mark.parametrize("take_over", [True, False])
+def test_what_is_merged_across_domains_is_not_merged_within_them(merged, take_over):
+    before, after = (estimate(one, mark="marked", domain="process", take_over=take_over) for one in merged)
+    assert after.expected.counters["freed_bytes"] == before.expected.counters["freed_bytes"] == (280 - 21) * P
+    whole = estimate(merged[1], mark="marked", take_over=take_over)
+    assert by_domain(whole, take_over=take_over)["process"] == (280 - 21) * P
+    assert by_domain(after, take_over=take_over)["all"] == (280 - 7) * P
