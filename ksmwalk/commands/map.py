@@ -53,7 +53,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "  ksmwalk map 4711 --rows 60            with more of the gaps cut out\n"
         "  ksmwalk map --image guest.elf         the process that CPU 0 ran as the guest was dumped\n"
         "  ksmwalk map --image ram.raw --cr3 0x1d4e000\n\n"
-        "Which pages are shared by fork, and which are KSM's, only root can see.",
+        "Which pages are KSM's, only root can see; where there are any, also which are shared by fork.",
         formatter_class=HelpFormatter,
     )
     parser.add_argument("pid", type=int, metavar="PID", nargs="?")

@@ -88,7 +88,7 @@ class Picture:
 def page_kinds(capture: ProcessCapture) -> np.ndarray:
     """The kind of each page: uint8[nr_pages] of SMALL, THP, KSM, ZERO, OTHER, SHARED.
 
-    SHARED are anonymous pages, small or huge, that more than one process maps, where frames were seen.
+    SHARED are anonymous pages, small or huge, that more than one process maps, where these can be told from KSM's.
     """
     eligible = np.zeros(capture.nr_pages, bool)
     for vma, (first, last) in zip(capture.vmas, capture.vma_slices(), strict=True):
@@ -100,7 +100,7 @@ def page_kinds(capture: ProcessCapture) -> np.ndarray:
     kind[anon & capture.huge] = THP
     if capture.frame_counts is not None:
         kind[anon & (capture.frame_counts > 1)] = SHARED
-    elif capture.exclusive is not None:
+    elif capture.exclusive is not None and (capture.ksm is not None or not capture.ksm_stat.get("ksm_merging_pages")):
         kind[anon & ~capture.exclusive] = SHARED
     if capture.ksm is not None:
         kind[anon & capture.ksm] = KSM

@@ -16,6 +16,7 @@ from ..layout import PAGE_SIZE
 from ..sources.contents import MemoryCapture, readable
 from ..sources.memory import load_memory
 from ..sources.reading import ProcessCapture
+from .before import unmerged
 from .domains import DOMAINS, domain_of, in_domains
 from .estimate import NODE_SIZE, Estimate, estimate, outcome, tunables_of
 from .steady import SCANS
@@ -443,8 +444,8 @@ def by_domain(of: Estimate, *, take_over: bool = True) -> dict[str, int | None]:
             known[parts] = of.expected.counters["freed_bytes"]
         elif parts not in known:
             loaded = load_memory(
-                in_domains(capture, domain, []), mark="as-is" if of.mark == "marked" else "all",
-                knobs=tunables_of(capture, of.knobs_given), take_over=take_over,
+                in_domains(capture if take_over else unmerged(capture), domain, []),
+                mark="as-is" if of.mark == "marked" else "all", knobs=tunables_of(capture, of.knobs_given), take_over=take_over,
             )  # fmt: skip
             known[parts] = outcome(loaded).counters["freed_bytes"]
         found[domain] = known[parts]

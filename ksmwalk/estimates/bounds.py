@@ -1,17 +1,14 @@
-"""What is not known for certain: pages that change, frames that can't be seen. Lower and upper figures."""
+"""What is not known for certain, as pages change: lower and upper figures."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import numpy as np
 
 from ..layout import PAGE_SIZE
-from ..proc.pagemap import PAGE_IS_HUGE
 from ..sources.contents import MemoryCapture
 from ..sources.memory import LoadedMemory
-from ..sources.reading import ProcessCapture
 from .changing import LOOKS, SLOWER, band, run_changing, write_rates
 
 Counters = dict[str, int]
@@ -95,36 +92,3 @@ def lower_of(one: Counters, other: Counters) -> Counters:
         All of `other`.
     """
     return other | {name: min(value, other[name]) for name, value in one.items() if name in other}
-
-
-def as_forked(capture: MemoryCapture) -> MemoryCapture:
-    """The same with equal pages at equal addresses on one frame, as fork leaves them.
-
-    Parameters
-    ----------
-    capture : MemoryCapture
-        Without frames.
-
-    Returns
-    -------
-    MemoryCapture
-    """
-    pages = [np.flatnonzero(one.anon & ~one.zero) for one in capture.processes]
-    addr = np.concatenate([one.addr[some] for one, some in zip(capture.processes, pages, strict=True)])
-    key = np.concatenate([one.key[some] if one.key is not None else one.addr[some]
-                          for one, some in zip(capture.processes, pages, strict=True)])  # fmt: skip
-    order = np.lexsort((key, addr))
-    new = np.ones(len(addr), bool)
-    new[1:] = (np.diff(addr[order]) != 0) | (np.diff(key[order]) != 0)
-    frame = np.empty(len(addr), np.uint64)
-    frame[order] = np.cumsum(new).astype(np.uint64)
-    some: list[ProcessCapture] = []
-    at, last = 0, int(frame.max(initial=0)) + 1
-    for one, mine in zip(capture.processes, pages, strict=True):
-        pfn = np.arange(last, last + one.nr_pages, dtype=np.uint64)
-        last += one.nr_pages
-        pfn[mine] = frame[at : at + len(mine)]
-        at += len(mine)
-        # frames made up so lie nowhere in a row: no huge pages
-        some.append(dataclasses.replace(one, pfn=pfn, categories=one.categories & ~np.uint64(PAGE_IS_HUGE)))
-    return dataclasses.replace(capture, processes=some)

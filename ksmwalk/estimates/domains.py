@@ -10,6 +10,7 @@ from ..signatures import U64Array
 from ..sources.contents import MemoryCapture
 from ..sources.keys import UNKNOWN
 from ..sources.reading import ProcessCapture
+from .before import unmerged
 
 DOMAINS = ("all", "user", "container", "process")
 
@@ -48,10 +49,11 @@ def in_domains(capture: MemoryCapture, domain: str, notes: list[str]) -> MemoryC
     Returns
     -------
     MemoryCapture
-        Keys are in the order of contents still, those of equal contents in that of domains.
+        Keys are in the order of contents still, those of equal contents in that of domains. Nothing is merged yet.
     """
     if domain == "all":
         return capture
+    capture = unmerged(capture)  # what is merged by now may be so across domains
     numbers: dict[object, int] = {}
     of = [numbers.setdefault(domain_of(one, i, domain), len(numbers)) for i, one in enumerate(capture.processes)]
     width = np.uint64(max(1, len(numbers)))

@@ -17,10 +17,12 @@ from ..layout import PAGE_SIZE, Frame
 from ..signatures import BoolArray, I64Array, RecordArray
 from ..sources.contents import MemoryCapture
 from ..sources.memory import LoadedMemory, load_memory
-from .bounds import as_forked, changing_pages, lower_of, while_changing
+from .before import unmerged
+from .bounds import changing_pages, lower_of, while_changing
 from .costs import WORK_DTYPE, Costs, ksmd_seconds
 from .domains import DOMAINS, in_domains
-from .shares import freed_by_vma, merged_pages, shares
+from .hidden import shared_already
+from .shares import apart, freed_by_vma, merged_pages, shares
 from .steady import SCANS, Steady, run_to_steady
 from .tables import over_time, table
 from .work import count_full_scan
@@ -75,8 +77,8 @@ class Estimate:
         With the pages as they were read, as if they stood still from then on.
     lower, upper : dict of str to int
         Counters. Of memory that stands still those of `expected`; where pages change, what nine of ten moments lie
-        between, while they go on changing as they did (`changing`). Where frames could not be seen, lower also takes equal
-        pages at equal addresses as shared by fork already.
+        between, while they go on changing as they did (`changing`). Where frames could not be seen, lower also takes what
+        may be shared by fork as shared already: see `hidden.shared_already`.
     moving : dict of str to int
         Mean of the counters while pages change; empty where none does.
     mark : str
@@ -231,7 +233,7 @@ def estimate(
     notes = list(capture.notes)
     mark = _which_mark(capture, mark)
     tunables = tunables_of(capture, knobs or {})
-    what = in_domains(capture, domain, notes)
+    what = in_domains(capture if take_over else unmerged(capture), domain, notes)
     costs = costs or Costs.load()
 
     def run(memory: MemoryCapture, counted: bool = False) -> tuple[Outcome, LoadedMemory]:
@@ -259,11 +261,9 @@ def estimate(
             f"lower and upper figures are with them changing on."
         )
     if not capture.frames_seen:
-        result.lower = lower_of(run(as_forked(what))[0].counters, result.lower)
-        notes.append(
-            "Frames can't be seen here: what processes share by fork already would not be freed again. The lower figures "
-            "take equal pages at equal addresses of two processes as shared already."
-        )
+        worst, note = shared_already(what)
+        result.lower = lower_of(run(worst)[0].counters, result.lower)
+        notes.append(note)
     result.seconds = time.perf_counter() - start
     return result
 
@@ -331,7 +331,8 @@ def outcome(loaded: LoadedMemory, counted: bool = False, each: Callable[[int], o
     """
     host = loaded.host
     work: list[RecordArray] = []
-    before = shares(loaded)
+    before = apart(loaded, shares(loaded))
+    placed = [mm.ksm_stat()["ksm_zero_pages"] for mm in loaded.mms]
     leaves = _leaves(host)
     already = _already(loaded)
     if counted:
@@ -350,7 +351,7 @@ def outcome(loaded: LoadedMemory, counted: bool = False, each: Callable[[int], o
     result = Outcome(counters, steady, np.array(work, WORK_DTYPE) if work else np.empty(0, WORK_DTYPE))
     for number, one in enumerate(loaded.capture.processes):
         mine = freed_by_vma(loaded, before, after, number)
-        freed = int(mine.sum())
+        freed = int(mine.sum()) + placed[number] * PAGE_SIZE
         stat = loaded.mms[number].ksm_stat()
         result.by_process.append({
             "pid": one.pid, "name": one.name, "command": list(one.identity.command), "freed_bytes": freed,

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..gate import shown
+from ..ksm import sysfs
 from ..layout import PAGE_SIZE
 from ..proc import pagemap
 from ..signatures import BoolArray, I64Array, RecordArray, U64Array
@@ -24,6 +25,8 @@ from .steady import WATCHED
 
 #: a content with so many pages is kept in any case
 MANY = 64
+#: what is the least part of the contents that can be drawn
+LEAST = 1e-9
 #: standard deviations to either side: 95 of 100 samples hold the truth between the bounds
 _SIGMAS = 1.96
 _PER_PAGE = ("addr", "categories", "pfn", "exclusive", "frame_flags", "frame_counts", "key", "changes")
@@ -68,6 +71,8 @@ def estimate_sample(
     """
     if not isinstance(part, (int, float)) or isinstance(part, bool) or not 0 < part <= 1:
         raise ValueError(f"part {shown(part)}: must be above 0 and at most 1")
+    if part < LEAST:
+        raise ValueError(f"part {shown(part)}: must be {LEAST:g} or more for anything to be drawn")
     many, drawn = _drawn(capture, part, seed)
     options |= {"changing": False, "each": each}
     heavy = estimate(_kept(capture, many), **options)
@@ -83,12 +88,11 @@ def estimate_sample(
         f"From {part:.3g} of the contents that fewer than {MANY} pages have, and all others: the bounds hold for 95 of 100 draws.",
         "Huge pages count as small ones here: how many would be split is not said.",
     ]
-    spread = _spread(capture, drawn, part)
     lower, upper = dict(counters), dict(counters)
-    for name, pages in spread.items():
-        unit = PAGE_SIZE if name.endswith("bytes") or name == "general_profit" else 1
-        more = round(_SIGMAS * pages) * unit
-        lower[name], upper[name] = max(0, counters[name] - more), counters[name] + more
+    for name, deviation in _spread(capture, part).items():
+        more = round(_SIGMAS * deviation)
+        least = counters[name] - more
+        lower[name], upper[name] = least if name == "general_profit" else max(0, least), counters[name] + more
     cost = cost_of(whole, heavy.costs, heavy.knobs)
     result = Estimate(whole, lower, upper, {}, heavy.mark, heavy.domain, heavy.knobs, cost, capture, notes)
     result.seconds = heavy.seconds + light.seconds
@@ -126,15 +130,22 @@ def _pages_of(one: ProcessCapture, keys: U64Array) -> ProcessCapture:
     return dataclasses.replace(one, folios=one.folios[:0], **arrays)
 
 
-def _spread(capture: MemoryCapture, drawn: U64Array, part: float) -> dict[str, float]:
-    """Standard deviations of what is scaled up, in pages: contents are drawn one by one, each with the chance `part`."""
+def _spread(capture: MemoryCapture, part: float) -> dict[str, float]:
+    """Standard deviations of what is scaled up: contents are drawn one by one, each with the chance `part`.
+
+    Of all that could be drawn, not of what was: how many pages have a content is known of each.
+    """
     keys, count = _counts(capture)
-    n = count[np.isin(keys, drawn)].astype(float)
-    factor = (1 - part) / part**2
-    freed, shared = np.sqrt(factor * ((n - 1) ** 2).sum()), np.sqrt(factor * np.count_nonzero(n > 1))
-    return {
-        "freed_bytes": float(freed), "pages_sharing": float(freed), "general_profit": float(freed), "pages_shared": float(shared),
-    }  # fmt: skip
+    n = count[(count < MANY) & (keys != 0)].astype(float)
+    merged = np.maximum(n - 1, 0)
+    weights = {
+        "freed_bytes": merged * PAGE_SIZE,
+        "pages_sharing": merged,
+        "pages_shared": np.minimum(merged, 1),
+        "general_profit": merged * PAGE_SIZE - n * sysfs.RMAP_ITEM_SIZE,
+    }
+    factor = (1 - part) / part
+    return {name: float(np.sqrt(factor * (each**2).sum())) for name, each in weights.items()}
 
 
 def _added(capture: MemoryCapture, heavy: Estimate, light: Estimate, scale: float, counters: dict[str, int]) -> Outcome:

@@ -133,6 +133,27 @@ def shares(loaded: LoadedMemory) -> Shares:
     return Shares(frames, parts[count], int(np.count_nonzero(count)))
 
 
+def apart(loaded: LoadedMemory, now: Shares) -> Shares:
+    """The parts as they are in the Host now, had KSM not merged what it has: each mapping of its pages has a frame.
+
+    Parameters
+    ----------
+    loaded : LoadedMemory
+    now : Shares
+
+    Returns
+    -------
+    Shares
+
+    Models: see Shares. Differs: see Shares; which zero pages KSM has placed is not known.
+    """
+    flags = loaded.host.frames.flags
+    merged = [flags[frames_of(loaded, number)] & np.uint16(Frame.KSM) != 0 for number in range(len(loaded.mms))]
+    parts = [np.where(mine, 1.0, part) for mine, part in zip(merged, now.by_page, strict=True)]
+    more = sum(int(np.count_nonzero(mine)) for mine in merged) - int(np.count_nonzero(flags & np.uint16(Frame.KSM)))
+    return Shares(parts, now.nr_frames + more)
+
+
 def freed_by_vma(loaded: LoadedMemory, before: Shares, after: Shares, number: int) -> I64Array:
     """What the merging frees in each mapping of a process, bytes.
 

@@ -327,20 +327,22 @@ def _find(process: _Process, vmas: list[VmaRecord], find: str, notes: list[str])
 def _read_frames(
     process: _Process, result: ProcessCapture, pages: I64Array, counts: bool, clock: _Clock, between: Callable[[str], None]
 ) -> None:
-    if not _frames_visible(process, pages):
-        result.notes.append(
-            "Frame numbers are hidden from this user (CAP_SYS_ADMIN shows them): pages, zero pages, huge leaves and "
-            "files are true; who shares a frame, and which pages are KSM's already, can't be seen."
-        )
-        return
     entries = gather(process.pagemap, pages, PAGEMAP_GAP, process.pid)
     clock.lap("pagemap")
     between("framed")
     present = entries >> np.uint64(63) != 0
     _keep(result, present, "unmapped between finding and reading them")
     entries = entries[present]
-    result.pfn = entries & np.uint64(pagemap.PM_PFN)
     result.exclusive = entries & np.uint64(pagemap.PM_EXCLUSIVE) != 0
+    pfn = entries & np.uint64(pagemap.PM_PFN)
+    # root in a container may be refused, so ask pagemap itself
+    if not pfn.any():
+        result.notes.append(
+            "Frame numbers are hidden from this user (CAP_SYS_ADMIN shows them): pages, zero pages, huge leaves and "
+            "files are true; who shares a frame, and which pages are KSM's already, can't be seen."
+        )
+        return
+    result.pfn = pfn
     _read_frame_flags(process.pid, result, result.pfn.view(np.int64), counts)
     between("flagged")
     entries = _look_again(process, result, entries)
@@ -357,13 +359,6 @@ def _look_again(process: _Process, result: ProcessCapture, entries: U64Array) ->
         _keep(result, same, "unmapped or moved before the flags of their frames were read")
     kept: U64Array = now[same]
     return kept
-
-
-def _frames_visible(process: _Process, pages: I64Array) -> bool:
-    """Whether pagemap shows this reader frame numbers: root in a container may be refused, so ask pagemap itself."""
-    few = pages[:PAGES_PER_BLOCK]
-    entries = gather(process.pagemap, few, PAGEMAP_GAP, process.pid)
-    return bool((entries[entries >> np.uint64(63) != 0] & np.uint64(pagemap.PM_PFN)).any())
 
 
 def _keep(result: ProcessCapture, keep: BoolArray, why: str) -> None:

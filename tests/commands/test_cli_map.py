@@ -409,6 +409,8 @@ def test_where_only_exclusive_is_known_that_tells():
     assert picture.page_kinds(what).tolist() == [picture.SMALL] * 4
     what.exclusive = np.array([True, False, True, False])
     assert picture.page_kinds(what).tolist() == [picture.SMALL, picture.SHARED] * 2
+    what.ksm_stat = {"ksm_merging_pages": 1}  # it may be one of these: all that is known of KSM's is that others map them
+    assert picture.page_kinds(what).tolist() == [picture.SMALL] * 4
     what.frame_counts = np.array([1, 1, 2, 2], np.uint64)
     assert picture.page_kinds(what).tolist() == [picture.SMALL, picture.SMALL, picture.SHARED, picture.SHARED]
 

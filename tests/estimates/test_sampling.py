@@ -60,6 +60,30 @@ def test_the_truth_lies_between_the_bounds(memory):
     assert min(inside.values()) >= 34, inside
 
 
+@pytest.mark.parametrize(("contents", "pages", "part"), [(5, 50, 0.05), (10, 2, 0.05), (1, 3, 0.5)])
+def test_the_bounds_hold_where_little_or_nothing_is_drawn_of_what_is_shared(contents, pages, part):
+    host = Host(1 << 12)
+    mm = host.new_mm()
+    start = mm.mmap(1000 * P)
+    mm.madvise(start, 1000 * P, "mergeable")
+    keys = np.arange(10_000, 11_000, dtype=np.uint64)
+    keys[: contents * pages] = np.repeat(np.arange(1, contents + 1), pages)
+    mm.write(start, keys)
+    memory = capture_of(host)
+    true = estimate(memory).expected.counters
+    inside = dict.fromkeys(("freed_bytes", "pages_shared", "pages_sharing", "general_profit"), 0)
+    for seed in range(40):
+        found = estimate_sample(memory, part, seed=seed)
+        for name in inside:
+            inside[name] += found.lower[name] <= true[name] <= found.upper[name]
+    assert min(inside.values()) >= 34, inside
+
+
+def test_a_part_too_small_to_draw_anything_is_refused(memory):
+    with pytest.raises(ValueError, match="part 1e-300: must be 1e-09 or more"):
+        estimate_sample(memory, 1e-300)
+
+
 @pytest.mark.parametrize("part", [0, -1, 1.5, "a", True, float("nan")])
 def test_no_such_part(memory, part):
     with pytest.raises(ValueError, match="part .*: must be above 0 and at most 1"):
