@@ -64,7 +64,8 @@ def while_changing(
 
     Models: see `run_changing`. Differs: see `run_changing`.
     """
-    bands, copies = [], []
+    bands: list[tuple[Counters, Counters, Counters]] = []
+    copies: list[float] = []
     for spread in (False, True) if what.samples == 2 else (True,):
         memory = loaded if not bands else again()
         for slower in (1.0, SLOWER):
