@@ -147,11 +147,10 @@ def apart(loaded: LoadedMemory, now: Shares) -> Shares:
 
     Models: see Shares. Differs: see Shares; which zero pages KSM has placed is not known.
     """
-    flags = loaded.host.frames.flags
-    merged = [flags[frames_of(loaded, number)] & np.uint16(Frame.KSM) != 0 for number in range(len(loaded.mms))]
-    parts = [np.where(mine, 1.0, part) for mine, part in zip(merged, now.by_page, strict=True)]
-    more = sum(int(np.count_nonzero(mine)) for mine in merged) - int(np.count_nonzero(flags & np.uint16(Frame.KSM)))
-    return Shares(parts, now.nr_frames + more)
+    merged = loaded.host.frames.flags & np.uint16(Frame.KSM) != 0
+    part = np.where(merged, 1.0, now.part)
+    mappings = sum(int(np.count_nonzero(merged[some])) for some in now.frames)
+    return Shares(now.frames, part, now.nr_frames + mappings - int(np.count_nonzero(merged & (now.part > 0))))
 
 
 def freed_by_vma(loaded: LoadedMemory, before: Shares, after: Shares, number: int) -> I64Array:
