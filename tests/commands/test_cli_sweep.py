@@ -164,6 +164,8 @@ def test_the_page_and_the_chart(run, kept, tmp_path):
     ],
 )
 def test_a_wrong_call_is_one_line_and_2(run, kept, words, said):
+    if "--plot" in words:
+        pytest.importorskip("matplotlib")
     code, out, err = run(kept, *words)
     assert (code, out) == (2, "") and err.startswith("ksmwalk sweep: ") and said in err and err.count("\n") == 1
 
