@@ -173,6 +173,7 @@ def test_the_young_are_only_advised_where_they_are_named(run):
 
 
 def test_command_lines_can_be_left_out_and_are_cut_where_nobody_sets_a_width(run, monkeypatch, tmp_path):
+    pytest.importorskip("matplotlib")
     what = memory(*WORTH)
     for one in what.processes:
         one.identity = dataclasses.replace(one.identity, command=("/usr/bin/web", "--password", "hunter2", "x" * 5000))
@@ -245,6 +246,8 @@ def test_names_cannot_drive_the_terminal(run):
     ],
 )
 def test_a_wrong_call_is_one_line_and_2(run, words, said):
+    if words[0] in ("--html", "--plot"):
+        pytest.importorskip("matplotlib")
     code, out, err = run(memory(*WORTH), *words)
     assert (code, out) == (2, "") and err.startswith("ksmwalk estimate: ") and said in err and err.count("\n") == 1
 
