@@ -164,7 +164,9 @@ def test_the_counterparts_name_functions_that_there_are():
 def test_the_verification_page_says_what_is_not_modelled():
     text = (guidecode.DOCS / "verification.md").read_text(encoding="utf-8")
     assert text.endswith(verification_page.beyond())
-    verified, _, missing = text.partition("## Not modelled")
+    before, _, missing = text.partition("## Not modelled")
+    # a live workload that needs it is named there, and that it was skipped
+    verified = "\n".join(line for line in before.splitlines() if "| skipped: " not in line)
     for what in ("swap", "reclaim", "khugepaged"):
         assert what not in verified and what in missing
 
