@@ -213,8 +213,9 @@ def tests(work: Path, file: str) -> str:
     room = "sources" if file == "host/_load.pyx" else file.split("/")[0]
     root = snapshot().parent
     folders = [root / "tests" / name for name in dict.fromkeys((room, *ROOMS)) if (root / "tests" / name).is_dir()]
-    # of processes of this machine
-    words = [f"--ignore={root / 'tests' / 'sources' / name}.py" for name in ("test_sources_capture", "test_harmless")]
+    # of processes of this machine, of files, of executors
+    elsewhere = ("sources/test_sources_capture", "sources/test_harmless", "sources/test_captures", "estimates/test_sweep")
+    words = [f"--ignore={root / 'tests' / name}.py" for name in elsewhere]
     while True:
         failed, ended = pytest(work, *words, *map(str, folders))
         if not failed:
