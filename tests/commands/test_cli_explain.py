@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import pty
 import re
 import signal
-import struct
 import subprocess
 import sys
-import termios
 
 import pytest
 from fakeroot import FakeRoot
 from living import Living
+from terminal import in_terminal
 
 from ksmwalk.commands import cli, report
 from ksmwalk.kernel import knobs
@@ -187,33 +184,21 @@ def test_watching_too_fast_is_refused(machine, capsys):
 
 def watched(machine, rich, until, height=50, width=80, *more):
     """What a terminal gets until `until` was shown `2` times and Ctrl-C came: exit code, text."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
-    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
-    environment |= {"TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8"}
     arguments = ["explain", "--root", str(machine.path), "--watch", "0.1", *more]
     # whoever starts the suite in the background has Ctrl-C ignored
     program = "import signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
     program += "" if rich else "sys.modules['rich'] = None\n"
     program += f"from ksmwalk.commands.cli import main\nsys.exit(main({arguments!r}))"
-    written, told = bytearray(), False
-    with subprocess.Popen([sys.executable, "-c", program], stdout=theirs, stderr=subprocess.PIPE, env=environment) as running:
-        os.close(theirs)
-        while True:
-            try:
-                some = os.read(ours, 65536)
-            except OSError:  # the other end is closed
-                break
-            if not some:
-                break
-            written += some
-            if not told and written.count(until) >= 2:
-                running.send_signal(signal.SIGINT)
-                told = True
-        errors = running.stderr.read()
-    os.close(ours)
-    assert errors == b"" and told
-    return running.returncode, written.decode()
+    told = []
+
+    def interrupt(running, written):
+        if not told and written.count(until) >= 2:
+            running.send_signal(signal.SIGINT)
+            told.append(True)
+
+    code, text = in_terminal([sys.executable, "-c", program], width, height, interrupt)
+    assert told
+    return code, text
 
 
 @pytest.mark.parametrize("rich", [False, True])

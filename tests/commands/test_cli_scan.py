@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import pty
 import re
-import struct
 import subprocess
 import sys
-import termios
 
 import pytest
 from living import Living, ksm_to_ourselves, sees_frames
+from terminal import in_terminal
 
 from ksmwalk.commands import cli, report, scan, scan_text
 from ksmwalk.kernel import knobs
@@ -36,27 +33,10 @@ def answer(*args):
     return json.loads(result.stdout)
 
 
-def in_terminal(*args, width=80):
+def shown(*args, width=80):
     """What a command writes to a terminal of this width, colours and all."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, width, 0, 0))
-    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR")}
-    environment |= {"TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8"}
-    command = [sys.executable, "-m", "ksmwalk", *map(str, args)]
-    with subprocess.Popen(command, stdout=theirs, stderr=subprocess.PIPE, env=environment) as running:
-        os.close(theirs)
-        written = bytearray()
-        while True:
-            try:
-                some = os.read(ours, 65536)
-            except OSError:  # the other end is closed
-                break
-            if not some:
-                break
-            written += some
-        assert running.stderr.read() == b""
-    os.close(ours)
-    return running.returncode, written.decode().replace("\r\n", "\n")
+    code, text = in_terminal([sys.executable, "-m", "ksmwalk", *map(str, args)], width)
+    return code, text.replace("\r\n", "\n")
 
 
 @pytest.fixture
@@ -341,7 +321,7 @@ def steady(text):
 def test_a_terminal_gets_what_fits_and_the_same_as_plain_text(sparse, width, areas):
     child, _, _ = sparse
     with Living() as other:
-        code, fancy = in_terminal("scan", child.pid, other.pid, *areas, width=width)
+        code, fancy = shown("scan", child.pid, other.pid, *areas, width=width)
         plain = ksmwalk("scan", child.pid, other.pid, *areas, env={"COLUMNS": str(width)}).stdout
     assert code == 0 and max(map(report.cells, plain.splitlines())) <= width
     assert steady(SGR.sub("", fancy)) == steady(plain)
@@ -380,7 +360,7 @@ def test_no_name_reaches_the_terminal_as_it_is(hostile, command):
     assert result.returncode == 0 and not result.stderr
     assert harmless(result.stdout) and "\\x1b[2J" in result.stdout and "\ufffd" in result.stdout
     assert "[red]" in result.stdout
-    code, fancy = in_terminal(command[0], hostile.pid, *command[1:], width=120)
+    code, fancy = shown(command[0], hostile.pid, *command[1:], width=120)
     assert code == 0 and harmless(SGR.sub("", fancy)) and "\\x1b[2J" in fancy
     # whoever can't print such letters is not stopped by them
     result = ksmwalk(command[0], hostile.pid, *command[1:], env={"PYTHONIOENCODING": "ascii"})

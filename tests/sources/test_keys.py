@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -71,11 +72,8 @@ def test_keys_are_the_ranks_of_the_bytes(parts):
 def test_a_hash_that_agrees_is_not_taken_for_equal_bytes(pages):
     pages = [page(*one) for one in pages]
     weak = lambda secret: lambda view: [view[at] & 1 for at in range(0, len(view), P)]  # noqa: E731
-    was, keys._hasher = keys._hasher, weak
-    try:
+    with mock.patch.object(keys, "_hasher", weak):
         found = intern([Held(pages)])
-    finally:
-        keys._hasher = was
     assert found.keys[0].tolist() == ranks(pages)
 
 
@@ -83,22 +81,16 @@ def test_a_hash_that_agrees_is_not_taken_for_equal_bytes(pages):
 @given(st.lists(ODD, min_size=20, max_size=60))
 def test_runs_too_long_for_memory_are_split(together, pages):
     pages = [page(*one) for one in pages]
-    was, keys._TOGETHER = keys._TOGETHER, together
-    try:
+    with mock.patch.object(keys, "_TOGETHER", together):
         found = intern([Held(pages)])
-    finally:
-        keys._TOGETHER = was
     assert found.keys[0].tolist() == ranks(pages)
 
 
 def test_a_thousand_pages_that_begin_alike():
     rng = np.random.default_rng(3)
     pages = [page(at, bytes([x]), b"h") for at, x in rng.integers((64, 0), (P, 255), (1000, 2)).tolist()]
-    was, keys._TOGETHER = keys._TOGETHER, 100
-    try:
+    with mock.patch.object(keys, "_TOGETHER", 100):
         found = intern([Held(pages)])
-    finally:
-        keys._TOGETHER = was
     assert found.keys[0].tolist() == ranks(pages)
 
 
