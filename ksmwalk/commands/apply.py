@@ -10,6 +10,7 @@ import sys
 import time
 from typing import Any
 
+from ..estimates.steady import SCANS
 from ..kernel import apply as kernel
 from ..kernel import knobs, marking
 from ..proc.ksmstate import Moment, read_ksm_state, read_moment
@@ -23,8 +24,6 @@ from .screen import HelpFormatter, Screen
 
 WHO = "ksmwalk apply"
 _WATCH, _LONGEST = 5.0, 86400.0
-# Scans without a change after which ksmd is at rest: as the steady state of an estimate has it.
-_STILL = 3
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -199,7 +198,7 @@ class _Rest:
         if counters != self.counters or seen.full_scans < self.since:
             self.counters, self.since = counters, seen.full_scans
         # the first of them had begun before the look; nothing merges in the first pass
-        return seen.full_scans - self.since > _STILL
+        return seen.full_scans - self.since > SCANS
 
 
 def _watch(screen: Screen, plan: Plan, every: float, quiet: bool) -> str:
@@ -241,7 +240,7 @@ def _say_ended(screen: Screen, plan: Plan, ended: str) -> None:
     elif ended == "steady":
         unmarked = sum(len(one.pids) - one.marked for one in plan.marks)
         why = f" {unmarked} processes were not marked when this began." if unmarked and (share or 0) < 1 else ""
-        screen.paragraph(f"Nothing has changed for {_STILL} full scans.{reached}{why}")
+        screen.paragraph(f"Nothing has changed for {SCANS} full scans.{reached}{why}")
     else:
         screen.line()
         screen.paragraph(f"No longer watched.{reached}")

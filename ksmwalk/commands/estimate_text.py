@@ -11,7 +11,6 @@ import numpy as np
 from ..estimates.advice import YOUNG, Advice, Setting, likely, present_value
 from ..estimates.bounds import changing_pages
 from ..estimates.estimate import Estimate
-from ..ksm import sysfs
 from ..layout import PAGE_SIZE
 from ..sources.contents import MemoryCapture, readable
 from . import report
@@ -178,7 +177,7 @@ def _range(of: Estimate) -> str:
 
 def _profit(of: Estimate) -> str:
     counters = of.expected.counters
-    items = counters["rmap_items"] * sysfs.RMAP_ITEM_SIZE
+    items = of.cost["rmap_items_bytes"]
     forked = counters["general_profit"] + items - counters["freed_bytes"]
     words = f"{report.size(counters['general_profit'])} is what the kernel will say: less {report.size(items)} for rmap_items"
     if forked > 0:

@@ -15,13 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from ..estimates.costs import BadCosts, Costs
-from ..ksm.sysfs import RMAP_ITEM_SIZE
+from ..ksm.sysfs import RMAP_ITEM_SIZE, STABLE_NODE_SIZE
 from ..layout import PAGE_SIZE
 from ..proc.ksmstate import KsmProcess, KsmState, Moment, read_moment
 from .report import printable
 
-# what a stable node takes in Linux 6.18 on x86-64, as the kernel's slab shows it
-STABLE_NODE_SIZE = 64
 # KSM pages beyond pages_shared are those that no process but an unvisited fork maps: never so many
 _TOO_MANY = 10
 _MOST_ESTIMATE = 1 << 28

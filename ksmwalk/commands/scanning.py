@@ -10,6 +10,7 @@ import numpy as np
 from ..host.host import Host
 from ..proc.maps import VmaRecord
 from ..sources import ProcessCapture, load
+from ..sources.reading import PAGE_ARRAYS
 
 # From where on, and how empty, an address space is called a sparse giant.
 GIANT, FULL = 1 << 30, 0.01
@@ -57,7 +58,7 @@ def cut_out(what: ProcessCapture, vma: VmaRecord, start: int, end: int) -> Proce
     first, last = np.searchsorted(what.addr, [start, end])
     arrays = {
         name: getattr(what, name)[first:last]
-        for name in ("addr", "categories", "pfn", "exclusive", "frame_flags", "frame_counts", "key", "changes")
+        for name in PAGE_ARRAYS
         if getattr(what, name) is not None
     }
     return dataclasses.replace(what, vmas=[dataclasses.replace(vma, start=start, end=end)], **arrays)

@@ -18,13 +18,13 @@ from ..sources.memory import load_memory
 from ..sources.reading import ProcessCapture
 from .before import unmerged
 from .domains import DOMAINS, domain_of, in_domains
-from .estimate import NODE_SIZE, Estimate, estimate, outcome, tunables_of
+from .estimate import Estimate, estimate, outcome, tunables_of
 from .steady import SCANS
 from .tables import scan_seconds
 
 __all__ = [
-    "YOUNG", "Advice", "Setting", "advise", "by_domain", "likely", "overhead", "present_value", "setting_for", "settings",
-    "too_little",
+    "MOST_CPU", "SOON", "YOUNG", "Advice", "Setting", "advise", "by_domain", "likely", "overhead", "present_value",
+    "setting_for", "settings", "too_little",
 ]  # fmt: skip
 
 # Worth it: so much comes free, so large a part of the memory that is searched, and of the machine's or so many bytes; and
@@ -39,7 +39,9 @@ _LEAST_OWN, _LEAST_OF_ALL, _MOST = 0.03, 0.01, 0.95
 _KEPT = 0.9
 # Seconds that a pass may take: the first that needs no more than so much of a processor is taken. What is set already is
 # good enough if its passes take no longer than this.
-_TARGETS, _MOST_CPU, _SOON = (60, 300, 1200, 3600), 0.05, 300
+_TARGETS = (60, 300, 1200, 3600)
+#: part of a processor that ksmd may take; seconds that are soon enough for what is set already
+MOST_CPU, SOON = 0.05, 300
 _PACE = ("pages_to_scan", "sleep_millisecs")
 _USUAL_SLEEP, _LONGEST_SLEEP, _LEAST_PAGES, _MOST_PAGES = 20, 1000, 100, (1 << 32) - 1
 
@@ -165,9 +167,7 @@ def overhead(of: Estimate) -> int:
 
     Models: rmap_items of 64 bytes, as general_profit takes them off. Differs: slabs that are not full are not counted.
     """
-    counters = of.expected.counters
-    nodes = counters["pages_shared"] + counters["stable_node_chains"]
-    return counters["rmap_items"] * sysfs.RMAP_ITEM_SIZE + nodes * NODE_SIZE
+    return int(of.cost["rmap_items_bytes"] + of.cost["nodes_bytes"])
 
 
 def present_value(capture: MemoryCapture, name: str) -> Any:
@@ -238,8 +238,8 @@ def settings(of: Estimate) -> tuple[list[Setting], Setting | None]:
     some = list(dict.fromkeys(_pages_for(of, seconds, sleep) for seconds in _TARGETS))
     # of little memory every pass is a short one
     quick = [setting_for(of, pages, sleep) for pages in (some if len(some) > 1 else [*some, some[0] * 10])]
-    good = [one for one in reversed(found) if one.pass_seconds <= _SOON] + quick
-    best = next((one for one in good if max(one.cpu_while_merging, one.cpu_after) <= _MOST_CPU), quick[-1])
+    good = [one for one in reversed(found) if one.pass_seconds <= SOON] + quick
+    best = next((one for one in good if max(one.cpu_while_merging, one.cpu_after) <= MOST_CPU), quick[-1])
     return [*found, *(one for one in quick if one not in found)], best
 
 

@@ -28,8 +28,6 @@ from .tables import over_time, table
 from .work import count_full_scan
 
 MARKS = ("auto", "marked", "all")
-#: bytes that the kernel spends on a stable node
-NODE_SIZE = 64
 # shares of what is freed, by which the time to it is asked
 _MILESTONES = (50, 90, 99)
 
@@ -334,7 +332,7 @@ def outcome(loaded: LoadedMemory, counted: bool = False, each: Callable[[int], o
     before = apart(loaded, shares(loaded))
     placed = [mm.ksm_stat()["ksm_zero_pages"] for mm in loaded.mms]
     leaves = _leaves(host)
-    already = _already(loaded)
+    already = _saved(host)
     if counted:
         steady = run_to_steady(host, scan=lambda host: work.append(count_full_scan(host, prefix=loaded.capture.prefix)), each=each)
     else:
@@ -345,7 +343,7 @@ def outcome(loaded: LoadedMemory, counted: bool = False, each: Callable[[int], o
     counters |= {
         "freed_bytes": more + already,
         "freed_more_bytes": more,
-        "broken_bytes": _broken(host),
+        "broken_bytes": _saved(host),
         "huge_pages_split": leaves - _leaves(host),
     }
     result = Outcome(counters, steady, np.array(work, WORK_DTYPE) if work else np.empty(0, WORK_DTYPE))
@@ -384,16 +382,9 @@ def _leaves(host: Host) -> int:
     return int(np.count_nonzero(host.frames.flags & wanted == wanted))
 
 
-def _already(loaded: LoadedMemory) -> int:
-    """Bytes that what was taken over as merged saves now: mappings of KSM's pages beyond their frames, zero pages."""
-    frames = loaded.host.frames
-    merged = np.flatnonzero(frames.flags & np.uint16(Frame.KSM))
-    saved = int(frames.mapcount[merged].sum()) - len(merged) + loaded.host.ksm.ksm_zero_pages
-    return max(0, saved) * PAGE_SIZE
-
-
-def _broken(host: Host) -> int:
-    """Bytes to be found if every mapping of a KSM page and every zero page of KSM's were stored to."""
+def _saved(host: Host) -> int:
+    """Bytes that merging saves in a Host now, to be found if all of it were stored to: mappings of KSM's pages beyond their
+    frames, and zero pages of KSM's."""
     frames = host.frames
     merged = np.flatnonzero(frames.flags & np.uint16(Frame.KSM))
     return max(0, int(frames.mapcount[merged].sum()) - len(merged) + host.ksm.ksm_zero_pages) * PAGE_SIZE
@@ -439,7 +430,7 @@ def cost_of(outcome: Outcome, costs: Costs, knobs: Mapping[str, Any]) -> dict[st
         "cpu_seconds_per_scan": float(cpu[-SCANS:].mean()) if len(cpu) else 0.0,
         **times,
         "rmap_items_bytes": outcome.counters["rmap_items"] * sysfs.RMAP_ITEM_SIZE,
-        "nodes_bytes": nodes * NODE_SIZE,
+        "nodes_bytes": nodes * sysfs.STABLE_NODE_SIZE,
         "huge_pages_split": outcome.counters["huge_pages_split"],
         "copies_per_second": 0.0,
         "broken_bytes": outcome.counters["broken_bytes"],

@@ -19,7 +19,7 @@ from ..proc import pagemap
 from ..signatures import BoolArray, I64Array, RecordArray, U64Array
 from ..sources.contents import MemoryCapture
 from ..sources.keys import UNKNOWN
-from ..sources.reading import ProcessCapture
+from ..sources.reading import PAGE_ARRAYS, ProcessCapture
 from .estimate import Estimate, Outcome, cost_of, estimate
 from .steady import WATCHED
 
@@ -29,7 +29,6 @@ MANY = 64
 LEAST = 1e-9
 #: standard deviations to either side: 95 of 100 samples hold the truth between the bounds
 _SIGMAS = 1.96
-_PER_PAGE = ("addr", "categories", "pfn", "exclusive", "frame_flags", "frame_counts", "key", "changes")
 _SCALED = (*WATCHED, "freed_bytes", "freed_more_bytes", "broken_bytes", "general_profit")
 
 
@@ -73,7 +72,8 @@ def estimate_sample(
         raise ValueError(f"part {shown(part)}: must be above 0 and at most 1")
     if part < LEAST:
         raise ValueError(f"part {shown(part)}: must be {LEAST:g} or more for anything to be drawn")
-    many, drawn = _drawn(capture, part, seed)
+    keys, count = _counts(capture)
+    many, drawn = _drawn(keys, count, part, seed)
     options |= {"changing": False, "each": each}
     heavy = estimate(_kept(capture, many), **options)
     light = estimate(_kept(capture, drawn), **options)
@@ -89,7 +89,7 @@ def estimate_sample(
         "Huge pages count as small ones here: how many would be split is not said.",
     ]
     lower, upper = dict(counters), dict(counters)
-    for name, deviation in _spread(capture, part).items():
+    for name, deviation in _spread(keys, count, part).items():
         more = round(_SIGMAS * deviation)
         least = counters[name] - more
         lower[name], upper[name] = least if name == "general_profit" else max(0, least), counters[name] + more
@@ -107,9 +107,8 @@ def _counts(capture: MemoryCapture) -> tuple[U64Array, I64Array]:
     return found, count
 
 
-def _drawn(capture: MemoryCapture, part: float, seed: int) -> tuple[U64Array, U64Array]:
+def _drawn(keys: U64Array, count: I64Array, part: float, seed: int) -> tuple[U64Array, U64Array]:
     """Contents that many pages have, and those drawn of the others; both ascending."""
-    keys, count = _counts(capture)
     # zeros are one content whatever their number
     many = (count >= MANY) | (keys == 0)
     draw = np.random.default_rng(seed).random(len(keys)) < part
@@ -125,17 +124,16 @@ def _pages_of(one: ProcessCapture, keys: U64Array) -> ProcessCapture:
     at = np.searchsorted(keys, one.key) if one.key is not None and len(keys) else np.zeros(one.nr_pages, np.int64)
     at = np.minimum(at, max(len(keys) - 1, 0))
     keep: BoolArray = (keys[at] == one.key) & ~one.zero if len(keys) and one.key is not None else np.zeros(one.nr_pages, bool)
-    arrays = {name: getattr(one, name)[keep] for name in _PER_PAGE if getattr(one, name) is not None}
+    arrays = {name: getattr(one, name)[keep] for name in PAGE_ARRAYS if getattr(one, name) is not None}
     arrays["categories"] = arrays["categories"] & ~np.uint64(pagemap.PAGE_IS_HUGE)
     return dataclasses.replace(one, folios=one.folios[:0], **arrays)
 
 
-def _spread(capture: MemoryCapture, part: float) -> dict[str, float]:
+def _spread(keys: U64Array, count: I64Array, part: float) -> dict[str, float]:
     """Standard deviations of what is scaled up: contents are drawn one by one, each with the chance `part`.
 
     Of all that could be drawn, not of what was: how many pages have a content is known of each.
     """
-    keys, count = _counts(capture)
     n = count[(count < MANY) & (keys != 0)].astype(float)
     merged = np.maximum(n - 1, 0)
     weights = {

@@ -11,17 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..gate import shown
-from ..ksm import sysfs
+from ..host import Host
 from ..signatures import BoolArray, I64Array, RecordArray
 from ..sources.captures import open_capture
 from ..sources.contents import MemoryCapture
+from .advice import MOST_CPU, SOON, present_value
 from .costs import Costs
 from .spread import FOUND, MERGING, PACE, SWEEP_DTYPE, TIMES, Job, Spread
 
-# What a setting is to free of what the best one does, and how much of a processor it may take in the end: as `advice` has it.
-_ENOUGH, _MOST_CPU = 0.95, 0.05
-# Seconds to 90 %: good enough for what is set already; for what is to be set.
-_SOON, _AT_ONCE = 300, 60
+# What a setting is to free of what the best one does; seconds to 90 % that are good enough for what is to be set.
+_ENOUGH, _AT_ONCE = 0.95, 60
 
 # By which settings count as the same: this part of a figure, or so many bytes, so much of a CPU, so many seconds.
 _SAME, _NOTHING = 0.01, np.array([0.0, 0.0005, 1.0])
@@ -186,14 +185,8 @@ def checked(capture: MemoryCapture, settings: Settings) -> RecordArray:
 
     Models: what /sys/kernel/mm/ksm takes. Differs: nothing known.
     """
-    # what the model makes of a value is asked of the model
-    from ..host import Host
-
-    host = Host(1024)
-    here = {**{name: sysfs.KNOBS[name].default for name in (*PACE, *MERGING)}}
-    for name, text in capture.machine.get("ksm", {}).items():
-        if name in here:
-            here[name] = sysfs.KNOBS[name].read(text)
+    host = Host(1024)  # what the model makes of a value is asked of the model
+    here = {name: present_value(capture, name) for name in (*PACE, *MERGING)}
     rows = np.zeros(len(settings), [(name, np.int64) for name in (*PACE, *MERGING)])
     for number, setting in enumerate(settings):
         for name in setting:
@@ -279,8 +272,8 @@ def advised(rows: RecordArray, present: int | None = None) -> int | None:
         return None
     cpu, seconds = rows["cpu_share"], rows["seconds_to_90"]
     good = rows["freed_bytes"] >= _ENOUGH * most
-    cheap = good & (cpu <= _MOST_CPU)
-    if present is not None and cheap[present] and seconds[present] <= _SOON:
+    cheap = good & (cpu <= MOST_CPU)
+    if present is not None and cheap[present] and seconds[present] <= SOON:
         return present
     some = np.flatnonzero(cheap if cheap.any() else good)
     quick = some[seconds[some] <= _AT_ONCE]

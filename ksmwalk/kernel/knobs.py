@@ -56,11 +56,7 @@ def read(name: str) -> str:
     -------
     str
     """
-    return _chosen((KSM / name).read_text())
-
-
-def _chosen(text: str) -> str:
-    return text[text.index("[") + 1 : text.index("]")] if "[" in text else text.strip()
+    return sysfs.chosen((KSM / name).read_text())
 
 
 def write(name: str, value: object) -> int:
@@ -251,7 +247,7 @@ def changed(path: Path, text: str) -> Iterator[None]:
     if path not in MAY_CHANGE or journal is None:
         raise ValueError(f"{path}: not to be changed, or KSM is not taken")
     try:
-        before = _chosen(path.read_text())
+        before = sysfs.chosen(path.read_text())
     except OSError as error:
         raise KernelUnavailable(f"{path}: {error.strerror}") from None
     state.write_journal(journal[1] | {path: before})

@@ -17,11 +17,18 @@ T = TypeVar("T")
 
 #: bytes the kernel spends on one rmap_item, for the profit
 RMAP_ITEM_SIZE = 64
+#: bytes it spends on one stable node, as its slab shows it (Linux 6.18, x86-64)
+STABLE_NODE_SIZE = 64
 
 ADVISORS = ("none", "scan-time")
 _BEYOND = 10**20  # no number that is kept is so large
 #: pages_to_scan when the advisor is switched off; switched on it starts at advisor_min_pages_to_scan
 PAGES_TO_SCAN_DEFAULT = 100
+
+
+def chosen(text: str) -> str:
+    """What a file of sysfs holds, of a choice the word in brackets."""
+    return text[text.index("[") + 1 : text.index("]")] if "[" in text and "]" in text else text.strip()
 
 
 def refuse(code: int, knob: str, value: object) -> OSError:

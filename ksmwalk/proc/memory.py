@@ -19,12 +19,10 @@ from ..signatures import BoolArray, I64Array, U8Array, U64Array
 from . import _pread
 from .errors import ProcessExited, not_allowed
 from .gather import gather
-from .pagemap import PAGE_IS_PFNZERO, PM_PFN, PM_PRESENT, ScanMissing, scan_regions
+from .pagemap import PAGE_IS_PFNZERO, PAGEMAP_GAP, PM_PFN, PM_PRESENT, ScanMissing, scan_regions
 
 _PRESENT = np.uint64(PM_PRESENT)
 _FRAME = np.uint64(PM_PFN)
-# records of pagemap that cost about as much to read as the system call that is saved by reading them
-_GAP = 256
 #: processes whose files are kept open at a time
 OPEN_AT_A_TIME = 100
 
@@ -117,7 +115,6 @@ class LivePages:
         self.vpn: I64Array = (addr >> np.uint64(PAGE_SHIFT)).view(np.int64)
         self.gone = self.made = self.refused = 0
         self.ended = False
-        self._zero_pfn: int | None = None
 
     @property
     def nr_pages(self) -> int:
@@ -166,11 +163,11 @@ class LivePages:
 
     def _read(self, pagemap: int, mem: int, which: I64Array, into: U8Array) -> BoolArray:
         vpn = self.vpn[which]
-        before = gather(pagemap, vpn, _GAP, self.pid)
+        before = gather(pagemap, vpn, PAGEMAP_GAP, self.pid)
         present = before & _PRESENT != 0
         read = np.empty(len(which), bool)
         _pread.pages(mem, vpn, present.view(np.uint8), into, read.view(np.uint8))
-        after = gather(pagemap, vpn, _GAP, self.pid)
+        after = gather(pagemap, vpn, PAGEMAP_GAP, self.pid)
         there = after & _PRESENT != 0
         made = read & self._made(pagemap, vpn, before, after, into)
         self.gone += int(np.count_nonzero(~present))

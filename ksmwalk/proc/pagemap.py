@@ -43,6 +43,9 @@ _RETURN = PAGE_IS_FILE | PAGE_IS_PRESENT | PAGE_IS_PFNZERO | PAGE_IS_HUGE
 
 REGIONS_PER_CALL = 1 << 16
 PAGES_PER_READ = 1 << 17
+#: records that cost about as much to read as the system call that is saved by reading them: absent pages are cheap for
+#: the kernel
+PAGEMAP_GAP = 256
 
 
 @dataclass(slots=True)

@@ -25,7 +25,6 @@ from ..signatures import AnyArray, RecordArray
 from .checking import (
     ALWAYS,
     MOST_CONTENTS,
-    PAGES,
     VMA_DTYPE,
     VMA_NUMBERS,
     VMA_TEXTS,
@@ -37,7 +36,7 @@ from .checking import (
 )
 from .contents import MemoryCapture
 from .memory import renumbered
-from .reading import ProcessCapture
+from .reading import PAGE_ARRAYS, ProcessCapture
 
 __all__ = ["META", "BadCapture", "check_place", "is_capture", "open_capture", "save_capture"]
 
@@ -46,7 +45,7 @@ VERSION = 1
 META = "meta.json"
 # thousands of processes with long command lines
 _FORM = stored.Form(META, 1 << 28, private=True)
-_DTYPES = {**PAGES, "folios": np.dtype(np.int64), "vmas": VMA_DTYPE, "digests": np.dtype(np.uint64)}
+_DTYPES = {**PAGE_ARRAYS, "folios": np.dtype(np.int64), "vmas": VMA_DTYPE, "digests": np.dtype(np.uint64)}
 _MOST_PAGES = 1 << 44
 _MOST_PID = (1 << 31) - 1
 _IDENTITY = ("uid", "cgroup", "container", "command", "started")
@@ -106,7 +105,7 @@ def save_capture(capture: MemoryCapture, directory: str | os.PathLike[str], over
         raise ValueError(f"this capture can't be kept: {error}") from None
     arrays = {
         name: stored.Pieces(dtype, [array for one in processes if (array := getattr(one, name)) is not None])
-        for name, dtype in PAGES.items()
+        for name, dtype in PAGE_ARRAYS.items()
     }
     arrays["folios"] = stored.Pieces(_DTYPES["folios"], [one.folios for one in processes])
     arrays["vmas"] = vmas
@@ -176,7 +175,7 @@ def _about_process(one: ProcessCapture) -> dict[str, Any]:
         "pages": one.nr_pages,
         "vmas": len(one.vmas),
         "folios": len(one.folios),
-        "has": [name for name in PAGES if getattr(one, name) is not None],
+        "has": [name for name in PAGE_ARRAYS if getattr(one, name) is not None],
         "identity": {name: list(who.command) if name == "command" else getattr(who, name) for name in _IDENTITY},
         "ksm_stat": one.ksm_stat,
         "found_by": one.found_by,
@@ -201,9 +200,9 @@ class _About:
         self.vmas = fields.integer("vmas", 1, _MOST_PAGES)
         self.folios = fields.integer("folios", 0, _MOST_PAGES)
         self.has: list[str] = fields.items("has", str, "names of arrays")
-        if self.has != [name for name in PAGES if name in self.has] or not set(ALWAYS) <= set(self.has):
+        if self.has != [name for name in PAGE_ARRAYS if name in self.has] or not set(ALWAYS) <= set(self.has):
             raise ValueError(f"{fields.path('has')} {shown(self.has)}: must be {', '.join(ALWAYS)} and more of "
-                             f"{', '.join(PAGES)}, in this order")  # fmt: skip
+                             f"{', '.join(PAGE_ARRAYS)}, in this order")  # fmt: skip
         who = Fields(fields.take("identity"), fields.path("identity"))
         self.identity = Identity(
             who.integer("uid", -1, (1 << 32) - 1),
@@ -331,7 +330,7 @@ def _meta_in(path: Path, more: dict[str, Any]) -> _Meta:
 
 def _check_files(path: Path, files: Mapping[str, stored.Stored], meta: _Meta) -> None:
     """Refuse arrays that are missing, or not as long as meta.json says; no memory is taken for them before."""
-    wanted = {name: (sum(one.pages for one in meta.processes if name in one.has),) for name in PAGES}
+    wanted = {name: (sum(one.pages for one in meta.processes if name in one.has),) for name in PAGE_ARRAYS}
     wanted["vmas"] = (sum(one.vmas for one in meta.processes),)
     wanted["folios"] = (sum(one.folios for one in meta.processes),)
     for name in wanted:
@@ -356,13 +355,14 @@ def _check_digests(dtype: np.dtype[Any], shape: tuple[int, ...], nr_contents: in
 
 def _check_lengths(arrays: Mapping[str, AnyArray], about: _About) -> None:
     for name, array in arrays.items():
-        if array.dtype != PAGES[name] or array.shape != (about.pages,):
-            raise Wrong(name, f"{about.where}: dtype {array.dtype}, shape {array.shape}: must be {PAGES[name]}, ({about.pages},)")
+        if array.dtype != PAGE_ARRAYS[name] or array.shape != (about.pages,):
+            wanted = f"{PAGE_ARRAYS[name]}, ({about.pages},)"
+            raise Wrong(name, f"{about.where}: dtype {array.dtype}, shape {array.shape}: must be {wanted}")
 
 
 def _processes(arrays: Mapping[str, AnyArray], meta: _Meta) -> Iterator[ProcessCapture]:
     """The processes, each with its part of the arrays."""
-    at = dict.fromkeys(("vmas", "folios", *PAGES), 0)
+    at = dict.fromkeys(("vmas", "folios", *PAGE_ARRAYS), 0)
     for one in meta.processes:
         mine = {}
         for name in one.has:

@@ -17,17 +17,6 @@ from ..proc.maps import VM_BITS
 from ..signatures import AnyArray, BoolArray, RecordArray
 from .keys import UNKNOWN
 
-#: arrays with an element a page, by the attribute of `ProcessCapture` they are
-PAGES: dict[str, np.dtype[Any]] = {
-    "addr": np.dtype(np.uint64),
-    "categories": np.dtype(np.uint64),
-    "pfn": np.dtype(np.uint64),
-    "exclusive": np.dtype(np.bool_),
-    "frame_flags": np.dtype(np.uint64),
-    "frame_counts": np.dtype(np.uint64),
-    "key": np.dtype(np.uint64),
-    "changes": np.dtype(np.uint16),
-}
 #: those that every process has
 ALWAYS = ("addr", "categories")
 VMA_NUMBERS = ("start", "end", "offset", "inode", "rss", "anonymous", "huge", "ksm", "swap", "page_size")
@@ -197,7 +186,7 @@ def check_pages(
     Parameters
     ----------
     arrays : dict of str to ndarray
-        Those of `PAGES` that the process has, of one length.
+        Those of `PAGE_ARRAYS` that the process has, of one length.
     folios : int64[n]
         Checked.
     vmas : ndarray of VMA_DTYPE

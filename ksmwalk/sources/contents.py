@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import KsmwalkError
 from ..gate import as_int, counted, shown
+from ..ksm.sysfs import chosen
 from ..proc.freeze import frozen
 from ..proc.memory import LivePages, OpenFiles
 from ..signatures import BoolArray, I64Array, U64Array
@@ -309,8 +310,7 @@ def machine() -> dict[str, Any]:
     files: dict[str, str] = {}
     for path in sorted(Path(_KSM).glob("*")):
         with contextlib.suppress(OSError, UnicodeDecodeError):
-            text = path.read_text().strip()
-            files[path.name] = text[text.index("[") + 1 : text.index("]")] if "[" in text and "]" in text else text
+            files[path.name] = chosen(path.read_text())
     total = 0
     with contextlib.suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -24,10 +24,17 @@ from ..signatures import BoolArray, I64Array, U16Array, U64Array
 from .folios import huge_folios
 
 PAGES_PER_BLOCK = 512
-# Records that cost about as much to read as the system call that is saved by reading them: absent pages are cheap for
-# the kernel.
-PAGEMAP_GAP = 256
-
+#: arrays with an element a page, by the attribute of `ProcessCapture` they are in
+PAGE_ARRAYS: dict[str, np.dtype[Any]] = {
+    "addr": np.dtype(np.uint64),
+    "categories": np.dtype(np.uint64),
+    "pfn": np.dtype(np.uint64),
+    "exclusive": np.dtype(np.bool_),
+    "frame_flags": np.dtype(np.uint64),
+    "frame_counts": np.dtype(np.uint64),
+    "key": np.dtype(np.uint64),
+    "changes": np.dtype(np.uint16),
+}
 FIND = ("auto", "ioctl", "pagemap")
 
 
@@ -327,7 +334,7 @@ def _find(process: _Process, vmas: list[VmaRecord], find: str, notes: list[str])
 def _read_frames(
     process: _Process, result: ProcessCapture, pages: I64Array, counts: bool, clock: _Clock, between: Callable[[str], None]
 ) -> None:
-    entries = gather(process.pagemap, pages, PAGEMAP_GAP, process.pid)
+    entries = gather(process.pagemap, pages, pagemap.PAGEMAP_GAP, process.pid)
     clock.lap("pagemap")
     between("framed")
     present = entries >> np.uint64(63) != 0
@@ -353,7 +360,7 @@ def _read_frames(
 
 def _look_again(process: _Process, result: ProcessCapture, entries: U64Array) -> U64Array:
     """Drop the pages that have left the frames whose flags were read: others may have got these in between."""
-    now = gather(process.pagemap, result.addr.view(np.int64) >> PAGE_SHIFT, PAGEMAP_GAP, process.pid)
+    now = gather(process.pagemap, result.addr.view(np.int64) >> PAGE_SHIFT, pagemap.PAGEMAP_GAP, process.pid)
     same = (now ^ entries) & np.uint64(pagemap.PM_PRESENT | pagemap.PM_PFN) == 0
     if not same.all():
         _keep(result, same, "unmapped or moved before the flags of their frames were read")
@@ -367,7 +374,7 @@ def _keep(result: ProcessCapture, keep: BoolArray, why: str) -> None:
     if not gone:
         return
     result.notes.append(f"{counted(gone, 'page', 'was', 'were')} {why}: left out.")
-    for name in ("addr", "categories", "pfn", "exclusive", "frame_flags", "frame_counts", "key", "changes"):
+    for name in PAGE_ARRAYS:
         array = getattr(result, name)
         if array is not None:
             setattr(result, name, array[keep])

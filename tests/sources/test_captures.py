@@ -21,8 +21,8 @@ from ksmwalk.errors import KsmwalkError
 from ksmwalk.estimates.estimate import estimate
 from ksmwalk.layout import Frame, stored
 from ksmwalk.sources.captures import BadCapture, open_capture, save_capture
-from ksmwalk.sources.checking import PAGES
 from ksmwalk.sources.memory import load_memory, renumbered
+from ksmwalk.sources.reading import PAGE_ARRAYS
 
 
 def same(one, other):
@@ -211,7 +211,7 @@ def test_a_flag_that_is_neither_yes_nor_no_is_refused(kept):
         open_capture(kept)
 
 
-@pytest.mark.parametrize("array", [*PAGES, "folios", "vmas", "digests"])
+@pytest.mark.parametrize("array", [*PAGE_ARRAYS, "folios", "vmas", "digests"])
 def test_files_of_another_dtype_shape_or_kind_are_refused_by_name(kept, array):
     file = kept / f"{array}.npy"
     raw, there = file.read_bytes(), np.load(file)
@@ -310,7 +310,8 @@ VALUES = st.one_of(
 )  # fmt: skip
 FORGERIES = st.lists(
     st.tuples(
-        st.sampled_from([*PAGES, "folios", "folios", "vmas", "vmas", "flags"]), st.integers(0, 1751), st.integers(1, 600), VALUES,
+        st.sampled_from([*PAGE_ARRAYS, "folios", "folios", "vmas", "vmas", "flags"]),
+        st.integers(0, 1751), st.integers(1, 600), VALUES,
         st.sampled_from(["put", "or", "xor", "copy"]),
     ), min_size=1, max_size=4,
 )  # fmt: skip
