@@ -68,9 +68,10 @@ def while_changing(
     copies: list[float] = []
     for spread in (False, True) if what.samples == 2 else (True,):
         memory = loaded if not bands else again()
+        writers = write_rates(what, spread)
         for slower in (1.0, SLOWER):
             seconds = seconds_per_scan * slower
-            rows = run_changing(memory, write_rates(what, spread), seconds, each=each)
+            rows = run_changing(memory, writers, seconds, each=each)
             bands.append(band(rows, frames, PAGE_SIZE))
             if slower == 1.0 and seconds > 0:
                 copies.append(float(rows["copies"].mean()) / (seconds / LOOKS))

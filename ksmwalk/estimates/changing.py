@@ -125,11 +125,10 @@ def _who(changed: I64Array, comparisons: int, spread: bool, random: np.random.Ge
 
 def _shared_keys(capture: MemoryCapture) -> U64Array:
     """Contents that more than one page has, ascending."""
-    some = [np.unique(one.key) for one in capture.processes if one.key is not None]
-    keys, count = np.unique(np.concatenate(some), return_counts=True)
-    within = [key[n > 1] for key, n in (np.unique(one.key, return_counts=True)
-                                        for one in capture.processes if one.key is not None)]  # fmt: skip
-    found: U64Array = np.union1d(keys[count > 1], np.concatenate(within))
+    keys, count = np.unique(
+        np.concatenate([one.key for one in capture.processes if one.key is not None]), return_counts=True
+    )
+    found: U64Array = keys[count > 1]
     return found
 
 

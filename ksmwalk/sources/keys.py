@@ -273,7 +273,8 @@ class _Interning:
 
     def confirm(self) -> _Groups:
         """Compare the bytes of pages whose hashes agree, until no two pages are thought equal that are not."""
-        doubtful = self.groups(np.flatnonzero(self.read))
+        which = np.flatnonzero(self.read)
+        groups = doubtful = self.groups(which)
         for _ in range(_ROUNDS):
             size = np.diff(doubtful.first)
             # zeros are known for what they are
@@ -289,6 +290,8 @@ class _Interning:
             if not len(wrong):
                 break
             doubtful = self.groups(self.with_equals(wrong))
+        if doubtful is groups and np.count_nonzero(self.read) == len(which):
+            return groups  # nobody has turned, none is gone
         return self.groups(np.flatnonzero(self.read))
 
     def with_equals(self, wrong: I64Array) -> I64Array:
