@@ -27,7 +27,7 @@ _MOST_BARS, _MOST_STRIPS, _COLUMNS = 12, 14, 240
 _LEAST_BAR = 0.01
 _WIDTH = 8.4
 _MOST_SOURCES = 16
-_SHARING = "Freed by sharing a host (on the diagonal: by each alone)"
+_SHARING = "Freed by sharing a host\n(on the diagonal: by each alone)"
 
 
 def check(path: str) -> str:

@@ -45,6 +45,25 @@ def test_the_matrix_says_who_shares_what_with_whom(axes):
     assert texts(axes) == ["–", "3\nMiB", "3\nMiB", "1\nGiB"]
 
 
+@pytest.mark.parametrize("many", [2, 16])
+def test_no_title_is_cut_where_charts_stand_below_each_other(many, monkeypatch, tmp_path):
+    shared = np.full((many, many), 1 << 20)
+    some = [
+        ("mappings", 2, lambda axes: charts.merge_ratio_by_mapping(axes, ["a" * 30], np.array([4 * P]), np.array([P]))),
+        ("matrix", 1.9 + 0.42 * many, lambda axes: charts.sharing_matrix(axes, ["x"] * many, shared, estimate_plots._SHARING)),
+    ]
+    drawn = []
+    real = charts.rendered
+    monkeypatch.setattr(charts, "rendered", lambda figure, kind: drawn.append(figure) or real(figure, kind))
+    estimate_plots.draw_panels(some, "both", str(tmp_path / "both.png"))
+    [figure] = drawn
+    titles = [text for axes in figure.axes for text in (axes.title, axes._left_title) if text.get_text()]
+    assert len(titles) == 2
+    for title in titles:
+        box = title.get_window_extent()
+        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
+
+
 def test_a_front_has_what_no_other_setting_beats(axes):
     cpu, freed = np.array([0.1, 0.2, 0.2, 0.3, 0.4]), np.array([10, 30, 20, 30, 50])
     assert charts.front(cpu, freed).tolist() == [0, 1, 4]
