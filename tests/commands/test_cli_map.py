@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -143,7 +144,8 @@ def test_text(giant):
     at = next(i for i, line in enumerate(lines) if line.startswith(f"{area + (1 << 44):016x}"))
     assert lines[at].split() == [f"{area + (1 << 44):016x}", "███"]
     assert lines[at + 1].strip() == "12 KiB: 12 KiB anonymous"
-    assert "16.0 TiB mapped, nothing present" in lines[at - 1]
+    # exactly 16 TiB, or a little more where what is mapped below it joins on: where the kernel places it differs
+    assert re.search(r"~~ 16(\.0)? TiB mapped, nothing present", lines[at - 1])
     assert all(len(line) <= 80 for line in lines)
     assert "\x1b" not in result.stdout and not result.stderr
 
