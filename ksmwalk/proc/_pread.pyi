@@ -15,5 +15,7 @@ def present(
     before: U64Array,
     after: U64Array,
     done: U8Array,
+    seeds: U64Array,
+    hashes: U64Array,
     between: Callable[[], object] | None = None,
 ) -> int: ...

@@ -43,6 +43,11 @@ cdef extern from *:
 cdef extern from "<unistd.h>" nogil:
     ssize_t pread(int fd, void *buf, size_t count, int64_t offset)
 
+cdef extern from "_fold.h" nogil:
+    enum:
+        KW_FOLD_SEEDS
+    uint64_t kw_hash_page(const uint64_t *words, const uint64_t *seeds, int wide)
+
 cdef enum:
     SPAN = 1 << 15         # records read in one call at most
     RECORD = 8
@@ -181,13 +186,14 @@ def records(int fd, const int64_t[::1] index, int64_t gap, uint64_t[::1] out):
 
 def present(
     int pagemap, int mem, const int64_t[::1] vpn, int64_t gap, bint by_scan, uint8_t[:, ::1] into,
-    uint64_t[::1] before, uint64_t[::1] after, uint8_t[::1] done, between=None
+    uint64_t[::1] before, uint64_t[::1] after, uint8_t[::1] done, const uint64_t[::1] seeds, uint64_t[::1] hashes, between=None
 ):
     """Read the present ones of some pages of a process, each looked up in pagemap right before it is read and right after.
 
     64 pages at a time: looked up by PAGEMAP_SCAN, or by their entries of pagemap, read, looked up again. before, after:
     those entries; of PAGEMAP_SCAN the bit for present pages, and as frame 1 for the page of zeros. done[i]: it was read.
-    `between` is called after each first look, to see what happens to what goes then.
+    With the seeds of _fold.h they are hashed too, while they are in the cache, be they read or not. `between` is called after each
+    first look, to see what happens to what goes then.
 
     How many pages call for a second thought: not read, gone since, in another frame since. -errno; -ESRCH also where
     pagemap ended.
@@ -195,8 +201,11 @@ def present(
     cdef int64_t at = 0, some, n = vpn.shape[0], odd = 0, answer = 0
     cdef uint64_t *buffer = NULL
     cdef bint told = between is not None
+    cdef int64_t i, hashed = seeds.shape[0]
     if min(before.shape[0], after.shape[0], done.shape[0], into.shape[0]) < n or into.shape[1] != PAGE:
         raise ValueError("two entries, a mark and 4096 bytes for each page are needed")
+    if hashed and (hashed != KW_FOLD_SEEDS or hashes.shape[0] < n):
+        raise ValueError("all seeds and a place for each hash are needed")
     with nogil:
         while at < n:
             some = min(<int64_t>WINDOW, n - at)
@@ -210,6 +219,9 @@ def present(
             answer = look(pagemap, &vpn[at], some, gap, by_scan, &after[at], &buffer)
             if answer:
                 break
+            if hashed:
+                for i in range(at, at + some):
+                    hashes[i] = kw_hash_page(<const uint64_t *>&into[i, 0], &seeds[0], 1)
             odd += count_odd(&before[at], &after[at], some, &done[at])
             at += some
         free(buffer)

@@ -27,6 +27,7 @@ from .pagemap import PAGEMAP_GAP, PM_PFN, PM_PRESENT
 
 _PRESENT = np.uint64(PM_PRESENT)
 _FRAME = np.uint64(PM_PFN)
+_NOTHING = np.empty(0, np.uint64)
 #: processes whose files are kept open at a time
 OPEN_AT_A_TIME = 100
 
@@ -152,6 +153,13 @@ class LivePages:
 
         A process that has ended has none: that is no error here.
         """
+        return self.read_folded(which, into, _NOTHING, _NOTHING)
+
+    def read_folded(self, which: I64Array, into: U8Array, seeds: U64Array, hashes: U64Array) -> BoolArray:
+        """The same, and hash what is read by the seeds of `_fold.h` into uint64[n] while it is in the processor's cache.
+
+        Of what was not read the hash means nothing.
+        """
         if self.ended:
             return np.zeros(len(which), bool)
         try:
@@ -160,18 +168,20 @@ class LivePages:
             self.ended = True
             return np.zeros(len(which), bool)
         try:
-            return self._read(pagemap, mem, which, into)
+            return self._read(pagemap, mem, which, into, seeds, hashes)
         except ProcessExited:
             self.ended = True
             return np.zeros(len(which), bool)
         finally:
             self.files.give_back(self)
 
-    def _read(self, pagemap: int, mem: int, which: I64Array, into: U8Array) -> BoolArray:
+    def _read(
+        self, pagemap: int, mem: int, which: I64Array, into: U8Array, seeds: U64Array, hashes: U64Array
+    ) -> BoolArray:
         vpn = self.vpn[which]
         before, after = np.empty(len(vpn), np.uint64), np.empty(len(vpn), np.uint64)
         read = np.empty(len(vpn), bool)
-        looked = (before, after, read.view(np.uint8), self._between)
+        looked = (before, after, read.view(np.uint8), seeds, hashes, self._between)
         odd = _pread.present(pagemap, mem, vpn, PAGEMAP_GAP, self._by_scan, into, *looked)
         if self._by_scan and odd in (-errno.ENOTTY, -errno.EINVAL):
             # Linux before 6.7

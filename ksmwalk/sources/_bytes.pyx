@@ -16,17 +16,24 @@ cdef extern from *:
 cdef extern from "_fold.h" nogil:
     enum:
         KW_FOLD_SEEDS
-    uint64_t kw_hash_page(const uint64_t *words, const uint64_t *seeds)
+    uint64_t kw_hash_page(const uint64_t *words, const uint64_t *seeds, int wide)
 
 
-def hashes(const uint64_t[:, ::1] pages, const uint64_t[::1] seeds, uint64_t[::1] out):
-    """A hash of each page by sixteen random numbers: pages with different ones differ, others have to be compared."""
+#: random numbers that `hashes` needs
+SEEDS = KW_FOLD_SEEDS
+
+
+def hashes(const uint64_t[:, ::1] pages, const uint64_t[::1] seeds, uint64_t[::1] out, bint wide=True):
+    """A hash of each page by random numbers: pages with different ones differ, others have to be compared.
+
+    wide: by what the processor has for it; the answer is the same.
+    """
     cdef int64_t i, n = pages.shape[0]
     if pages.shape[1] != WORDS or seeds.shape[0] != KW_FOLD_SEEDS or out.shape[0] != n:
-        raise ValueError("pages of 512 words, 16 seeds and a place for each hash are needed")
+        raise ValueError("pages of 512 words, all seeds and a place for each hash are needed")
     with nogil:
         for i in range(n):
-            out[i] = kw_hash_page(&pages[i, 0], &seeds[0])
+            out[i] = kw_hash_page(&pages[i, 0], &seeds[0], wide)
 
 
 def beginnings(const uint64_t[:, ::1] pages, uint64_t[:, ::1] out):

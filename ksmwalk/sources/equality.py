@@ -119,8 +119,8 @@ class Equality:
 
         def batch(part: slice) -> None:
             buffer = self.buffer(part.stop - part.start)
-            ok = self.pages.read(np.arange(part.start, part.stop), buffer)
-            found = self.hasher.hash(buffer)
+            found = np.empty((self.hasher.numbers, len(buffer)), np.uint64)
+            ok = self.pages.read_hashed(np.arange(part.start, part.stop), buffer, self.hasher, found)
             if sample:
                 old = self.hash[:, part]
                 self.changes[part] += (ok & self.read[part] & (old != found).any(axis=0)).astype(np.uint16)
@@ -136,23 +136,22 @@ class Equality:
 
     def groups(self, which: I64Array) -> Groups:
         """Pages, ascending, by what is thought to be their content."""
-        hashes = self.hash[0, which]
-        order, tied = about_sorted(hashes)
+        order, tied = about_sorted(self.hash[0, which])
         page = which[order]
         new = np.ones(len(which) + 1, bool)
-        # those that may share it: by all that is known of them, and one after the other
+        # those that may share a hash: by it, by all else that is known of them, and one after the other
         place = np.flatnonzero(tied)
         mine = page[place]
         # a page alone is told apart by its number; that one holds nothing but zeros is known without a hash
-        others = [np.where(self.alone[mine], mine + 1, 0), self.apart[mine], self.begins[:, 0][mine] == 0, *self.hash[1:, mine]]
-        others = [key for key in others if len(key) and (key != key[0]).any()]
-        by = np.lexsort((mine, *others, self.hash[0, mine]))
-        mine = page[place] = mine[by]
-        if len(mine):
-            same = self.hash[0, mine[1:]] == self.hash[0, mine[:-1]]
-            for key in others:
-                same &= key[by[1:]] == key[by[:-1]]
-            new[place[1:][same]] = False
+        keys = [np.where(self.alone[mine], mine + 1, 0), self.apart[mine], self.begins[:, 0][mine] == 0, *self.hash[:, mine][::-1]]
+        hashes, differs = keys[-1], [key[1:] != key[:-1] for key in keys]
+        # most often they stand as they should, since who shares a hash is equal in all of it
+        if (hashes[1:] < hashes[:-1]).any() or any((some & ~differs[-1]).any() for some in differs[:-1]):
+            by = np.lexsort((mine, *keys))
+            page[place] = mine[by]
+            differs = [key[by[1:]] != key[by[:-1]] for key in keys]
+        if len(place):
+            new[place[1:]] = np.any(differs, axis=0)
         return Groups(page, np.flatnonzero(new) if len(which) else np.zeros(1, np.int64))
 
     def confirm(self) -> Groups:

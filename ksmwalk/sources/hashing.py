@@ -12,8 +12,6 @@ from ..layout import PAGE_SIZE
 from ..signatures import U8Array, U64Array
 from . import _bytes
 
-_SEEDS = 16
-
 
 class Hasher(Protocol):
     """A way of hashing pages.
@@ -37,12 +35,12 @@ class Folded:
     numbers = 1
 
     def __init__(self) -> None:
-        self._seeds = np.frombuffer(secrets.token_bytes(8 * _SEEDS), np.uint64)
+        self.seeds = np.frombuffer(secrets.token_bytes(8 * _bytes.SEEDS), np.uint64)
 
     def hash(self, pages: U8Array) -> U64Array:
         """The hashes of uint8[n, 4096], as uint64[1, n]."""
         out = np.empty((1, len(pages)), np.uint64)
-        _bytes.hashes(pages.view(np.uint64), self._seeds, out[0])
+        _bytes.hashes(pages.view(np.uint64), self.seeds, out[0])
         return out
 
 

@@ -7,7 +7,9 @@ from typing import Protocol
 
 import numpy as np
 
-from ..signatures import BoolArray, I64Array, U8Array
+from ..proc.memory import LivePages
+from ..signatures import BoolArray, I64Array, U8Array, U64Array
+from .hashing import Folded, Hasher
 
 #: pages read at a time: the buffer stays in the processor's cache
 BATCH = 256
@@ -68,15 +70,29 @@ class AllPages:
         """Read pages by number, ascending, into uint8[n, 4096]: which could be read, as `Pages.read`."""
         if not len(which):
             return np.zeros(0, bool)
-        first, last = np.searchsorted(self.offset, (which[0], which[-1]), "right").tolist()
-        if first == last:
-            return self._sources[first - 1].read(which - self.offset[first - 1], into)
+        if (source := self._of(which)) is not None:
+            return self._sources[source].read(which - self.offset[source], into)
         ok = np.zeros(len(which), bool)
         cuts = np.searchsorted(which, self.offset)
         for source in np.flatnonzero(np.diff(cuts)).tolist():
             part = slice(int(cuts[source]), int(cuts[source + 1]))
             ok[part] = self._sources[source].read(which[part] - self.offset[source], into[part])
         return ok
+
+    def read_hashed(self, which: I64Array, into: U8Array, hasher: Hasher, hashes: U64Array) -> BoolArray:
+        """The same, and hash what was read into uint64[numbers, n]; of other pages the hash means nothing."""
+        if isinstance(hasher, Folded) and len(which) and (number := self._of(which)) is not None:
+            source = self._sources[number]
+            if isinstance(source, LivePages):
+                return source.read_folded(which - self.offset[number], into, hasher.seeds, hashes[0])
+        ok = self.read(which, into)
+        hashes[:] = hasher.hash(into)
+        return ok
+
+    def _of(self, which: I64Array) -> int | None:
+        """The one source that some pages are all of."""
+        first, last = np.searchsorted(self.offset, (which[0], which[-1]), "right").tolist()
+        return first - 1 if first == last else None
 
     def parts(self) -> list[slice]:
         """For each source the range of its pages."""

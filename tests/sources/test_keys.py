@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ksmwalk.sources import keys, ordering
+from ksmwalk.sources import _bytes, keys, ordering
 from ksmwalk.sources.keys import UNKNOWN, intern
 
 P = 4096
@@ -83,6 +83,20 @@ def test_a_hash_that_agrees_is_not_taken_for_equal_bytes(pages):
     with mock.patch.object(keys, "hasher", lambda secret: Weak()):
         found = intern([Held(pages)])
     assert found.keys[0].tolist() == ranks(pages)
+
+
+@given(st.lists(ODD, min_size=1, max_size=20), st.integers(0, 1 << 32))
+def test_the_hash_is_the_same_with_and_without_wide_loads(pages, seed):
+    rng = np.random.default_rng(seed)
+    words = np.frombuffer(b"".join(page(*one) for one in pages), np.uint64).reshape(-1, 512)
+    words = np.concatenate([words, rng.integers(0, 1 << 63, (3, 512), np.uint64)])
+    seeds = rng.integers(0, 1 << 64, _bytes.SEEDS, np.uint64)
+    wide, plain = (np.empty(len(words), np.uint64) for _ in range(2))
+    _bytes.hashes(words, seeds, wide, True)
+    _bytes.hashes(words, seeds, plain, False)
+    assert wide.tolist() == plain.tolist()
+    # a chance of 2**-32 for each pair, in the worst case
+    assert len(set(wide.tolist())) == len({row.tobytes() for row in words})
 
 
 @pytest.mark.parametrize("together", [4, 16])
