@@ -203,7 +203,8 @@ class LivePages:
         """Which pages the reading has made: that are the shared zero page now, and were none before."""
         moved: BoolArray = (before ^ after) & _FRAME != 0
         if self._by_scan:
-            return moved & (after & _FRAME != 0)
+            moved &= after & _FRAME != 0
+            return moved
         # what this kernel does not tell: what has another frame, if these can be seen, and is empty
         few = np.flatnonzero(moved)
         moved[few] = [not into[i].any() for i in few.tolist()]

@@ -141,7 +141,7 @@ def capture_memory(
         No process, `samples` below 1, an `interval` that is no time.
 
     Models: see MemoryCapture. Differs: see MemoryCapture; a page that a process lets go of between the look whether it is
-    there and the reading (a batch of 256 pages) is made by the reading, and counted in a note. With `stop` there is none.
+    there and the reading (64 pages at a time) is made by the reading, and counted in a note. With `stop` there is none.
     """
     numbers = list(dict.fromkeys(as_int(pid, "pid", 1, (1 << 31) - 1) for pid in pids))
     samples = as_int(samples, "samples", 1, 1000)
@@ -235,7 +235,7 @@ class _FramesOnce:
         pairs = list(zip(processes, self.wanted, strict=True))
         if pairs and all(one.pfn is not None and one.exclusive is not None for one in processes):
             # what is mapped once comes once
-            shared = np.flatnonzero(np.concatenate([~one.exclusive[pages] for one, pages in pairs]))  # type: ignore[index,operator] # seen
+            shared = np.flatnonzero(np.concatenate([~one.exclusive[pages] for one, pages in pairs]))  # type: ignore[index] # seen
             if len(shared):
                 frames = np.concatenate([one.pfn[pages] for one, pages in pairs])[shared]  # type: ignore[index] # seen
                 _, first, inverse = np.unique(frames, return_index=True, return_inverse=True)
