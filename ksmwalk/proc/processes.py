@@ -7,6 +7,13 @@ import os
 import re
 from dataclasses import dataclass
 
+from ..drawing.words import printable
+
+__all__ = [
+    "Identity", "comm", "command_line", "every_pid", "has_memory", "identity", "kernel_thread", "ksm_stat", "marked",
+    "pinned_bytes", "printable",
+]  # fmt: skip
+
 # the parent of all kernel threads
 _KTHREADD = b"2"
 
