@@ -15,6 +15,7 @@ FLOORS = [
     {"gate"},
     {"layout", "entries"},
     {"errors", "_core"},
+    {"drawing"},
     {"memory"},
     {"tables", "ksm"},
     {"host"},
