@@ -19,6 +19,12 @@ cdef extern from "_fold.h" nogil:
     uint64_t kw_hash_page(const uint64_t *words, const uint64_t *seeds, int wide)
 
 
+cdef extern from "_blake2b.h" nogil:
+    int kw_blake2b_wide()
+    void kw_blake2b_pages(const uint8_t *pages, int64_t n, const uint8_t *key, int key_bytes, uint64_t *out)
+
+#: whether this processor can do `blake2b`
+WIDE = bool(kw_blake2b_wide())
 #: random numbers that `hashes` needs
 SEEDS = KW_FOLD_SEEDS
 
@@ -34,6 +40,18 @@ def hashes(const uint64_t[:, ::1] pages, const uint64_t[::1] seeds, uint64_t[::1
     with nogil:
         for i in range(n):
             out[i] = kw_hash_page(&pages[i, 0], &seeds[0], wide)
+
+
+def blake2b(const uint64_t[:, ::1] pages, const uint8_t[::1] key, uint64_t[:, ::1] out):
+    """BLAKE2b of each page, keyed, 128 bits, as two big-endian numbers; for processors that can (`WIDE`)."""
+    cdef int64_t n = pages.shape[0], size = key.shape[0]
+    if pages.shape[1] != WORDS or out.shape[0] != n or out.shape[1] != 2 or not 1 <= size <= 64:
+        raise ValueError("pages of 512 words, a key of 1 to 64 bytes and two numbers for each page are needed")
+    if not kw_blake2b_wide():
+        raise NotImplementedError("this processor has no AVX2")
+    with nogil:
+        if n:
+            kw_blake2b_pages(<const uint8_t *>&pages[0, 0], n, &key[0], <int>size, &out[0, 0])
 
 
 def beginnings(const uint64_t[:, ::1] pages, uint64_t[:, ::1] out):

@@ -50,10 +50,15 @@ class Keyed:
     numbers = 2
 
     def __init__(self, secret: bytes):
+        hashlib.blake2b(key=secret)  # it says what is wrong with a key
         self._secret = secret
 
     def hash(self, pages: U8Array) -> U64Array:
         """The hashes of uint8[n, 4096], as uint64[2, n]: big-endian halves of the digest."""
+        if _bytes.WIDE and self._secret:
+            out = np.empty((len(pages), 2), np.uint64)
+            _bytes.blake2b(pages.view(np.uint64), np.frombuffer(self._secret, np.uint8), out)
+            return np.ascontiguousarray(out.T)
         view = pages.reshape(-1).data
         digest = b"".join(
             hashlib.blake2b(view[at : at + PAGE_SIZE], digest_size=16, key=self._secret).digest()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ksmwalk.sources import _bytes, keys, ordering
+from ksmwalk.sources import _bytes, hashing, keys, ordering
 from ksmwalk.sources.keys import UNKNOWN, intern
 
 P = 4096
@@ -178,6 +178,16 @@ def test_a_secret_numbers_contents_by_their_hashes():
     other = intern([Held(pages[2:])], secret=b"s" * 16)
     assert other.digests[int(other.keys[0][0])].tolist() == one.digests[int(one.keys[0][2])].tolist()
     assert intern([Held(pages)], secret=b"t" * 16).digests[1:].tolist() != one.digests[1:].tolist()
+
+
+@pytest.mark.parametrize("wide", [False, pytest.param(True, marks=pytest.mark.skipif(not _bytes.WIDE, reason="no AVX2"))])
+@given(st.lists(st.binary(min_size=64, max_size=64), max_size=9), st.binary(min_size=1, max_size=64))
+def test_a_keyed_hash_is_blake2b(wide, starts, secret):
+    pages = np.frombuffer(b"".join(start * 64 for start in starts), np.uint8).reshape(-1, P)
+    with mock.patch.object(_bytes, "WIDE", wide):
+        found = hashing.Keyed(secret).hash(pages)
+    wanted = [hashlib.blake2b(row.tobytes(), digest_size=16, key=secret).digest() for row in pages]
+    assert found.shape == (2, len(pages)) and [row.tobytes() for row in found.T.astype(">u8")] == wanted
 
 
 def test_progress_comes_to_its_end():
