@@ -59,18 +59,18 @@ def rows() -> Iterator[Row]:
     host, start = host_in_a_steady_state()
     index = host.mm_list[0].index
 
-    def from_python():
-        for _ in range(PAGES // BATCH):
-            host.ksm.do_scan(BATCH)
+    def from_python(n):
+        before = host.ksm.full_scans
+        while host.ksm.full_scans == before:
+            host.ksm.do_scan(n)
 
     took = medians(
         {
-            "C++": lambda: cpp.scan(host, PAGES, 1),
-            "Python": lambda: host.ksm.do_scan(PAGES),
-            "C++ small": lambda: cpp.scan(host, BATCH, PAGES // BATCH),
-            "Python small": from_python,
-            "translate": lambda: cpp.calls(host, index, start, PAGES, False),
-            "look": lambda: host.mm_list[0].read_pfns(start, PAGES),
+            "C++": lambda: cpp.scan(host, 1 << 40),
+            "Python": lambda: from_python(1 << 40),
+            "C++ small": lambda: cpp.scan(host, BATCH),
+            "Python small": lambda: from_python(BATCH),
+            "translate": lambda: cpp.translate(host, index, start, PAGES),
         },
         rounds=11,
     )

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import apply
 import traces
@@ -81,7 +82,7 @@ def build(folder: Path, jobs: int, goal: str = "all") -> None:
     )
 
 
-def simulate(folder: Path, where: Path, given: argparse.Namespace, name: str, **env: str) -> dict:
+def simulate(folder: Path, where: Path, given: argparse.Namespace, name: str, **env: str) -> dict[str, Any]:
     """One run: its statistics, with what is read out of them."""
     log = folder.parent / f"{name}.txt"
     command = ["bin/champsim", "--hide-heartbeat", "-w", str(given.warmup), "-i", str(given.instructions)]
@@ -100,7 +101,7 @@ def simulate(folder: Path, where: Path, given: argparse.Namespace, name: str, **
     }
 
 
-def row(name: str, result: dict) -> str:
+def row(name: str, result: dict[str, Any]) -> str:
     ksm = result["ksm"]
     cells = [name]
     cells += [" / ".join(result[key][core] for core in "01") for key in ("ipc", "cycles")]
