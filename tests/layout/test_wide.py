@@ -81,12 +81,16 @@ def test_columns(seed, first, nr, view):
     for found in every(lambda: tables.mappings(start, end, view, columns=True)):
         np.testing.assert_array_equal(found.addr, at * PAGE)
         np.testing.assert_array_equal(found.entry, rows[4, at])
-    for size in (len(at), 512):  # with room for wide stores and without; nothing is written beyond what was asked for
+
+    def into(size):
         room = np.full((2, 600), guard)
-        for found in every(lambda: tables.mappings(start, end, view, columns=True, out=(room[0, :size], room[1, :size]))):
-            np.testing.assert_array_equal(found.addr, at * PAGE)
-            np.testing.assert_array_equal(found.entry, rows[4, at])
-            assert (room[:, max(len(at), min(size, nr)):] == guard).all()
+        tables.mappings(start, end, view, columns=True, out=(room[0, :size], room[1, :size]))
+        return room
+
+    for size in (len(at), 512):  # without room for wide stores, and with; nothing is written beyond what was asked for
+        for room in every(lambda size=size: into(size)):
+            np.testing.assert_array_equal(room[:, : len(at)], [at * PAGE, rows[4, at]])
+            assert (room[:, max(len(at), min(size, nr)) :] == guard).all()
 
 
 @given(st.integers(0, 1 << 32), st.integers(0, 511), st.integers(1, 512))
