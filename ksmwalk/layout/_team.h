@@ -5,6 +5,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdint.h>
+#include <string.h>
 #include <time.h>
 
 #define KW_TEAM_MOST 256
@@ -54,6 +55,19 @@ static inline int64_t kw_next(int64_t *p) { return __atomic_fetch_add(p, 1, __AT
 /* What kw_say said last; with it comes all that was written before. */
 static inline int64_t kw_hear(const int64_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
 static inline void kw_say(int64_t *p, int64_t value) { __atomic_store_n(p, value, __ATOMIC_RELEASE); }
+
+/* n words from one array into another. Those of a unit have just been written, and large calls of memcpy are slow from
+ * there on processors whose `rep movsb` is. */
+static inline void kw_copy(uint64_t *to, const uint64_t *from, int64_t n)
+{
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        memcpy(to + i, from + i, 64);
+        __asm__ volatile("" ::: "memory");
+    }
+    for (; i < n; i++)
+        to[i] = from[i];
+}
 
 /* One step of waiting for another thread, the `times`-th: short ones at first, later the processor is left to others. */
 static inline void kw_wait(int64_t times)

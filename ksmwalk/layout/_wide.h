@@ -53,12 +53,9 @@ typedef struct {
     uint8_t perms;         /* of the levels above */
 } kw_emit;
 
-/* As many of the next table's entries as were just read of this one. Fetched at once they would keep all else waiting. */
-static inline void kw_fetch_next(const kw_emit *c, int i)
-{
-    if (c->next)
-        __builtin_prefetch(c->next + i, 0, 3);
-}
+/* The table of which a line is to be fetched with every line of this one: fetched at once it would keep all else waiting.
+ * The loops hold it in a variable of their own, because what they write could be a kw_emit for all the compiler knows. */
+static inline const uint64_t *kw_next_row(const kw_emit *c, const uint64_t *row) { return c->next ? c->next : row; }
 
 /* The 32-byte record of one pte. */
 static inline void kw_emit_one(kw_mapping *out, uint64_t e, uint64_t addr, uint8_t above)
@@ -78,8 +75,6 @@ static int64_t kw_emit_plain(const uint64_t *row, int from, int to, const kw_emi
 {
     int64_t n = 0;
     for (int i = from; i < to; i++) {
-        if ((i & 7) == 0)
-            kw_fetch_next(c, i);
         if (row[i] & c->present)
             kw_emit_one(out + n++, row[i], c->addr + ((uint64_t)i << 12), c->perms);
     }
@@ -91,8 +86,6 @@ static int64_t kw_pack_plain(const uint64_t *row, int from, int to, const kw_emi
 {
     int64_t n = 0;
     for (int i = from; i < to; i++) {
-        if ((i & 7) == 0)
-            kw_fetch_next(c, i);
         if (row[i] & c->present) {
             addr[n] = c->addr + ((uint64_t)i << 12);
             entry[n++] = row[i];
@@ -160,6 +153,7 @@ KW_AVX2 static inline void kw_emit_four(kw_mapping *out, __m256i e, __m256i addr
 KW_AVX2 static int64_t kw_emit_avx2(const uint64_t *row, int from, int to, const kw_emit *c, kw_mapping *out)
 {
     const __m256i mask = _mm256_set1_epi64x((long long)c->present);
+    const uint64_t *next = kw_next_row(c, row);
     const __m256i above = _mm256_set1_epi64x((long long)((uint64_t)c->perms << 8));
     int64_t n = 0;
     int i = from;
@@ -167,7 +161,7 @@ KW_AVX2 static int64_t kw_emit_avx2(const uint64_t *row, int from, int to, const
         if (row[i] & c->present)
             kw_emit_one(out + n++, row[i], c->addr + ((uint64_t)i << 12), c->perms);
     for (; i + 8 <= to; i += 8) {
-        kw_fetch_next(c, i);
+        kw_prefetch(next + i);
         unsigned m = kw_mask8_avx2(row + i, mask);
         if (m == 0)
             continue;
@@ -212,6 +206,7 @@ KW_AVX2 static inline int64_t kw_pack_four(__m256i a, __m256i e, unsigned m, uin
 KW_AVX2 static int64_t kw_pack_avx2(const uint64_t *row, int from, int to, const kw_emit *c, uint64_t *addr, uint64_t *entry)
 {
     const __m256i mask = _mm256_set1_epi64x((long long)c->present), four = _mm256_set1_epi64x(4 << 12);
+    const uint64_t *next = kw_next_row(c, row);
     int i = from, whole = (from + 7) & ~7;
     int64_t n;
     if (whole > to)
@@ -223,7 +218,7 @@ KW_AVX2 static int64_t kw_pack_avx2(const uint64_t *row, int from, int to, const
     for (; i + 8 <= to; i += 8) {
         __m256i e = _mm256_loadu_si256((const __m256i *)(row + i)), f = _mm256_loadu_si256((const __m256i *)(row + i + 4));
         __m256i b = _mm256_add_epi64(a, four);
-        kw_fetch_next(c, i);
+        kw_prefetch(next + i);
         if (!_mm256_testz_si256(_mm256_or_si256(e, f), mask)) {
             unsigned m = kw_mask8_avx2(row + i, mask);
             if (m == 0xff) {
@@ -246,6 +241,7 @@ KW_AVX2 static int64_t kw_pack_avx2(const uint64_t *row, int from, int to, const
 KW_AVX512 static int64_t kw_pack_avx512(const uint64_t *row, int from, int to, const kw_emit *c, uint64_t *addr, uint64_t *entry)
 {
     const __m512i mask = _mm512_set1_epi64((long long)c->present), eight = _mm512_set1_epi64(8 << 12);
+    const uint64_t *next = kw_next_row(c, row);
     int i = from, whole = (from + 7) & ~7;
     int64_t n;
     if (whole > to)
@@ -257,7 +253,7 @@ KW_AVX512 static int64_t kw_pack_avx512(const uint64_t *row, int from, int to, c
     for (; i + 8 <= to; i += 8) {
         __m512i e = _mm512_loadu_si512(row + i);
         __mmask8 m = _mm512_test_epi64_mask(e, mask);
-        kw_fetch_next(c, i);
+        kw_prefetch(next + i);
         if (m == 0xff) {
             _mm512_storeu_si512(addr + n, a);
             _mm512_storeu_si512(entry + n, e);

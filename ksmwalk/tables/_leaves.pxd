@@ -1,4 +1,5 @@
 # The contract of the walk over leaves. As in `_core.pxd`: pointers in, integers out.
+from libc.errno cimport ENOMEM
 from libc.stdint cimport int64_t, uint64_t, uint8_t
 
 from ksmwalk.layout._layout cimport *
@@ -11,9 +12,9 @@ cdef struct Walk:
     uint64_t *entry        # [cap]
     int64_t n              # written so far
     int64_t cap
-    int64_t *large         # columns: of each leaf above the ptes index * 4 + level; from malloc, the caller frees it
-    int64_t nr_large
-    int64_t large_cap
+    int64_t *odd           # columns: see note_odd; index * 4 + level; from malloc, the caller frees it
+    int64_t nr_odd
+    int64_t odd_cap
     uint64_t present       # a pte with one of these bits is a mapping
     bint hardware          # what an MMU sees
     bint runs              # records that go on join
@@ -22,18 +23,16 @@ cdef struct Walk:
 
 cdef bint joins(const kw_mapping *a, const kw_mapping *b) noexcept nogil
     # Whether b goes on where the run a ends.
-cdef int grow_large(Walk *k) noexcept nogil
-    # Room for more of `large`. KW_OK or -ENOMEM.
+cdef int room_for_odd(Walk *k, int64_t n) noexcept nogil
+    # Room for n more of `odd`. KW_OK or -ENOMEM.
 
-cdef inline int note_large(Walk *k, int level) noexcept nogil:
-    # Columns: the leaf that comes next is of this level, above the ptes. KW_OK or -ENOMEM.
-    cdef int code
-    if k.nr_large == k.large_cap:
-        code = grow_large(k)
-        if code != KW_OK:
-            return code
-    k.large[k.nr_large] = k.n * 4 + level
-    k.nr_large += 1
+cdef inline int note_odd(Walk *k, int level) noexcept nogil:
+    # Columns: the leaf that comes next is of this level, and not of the one that it looks like: 2 where bit 7 is set (PS,
+    # or PAT of a pte) and the address is a multiple of 2 MiB, else 1. KW_OK or -ENOMEM.
+    if k.nr_odd == k.odd_cap and room_for_odd(k, 1) != KW_OK:
+        return -ENOMEM
+    k.odd[k.nr_odd] = k.n * 4 + level
+    k.nr_odd += 1
     return KW_OK
 
 cdef int64_t child(Walk *k, uint64_t e, uint64_t addr, int level) noexcept nogil

@@ -74,13 +74,16 @@ cdef int64_t fold_runs(kw_mapping *out, int64_t n, int64_t start) noexcept nogil
     return last + 1
 
 
-cdef int grow_large(Walk *k) noexcept nogil:
-    cdef int64_t cap = k.large_cap * 2 + 64
-    cdef int64_t *more = <int64_t *>realloc(k.large, cap * sizeof(int64_t))
+cdef int room_for_odd(Walk *k, int64_t n) noexcept nogil:
+    cdef int64_t cap = k.odd_cap * 2 + n + 64
+    cdef int64_t *more
+    if k.nr_odd + n <= k.odd_cap:
+        return KW_OK
+    more = <int64_t *>realloc(k.odd, cap * sizeof(int64_t))
     if more == NULL:
         return -ENOMEM
-    k.large = more
-    k.large_cap = cap
+    k.odd = more
+    k.odd_cap = cap
     return KW_OK
 
 
@@ -104,18 +107,29 @@ cdef int emit_leaf(Walk *k, uint64_t e, uint64_t addr, int level, uint8_t above)
     return KW_OK
 
 
-cdef inline int pack_leaf(Walk *k, uint64_t e, uint64_t addr, int level) noexcept nogil:
-    """The same as columns."""
-    cdef int code
-    if k.n >= k.cap:
-        return KW_EFULL
-    code = note_large(k, level)
-    if code != KW_OK:
-        return code
-    k.addr[k.n] = canonical(addr, k.t.levels)
-    k.entry[k.n] = e
-    k.n += 1
-    return KW_OK
+cdef inline bint seen(const Walk *k, uint64_t e, int level) noexcept nogil:
+    """Is an entry with PS set a leaf that the walk gives?"""
+    return e & PTE_P != 0 if k.hardware else entry_present(e, level)
+
+
+cdef int pack_leaves(Walk *k, const uint64_t *p, int most, int level, uint64_t addr) noexcept nogil:
+    """The columns of large leaves that stand side by side from p on, the first at addr; how many, or a code."""
+    cdef uint64_t size = level_size(level)
+    cdef int i, code
+    for i in range(most):
+        if not (p[i] & PTE_PS and seen(k, p[i], level)):
+            return i
+        if k.n >= k.cap:
+            return KW_EFULL
+        if level == 3:
+            code = note_odd(k, 3)
+            if code != KW_OK:
+                return code
+        k.addr[k.n] = addr
+        k.entry[k.n] = p[i]
+        k.n += 1
+        addr += size
+    return most
 
 
 cdef inline bint beyond(const kw_tables *t, uint64_t e, int level) noexcept nogil:
@@ -176,6 +190,7 @@ cdef int emit_row(Walk *k, const uint64_t *row, int lo, int hi, const kw_emit *c
 
 cdef int pack_row(Walk *k, const uint64_t *row, int lo, int hi, const kw_emit *c) noexcept nogil:
     """The columns of one table."""
+    cdef int code = KW_OK
     cdef uint64_t spare[1024]
     cdef bint room = k.n + (hi - lo) <= k.cap
     cdef uint64_t *addr = k.addr + k.n if room else spare
@@ -188,8 +203,10 @@ cdef int pack_row(Walk *k, const uint64_t *row, int lo, int hi, const kw_emit *c
             return KW_EFULL
         memcpy(k.addr + k.n, addr, n * 8)
         memcpy(k.entry + k.n, entry, n * 8)
+    if lo == 0 and n > 0 and entry[0] & PTE_PAT and addr[0] == c.addr:
+        code = note_odd(k, 1)
     k.n += n
-    return KW_OK
+    return code
 
 
 cdef inline const uint64_t *following(const kw_tables *t, const uint64_t *p, int i, int last) noexcept nogil:
@@ -264,12 +281,17 @@ cdef int read_level(Walk *k, int64_t row, int level, uint64_t a, uint64_t end, u
         if entry_none(e) or (k.hardware and not (e & PTE_P)):
             pass
         elif (level == 2 or level == 3) and e & PTE_PS:
-            if k.hardware or entry_present(e, level):
+            if seen(k, e, level):
+                code = KW_OK
                 if beyond(t, e, level):
                     note_bad(t, a & ~(size - 1), level, e, BAD_PFN)
-                    code = KW_OK
                 elif k.out == NULL:
-                    code = pack_leaf(k, e, a & ~(size - 1), level)
+                    code = pack_leaves(k, p + i, 1 if t.max_pfn else last - i + 1, level, canonical(a & ~(size - 1), t.levels))
+                    if code > 0:
+                        # On to the last of them.
+                        i += code - 1
+                        next = min((a & ~(size - 1)) + code * size, end)
+                        code = KW_OK
                 else:
                     code = emit_leaf(k, e, a & ~(size - 1), level, above)
                 if code != KW_OK:

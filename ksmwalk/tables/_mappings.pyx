@@ -1,9 +1,10 @@
 """What Python calls for the mappings of page tables, in one thread or in several.
 
 In several threads the range is cut into units of a few tables, which the threads take in turn. Each reads its unit into
-an array of its own; then, unit by unit in ascending order, it takes its place in the output and notes its bad entries,
-and copies. So everything comes out as one thread makes it. What can't be cut like that (images that share tables beyond
-reason, an output that is too short) is left to one thread.
+an array of its own; then, unit by unit in ascending order, it takes its place in the output, notes its bad entries, and
+copies. As long as all tables are full the place is known beforehand, and nothing is copied. So everything comes out as
+one thread makes it. What can't be cut like that (images that share tables beyond reason, an output that is too short) is
+left to one thread.
 """
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
@@ -11,9 +12,9 @@ from libc.string cimport memcpy, memset
 
 import numpy as np
 
-from ksmwalk._core cimport entry_none, interrupted, level_index, level_size, pointer
+from ksmwalk._core cimport interrupted, level_index, level_size, pointer
 from ksmwalk.layout._layout cimport *
-from ksmwalk.tables._leaves cimport Walk, child, joins, note_large, read_level
+from ksmwalk.tables._leaves cimport Walk, child, joins, read_level, room_for_odd
 from ksmwalk.tables._read cimport Tables, honest_range
 
 
@@ -24,6 +25,7 @@ cdef extern from "_team.h" nogil:
     int64_t kw_next(int64_t *p) noexcept
     int64_t kw_hear(const int64_t *p) noexcept
     void kw_say(int64_t *p, int64_t value) noexcept
+    void kw_copy(uint64_t *to, const uint64_t *from_, int64_t n) noexcept
     void kw_wait(int64_t times) noexcept
 
 cdef enum:
@@ -31,10 +33,11 @@ cdef enum:
     A_MIDDLE_TABLE = 64    # what a table above costs
     ALL_PERMS = PERM_R | PERM_W | PERM_X | PERM_U
     KEPT = 1024            # bad entries of a unit that are kept; PageTables keeps no more of all
+    KEPT_ROOM = 4 << 20    # bytes
     ALONE = 1              # no code of _layout.h: one thread has to do it
 
-cdef int64_t UNIT = 8 * A_TABLE      # leaves of a unit at most
-cdef int64_t LEAST = 16              # units that are worth a second thread
+cdef int64_t UNIT = 16 * A_TABLE     # leaves of a unit at most
+cdef int64_t LEAST = 8               # units that are worth a second thread
 cdef int64_t SHARED = 0              # walks that were made in threads
 
 
@@ -47,38 +50,74 @@ def cut_finely(bint finely):
         Walks that threads have shared so far.
     """
     global UNIT, LEAST
-    UNIT = A_TABLE + 4 * A_MIDDLE_TABLE if finely else 8 * A_TABLE
-    LEAST = 2 if finely else 16
+    UNIT = A_TABLE + 4 * A_MIDDLE_TABLE if finely else 16 * A_TABLE
+    LEAST = 2 if finely else 8
     return SHARED
 
 
 # ------------------------------------------------------------------ cutting
 
+cdef struct Unit:
+    uint64_t start         # its address; it ends where the next one begins
+    int64_t before         # leaves of the units before it, if all their tables are full
+
 cdef struct Plan:
-    uint64_t *starts       # [nr] where units begin; each ends where the next one begins
+    Unit *units            # [nr]
     int64_t nr
     int64_t cap
-    int64_t at             # leaves of the last unit so far, or what it costs
+    int64_t at             # what the last unit costs so far; no less than its leaves
+    int64_t leaves         # of all so far, if tables are full
     int64_t tables         # that the walk will visit, at most
     int64_t budget         # that it may visit
     int64_t middle         # tables of pmds looked into
 
 
-cdef int weigh(Plan *p, uint64_t addr, int64_t weight) noexcept nogil:
-    """Something of this weight at an address belongs to the last unit, or begins the next one."""
-    cdef uint64_t *more
-    if p.at + weight > UNIT:
-        if p.nr == p.cap:
-            p.cap = 2 * p.cap + 64
-            more = <uint64_t *>realloc(p.starts, p.cap * sizeof(uint64_t))
-            if more == NULL:
-                return ALONE
-            p.starts = more
-        p.starts[p.nr] = addr
-        p.nr += 1
-        p.at = 0
-    p.at += weight
+cdef int cut(Plan *p, uint64_t addr) noexcept nogil:
+    """The next unit begins at an address."""
+    cdef Unit *more
+    if p.nr == p.cap:
+        p.cap = 2 * p.cap + 64
+        more = <Unit *>realloc(p.units, p.cap * sizeof(Unit))
+        if more == NULL:
+            return ALONE
+        p.units = more
+    p.units[p.nr].start = addr
+    p.units[p.nr].before = p.leaves
+    p.nr += 1
+    p.at = 0
     return KW_OK
+
+
+cdef inline int weigh(Plan *p, uint64_t addr, int64_t cost, int64_t leaves) noexcept nogil:
+    """Something at an address belongs to the last unit, or begins the next one."""
+    cdef int code = KW_OK
+    if p.at + cost > UNIT:
+        code = cut(p, addr)
+    p.at += cost
+    p.leaves += leaves
+    return code
+
+
+cdef int plan_pmds(Plan *p, const uint64_t *entries, uint64_t a, uint64_t end) noexcept nogil:
+    """The pmds of [a, end) of one table."""
+    cdef int first = level_index(a, 2), i, code = KW_OK
+    cdef uint64_t base = a & ~(level_size(3) - 1), e, at
+    for i in range(first, level_index(end - 1, 2) + 1):
+        e = entries[i]
+        if e & (PTE_P | PTE_PS) == 0:
+            continue
+        at = max(a, base + (<uint64_t>i << 21))
+        if e & PTE_PS:
+            code = weigh(p, at, 1, 1)
+        else:
+            p.tables += 1
+            code = weigh(p, at, A_TABLE, <int64_t>((min(end, base + (<uint64_t>(i + 1) << 21)) - at) >> 12))
+        if code != KW_OK:
+            return code
+    p.middle += 1
+    if p.tables > p.budget:
+        return ALONE
+    return KW_EINTR if p.middle & 63 == 0 and interrupted() else KW_OK
 
 
 cdef int plan_level(Plan *p, Walk *k, int64_t row, int level, uint64_t a, uint64_t end) noexcept nogil:
@@ -90,39 +129,28 @@ cdef int plan_level(Plan *p, Walk *k, int64_t row, int level, uint64_t a, uint64
     cdef uint64_t *entries = k.t.rows + row * 512
     cdef int64_t lower, known
     cdef int code = KW_OK
+    if level == 2:
+        return plan_pmds(p, entries, a, end)
     k.rows[level] = row
     while a < end:
         e = entries[level_index(a, level)]
         next = min((a & ~(size - 1)) + size, end)
-        if entry_none(e):
-            pass
-        elif e & PTE_PS:
-            if level <= 3:
-                code = weigh(p, a, 1)
-        elif not e & PTE_P:
-            pass
-        elif level == 2:
-            p.tables += 1
-            code = weigh(p, a, A_TABLE)
-        else:
+        if e & PTE_PS:
+            if level == 3:
+                code = weigh(p, a, 1, 1)
+        elif e & PTE_P:
             known = k.t.bad_count
             lower = child(k, e, a, level)
             k.t.bad_count = known      # the walk itself will note it
             if lower >= 0:
                 p.tables += 1
-                code = weigh(p, a, A_MIDDLE_TABLE)
+                code = weigh(p, a, A_MIDDLE_TABLE, 0)
                 if code == KW_OK:
                     code = plan_level(p, k, lower, level - 1, a, next)
         if code != KW_OK:
             return code
-        if p.tables > p.budget:
-            return ALONE
         a = next
     k.rows[level] = -1
-    if level == 2:
-        p.middle += 1
-        if p.middle & 63 == 0 and interrupted():
-            return KW_EINTR
     return KW_OK
 
 
@@ -132,6 +160,7 @@ cdef struct Member:
     Walk k                 # of the unit at hand
     kw_tables t
     kw_work work
+    char *room             # for the unit, where its place in the output is not known
 
 cdef struct Team:
     Walk *whole            # where all comes together
@@ -141,10 +170,11 @@ cdef struct Team:
     int64_t next           # the unit that nobody has taken yet
     int64_t turn           # the unit whose place in the output is to be found
     int64_t stop           # ALONE or KW_EINTR: to be ended; 0
+    int64_t gaps           # tables that are not full were met: what the plan says of places is not true
 
 
 cdef int64_t place(Team *g, Walk *k) noexcept nogil:
-    """Where the records of the unit whose turn it is go; bad entries and large leaves are noted. ALONE as stop: nowhere."""
+    """Where the records of the unit whose turn it is go; bad entries and odd leaves are noted. ALONE as stop: nowhere."""
     cdef Walk *w = g.whole
     cdef kw_tables *t = w.t
     cdef int64_t at = w.n, i
@@ -158,10 +188,12 @@ cdef int64_t place(Team *g, Walk *k) noexcept nogil:
     if joined:
         w.out[w.n - 1].nr += k.out[0].nr
         at -= 1
-    for i in range(k.nr_large):
-        w.n = at + (k.large[i] >> 2)
-        if note_large(w, k.large[i] & 3) != KW_OK:
-            kw_say(&g.stop, ALONE)
+    if room_for_odd(w, k.nr_odd) != KW_OK:
+        kw_say(&g.stop, ALONE)
+        return 0
+    for i in range(k.nr_odd):
+        w.odd[w.nr_odd + i] = k.odd[i] + at * 4
+    w.nr_odd += k.nr_odd
     w.n = at + k.n
     for i in range(min(k.t.bad_count, k.t.bad_cap)):
         if t.bad_count + i >= t.bad_cap:
@@ -174,53 +206,79 @@ cdef int64_t place(Team *g, Walk *k) noexcept nogil:
     return at
 
 
-cdef void deliver(Team *g, Walk *k, int64_t unit) noexcept nogil:
-    """Copy a unit to its place in the output. Its turn has come; it is the next one's as soon as the place is known."""
+cdef void aim(Walk *k, const Walk *w, char *room, int64_t at) noexcept nogil:
+    """What k reads goes into the output of w from a record on; or, at < 0, into a room."""
+    if w.out != NULL:
+        k.out = w.out + at if at >= 0 else <kw_mapping *>room
+    else:
+        k.addr = w.addr + at if at >= 0 else <uint64_t *>room
+        k.entry = w.entry + at if at >= 0 else k.addr + UNIT
+
+
+cdef void bring(const Walk *k, const Walk *w, int64_t at) noexcept nogil:
+    """What k has read to its place, unless it stands there; that is no later place than where it stands."""
+    if w.out != NULL:
+        if k.out != w.out + at:
+            kw_copy(<uint64_t *>(w.out + at), <uint64_t *>k.out, k.n * (sizeof(kw_mapping) // 8))
+    elif k.addr != w.addr + at:
+        kw_copy(w.addr + at, k.addr, k.n)
+        kw_copy(w.entry + at, k.entry, k.n)
+
+
+cdef void read_unit(Team *g, Member *m, int64_t unit) noexcept nogil:
+    """Read a unit, wait for its turn and deliver it."""
+    cdef Walk *k = &m.k
     cdef Walk *w = g.whole
-    cdef int64_t at = place(g, k)
+    cdef Unit *u = &g.plan.units[unit]
+    cdef bint last = unit + 1 == g.plan.nr
+    cdef int64_t most = (g.plan.leaves if last else u[1].before) - u.before, at
+    # As long as all tables were full the place is known beforehand.
+    cdef bint direct = not w.runs and kw_hear(&g.gaps) == 0 and u.before + most <= w.cap
+    aim(k, w, m.room, u.before if direct else -1)
+    k.cap = most if direct else UNIT
+    k.n = k.nr_odd = k.t.bad_count = 0
+    k.t.budget = g.plan.budget + 1      # of all together; the plan has seen to it
+    if read_level(k, k.t.root, <int>k.t.levels, u.start, g.end if last else u[1].start, ALL_PERMS) != KW_OK:
+        # The tables have changed since the plan was made.
+        kw_say(&g.stop, ALONE)
+    await_turn(g, unit, m == g.members)
     if kw_hear(&g.stop):
         return
-    if w.runs:
-        # The next one looks at the last record.
-        memcpy(w.out + at, k.out, k.n * sizeof(kw_mapping))
-        kw_say(&g.turn, unit + 1)
+    if k.n != most:
+        kw_say(&g.gaps, 1)
+    at = place(g, k)
+    if kw_hear(&g.stop):
         return
-    kw_say(&g.turn, unit + 1)
-    if w.out != NULL:
-        memcpy(w.out + at, k.out, k.n * sizeof(kw_mapping))
+    if direct or w.runs:
+        # Others may write where it stands as soon as it is their turn; the next one looks at the last record of runs.
+        bring(k, w, at)
+        kw_say(&g.turn, unit + 1)
     else:
-        memcpy(w.addr + at, k.addr, k.n * 8)
-        memcpy(w.entry + at, k.entry, k.n * 8)
+        kw_say(&g.turn, unit + 1)
+        bring(k, w, at)
+
+
+cdef void await_turn(Team *g, int64_t unit, bint called) noexcept nogil:
+    """Until all units before are delivered, or all is to stop. Only the thread that called may hear of signals."""
+    cdef int64_t waited = 0
+    if called and unit & 31 == 0 and interrupted():
+        kw_say(&g.stop, KW_EINTR)
+    while kw_hear(&g.turn) != unit and kw_hear(&g.stop) == 0:
+        waited += 1
+        kw_wait(waited)
+        if called and waited & 1023 == 0 and interrupted():
+            kw_say(&g.stop, KW_EINTR)
 
 
 cdef void take_part(void *shared, int who) noexcept nogil:
     """What one thread of a team does: unit by unit, until there is none left."""
     cdef Team *g = <Team *>shared
-    cdef Walk *k = &g.members[who].k
-    cdef int64_t unit, waited, taken = 0
-    cdef uint64_t end
+    cdef int64_t unit
     while kw_hear(&g.stop) == 0:
         unit = kw_next(&g.next)
         if unit >= g.plan.nr:
             return
-        end = g.plan.starts[unit + 1] if unit + 1 < g.plan.nr else g.end
-        k.n = k.nr_large = k.t.bad_count = 0
-        k.t.budget = g.plan.budget + 1      # of all together; the plan has seen to it
-        if read_level(k, k.t.root, <int>k.t.levels, g.plan.starts[unit], end, ALL_PERMS) != KW_OK:
-            # The tables have changed since the plan was made.
-            kw_say(&g.stop, ALONE)
-        waited = 0
-        taken += 1
-        # Only the thread that called may hear of signals.
-        if who == 0 and taken & 63 == 0 and interrupted():
-            kw_say(&g.stop, KW_EINTR)
-        while kw_hear(&g.turn) != unit and kw_hear(&g.stop) == 0:
-            waited += 1
-            kw_wait(waited)
-            if who == 0 and waited & 1023 == 0 and interrupted():
-                kw_say(&g.stop, KW_EINTR)
-        if kw_hear(&g.stop) == 0:
-            deliver(g, k, unit)
+        read_unit(g, &g.members[who], unit)
 
 
 cdef void add_work(Team *g, int n) noexcept nogil:
@@ -234,61 +292,86 @@ cdef void add_work(Team *g, int n) noexcept nogil:
             all.entries[lv] += g.members[i].work.entries[lv]
     for i in range(1, g.plan.nr):
         for lv in range(2, <int>g.whole.t.levels + 1):
-            if g.plan.starts[i] & (level_size(lv) - 1):
+            if g.plan.units[i].start & (level_size(lv) - 1):
                 all.entries[lv] -= 1
 
 
-cdef int work_together(Walk *w, Plan *plan, uint64_t end, int n) noexcept nogil:
+cdef size_t room_of(const Walk *w) noexcept nogil:
+    """Bytes that a thread needs for a unit and its bad entries."""
+    return UNIT * (sizeof(kw_mapping) if w.out != NULL else 2 * sizeof(uint64_t)) + KEPT * sizeof(kw_bad)
+
+
+cdef int work_together(Walk *w, Plan *plan, uint64_t end, int n, char *room) noexcept nogil:
     """The planned units by n threads. KW_OK; KW_EINTR; ALONE: nothing is done."""
     cdef Team g
     cdef Walk *k
     cdef int64_t known = w.t.bad_count
-    cdef size_t one = UNIT * sizeof(kw_mapping) + KEPT * sizeof(kw_bad)
-    cdef char *room = <char *>malloc(n * one)
+    cdef size_t one = room_of(w)
     cdef int i
     memset(&g, 0, sizeof(g))
     g.whole = w
     g.plan = plan
     g.end = end
     g.members = <Member *>malloc(n * sizeof(Member))
-    if room == NULL or g.members == NULL:
-        free(room)
-        free(g.members)
+    if g.members == NULL:
         return ALONE
     for i in range(n):
         k = &g.members[i].k
         memset(&g.members[i].work, 0, sizeof(kw_work))
         g.members[i].t = w.t[0]
         g.members[i].t.work = &g.members[i].work
-        g.members[i].t.bad = <kw_bad *>(room + i * one + UNIT * sizeof(kw_mapping))
+        g.members[i].t.bad = <kw_bad *>(room + (i + 1) * one) - KEPT
         g.members[i].t.bad_cap = KEPT
         k[0] = w[0]
         k.t = &g.members[i].t
         k.alone = False
-        k.cap = UNIT
-        k.large = NULL
-        k.large_cap = 0
-        if w.out != NULL:
-            k.out = <kw_mapping *>(room + i * one)
-        else:
-            k.addr = <uint64_t *>(room + i * one)
-            k.entry = k.addr + UNIT
+        k.odd = NULL
+        k.odd_cap = 0
+        g.members[i].room = room + i * one
     kw_team(take_part, &g, n)
     if g.stop == 0:
         add_work(&g, n)
     else:
         w.t.bad_count = known
     for i in range(n):
-        free(g.members[i].k.large)
-    free(room)
+        free(g.members[i].k.odd)
     free(g.members)
     return <int>g.stop
+
+
+cdef char *ROOM = NULL               # of the last team, kept: its memory is there already. Taken and left by one step
+cdef size_t ROOM_SIZE = 0
+
+
+cdef char *take_room(size_t *size) noexcept nogil:
+    """Room of so many bytes at least, size how many there are; NULL: there is none."""
+    global ROOM, ROOM_SIZE
+    cdef char *room
+    cdef size_t have
+    with gil:
+        room, have, ROOM, ROOM_SIZE = ROOM, ROOM_SIZE, NULL, 0
+    if have < size[0]:
+        free(room)
+        return <char *>malloc(size[0])
+    size[0] = have
+    return room
+
+
+cdef void leave_room(char *room, size_t size) noexcept nogil:
+    """For the next team, where there is none waiting and it is not a lot."""
+    global ROOM, ROOM_SIZE
+    with gil:
+        if ROOM == NULL and size <= KEPT_ROOM:
+            room, ROOM, ROOM_SIZE = NULL, room, size
+    free(room)
 
 
 cdef int read_together(Walk *w, uint64_t start, uint64_t end, int64_t budget, int threads) noexcept nogil:
     """The whole range in several threads. KW_OK; KW_EINTR; ALONE: nothing is done."""
     cdef Plan plan
-    cdef int code = ALONE, n
+    cdef int code, n
+    cdef char *room
+    cdef size_t size
     memset(&plan, 0, sizeof(plan))
     plan.budget = budget
     plan.at = UNIT             # the first thing that is met begins a unit
@@ -298,11 +381,14 @@ cdef int read_together(Walk *w, uint64_t start, uint64_t end, int64_t budget, in
     n = <int>min(threads, plan.nr * 2 // LEAST)
     if code == KW_OK:
         code = ALONE
-        if plan.nr >= LEAST and n > 1:
+        size = n * room_of(w)
+        room = take_room(&size) if plan.nr >= LEAST and n > 1 else NULL
+        if room != NULL:
             # What comes before the first thing met may hold entries that can't be followed.
-            plan.starts[0] = start
-            code = work_together(w, &plan, end, n)
-    free(plan.starts)
+            plan.units[0].start = start
+            code = work_together(w, &plan, end, n, room)
+            leave_room(room, size)
+    free(plan.units)
     return code
 
 
@@ -320,8 +406,8 @@ cdef int64_t read_all(
     k.hardware = hardware
     k.present = PTE_P if hardware else PTE_P | PTE_PROTNONE
     k.alone = True
-    k.n = k.nr_large = k.large_cap = 0
-    k.large = NULL
+    k.n = k.nr_odd = k.odd_cap = 0
+    k.odd = NULL
     for lv in range(6):
         k.rows[lv] = -1
     tables.take_mark()
@@ -331,7 +417,7 @@ cdef int64_t read_all(
             code = read_together(k, start, end, budget, min(threads, KW_TEAM_MOST)) if threads > 1 else ALONE
             shared = code == KW_OK
             if code == ALONE:
-                k.n = k.nr_large = 0
+                k.n = k.nr_odd = 0
                 tables.t.budget = budget
                 code = read_level(k, tables.t.root, <int>tables.t.levels, start, end, ALL_PERMS)
     SHARED += shared
@@ -367,7 +453,7 @@ def read_columns(
     Returns
     -------
     (int, ndarray of int64)
-        As `read_mappings`; and of each leaf above the ptes index * 4 + level.
+        As `read_mappings`; and what `note_odd` noted.
     """
     cdef Walk k
     cdef int64_t n
@@ -377,10 +463,12 @@ def read_columns(
     k.entry = <uint64_t *>pointer(entry, True)
     k.cap = len(addr)
     k.runs = False
+    if k.addr < k.entry + k.cap and k.entry < k.addr + k.cap:
+        raise ValueError("out: addresses and entries must not share memory")
     n = read_all(tables, &k, start, end, hardware, budget, threads)
-    large = np.empty(k.nr_large, np.int64)
-    size = k.nr_large * 8
+    odd = np.empty(k.nr_odd, np.int64)
+    size = k.nr_odd * 8
     if size:
-        memcpy(pointer(large, True), k.large, size)
-    free(k.large)
-    return n, large
+        memcpy(pointer(odd, True), k.odd, size)
+    free(k.odd)
+    return n, odd

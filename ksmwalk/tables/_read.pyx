@@ -21,11 +21,8 @@ cdef void note_bad(kw_tables *t, uint64_t addr, int level, uint64_t raw, int kin
     t.bad_count += 1
 
 
-cdef int64_t row_of_frame(const kw_tables *t, uint64_t frame) noexcept nogil:
-    cdef int64_t lo = 0, hi, mid
-    if t.frames == NULL:
-        return <int64_t>frame if frame < <uint64_t>t.nrows else KW_NONE
-    hi = t.nrows
+cdef int64_t row_among_frames(const kw_tables *t, uint64_t frame) noexcept nogil:
+    cdef int64_t lo = 0, hi = t.nrows, mid
     while lo < hi:
         mid = (lo + hi) >> 1
         if t.frames[mid] < frame:

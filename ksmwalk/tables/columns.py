@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..entries import LEVELS, Pte
 from ..signatures import I64Array, U8Array, U64Array
 
 
@@ -35,17 +36,19 @@ class Columns(_Pair):
     ([1073741824, 1073745920], [7, 8])
     """
 
-    _large: I64Array
+    _odd: I64Array
 
     @classmethod
-    def noted(cls, addr: U64Array, entry: U64Array, large: I64Array) -> Columns:
-        """From the two columns and, of each leaf above the ptes, index * 4 + level."""
+    def noted(cls, addr: U64Array, entry: U64Array, odd: I64Array) -> Columns:
+        """From the two columns and what the walk noted of leaves whose level does not show: index * 4 + level."""
         self = cls(addr, entry)
-        self._large = large
+        self._odd = odd
         return self
 
     @property
     def level(self) -> U8Array:
-        level = np.ones(len(self.addr), np.uint8)
-        level[self._large >> 2] = self._large & 3
+        # Bit 7 says so of a pmd and is PAT in a pte; a pte where both could be is noted, and so is a pud.
+        large = (self.entry & np.uint64(Pte.PS) != 0) & (self.addr & np.uint64(LEVELS[2].size - 1) == 0)
+        level = large.astype(np.uint8) + np.uint8(1)
+        level[self._odd >> 2] = self._odd & 3
         return level

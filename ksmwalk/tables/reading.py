@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, TypeAlias, overload
+from typing import Literal, TypeAlias, overload
 
 import numpy as np
 
@@ -24,16 +24,8 @@ _MOST_THREADS = 256
 _Room: TypeAlias = Sequence[AnyArray]  # what a walk writes into: one array of records, or two columns
 
 
-class _Ask(NamedTuple):
-    """What a walk is asked for; addresses as the tables index them."""
-
-    start: int
-    end: int
-    hardware: bool
-    runs: bool
-    columns: bool
-    budget: int
-    threads: int
+#: what a walk is asked for: start and end as the tables index them, hardware, runs, columns, budget, threads
+_Ask: TypeAlias = tuple[int, int, bool, bool, bool, int, int]
 
 
 def _as_records(out: object) -> _Room:
@@ -54,15 +46,13 @@ def _as_pair(out: object) -> _Room:
             raise TypeError(f"out {shown(array)}: must be contiguous and writable")
     if len(out[0]) != len(out[1]):
         raise ValueError(f"out of {len(out[0])} addresses and {len(out[1])} entries: must be of one length")
-    if np.shares_memory(*out):
-        raise ValueError("out: addresses and entries must not share memory")
     return out
 
 
-def _result(parts: list[AnyArray], large: I64Array | None) -> RecordArray | Columns:
-    if large is None:
+def _result(parts: list[AnyArray], odd: I64Array | None) -> RecordArray | Columns:
+    if odd is None:
         return parts[0]
-    return Columns.noted(parts[0], parts[1], large)
+    return Columns.noted(parts[0], parts[1], odd)
 
 
 class Readable(Settled):
@@ -198,7 +188,7 @@ class Readable(Settled):
             Most records to give; more is a ValueError. Default: what memory holds.
         out : ndarray of layout.MAPPING, optional
             Filled instead of a new array, and must be long enough; the result is a part of it. With `columns` two arrays
-            of uint64 of one length, for addresses and for entries. Where it is too short nothing is said of what it holds.
+            of uint64 of one length, for addresses and for entries. What it holds beyond the result is not said.
         columns : bool
             Give two packed columns, address and raw entry, instead of records; not with `runs`.
         threads : int
@@ -239,8 +229,9 @@ class Readable(Settled):
             before = 0
             self.forget_bad()
         # Honest tables are visited once; an image whose tables are shared a lot deserves some patience, not eternity.
-        budget = 16 * len(self._rows if self._world is None else self.rows) + (1 << 14)
-        ask = _Ask(start, end, view == "hardware", runs, columns, budget, threads)
+        rows = len(self._rows) if self._world is None else int(self._world.arrays["ctl"]["rows_used"][0])
+        budget = 16 * rows + (1 << 14)
+        ask = start, end, view == "hardware", runs, columns, budget, threads
         result = self._collect(ask, limit) if room is None else self._into(ask, room)
         if self.on_bad == "raise" and self.bad_count > before:
             b = self._bad[0]
@@ -248,18 +239,19 @@ class Readable(Settled):
         return result
 
     def _into(self, ask: _Ask, room: _Room) -> RecordArray | Columns:
-        n, large = self._read(ask, room)
+        n, odd = self._read(ask, room)
         if n < 0:
             raise ValueError(f"out of {len(room[0])} records: too short")
-        return _result([array[:n] for array in room], large)
+        return _result([array[:n] for array in room], odd)
 
     def _collect(self, ask: _Ask, limit: int | None) -> RecordArray | Columns:
         # Address space for the longest possible answer; only what is written becomes memory. A full table may need
         # 512 records before they are joined, hence the slack.
-        most = min((ask.end - ask.start >> 12) + 512, 1 << 33)
+        start, end = ask[:2]
+        most = min((end - start >> 12) + 512, 1 << 33)
         if limit is not None:
             most = min(most, limit + 512)
-        dtypes = [np.dtype(np.uint64)] * 2 if ask.columns else [layout.MAPPING]
+        dtypes = [np.dtype(np.uint64)] * 2 if ask[4] else [layout.MAPPING]
         while True:
             try:
                 room = [reserve(max(most, 1), dtype, huge=most > 1 << 20) for dtype in dtypes]
@@ -268,22 +260,22 @@ class Readable(Settled):
                 if most < 1 << 12:
                     raise
                 most >>= 2
-        n, large = self._read(ask, room)
+        n, odd = self._read(ask, room)
         if n < 0 or (limit is not None and n > limit):
             most = limit if limit is not None else most - 512
-            raise ValueError(f"more than {most} mappings in {ask.start:#x}-{ask.end:#x}")
+            raise ValueError(f"more than {most} mappings in {start:#x}-{end:#x}")
         parts = [array[:n] for array in room]
-        return _result([part.copy() if part.nbytes < _GROW else part for part in parts], large)
+        return _result([part.copy() if part.nbytes < _GROW else part for part in parts], odd)
 
     def _read(self, ask: _Ask, room: _Room) -> tuple[int, I64Array | None]:
-        """Records written, negative: the room is too short; and the leaves above the ptes. A signal ends it."""
+        """Records written, negative: the room is too short; and leaves of a level that they do not look like. A signal ends it."""
         start, end, hardware, runs, columns, budget, threads = ask
-        large: I64Array | None = None
+        odd: I64Array | None = None
         if columns:
-            n, large = _mappings.read_columns(self._tables, start, end, hardware, room[0], room[1], budget, threads)
+            n, odd = _mappings.read_columns(self._tables, start, end, hardware, room[0], room[1], budget, threads)
         else:
             n = _mappings.read_mappings(self._tables, start, end, hardware, runs, room[0], budget, threads)
-        return n if n == Code.FULL else check(n, f"mappings of {start:#x}-{end:#x}"), large
+        return n if n == Code.FULL else check(n, f"mappings of {start:#x}-{end:#x}"), odd
 
     def lookup(self, addr: int, view: str = "kernel") -> np.void | None:
         """The mapping (a layout.MAPPING record) that holds an address, None where there is none.
