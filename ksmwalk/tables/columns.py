@@ -49,6 +49,6 @@ class Columns(_Pair):
     def level(self) -> U8Array:
         # Bit 7 says so of a pmd and is PAT in a pte; a pte where both could be is noted, and so is a pud.
         large = (self.entry & np.uint64(Pte.PS) != 0) & (self.addr & np.uint64(LEVELS[2].size - 1) == 0)
-        level = large.astype(np.uint8) + np.uint8(1)
+        level: U8Array = large.astype(np.uint8) + np.uint8(1)
         level[self._odd >> 2] = self._odd & 3
         return level
