@@ -52,7 +52,7 @@ def _as_pair(out: object) -> _Room:
 def _result(parts: list[AnyArray], odd: I64Array | None) -> RecordArray | Columns:
     if odd is None:
         return parts[0]
-    return Columns.noted(parts[0], parts[1], odd)
+    return Columns(parts[0], parts[1], odd)
 
 
 class Readable(Settled):
