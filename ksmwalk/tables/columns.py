@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -10,12 +10,7 @@ from ..entries import LEVELS, Pte
 from ..signatures import I64Array, U8Array, U64Array
 
 
-class _Pair(NamedTuple):
-    addr: U64Array
-    entry: U64Array
-
-
-class Columns(_Pair):
+class Columns:
     """The leaf mappings of a range as packed columns, 16 bytes a mapping where a record has 32.
 
     Attributes
@@ -29,6 +24,7 @@ class Columns(_Pair):
 
     Examples
     --------
+    >>> from ksmwalk import PageTables, entries
     >>> tables = PageTables()
     >>> tables.map_range(1 << 30, [7, 8])
     >>> addr, entry = tables.mappings(columns=True)
@@ -36,14 +32,17 @@ class Columns(_Pair):
     ([1073741824, 1073745920], [7, 8])
     """
 
-    _odd: I64Array
+    __slots__ = ("_odd", "addr", "entry")
 
-    @classmethod
-    def noted(cls, addr: U64Array, entry: U64Array, odd: I64Array) -> Columns:
-        """From the two columns and what the walk noted of leaves whose level does not show: index * 4 + level."""
-        self = cls(addr, entry)
-        self._odd = odd
-        return self
+    def __init__(self, addr: U64Array, entry: U64Array, odd: I64Array):
+        # odd: of leaves whose level does not show, index * 4 + level.
+        self.addr, self.entry, self._odd = addr, entry, odd
+
+    def __iter__(self) -> Iterator[U64Array]:
+        return iter((self.addr, self.entry))
+
+    def __repr__(self) -> str:
+        return f"<Columns addr, entry of {len(self.addr):,} mappings>"
 
     @property
     def level(self) -> U8Array:

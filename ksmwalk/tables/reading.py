@@ -52,7 +52,7 @@ def _as_pair(out: object) -> _Room:
 def _result(parts: list[AnyArray], odd: I64Array | None) -> RecordArray | Columns:
     if odd is None:
         return parts[0]
-    return Columns.noted(parts[0], parts[1], odd)
+    return Columns(parts[0], parts[1], odd)
 
 
 class Readable(Settled):
@@ -136,6 +136,18 @@ class Readable(Settled):
         """A canonical address as the tables index it: the upper half follows the lower one."""
         return addr - self._high if addr >= self._high + self.end // 2 else addr
 
+    def _range(self, start: int, end: int | None) -> tuple[int, int]:
+        """A range that a caller gave, as the tables index it."""
+        whole = self.end
+        if end is None and type(start) is int and not start:
+            return 0, whole
+        first = as_int(start, "start", 0, 1 << 64)
+        last = whole if end is None else as_int(end, "end", 0, 1 << 64)
+        start, end = self._index(first), self._index(last)
+        if not 0 <= start <= end <= whole or (start | end) & 4095:
+            raise ValueError(f"range {first:#x}-{last:#x}: must be page aligned, canonical and of {self.levels} levels")
+        return start, end
+
     @property
     def bad(self) -> RecordArray:
         """The first bad entries met since `forget_bad` (dtype layout.BAD: addr, raw, level, kind)."""
@@ -211,18 +223,15 @@ class Readable(Settled):
         """
         if not isinstance(view, str) or view not in ("kernel", "hardware"):
             raise ValueError(f"view {shown(view)}: must be 'kernel' or 'hardware'")
-        first = as_int(start, "start", 0, 1 << 64)
-        last = self.end if end is None else as_int(end, "end", 0, 1 << 64)
         runs, columns = as_flag(runs, "runs"), as_flag(columns, "columns")
         if runs and columns:
             raise ValueError("columns: have no room for runs, which are records")
-        threads = as_int(threads, "threads", 1, _MOST_THREADS)
+        if type(threads) is not int or threads != 1:
+            threads = as_int(threads, "threads", 1, _MOST_THREADS)
         if limit is not None:
             limit = as_int(limit, "limit", 0, MAX_U64)
         self._tables.check()
-        start, end = self._index(first), self._index(last)
-        if not 0 <= start <= end <= self.end or (start | end) & 4095:
-            raise ValueError(f"range {first:#x}-{last:#x}: must be page aligned, canonical and of {self.levels} levels")
+        start, end = self._range(start, end)
         room = None if out is None else _as_pair(out) if columns else _as_records(out)
         before = self.bad_count
         if self.on_bad == "raise":
