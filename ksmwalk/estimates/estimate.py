@@ -13,13 +13,13 @@ from ..errors import KsmwalkError
 from ..gate import shown
 from ..host import Host
 from ..ksm import sysfs
+from ..ksm.costs import WORK_DTYPE, Costs, ksmd_seconds
 from ..layout import PAGE_SIZE, Frame
 from ..signatures import BoolArray, I64Array, RecordArray
 from ..sources.contents import MemoryCapture
 from ..sources.memory import LoadedMemory, load_memory
 from .before import unmerged
 from .bounds import changing_pages, lower_of, while_changing
-from .costs import WORK_DTYPE, Costs, ksmd_seconds
 from .domains import DOMAINS, in_domains
 from .hidden import shared_already
 from .shares import apart, freed_by_vma, merged_pages, shares

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..estimates.costs import FIELDS, MEASURED, Costs, design, ksmd_seconds
 from ..estimates.work import count_full_scan
 from ..host import Host, Mm
+from ..ksm.costs import FIELDS, MEASURED, Costs, design, ksmd_seconds
 from ..layout import PAGE_SIZE, PMD_SIZE, PUD_SIZE
 from ..proc.child import Child, ChildError
 from ..signatures import RecordArray, U64Array
