@@ -17,6 +17,7 @@ from ..memory.frames import Frames
 from ..signatures import AnyArray, RecordArray, U64Array
 from . import _doors, saved
 from .mm import Mm
+from .running import Running
 
 if TYPE_CHECKING:
     from ..ksm.ksmd import Ksm
@@ -37,7 +38,7 @@ def _view(array: AnyArray, n: int) -> AnyArray:
     return view
 
 
-class Host(Settled):
+class Host(Running, Settled):
     """A machine: frames, page tables, address spaces, KSM.
 
     Parameters
