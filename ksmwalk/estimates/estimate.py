@@ -229,7 +229,7 @@ def estimate(
     if not capture.processes or all(one.key is None for one in capture.processes):
         raise NothingToMerge("the capture has no contents: nothing can be said about merging")
     notes = list(capture.notes)
-    mark = _which_mark(capture, mark)
+    mark = which_mark(capture, mark)
     tunables = tunables_of(capture, knobs or {})
     what = in_domains(capture if take_over else unmerged(capture), domain, notes)
     costs = costs or Costs.load()
@@ -305,7 +305,8 @@ def _shown_knobs(tunables: Mapping[str, object]) -> dict[str, Any]:
     return {name: getattr(host.ksm, name) for name in sysfs.KNOBS}
 
 
-def _which_mark(capture: MemoryCapture, mark: str) -> str:
+def which_mark(capture: MemoryCapture, mark: str) -> str:
+    """What "auto" means for a capture: "marked" where anything is, else "all"."""
     if mark != "auto":
         return mark
     return "marked" if any(vma.mergeable for one in capture.processes for vma in one.vmas) else "all"

@@ -22,11 +22,12 @@ __all__ = ["RUN_DTYPE", "Controller", "Running", "Workload"]
 
 _S = 1_000_000_000
 _LONGEST = 1e9  # seconds, some 30 years
-#: a moment of `Host.run`: seconds since it began, ksmd's CPU seconds since then, what was set, frames in use (the zero
-#: page included), and the counters
+#: a moment of `Host.run`: seconds since it began, ksmd's CPU seconds and batches since then, what was set, frames in use
+#: (the zero page included), and the counters
 RUN_DTYPE = np.dtype(
-    [("time", np.float64), ("cpu", np.float64), ("run", np.int64), ("pages_to_scan", np.int64),
-     ("sleep_millisecs", np.int64), ("frames_used", np.int64), *((name, np.int64) for name in COUNTERS)]
+    [("time", np.float64), ("cpu", np.float64), ("batches", np.int64), ("run", np.int64), ("pages_to_scan", np.int64),
+     ("sleep_millisecs", np.int64), ("frames_used", np.int64),
+     *((name, np.int64) for name in COUNTERS)]
 )  # fmt: skip
 
 
@@ -37,6 +38,8 @@ class Controller(Protocol):
     ----------
     interval : float
         Seconds from one `act` to the next; the first comes after as long.
+
+    One that has a method `begin(host)` is called at the beginning of each run besides.
     """
 
     @property
@@ -142,6 +145,7 @@ class Running:
         costs: Costs | None = None,
         prefix: float = 0.0,
         hz: int = 250,
+        late: float = 0.0,
         apply: Callable[[RecordArray], object] | None = None,
     ) -> RecordArray:
         """Let time pass: ksmd works and sleeps, a workload goes on, controllers tune.
@@ -169,14 +173,16 @@ class Running:
             Bytes, on average, that two different pages have in common at their front.
         hz : int
             Ticks of the kernel a second, to which its sleeps are rounded up.
+        late : float
+            Ticks, on average, that they last longer: 0 on an idle machine.
         apply : callable, optional
             Applies arrays of events; by default that of a `player()` of this Host.
 
         Returns
         -------
         ndarray of running.RUN_DTYPE, shape (seconds // every + 1,)
-            A row a moment, the first at 0: `time` and `cpu`, seconds since the beginning; `run`, `pages_to_scan`,
-            `sleep_millisecs`; `frames_used`, frames; the counters as in `Ksm.counters`.
+            A row a moment, the first at 0: `time` and `cpu`, seconds since the beginning; `batches` since then; `run`,
+            `pages_to_scan`, `sleep_millisecs`; `frames_used`, frames; the counters as in `Ksm.counters`.
 
         Raises
         ------
@@ -213,13 +219,18 @@ class Running:
             raise TypeError(f"costs {shown(costs)}: must be Costs")
         if not 0 <= _number(prefix, "prefix") <= 4096:
             raise ValueError(f"prefix {shown(prefix)}: must be from 0 to 4096 bytes")
-        clock = Clock(host.ksm, costs or Costs(), float(prefix), hz)
+        if not 0 <= _number(late, "late") <= 1000:
+            raise ValueError(f"late {shown(late)}: must be from 0 to 1000 ticks")
+        clock = Clock(host.ksm, costs or Costs(), float(prefix), hz, float(late))
         due = _Due(host, workload, apply)
         # (when, whose turn, number of it): controllers before the row
         turns = [(0, len(controllers))]
         for number, one in enumerate(controllers):
             interval = round(_seconds(getattr(one, "interval", None), f"controller {number}: interval", 1e-3) * _S)
             turns.append((interval, number))
+        for one in controllers:
+            if begin := getattr(one, "begin", None):
+                begin(host)
         heapq.heapify(turns)
         return _run(host, clock, due, turns, controllers, length, step)
 
@@ -249,7 +260,7 @@ def _run(
             controllers[whose].act(host)
             heapq.heapreplace(turns, (when + round(controllers[whose].interval * _S), whose))
         else:
-            told = when / _S, (clock.cpu - cpu) / _S, ksm.run, ksm.pages_to_scan, ksm.sleep_millisecs, host.frames_used
-            rows.append((*told, *ksm.counters().values()))
+            told = when / _S, (clock.cpu - cpu) / _S, clock.batches, ksm.run, ksm.pages_to_scan, ksm.sleep_millisecs
+            rows.append((*told, host.frames_used, *ksm.counters().values()))
             heapq.heapreplace(turns, (when + step, whose))
     return np.array(rows, RUN_DTYPE)

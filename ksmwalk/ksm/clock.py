@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["Clock", "end_sleep", "timer"]
 
 _MS, _S = 1_000_000, 1_000_000_000
+_GOLDEN = (5**0.5 - 1) / 2
 #: visits after which a batch makes way for what is due meanwhile
 AT_ONCE = 512
 # slots of the ksm record's `advisor`, beside those of ksmd.py: what of a nanosecond clock does not fit milliseconds
@@ -26,7 +27,7 @@ _REST, _BATCH, _NEXT = 5, 6, 7
 _ONE, _MOST = 1 << 32, (1 << 29) - 1
 
 
-def timer(now: int, sleep_ms: int, hz: int = 250) -> int:
+def timer(now: int, sleep_ms: int, hz: int = 250, late: float = 0.0) -> int:
     """When a sleep ends that begins now.
 
     The kernel counts sleeps in ticks, rounded up, and wakes at the tick after; a sleep of 63 ticks and more at one of 8,
@@ -40,6 +41,9 @@ def timer(now: int, sleep_ms: int, hz: int = 250) -> int:
         Milliseconds.
     hz : int
         Ticks a second.
+    late : float
+        Part of all sleeps that end a tick later than they should, from 0 to 1, or more ticks than one; which ones follows
+        from `now`.
 
     Returns
     -------
@@ -53,14 +57,17 @@ def timer(now: int, sleep_ms: int, hz: int = 250) -> int:
     >>> timer(0, 1000) / 1e6
     1024.0
 
-    Models: schedule_timeout() and the timer wheel of Linux 6.18. Differs: a busy processor wakes later.
+    Models: schedule_timeout() and the timer wheel of Linux 6.18. Differs: how late a busy processor is, is `late`.
     """
     if sleep_ms <= 0:
         return now
     ticks, coarse = -(-sleep_ms * hz // 1000), 1
     while ticks >= 63 * coarse:
         coarse *= 8
-    due = (now * hz // _S + ticks + coarse) // coarse * coarse
+    tick = now * hz // _S
+    due = (tick + ticks + coarse) // coarse * coarse
+    # multiples of the golden ratio are spread evenly, whatever lies between two sleeps
+    due += int(late) + (tick * _GOLDEN % 1 < late % 1)
     return -(-due * _S // hz)
 
 
@@ -81,15 +88,23 @@ class Clock:
         Bytes, on average, that two different pages that are compared have in common at their front.
     hz : int
         Ticks of the kernel a second.
+    late : float
+        As for `timer`.
+
+    Attributes
+    ----------
+    batches : int
+        Batches begun since it was made.
 
     Models: the loop of ksmd of Linux 6.18.
     Differs: 512 visits of a batch are one moment, from which on they take their time: what is due meanwhile finds them
     done. A batch takes its CPU time, as on a machine that is idle.
     """
 
-    def __init__(self, ksm: Ksm, costs: Costs, prefix: float = 0.0, hz: int = 250):
+    def __init__(self, ksm: Ksm, costs: Costs, prefix: float = 0.0, hz: int = 250, late: float = 0.0):
         self._ksm, self._world, self._record = ksm, ksm._world, ksm._ksm
-        self._costs, self._prefix, self._hz = costs, prefix, hz
+        self._costs, self._prefix, self._hz, self._late = costs, prefix, hz, late
+        self.batches = 0
         self._state = self._record["advisor"][0]
         self._tree = self._in_tree()
 
@@ -136,6 +151,7 @@ class Clock:
                 self._work(now, batch % _ONE, batch // _ONE)
             elif ksm._number("run") == 1 and ksm.registered:
                 self._record["long_wait"][0] = 0
+                self.batches += 1
                 pages = ksm._number("pages_to_scan")
                 self._work(now, pages, min(pages, _MOST))
             else:
@@ -156,7 +172,7 @@ class Clock:
             ksm._advise()
         self._set(now, cpu)
         state[_BATCH] = 0 if over else left - n + _ONE * whole
-        state[_NEXT] = timer(then, ksm._number("sleep_millisecs"), self._hz) if over else then
+        state[_NEXT] = timer(then, ksm._number("sleep_millisecs"), self._hz, self._late) if over else then
 
     def _cost(self, stretch: Stretch, batches: float) -> int:
         """Nanoseconds that a stretch of visits took, which was so much of a batch."""

@@ -18,7 +18,7 @@ FLOORS = [
     {"memory"},
     {"tables", "ksm"},
     {"host"},
-    {"scenarios"},
+    {"scenarios", "controllers"},
     {"proc"},
     {"sources"},
     {"estimates"},
