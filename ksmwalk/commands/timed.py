@@ -50,7 +50,7 @@ def run_timed(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"kernel": kernel_name(), "seconds": args.seconds, "runs": [one.to_json() for one in outcomes]}))
     else:
-        asked = f"pages_sharing within {timed.SHARING:.0%} at each moment, CPU within {timed.CPU:.0%}"
+        asked = f"pages_sharing within {timed.SHARING:.0%} over time, CPU within {timed.CPU:.0%}"
         print(f"{good} of {len(outcomes)} agree ({asked})")
     if all(outcome.status == "not run" for outcome in outcomes):
         return UNUSABLE
