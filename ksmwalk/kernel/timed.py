@@ -39,9 +39,7 @@ _HZ = 250
 
 #: what is looked at: counters that a row of `Host.run` has as well
 _SEEN = ("pages_shared", "pages_sharing", "pages_unshared", "pages_volatile", "full_scans", "pages_scanned", "pages_to_scan")
-SEEN_DTYPE = np.dtype(
-    [("time", np.float64), ("cpu", np.float64), ("batches", np.int64), *((name, np.int64) for name in _SEEN)]
-)
+SEEN_DTYPE = np.dtype([("time", np.float64), ("cpu", np.float64), *((name, np.int64) for name in _SEEN)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,16 +188,10 @@ class _Disturbed(RuntimeError):
     """Somebody else has mergeable memory."""
 
 
-def _late(real: RecordArray, model: RecordArray, advisor: bool) -> float:
-    """Ticks that ksmd's sleeps lasted longer than on an idle machine.
-
-    From how many visits it came to; where the advisor sets how many a batch has, from how often it slept, although it also
-    sleeps where it waits for a lock.
-    """
-    most = "batches" if advisor else "pages_scanned"
-    done, wanted = (max(1, int(rows[most][-1] - rows[most][0])) for rows in (real, model))
-    batch = float(real["time"][-1]) / max(1, int(model["batches"][-1]))
-    return max(0.0, batch * (wanted / done - 1) * ticks())
+def _late(real: RecordArray, model: RecordArray, batches: int) -> float:
+    """Ticks that ksmd's sleeps lasted longer than on an idle machine: from how many visits it came to."""
+    done, wanted = (max(1, int(rows["pages_scanned"][-1] - rows["pages_scanned"][0])) for rows in (real, model))
+    return max(0.0, float(real["time"][-1]) / max(1, batches) * (wanted / done - 1) * ticks())
 
 
 def _schedule(acts: Sequence[Act], seconds: float) -> Iterator[tuple[float, Act | None]]:
@@ -215,7 +207,7 @@ def _watch(players: _Players, acts: Sequence[Act], seconds: float, pid: int) -> 
     rows: list[tuple[float, ...]] = []
     done: list[tuple[float, Act]] = []
     try:
-        start_cpu, slept = int(os.pread(stat, 64, 0).split()[0]), _sleeps(pid)
+        start_cpu = int(os.pread(stat, 64, 0).split()[0])
         start = time.monotonic()
         knobs.write("run", 1)
         for at, act in _schedule(acts, seconds):
@@ -231,7 +223,7 @@ def _watch(players: _Players, acts: Sequence[Act], seconds: float, pid: int) -> 
             if len(rows) % _SEARCHES == 0:
                 _undisturbed(players)
             cpu = (int(os.pread(stat, 64, 0).split()[0]) - start_cpu) / 1e9
-            rows.append((now, cpu, _sleeps(pid) - slept, *counters))
+            rows.append((now, cpu, *counters))
     finally:
         for fd in (*files.values(), stat):
             os.close(fd)
@@ -246,19 +238,14 @@ def _undisturbed(players: _Players) -> None:
             raise _Disturbed(f"another process has mergeable memory: {pid} ({processes.printable(name)})")
 
 
-def _sleeps(pid: int) -> int:
-    """How often a kernel thread has gone to sleep."""
-    text = Path(f"/proc/{pid}/status").read_text()
-    return int(text.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
-
-
 def _model(
     kept: bytes, players: _Players, done: Sequence[tuple[float, Act]], real: RecordArray, costs: Costs, late: float
-) -> RecordArray:
-    """The same by `Host.run`: a row for each of the real ones."""
+) -> tuple[RecordArray, int]:
+    """The same by `Host.run`: a row for each of the real ones, and how many batches there were."""
     steps = [(at, functools.partial(players.model, act)) for at, act in done]
     host: Host = pickle.loads(kept)
     rows = host.run(float(real["time"][-1]) + FINE, steps, every=FINE, costs=costs, hz=ticks(), late=late)
+    batches = int(rows["batches"][-1])
     rows = rows[np.searchsorted(rows["time"], real["time"], side="right") - 1]
     out = np.zeros(len(rows), SEEN_DTYPE)
     for name in SEEN_DTYPE.names or ():
@@ -266,7 +253,7 @@ def _model(
     out["time"] = real["time"]
     for name in ("full_scans", "pages_scanned"):  # the machine's count goes on from before
         out[name] += real[name][0] - out[name][0]
-    return out
+    return out, batches
 
 
 # ---------------------------------------------------------------- outcomes
@@ -395,10 +382,10 @@ def _told(outcome: Timed, story: Story, seconds: float, costs: Costs, advisor: b
         host.ksm.run = 1
         kept = pickle.dumps(host)
         outcome.real, done = _watch(players, story.acts(seconds), seconds, pid)
-        outcome.model = _model(kept, players, done, outcome.real, costs, 0.0)
-        outcome.late = _late(outcome.real, outcome.model, advisor)
+        outcome.model, batches = _model(kept, players, done, outcome.real, costs, 0.0)
+        outcome.late = _late(outcome.real, outcome.model, batches)
         if outcome.late > _NOTICED:
-            outcome.model = _model(kept, players, done, outcome.real, costs, outcome.late)
+            outcome.model, _ = _model(kept, players, done, outcome.real, costs, outcome.late)
 
 
 def run_all(stories: Sequence[Story], seconds: float, costs: Costs, advisor: Sequence[bool] = (False, True)) -> Iterator[Timed]:
