@@ -76,7 +76,7 @@ class _Due:
         for step in self._steps:
             self._count += 1
             if isinstance(step, np.ndarray):
-                if not len(step):
+                if step.ndim == 1 and not len(step):
                     continue
                 self._check(step)
                 self._piece, time = step, int(step["time"][0])
@@ -90,7 +90,7 @@ class _Due:
 
     def _check(self, events: RecordArray) -> None:
         where = f"workload, step {self._count}"
-        if events.dtype.names is None or "time" not in events.dtype.names:
+        if events.ndim != 1 or events.dtype.names is None or "time" not in events.dtype.names:
             raise TypeError(f"{where}: an array of {events.dtype}: must be of layout.TRACE_EVENT")
         back = np.flatnonzero(np.diff(events["time"]) < 0)
         if len(back):
@@ -124,12 +124,16 @@ class _Due:
                 self._piece, self.time = piece[upto:], int(piece["time"][upto])
 
 
-def _seconds(value: object, name: str, least: float) -> float:
+def _within(value: object, name: str, low: float, high: float, unit: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{name} {shown(value)}: must be a number of seconds")
-    if not least <= float(value) <= _LONGEST:
-        raise ValueError(f"{name} {shown(value)}: must be from {least:g} to {_LONGEST:g} seconds")
+        raise TypeError(f"{name} {shown(value)}: must be a number of {unit}")
+    if not low <= value <= high:
+        raise ValueError(f"{name} {shown(value)}: must be from {low:g} to {high:g} {unit}")
     return float(value)
+
+
+def _seconds(value: object, name: str, least: float) -> float:
+    return _within(value, name, least, _LONGEST, "seconds")
 
 
 class Running:
@@ -217,28 +221,31 @@ class Running:
         hz = as_int(hz, "hz", 1, 100_000)
         if costs is not None and not isinstance(costs, Costs):
             raise TypeError(f"costs {shown(costs)}: must be Costs")
-        if not 0 <= _number(prefix, "prefix") <= 4096:
-            raise ValueError(f"prefix {shown(prefix)}: must be from 0 to 4096 bytes")
-        if not 0 <= _number(late, "late") <= 1000:
-            raise ValueError(f"late {shown(late)}: must be from 0 to 1000 ticks")
-        clock = Clock(host.ksm, costs or Costs(), float(prefix), hz, float(late))
+        if apply is not None and not callable(apply):
+            raise TypeError(f"apply {shown(apply)}: must be callable")
+        prefix = _within(prefix, "prefix", 0, 4096, "bytes")
+        late = _within(late, "late", 0, 1000, "ticks")
+        clock = Clock(host.ksm, costs or Costs(), prefix, hz, late)
         due = _Due(host, workload, apply)
         # (when, whose turn, number of it): controllers before the row
-        turns = [(0, len(controllers))]
-        for number, one in enumerate(controllers):
-            interval = round(_seconds(getattr(one, "interval", None), f"controller {number}: interval", 1e-3) * _S)
-            turns.append((interval, number))
-        for one in controllers:
-            if begin := getattr(one, "begin", None):
-                begin(host)
+        turns = [*_turns(controllers, host), (0, len(controllers))]
         heapq.heapify(turns)
         return _run(host, clock, due, turns, controllers, length, step)
 
 
-def _number(value: object, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{name} {shown(value)}: must be a number")
-    return float(value)
+def _turns(controllers: Sequence[Controller], host: Host) -> list[tuple[int, int]]:
+    """When each controller looks first, and its number; those that want to are called now."""
+    if not isinstance(controllers, Sequence):
+        raise TypeError(f"controllers {shown(controllers)}: must be a sequence of them")
+    turns = []
+    for number, one in enumerate(controllers):
+        if not callable(getattr(one, "act", None)) or isinstance(one, type):
+            raise TypeError(f"controller {number} {shown(one)}: must have an interval and act(host)")
+        turns.append((round(_seconds(one.interval, f"controller {number}: interval", 1e-3) * _S), number))
+    for one in controllers:
+        if begin := getattr(one, "begin", None):
+            begin(host)
+    return turns
 
 
 def _run(
