@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 from measure import SMOKE, Row, at_most, faster_than, medians, note
 
-from ksmwalk.estimates.costs import Costs
 from ksmwalk.estimates.estimate import estimate
+from ksmwalk.ksm.costs import Costs
 from ksmwalk.proc.maps import VmaRecord
 from ksmwalk.sources import capture, load
 from ksmwalk.sources.contents import MemoryCapture, capture_memory, readable

@@ -6,10 +6,10 @@ import pytest
 from measure import SIZES, SMOKE, per
 from rows_contents import made_up
 
-from ksmwalk.estimates.costs import Costs
 from ksmwalk.estimates.estimate import estimate
 from ksmwalk.estimates.sweep import grid, sweep
 from ksmwalk.estimates.why import explain_pages
+from ksmwalk.ksm.costs import Costs
 from ksmwalk.sources import capture, load
 from ksmwalk.sources.captures import open_capture, save_capture
 from ksmwalk.sources.contents import capture_memory

@@ -1,4 +1,4 @@
-"""Where modules went when the rooms were made: `import ksmwalk.mm` still gives what is now `ksmwalk.host.mm`."""
+"""Where modules went as rooms were made and rearranged: `import ksmwalk.mm` still gives what is now `ksmwalk.host.mm`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-#: name of 0.1 -> the module it is now
+#: name of before -> the module it is now
 MOVED = {
     f"ksmwalk.{old}": f"ksmwalk.{new}"
     for old, new in {
         "arena": "layout.arena",
         "cli": "commands.cli",
         "compare": "scenarios.compare",
+        "estimates.costs": "ksm.costs",
         "frames": "memory.frames",
         "kernel.commands": "commands.kernel",
         "kernel.generate": "scenarios.generate",

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import KsmwalkError
-from ..estimates.costs import FIELDS, Costs, ksmd_seconds
 from ..kernel import calibrate, knobs
 from ..kernel.calibrate import Sample
+from ..ksm.costs import FIELDS, Costs, ksmd_seconds
 from . import report
 from .codes import FINE
 from .screen import Column, HelpFormatter, Screen, progress

@@ -153,6 +153,29 @@ def freed_over_time(axes: Axes, rows: np.ndarray) -> None:
     axes.legend(loc="lower right")
 
 
+def memory_over_time(axes: Axes, runs: Sequence[tuple[str, np.ndarray]]) -> None:
+    """Memory in use over time, a line a run.
+
+    Parameters
+    ----------
+    axes : matplotlib Axes
+    runs : sequence of (str, ndarray of host.running.RUN_DTYPE)
+        What each is called, and its rows.
+    """
+    axes.set_title("Memory in use over time")
+    name, each = _unit(max(float(rows["time"][-1]) for _, rows in runs))
+    styles = ("-", "--", ":", "-.")
+    for number, (label, rows) in enumerate(runs):
+        colour = MAIN if number == 0 else INK
+        axes.plot(rows["time"] / each, rows["frames_used"] * 4096, color=colour, lw=2, ls=styles[number % 4], label=label)
+    axes.set_xlabel(name)
+    axes.set_xlim(0, None)
+    axes.set_ylim(0, max(int(rows["frames_used"].max()) for _, rows in runs) * 4096 * 1.08)
+    _sizes(axes.yaxis)
+    axes.grid(axis="y")
+    axes.legend(loc="lower left")
+
+
 def merge_ratio_by_mapping(axes: Axes, names: Sequence[str], anonymous: np.ndarray, merged: np.ndarray) -> None:
     """What part of each mapping ends merged.
 

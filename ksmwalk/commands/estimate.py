@@ -6,13 +6,13 @@ import argparse
 from typing import Any
 
 from ..estimates.advice import YOUNG, advise, by_domain
-from ..estimates.costs import Costs
 from ..estimates.domains import DOMAINS
 from ..estimates.estimate import MARKS, Estimate, estimate
 from ..estimates.sampling import estimate_sample
 from ..estimates.tables import BY
 from ..gate import shown
 from ..ksm import sysfs
+from ..ksm.costs import Costs
 from ..sources.contents import MemoryCapture
 from ..sources.matrix import SharingMatrix, sharing_matrix
 from . import estimate_text, report, sharing_text

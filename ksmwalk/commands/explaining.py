@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..estimates.costs import BadCosts, Costs
+from ..ksm.costs import BadCosts, Costs
 from ..ksm.sysfs import RMAP_ITEM_SIZE, STABLE_NODE_SIZE
 from ..layout import PAGE_SIZE
 from ..proc.ksmstate import KsmProcess, KsmState, Moment, read_moment

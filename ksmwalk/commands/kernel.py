@@ -10,12 +10,13 @@ from pathlib import Path
 
 from ..kernel import stepper
 from ..kernel.knobs import KernelUnavailable, to_stderr, unusable
+from ..kernel.timed import STORIES
 from ..kernel.verify import Replay, Results, verify
 from ..kernel.worker import WorkerDied
 from ..kernel.workloads import WORKLOADS
 from ..scenarios.format import Recording, Scenario, ScenarioError, load, save
 from ..scenarios.generate import generate
-from . import verification_page, workloads
+from . import timed, verification_page, workloads
 from .codes import FAILED, FINE, UNUSABLE, complain
 from .report import printable
 
@@ -63,6 +64,15 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         help="in their place hold the estimate against the real ksmd on live workloads, all or these: "
         + ", ".join(one.name for one in WORKLOADS),
     )
+    one.add_argument(
+        "--time",
+        nargs="*",
+        metavar="NAME",
+        help="in their place hold the model's clock against the real ksmd, at default tunables and with the advisor, on "
+        "all timed workloads or these: " + ", ".join(one.name for one in STORIES),
+    )
+    one.add_argument("--seconds", type=float, default=60, metavar="S", help="of each timed workload (default %(default)s)")
+    one.add_argument("--costs", type=Path, metavar="FILE", help="costs for --time (default: those of `ksmwalk calibrate`)")
     one.add_argument("--docs", type=Path, metavar="FILE", help="write the verification page, or its part, there")
     one.add_argument("--json", action="store_true", help="print the results as JSON")
     one.set_defaults(run=run_verify)
@@ -125,10 +135,13 @@ def run_verify(args: argparse.Namespace, replay: Replay | None = None) -> int:
     int
         0 all agree, 1 some do not or could not be run, 2 nothing could be run.
     """
+    if args.time is not None:
+        alone = args.workloads is None and not args.files and args.random <= 0 and args.docs is None
+        return timed.run_timed(args) if alone else _refused("--time goes alone")
     if args.workloads is not None:
         return _refused("--workloads goes alone") if args.files or args.random > 0 else workloads.run_workloads(args)
     if not args.files and args.random <= 0:
-        return _refused("nothing to verify: give FILE..., --random N or --workloads")
+        return _refused("nothing to verify: give FILE..., --random N, --workloads or --time")
     if reason := unusable():
         return _refused(reason)
     files, broken = _loaded(args.files)

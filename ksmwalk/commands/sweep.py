@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import KsmwalkError
-from ..estimates.costs import Costs
 from ..estimates.estimate import MARKS
 from ..estimates.spread import MERGING, PACE
 from ..estimates.sweep import Memory, Pool, checked, default_settings, grid, of_all, sweep_each
 from ..gate import shown
+from ..ksm.costs import Costs
 from ..sources.captures import is_capture, open_capture
 from ..sources.contents import MemoryCapture
 from . import report, sweep_text

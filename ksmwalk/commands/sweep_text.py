@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from ..estimates.advice import too_little
-from ..estimates.costs import Costs
 from ..estimates.spread import MERGING, PACE, SWEEP_DTYPE
 from ..estimates.sweep import advised, front
 from ..ksm import sysfs
+from ..ksm.costs import Costs
 from ..layout import PAGE_SIZE
 from ..signatures import I64Array, RecordArray
 from . import report

@@ -14,13 +14,13 @@ from ..errors import KsmwalkError
 from ..gate import counted, shown
 from ..host import Host
 from ..ksm import sysfs
+from ..ksm.costs import WORK_DTYPE, Costs, ksmd_seconds
 from ..layout import PAGE_SIZE, Frame
 from ..signatures import BoolArray, I64Array, RecordArray
 from ..sources.contents import MemoryCapture
 from ..sources.memory import LoadedMemory, load_memory
 from .before import unmerged
 from .bounds import changing_pages, lower_of, while_changing
-from .costs import WORK_DTYPE, Costs, ksmd_seconds
 from .domains import DOMAINS, in_domains
 from .hidden import shared_already
 from .shares import apart, freed_by_vma, merged_pages, shares
@@ -239,7 +239,7 @@ def estimate(
     if not capture.processes or all(one.key is None for one in capture.processes):
         raise NothingToMerge("the capture has no contents: nothing can be said about merging")
     notes = list(capture.notes)
-    mark = _which_mark(capture, mark)
+    mark = which_mark(capture, mark)
     tunables = tunables_of(capture, knobs or {})
     what = in_domains(capture if take_over else unmerged(capture), domain, notes)
     costs = costs or Costs.load()
@@ -318,7 +318,8 @@ def _shown_knobs(tunables: Mapping[str, object]) -> dict[str, Any]:
     return {name: getattr(host.ksm, name) for name in sysfs.KNOBS}
 
 
-def _which_mark(capture: MemoryCapture, mark: str) -> str:
+def which_mark(capture: MemoryCapture, mark: str) -> str:
+    """What "auto" means for a capture: "marked" where anything is, else "all"."""
     if mark != "auto":
         return mark
     return "marked" if any(vma.mergeable for one in capture.processes for vma in one.vmas) else "all"

@@ -26,10 +26,10 @@ from typing import Any, Self
 import numpy as np
 
 from ..gate import shown
+from ..ksm.costs import Costs
 from ..signatures import RecordArray
 from ..sources.captures import META, open_capture, save_capture
 from ..sources.contents import MemoryCapture
-from .costs import Costs
 from .estimate import cost_of, estimate
 from .steady import WATCHED
 

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from ..gate import shown
 from ..host import Host
+from ..ksm.costs import Costs
 from ..signatures import BoolArray, I64Array, RecordArray
 from ..sources.captures import open_capture
 from ..sources.contents import MemoryCapture
 from .advice import MOST_CPU, SOON, present_value
-from .costs import Costs
 from .spread import FOUND, MERGING, PACE, SWEEP_DTYPE, TIMES, Job, Spread
 
 # What a setting is to free of what the best one does; seconds to 90 % that are good enough for what is to be set.

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..gate import shown
+from ..ksm.costs import ksmd_seconds
 from ..layout import PAGE_SIZE
 from ..signatures import RecordArray
-from .costs import ksmd_seconds
 
 if TYPE_CHECKING:
     from .estimate import Estimate

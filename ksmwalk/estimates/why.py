@@ -12,6 +12,7 @@ import numpy as np
 
 from ..gate import counted
 from ..host.vma import INCOMPATIBLE
+from ..ksm.costs import WORK_DTYPE, Costs, ksmd_seconds
 from ..layout import PAGE_SIZE, Frame
 from ..proc.frames import Kpf
 from ..proc.maps import VM_BITS, VmaRecord
@@ -21,7 +22,6 @@ from ..sources.keys import UNKNOWN
 from ..sources.memory import load_memory
 from ..sources.reading import ProcessCapture
 from ..sources.second_look import SecondLook
-from .costs import WORK_DTYPE, Costs, ksmd_seconds
 from .equals import Equals
 from .estimate import NothingToMerge, tunables_of
 from .shares import Shares, frames_of, shares

@@ -5,92 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from ..host import Host
-from ..layout import Frame, ItemFlag, Vm
+from ..ksm.costs import WORK_DTYPE
+from ..ksm.work import Stretch
+from ..layout import Frame
 from ..signatures import RecordArray
 from ..sources.prefix import mean_prefix
-from .costs import WORK_DTYPE
 
-__all__ = ["count_full_scan", "mean_prefix"]
-
-_STABLE, _HAS_CHECKSUM, _USED = (np.uint8(bit) for bit in (ItemFlag.STABLE, ItemFlag.HAS_CHECKSUM, ItemFlag.USED))
-
-
-# an age that grows no more
-_OLDEST = np.uint8(255)
-
-# Items looked at together: few enough for what is made of them to stay in the processor's cache.
-_AT_ONCE = 1 << 15
-
-
-class _Counters:
-    """What of a Host's counters is compared between the beginning and the end of a scan."""
-
-    def __init__(self, host: Host):
-        ksm, arrays = host.ksm, host.world.arrays
-        self.scanned, self.skipped = ksm.pages_scanned, ksm.pages_skipped
-        self.zero, self.unshared = ksm.ksm_zero_pages, ksm.pages_unshared
-        # what a search of the stable tree meets: a chain once, a content that has no chain once; nodes of pages that
-        # nobody maps in marked memory are in chains, and not in pages_shared
-        self.contents = max(0, ksm.pages_shared - ksm.stable_node_dups + ksm.stable_node_chains)
-        self.changes = int(arrays["ctl"]["changes"][0])
-        self.standing = (
-            self.zero, self.unshared, ksm.pages_shared, ksm.pages_sharing, ksm.pages_volatile, ksm.stable_node_dups,
-            ksm.stable_node_chains, self.changes, int(arrays["ctl"]["items_live"][0]), int(arrays["ctl"]["stable_live"][0]),
-        )  # fmt: skip
-        self.items, self.volatile = int(arrays["ctl"]["items_live"][0]), ksm.pages_volatile
-        self.heads = int(np.count_nonzero(arrays["f_flags"] & np.uint16(Frame.HEAD)))
-
-
-class _Items:
-    """The rmap_items as they are at the beginning of a scan, and what has become of them."""
-
-    def __init__(self, host: Host):
-        self._ctl, self._items = host.world.arrays["ctl"], host.world.arrays["items"]
-        nr = self._nr_used()
-        self._flags, self._node, self._checksum = np.empty(nr, np.uint8), np.empty(nr, np.int32), np.empty(nr, np.uint64)
-        self._age = np.empty(nr, np.uint8)
-        self._nodes_before = np.zeros(len(host.world.arrays["nodes"]), bool)
-        for start in range(0, nr, _AT_ONCE):
-            part, chunk = self._items[start : min(start + _AT_ONCE, nr)], slice(start, min(start + _AT_ONCE, nr))
-            self._flags[chunk], self._node[chunk], self._checksum[chunk] = part["flags"], part["node"], part["checksum"]
-            self._age[chunk] = part["age"]
-            self._nodes_before[self._node[chunk][self._flags[chunk] & _STABLE != 0]] = True
-
-    def _nr_used(self) -> int:
-        return int(self._ctl["items_used"][0])
-
-    def compare(self) -> dict[str, int]:
-        """Items by what happened to them since: `first`, `freed`, `changed`, `stayed` on a node, `come` to one, `left` one,
-        `aged` by one; and `merges`, nodes that were made."""
-        counts = dict.fromkeys(("first", "freed", "changed", "stayed", "come", "left", "aged"), 0)
-        made = np.zeros_like(self._nodes_before)
-        nr = self._nr_used()
-        # records used for the first time since were none of these before
-        grown = max(0, nr - len(self._flags))
-        flags_before, node_before, checksum_before, age_before = (
-            np.concatenate([old, np.zeros(grown, old.dtype)]) if grown else old
-            for old in (self._flags, self._node, self._checksum, self._age)
-        )
-        for start in range(0, nr, _AT_ONCE):
-            chunk = slice(start, min(start + _AT_ONCE, nr))
-            part = self._items[chunk]
-            flags, node, was = part["flags"].copy(), part["node"].copy(), flags_before[chunk]
-            noted = flags & _HAS_CHECKSUM != 0
-            other = (was & _HAS_CHECKSUM == 0) | (part["checksum"] != checksum_before[chunk])
-            stayed = (flags & was & _STABLE != 0) & (node == node_before[chunk])
-            come = (flags & _STABLE != 0) & ~stayed
-            counts["changed"] += int(np.count_nonzero(noted & other))
-            counts["stayed"] += int(np.count_nonzero(stayed))
-            counts["first"] += int(np.count_nonzero(flags & ~was & _USED))
-            counts["freed"] += int(np.count_nonzero(was & ~flags & _USED))
-            counts["left"] += int(np.count_nonzero(was & _STABLE)) - int(np.count_nonzero(stayed))
-            aged = part["age"] == np.minimum(age_before[chunk], _OLDEST - 1) + np.uint8(1)
-            counts["aged"] += int(np.count_nonzero(aged & (flags & (_USED | _STABLE) == _USED)))
-            if come.any():
-                counts["come"] += int(np.count_nonzero(come))
-                # pages that fork mapped to a KSM page are only noted: they have no checksum and made no node
-                made[node[come & noted]] = True
-        return counts | {"merges": int(np.count_nonzero(made & ~self._nodes_before))}
+__all__ = ["count_full_scan", "counted_scan", "mean_prefix", "passed_over"]
 
 
 def count_full_scan(host: Host, *, prefix: float = 0.0, pages_to_scan: int | None = None) -> RecordArray:
@@ -117,8 +38,8 @@ def count_full_scan(host: Host, *, prefix: float = 0.0, pages_to_scan: int | Non
     ValueError
         `pages_to_scan` is not positive.
 
-    Models: the work of one full scan of ksmd of Linux 6.18. Differs: an item that leaves a KSM page and joins the same
-    one again in one scan counts as merged already; one that is freed and allocated again in it, as there all the time.
+    Models: the work of one full scan of ksmd of Linux 6.18. Differs: an item that is freed and allocated again in it
+    counts as there all the time.
     """
     return counted_scan(host, prefix=prefix, pages_to_scan=pages_to_scan)[0]
 
@@ -126,32 +47,27 @@ def count_full_scan(host: Host, *, prefix: float = 0.0, pages_to_scan: int | Non
 def counted_scan(host: Host, *, prefix: float = 0.0, pages_to_scan: int | None = None) -> tuple[RecordArray, bool]:
     """The same, and whether the scan has changed nothing that decides what the next one does, but for ages.
 
-    That is so where it skipped no page, visited every item, and neither made nor freed one, found no other checksum, no
-    item came to a stable node or left one, nodes, chains and page tables are as before, and each page that is not merged was
-    put into the unstable tree: it found nobody there. A scan that visits all or some of the same pages finds the same.
-    With smart_scan all of these pages must have aged: then none is a page of KSM's that is not on its node.
+    That is so where it skipped no page, made and freed no item, visited every one, and found each either on its stable
+    node or came to put it into the unstable tree, where it met nobody; and where the counters, chains, nodes and page
+    tables are as before: so none of the latter was on a node. A scan that visits all or some of the same pages finds the
+    same. With smart_scan all of these pages must age: none may be a page of KSM's that has no node.
     """
     batch = host.ksm.pages_to_scan if pages_to_scan is None else pages_to_scan
     if batch < 1:
         raise ValueError(f"pages_to_scan {batch}: must be at least 1 for a scan to end")
-    items, before = _Items(host), _Counters(host)
     host.ksm.scan.reset_work()
+    stretch, before = Stretch(host.world), _standing(host)
     host.ksm.full_scan()
-    after, found = _Counters(host), items.compare()
-    row = _row(before, after, found)
-    _add_walk(row, host)
-    row["batches"] = row["visits"] // batch + 1
+    counts = stretch.row()
+    row = np.zeros((), WORK_DTYPE)
+    for name, value in counts.items():
+        if name != "scans":
+            row[name] = value
+    row["batches"] = counts["visits"] // batch + 1
     row["prefix"] = prefix
-    nothing = (
-        before.standing == after.standing
-        and before.heads == after.heads
-        and not any(found[name] for name in ("first", "freed", "changed", "come", "left", "merges"))
-        and after.skipped == before.skipped
-        and after.scanned - before.scanned == after.items
-        and after.volatile == 0
-        and (not host.ksm.smart_scan or found["aged"] == after.unshared)
+    return row, _unchanged(counts) and _standing(host) == before and counts["visits"] == before["items"] and (
+        not host.ksm.smart_scan or not _without_node(host)
     )
-    return row, nothing
 
 
 def passed_over(row: RecordArray, skipped: int, pages_to_scan: int) -> RecordArray:
@@ -164,44 +80,27 @@ def passed_over(row: RecordArray, skipped: int, pages_to_scan: int) -> RecordArr
     return row
 
 
-def _row(before: _Counters, after: _Counters, items: dict[str, int]) -> RecordArray:
-    merges, changed = items["merges"], items["changed"]
-    visits, zeroed = after.scanned - before.scanned, max(0, after.zero - before.zero)
-    # each page that a mapping was taken from counts as a change: a merge two, of what fork shared with a KSM page none
-    joined = max(0, items["come"] - 2 * merges)
-    hits = min(max(0, after.changes - before.changes - 2 * merges - zeroed), joined)
-    merged = items["stayed"] + joined - hits
-    searches = max(0, visits - merged - changed - zeroed)
-    counts = {
-        "visits": visits,
-        "skipped": after.skipped - before.skipped,
-        "merged": merged,
-        "first": items["first"],
-        "freed": items["freed"],
-        "changed": changed,
-        "stable_searches": searches,
-        "stable_hits": hits,
-        "stable_nodes": (before.contents + after.contents) // 2,
-        "unstable_searches": max(0, searches - hits),
-        "unstable_items": after.unshared + merges,
-        "merges": merges,
-        "zeroed": zeroed,
-        "splits": max(0, before.heads - after.heads),
+def _standing(host: Host) -> dict[str, int]:
+    """What a scan that changes nothing leaves as it is."""
+    ksm, ctl = host.ksm, host.world.arrays["ctl"]
+    names = (
+        "ksm_zero_pages", "pages_unshared", "pages_shared", "pages_sharing", "pages_volatile", "stable_node_dups",
+        "stable_node_chains",
+    )  # fmt: skip
+    return {name: getattr(ksm, name) for name in names} | {
+        "items": int(ctl["items_live"][0]),
+        "nodes": int(ctl["stable_live"][0]),
+        "changes": int(ctl["changes"][0]),
     }
-    row = np.zeros((), WORK_DTYPE)
-    for name, value in counts.items():
-        row[name] = value
-    return row
 
 
-def _add_walk(row: RecordArray, host: Host) -> None:
-    """Where the pages were found, and what the search for them met on its way."""
-    work, arrays = host.ksm.scan.work, host.world.arrays
-    areas = int(np.count_nonzero(arrays["vmas"]["flags"][: int(arrays["ctl"]["vmas_used"][0])] & np.uint64(Vm.MERGEABLE)))
-    # a page in a table of ptes is found from the one before; one in a huge page by a descent of its own, as the first
-    # of an area is
-    found, descents = work["found"], int(arrays["work"]["searches"][0])
-    row["huge"] = min(max(0, descents - areas), found)
-    row["ptes"] = max(0, work["pte"] - (found - int(row["huge"])))
-    row["holes"] = work["holes"]
-    row["tables"] = max(0, work["callbacks"] - found)
+def _unchanged(counts: dict[str, int]) -> bool:
+    """Whether every visit found a page on its node, or put it into the unstable tree, where it stayed."""
+    done = ("skipped", "first", "freed", "changed", "stable_hits", "merges", "zeroed", "splits")
+    return not any(counts[name] for name in done) and counts["visits"] == counts["merged"] + counts["unstable_items"]
+
+
+def _without_node(host: Host) -> bool:
+    """Whether a page of KSM's has no stable node."""
+    arrays = host.world.arrays
+    return bool((arrays["f_node"][arrays["f_flags"] & np.uint16(Frame.KSM) != 0] == 0).any())

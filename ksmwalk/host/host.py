@@ -18,6 +18,7 @@ from ..signatures import AnyArray, RecordArray, U64Array
 from . import _doors, saved
 from .mm import Mm
 from .notebook import ShownHost
+from .running import Running
 
 if TYPE_CHECKING:
     from ..ksm.ksmd import Ksm
@@ -38,7 +39,7 @@ def _view(array: AnyArray, n: int) -> AnyArray:
     return view
 
 
-class Host(Settled, ShownHost):
+class Host(Settled, ShownHost, Running):
     """A machine: frames, page tables, address spaces, KSM.
 
     Parameters

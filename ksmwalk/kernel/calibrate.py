@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..estimates.costs import FIELDS, MEASURED, Costs, design, ksmd_seconds
 from ..estimates.work import count_full_scan
 from ..host import Host, Mm
+from ..ksm.costs import FIELDS, MEASURED, Costs, design, ksmd_seconds
 from ..layout import PAGE_SIZE, PMD_SIZE, PUD_SIZE
 from ..proc.child import Child, ChildError
 from ..signatures import RecordArray, U64Array
@@ -66,8 +66,8 @@ class Twin:
         self.places: list[tuple[int, int]] = []
         self.areas: list[Area] = []
 
-    def add(self, area: Area) -> None:
-        """Map an area in both and mark it mergeable."""
+    def add(self, area: Area, mark: bool = True) -> None:
+        """Map an area in both and mark it mergeable, or leave that for later."""
         size, advice = area.size, _HUGEPAGE if area.huge else _NOHUGEPAGE
         real = self.child.do(f"new({size}, align={PMD_SIZE})")
         self.child.do(f"libc.madvise({real}, {size}, {advice})")
@@ -77,6 +77,8 @@ class Twin:
         self.places.append((real, model))
         self.areas.append(area)
         self.write(len(self.areas) - 1, area.keys)
+        if not mark:
+            return
         if area.step < PMD_SIZE or not area.huge:
             self.child.do(f"call('madvise', {real}, {size}, {_MERGEABLE})")
             self.mm.madvise(model, size, "mergeable")

@@ -62,6 +62,7 @@ cdef int64_t pass_merged(kw_world *w, int64_t n) noexcept nogil:
         cur.address = addr
         cur.link = link
         w.ksm.pages_scanned += done
+        w.done.merged += done
         w.work.cached += done
         w.work.ptes += done
         w.work.found += done

@@ -120,6 +120,8 @@ cdef int32_t next_of_mm(kw_world *w, int32_t mm, int64_t *pfn) noexcept nogil:
                     break
                 if found < 0:
                     return <int32_t>found
+                if cur.strategy == STRATEGY_RANGE and (cur.address & ~(KW_PMD_SIZE - 1)) != cur.cache_base:
+                    w.done.huge += 1    # it stands in no table of ptes
                 item = hand_out(w, mm, found)
                 if item:
                     pfn[0] = found
@@ -277,3 +279,16 @@ cdef class Cursor:
         if failed:
             self._fail(failed)
         return done
+
+
+def py_counts(World world not None):
+    """What was counted so far, a number each of `work.COUNTS`."""
+    cdef kw_ksm *k = world.w.ksm
+    cdef kw_work *s = world.w.work
+    cdef kw_done *d = &world.w.done
+    alone(world)
+    return (
+        k.pages_scanned, k.pages_skipped, d.huge, d.merged, d.first, d.changed, d.hits, d.inserted, d.merges, d.zeroed,
+        d.splits, s.found, s.ptes, s.holes, s.callbacks + s.cached,
+        world.w.ctl.items_live, k.pages_shared - k.dups + k.chains, k.pages_unshared, <int64_t>world.w.cursor.seqnr,
+    )

@@ -163,6 +163,7 @@ cdef int32_t unstable_search(kw_world *w, int32_t item, int64_t pfn, uint64_t ke
     w.items[item].flags |= ITEM_UNSTABLE
     w.items[item].seq = <uint8_t>w.cursor.seqnr
     w.ksm.pages_unshared += 1
+    w.done.inserted += 1
     rb_insert(link_rb(w), sizeof(kw_link), root, parent, right, item)
     return 0
 
@@ -177,8 +178,10 @@ cdef int merge_one(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn, int64_t 
         return 0                # shared by fork: the page is there already
     if not page_eligible(w, pfn) or w.f_flags[w.f_head[pfn]] & FRAME_LOCKED:
         return -EFAULT
-    if w.f_flags[pfn] & LARGE and split_folio_at(w, pfn, addr) != KW_OK:
-        return -EFAULT
+    if w.f_flags[pfn] & LARGE:
+        if split_folio_at(w, pfn, addr) != KW_OK:
+            return -EFAULT
+        w.done.splits += 1
     pte = pte_find(w, w.mms[mm].root, addr)
     if pte == NULL or not pte_present(pte[0]) or pte[0] & PTE_SPECIAL or entry_pfn(pte[0], 1) != <uint64_t>pfn:
         return -EFAULT          # the split took it: it was empty
@@ -218,8 +221,8 @@ cdef int merge_two(kw_world *w, int32_t item, int64_t pfn, int32_t other, int64_
     err = -EFAULT if within else merge_one(w, a.mm, a.addr, pfn, BECOME_KSM)
     event(w, EV_NEW, a.mm, pfn, item, 0, err)
     if err:
-        if within:
-            split_folio_at(w, pfn, a.addr)
+        if within and split_folio_at(w, pfn, a.addr) == KW_OK:
+            w.done.splits += 1
         return KW_OK
     err = merge_one(w, b.mm, b.addr, twin, pfn)
     event(w, EV_ADD, b.mm, pfn, other, 0, err)
@@ -235,6 +238,7 @@ cdef int merge_two(kw_world *w, int32_t item, int64_t pfn, int32_t other, int64_
         return node
     append_item(w, other, node)
     append_item(w, item, node)
+    w.done.merges += 1
     return KW_OK
 
 
@@ -247,6 +251,7 @@ cdef int compare_and_merge(kw_world *w, int32_t item, int64_t pfn) noexcept nogi
     if w.f_flags[pfn] & FRAME_KSM:
         node = w.f_node[pfn]
     if node:
+        w.done.merged += 1
         if KW_LIKELY(q.flags & ITEM_STABLE and q.node == node and w.ksm.merge_across_nodes):
             return KW_OK
         if KW_UNLIKELY(not same_domain(w, node, q.mm)):
@@ -273,12 +278,14 @@ cdef int compare_and_merge(kw_world *w, int32_t item, int64_t pfn) noexcept nogi
         if not q.flags & ITEM_HAS_CHECKSUM or q.checksum != key:
             q.checksum = key
             q.flags |= ITEM_HAS_CHECKSUM
+            w.done.changed += 1
             return KW_OK
         tree = tree_of(w, q.mm, pfn)
         if key == 0 and w.ksm.use_zero_pages:
             err = merge_one(w, q.mm, q.addr, pfn, 0)
             event(w, EV_ZERO, q.mm, pfn, <int64_t>q.addr, 0, err)
             if err == 0:
+                w.done.zeroed += 1
                 return KW_OK
         target = stable_search(w, key, tree)
         if target == 0:
@@ -286,6 +293,7 @@ cdef int compare_and_merge(kw_world *w, int32_t item, int64_t pfn) noexcept nogi
             if other <= 0:
                 return KW_OK
             return merge_two(w, item, pfn, other, twin, tree)
+        w.done.hits += 1
     err = merge_one(w, q.mm, q.addr, pfn, w.nodes[target].pfn)
     event(w, EV_ADD, q.mm, w.nodes[target].pfn, item, target, err)
     if err == 0:

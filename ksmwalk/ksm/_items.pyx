@@ -30,6 +30,7 @@ cdef int32_t item_alloc(kw_world *w) noexcept nogil:
     kw_unpoison(&w.items[i], sizeof(kw_item))
     kw_unpoison(&w.links[i], sizeof(kw_link))
     c.items_live += 1
+    w.done.first += 1
     return <int32_t>i
 
 

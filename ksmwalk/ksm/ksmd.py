@@ -16,6 +16,7 @@ from ..signatures import AnyArray, RecordArray
 from . import _engine, sysfs
 from ._cursor import MOST
 from .advisor import advise
+from .clock import end_sleep
 from .notebook import Counters, ShownKsm
 from .scan import KsmScan
 
@@ -206,6 +207,8 @@ class Ksm(Strict, ShownKsm, sysfs.Files):
             if self._ksm["pages_shared"][0] or not _engine.py_drop_stable_nodes(self._world):
                 raise sysfs.refuse(errno.EBUSY, name, value)
         self._ksm[knob.field][0] = number - (1 << 64) if number >= 1 << 63 else number
+        if name == "sleep_millisecs" and number != old:
+            end_sleep(self._ksm["advisor"][0])
         if name == "advisor_mode" and number != old:
             pages = sysfs.PAGES_TO_SCAN_DEFAULT if number == 0 else self.advisor_min_pages_to_scan & _U32
             self._ksm["pages_to_scan"][0] = pages

@@ -303,6 +303,20 @@ typedef struct {
     int64_t found;         /* pages handed out or skipped by smart scan */
 } kw_work;
 
+/* What ksmd did with pages: counts beside those of kw_ksm, for those who ask what it costs. Only differences mean
+ * something: they are not kept, and begin at 0 with the arrays' binding. */
+typedef struct {
+    int64_t first;         /* rmap_items made */
+    int64_t huge;          /* pages handed out or skipped that the range walk found in a huge page */
+    int64_t merged;        /* visits of pages that are KSM's already */
+    int64_t changed;       /* visits that ended with noting the content */
+    int64_t hits;          /* searches of the stable tree that found the content */
+    int64_t inserted;      /* searches of the unstable tree that ended with putting the item into it */
+    int64_t merges;        /* pairs that became a KSM page */
+    int64_t zeroed;        /* pages that were mapped to the zero page */
+    int64_t splits;        /* huge pages split */
+} kw_done;
+
 /* An entry that can't be followed. */
 typedef struct {
     uint64_t addr;
@@ -399,5 +413,6 @@ struct kw_world {
     /* Table pages freed since the arrays were bound: whoever keeps a pointer into a table across a call that may free
      * some looks whether it moved. */
     int64_t rows_freed;
+    kw_done done;
 };
 #endif

@@ -23,7 +23,7 @@ from typing import NamedTuple
 HERE = Path(__file__).resolve().parent
 MADE = "Written by generate.py from _layout.h."
 #: structs that are no record of an array
-NO_RECORDS = ("kw_tables", "kw_rb", "kw_world")
+NO_RECORDS = ("kw_tables", "kw_rb", "kw_done", "kw_world")
 NUMPY = {f"{u}int{bits}_t": f"{'u' if u else 'i'}{bits // 8}" for u in ("", "u") for bits in (8, 16, 32, 64)}
 
 

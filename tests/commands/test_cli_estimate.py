@@ -16,7 +16,7 @@ from living import Living
 from servers import EVIL, P, memory
 
 from ksmwalk.commands import cli, estimate, report
-from ksmwalk.estimates.costs import Costs
+from ksmwalk.ksm.costs import Costs
 
 WORTH = (("web", 2000, 10, 30), ("web", 2000, 10, 30), ("alone", 0, 500, 0))
 

@@ -14,7 +14,7 @@ from servers import memory
 from test_cli_estimate import read_page
 
 from ksmwalk.commands import cli, report, sweep
-from ksmwalk.estimates.costs import Costs
+from ksmwalk.ksm.costs import Costs
 from ksmwalk.sources.captures import save_capture
 
 WORTH = (("web", 2000, 10, 30), ("web", 2000, 10, 30), ("alone", 0, 500, 0))

@@ -8,7 +8,7 @@ import pytest
 from fakeroot import FakeRoot
 
 from ksmwalk.commands import explain, explaining
-from ksmwalk.estimates.costs import Costs
+from ksmwalk.ksm.costs import Costs
 from ksmwalk.proc.ksmstate import Moment, read_ksm_state
 
 P = 4096

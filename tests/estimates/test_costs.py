@@ -8,7 +8,7 @@ import os
 import numpy as np
 import pytest
 
-from ksmwalk.estimates.costs import FIELDS, WORK_DTYPE, BadCosts, Costs, default_path, design, ksmd_seconds
+from ksmwalk.ksm.costs import FIELDS, WORK_DTYPE, BadCosts, Costs, default_path, design, ksmd_seconds
 
 
 def row(**counts):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from ksmwalk import Host
-from ksmwalk.estimates.costs import WORK_DTYPE
 from ksmwalk.estimates.work import count_full_scan, mean_prefix
+from ksmwalk.ksm.costs import WORK_DTYPE
 
 P = 4096
 

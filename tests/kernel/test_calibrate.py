@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from ksmwalk.commands import cli
-from ksmwalk.estimates.costs import FIELDS, WORK_DTYPE, Costs, ksmd_seconds
 from ksmwalk.kernel import calibrate, knobs
 from ksmwalk.kernel.calibrate import Sample, fit
+from ksmwalk.ksm.costs import FIELDS, WORK_DTYPE, Costs, ksmd_seconds
 
 root = [
     pytest.mark.root,

@@ -10,12 +10,12 @@ import pytest
 
 from ksmwalk import Host, PageTables
 from ksmwalk.estimates.changing import run_changing, write_rates
-from ksmwalk.estimates.costs import Costs
 from ksmwalk.estimates.estimate import estimate
 from ksmwalk.estimates.sweep import checked, grid, of_all, sweep, sweep_each
 from ksmwalk.estimates.tables import BY
 from ksmwalk.estimates.why import explain_pages
 from ksmwalk.estimates.work import count_full_scan
+from ksmwalk.ksm.costs import Costs
 from ksmwalk.sources.memory import load_memory
 
 LIBRARIES = ("pandas", "polars")

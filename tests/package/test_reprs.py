@@ -7,10 +7,10 @@ import pytest
 
 from ksmwalk import Host, PageTables
 from ksmwalk.estimates.advice import advise
-from ksmwalk.estimates.costs import Costs
 from ksmwalk.estimates.estimate import estimate
 from ksmwalk.estimates.shares import shares
 from ksmwalk.estimates.why import explain_pages
+from ksmwalk.ksm.costs import Costs
 from ksmwalk.sources.memory import load_memory
 
 

@@ -19,7 +19,7 @@ FLOORS = [
     {"memory"},
     {"tables", "ksm"},
     {"host"},
-    {"embedding", "scenarios"},
+    {"controllers", "embedding", "scenarios"},
     {"proc"},
     {"sources"},
     {"estimates"},

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ksmwalk.estimates.costs import Costs, ksmd_seconds
 from ksmwalk.estimates.work import count_full_scan, mean_prefix
 from ksmwalk.kernel import knobs
 from ksmwalk.kernel.fullscan import cpu_of_full_scan
+from ksmwalk.ksm.costs import Costs, ksmd_seconds
 from ksmwalk.sources.contents import capture_memory
 from ksmwalk.sources.memory import load_memory
 

@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Sequence
 
 import hostcheck
 import numpy as np
@@ -225,6 +226,33 @@ def integer(low, high):
     return may
 
 
+def quantity(low, high):
+    kinds = (int, float, np.integer, np.floating)
+    return lambda value: isinstance(value, kinds) and not isinstance(value, bool) and low <= value <= high
+
+
+def empty_steps(value):
+    """A workload without steps: whatever can be gone through, and holds nothing."""
+    try:
+        return value is None or next(iter(value), None) is None
+    except TypeError:
+        return False
+
+
+def empty_sequence(value):
+    return isinstance(value, Sequence) and not len(value)
+
+
+def in_no_time(host):
+    """`Host.run` where ksmd has nothing to do, for thousands of years too."""
+
+    def run(**words):
+        host.ksm.run = 0
+        return host.run(**words)
+
+    return run
+
+
 def flag(value):
     return isinstance(value, (bool, np.bool_)) or integer(0, 1)(value)
 
@@ -314,6 +342,13 @@ def targets(scene):
                 "thp": text("never", "always"),
                 "huge": either(flag, none),
             },
+        ),
+        "Host.run": (
+            in_no_time(host),
+            {"seconds": 0.01, "workload": None, "every": 1e6, "controllers": (), "costs": None, "prefix": 0.0, "hz": 250,
+             "late": 0.0, "apply": None},
+            {"seconds": quantity(0, 1e9), "workload": empty_steps, "every": quantity(1e-3, 1e9), "controllers": empty_sequence,
+             "costs": none, "prefix": quantity(0, 4096), "hz": integer(1, 100_000), "late": quantity(0, 1000), "apply": functions},
         ),
         "Host.new_mm": (host.new_mm, {"nid": 0}, {"nid": nid}),
         "Host.mm_by_number": (host.mm_by_number, {"number": 1}, {"number": any_mm}),

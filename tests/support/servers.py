@@ -6,7 +6,7 @@ import numpy as np
 from seen import capture_of
 
 from ksmwalk import Host
-from ksmwalk.estimates.costs import Costs
+from ksmwalk.ksm.costs import Costs
 from ksmwalk.proc.processes import Identity
 
 P = 4096

@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 import costload
 
 from ksmwalk.commands import report
-from ksmwalk.estimates.costs import Costs
 from ksmwalk.kernel import knobs
+from ksmwalk.ksm.costs import Costs
 
 
 def main() -> int:

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -19,7 +20,7 @@ from ..errors import KsmwalkError
 from ..gate import shown
 from ..signatures import RecordArray
 
-__all__ = ["FIELDS", "WORK_DTYPE", "BadCosts", "Costs", "default_path", "design", "ksmd_seconds"]
+__all__ = ["FIELDS", "WORK_DTYPE", "BadCosts", "Costs", "default_path", "design", "ksmd_seconds", "nanoseconds"]
 
 VERSION = 1
 MEASURED, STORED = "measured here", "stored"
@@ -221,6 +222,8 @@ class Costs:
 
 
 _TEXTS = ("source", "machine", "release", "date")
+#: levels that a tree that grows from nothing is lower, on average over its searches, than it is at the end
+LOWER_WHILE_GROWING = 1 / math.log(2)
 #: what each cost is of, by name, in the order of the columns of `design`
 FIELDS: dict[str, str] = {one.name: one.metadata["doc"] for one in dataclasses.fields(Costs) if "doc" in one.metadata}
 
@@ -265,6 +268,46 @@ def default_path() -> Path:
 # ---------------------------------------------------------- counts times costs
 
 
+def _terms(work: Mapping[str, Any], near_levels: float, log2: Callable[[Any], Any], most: Callable[..., Any]) -> dict[str, Any]:
+    """How often each cost arises, of single numbers or of arrays of them, with the functions for such ones."""
+    levels_stable = log2(1.0 + work["stable_nodes"])
+    # on its way from empty to full a tree is on average so much lower than at the end
+    levels_unstable = most(log2(1.0 + work["unstable_items"]) - LOWER_WHILE_GROWING, 0.0)
+    stable, unstable = work["stable_searches"], work["unstable_searches"]
+    pages = work["visits"] + work["skipped"]
+    small = 1 - work["huge"] / most(pages, 1)
+    # a batch begins with cold caches, and warms what it can of the levels that they would hold
+    warm = log2(1.0 + work["visits"] / (work["batches"] + (work["batches"] <= 0)))
+    cold_stable = most(-most(-levels_stable, -near_levels) - warm, 0.0)
+    cold_unstable = most(-most(-levels_unstable, -near_levels) - warm, 0.0)
+    return {
+        "scan_ns": work["scans"],
+        "batch_ns": work["batches"],
+        "page_ns": pages,
+        "small_ns": pages - work["huge"],
+        "merged_ns": work["merged"],
+        "merged_level_ns": work["merged"] * levels_stable,
+        "checksum_ns": work["visits"] - work["merged"],
+        "checksum_small_ns": small * (work["visits"] - work["merged"]),
+        "item_ns": work["first"],
+        "freed_ns": work["freed"],
+        "stable_near_ns": stable * levels_stable,
+        "stable_far_ns": stable * most(levels_stable - near_levels, 0.0),
+        "unstable_near_ns": unstable * levels_unstable,
+        "unstable_far_ns": unstable * most(levels_unstable - near_levels, 0.0),
+        "unstable_small_ns": small * unstable * levels_unstable,
+        "cold_ns": stable * cold_stable + unstable * cold_unstable,
+        "byte_ns": work["prefix"] * (stable * levels_stable + unstable * levels_unstable),
+        "hit_ns": work["stable_hits"],
+        "merge_ns": work["merges"],
+        "zero_ns": work["zeroed"],
+        "split_ns": work["splits"],
+        "pte_ns": work["ptes"],
+        "hole_ns": work["holes"],
+        "table_ns": work["tables"],
+    }
+
+
 def design(work: RecordArray, near_levels: float) -> NDArray[np.float64]:
     """How often each cost arises in each scan.
 
@@ -279,45 +322,28 @@ def design(work: RecordArray, near_levels: float) -> NDArray[np.float64]:
     ndarray of float64, shape (n, len(FIELDS))
         A column a cost; levels of trees are the binary logarithm of what is in them.
     """
-    levels_stable = np.log2(1.0 + work["stable_nodes"])
-    # on its way from empty to full a tree is on average so much lower than at the end
-    levels_unstable = np.maximum(np.log2(1.0 + work["unstable_items"]) - 1 / math.log(2), 0)
-    stable, unstable = work["stable_searches"], work["unstable_searches"]
-    far_stable = np.maximum(levels_stable - near_levels, 0)
-    far_unstable = np.maximum(levels_unstable - near_levels, 0)
-    pages = work["visits"] + work["skipped"]
-    small = 1 - work["huge"] / np.maximum(pages, 1)
-    # a batch begins with cold caches, and warms what it can of the levels that they would hold
-    warm = np.log2(1.0 + work["visits"] / np.maximum(work["batches"], 1))
-    cold_stable = np.maximum(np.minimum(levels_stable, near_levels) - warm, 0)
-    cold_unstable = np.maximum(np.minimum(levels_unstable, near_levels) - warm, 0)
-    columns = {
-        "scan_ns": np.ones(len(work)),
-        "batch_ns": work["batches"],
-        "page_ns": pages,
-        "small_ns": pages - work["huge"],
-        "merged_ns": work["merged"],
-        "merged_level_ns": work["merged"] * levels_stable,
-        "checksum_ns": work["visits"] - work["merged"],
-        "checksum_small_ns": small * (work["visits"] - work["merged"]),
-        "item_ns": work["first"],
-        "freed_ns": work["freed"],
-        "stable_near_ns": stable * levels_stable,
-        "stable_far_ns": stable * far_stable,
-        "unstable_near_ns": unstable * levels_unstable,
-        "unstable_far_ns": unstable * far_unstable,
-        "unstable_small_ns": small * unstable * levels_unstable,
-        "cold_ns": stable * cold_stable + unstable * cold_unstable,
-        "byte_ns": work["prefix"] * (stable * levels_stable + unstable * levels_unstable),
-        "hit_ns": work["stable_hits"],
-        "merge_ns": work["merges"],
-        "zero_ns": work["zeroed"],
-        "split_ns": work["splits"],
-        "pte_ns": work["ptes"],
-        "hole_ns": work["holes"],
-        "table_ns": work["tables"],
-    }
-    return np.stack([np.asarray(columns[name], np.float64) for name in FIELDS], axis=1)
+    columns = {name: work[name] for name in WORK_DTYPE.names or ()} | {"scans": np.ones(len(work))}
+    terms = _terms(columns, near_levels, np.log2, np.maximum)
+    return np.stack([np.asarray(terms[name], np.float64) for name in FIELDS], axis=1)
+
+
+def nanoseconds(work: Mapping[str, float], costs: Costs) -> float:
+    """CPU time that ksmd takes for some work, as `ksmd_seconds` has it, of one row and quickly.
+
+    Parameters
+    ----------
+    work : dict of str to float
+        The fields of WORK_DTYPE, and `scans`: full scans that ended with it. Of part of a batch, `batches` is that part.
+    costs : Costs
+
+    Returns
+    -------
+    float
+
+    Models: the CPU time of ksmd of Linux 6.18. Differs: see `Costs`.
+    """
+    terms = _terms(work, costs.near_levels, math.log2, max)
+    return sum(getattr(costs, name) * times for name, times in terms.items() if times)  # type: ignore[no-any-return]
 
 
 def ksmd_seconds(work: RecordArray, costs: Costs) -> NDArray[np.float64]:
