@@ -1,20 +1,21 @@
 """What Python calls for the mappings of page tables, in one thread or in several.
 
-In several threads the range is cut into units of a few tables, which the threads take in turn. Each reads its unit into
-an array of its own; then, unit by unit in ascending order, it takes its place in the output, notes its bad entries, and
-copies. As long as all tables are full the place is known beforehand, and nothing is copied. So everything comes out as
-one thread makes it. What can't be cut like that (images that share tables beyond reason, an output that is too short) is
-left to one thread.
+In several threads the range is cut into units of a few tables, which the threads take in turn. Each reads its units into
+room of its own; in ascending order they take their place in the output, note their bad entries, and are copied. As long
+as all tables are full the place is known beforehand, and nothing is copied. So everything comes out as one thread makes
+it. What can't be cut like that (images that share tables beyond reason, an output that is too short) is left to one
+thread.
 """
 from libc.stdint cimport int64_t, uint64_t
-from libc.stdlib cimport free, malloc, realloc
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 import numpy as np
 
-from ksmwalk._core cimport interrupted, level_index, level_size, pointer
+from ksmwalk._core cimport interrupted, level_size, pointer
 from ksmwalk.layout._layout cimport *
-from ksmwalk.tables._leaves cimport Walk, child, joins, read_level, room_for_odd
+from ksmwalk.tables._leaves cimport Walk, joins, read_level, room_for_odd
+from ksmwalk.tables._plan cimport A_MIDDLE_TABLE, A_TABLE, ALONE, Plan, Unit, plan_level
 from ksmwalk.tables._read cimport Tables, honest_range
 
 
@@ -29,12 +30,11 @@ cdef extern from "_team.h" nogil:
     void kw_wait(int64_t times) noexcept
 
 cdef enum:
-    A_TABLE = 512          # leaves that a table of ptes has at most; also about what it costs to read
-    A_MIDDLE_TABLE = 64    # what a table above costs
     ALL_PERMS = PERM_R | PERM_W | PERM_X | PERM_U
     KEPT = 1024            # bad entries of a unit that are kept; PageTables keeps no more of all
-    KEPT_ROOM = 4 << 20    # bytes
-    ALONE = 1              # no code of _layout.h: one thread has to do it
+    KEPT_ROOM = 8 << 20    # bytes
+    ROOM_UNITS = 8         # for so many units that are full a thread has room; of others it holds more
+    MOST_WAITING = 64      # units that a thread has read whose turn has not come
 
 cdef int64_t UNIT = 16 * A_TABLE     # leaves of a unit at most
 cdef int64_t LEAST = 8               # units that are worth a second thread
@@ -55,112 +55,26 @@ def cut_finely(bint finely):
     return SHARED
 
 
-# ------------------------------------------------------------------ cutting
-
-cdef struct Unit:
-    uint64_t start         # its address; it ends where the next one begins
-    int64_t before         # leaves of the units before it, if all their tables are full
-
-cdef struct Plan:
-    Unit *units            # [nr]
-    int64_t nr
-    int64_t cap
-    int64_t at             # what the last unit costs so far; no less than its leaves
-    int64_t leaves         # of all so far, if tables are full
-    int64_t tables         # that the walk will visit, at most
-    int64_t budget         # that it may visit
-    int64_t middle         # tables of pmds looked into
-
-
-cdef int cut(Plan *p, uint64_t addr) noexcept nogil:
-    """The next unit begins at an address."""
-    cdef Unit *more
-    if p.nr == p.cap:
-        p.cap = 2 * p.cap + 64
-        more = <Unit *>realloc(p.units, p.cap * sizeof(Unit))
-        if more == NULL:
-            return ALONE
-        p.units = more
-    p.units[p.nr].start = addr
-    p.units[p.nr].before = p.leaves
-    p.nr += 1
-    p.at = 0
-    return KW_OK
-
-
-cdef inline int weigh(Plan *p, uint64_t addr, int64_t cost, int64_t leaves) noexcept nogil:
-    """Something at an address belongs to the last unit, or begins the next one."""
-    cdef int code = KW_OK
-    if p.at + cost > UNIT:
-        code = cut(p, addr)
-    p.at += cost
-    p.leaves += leaves
-    return code
-
-
-cdef int plan_pmds(Plan *p, const uint64_t *entries, uint64_t a, uint64_t end) noexcept nogil:
-    """The pmds of [a, end) of one table."""
-    cdef int first = level_index(a, 2), i, code = KW_OK
-    cdef uint64_t base = a & ~(level_size(3) - 1), e, at
-    for i in range(first, level_index(end - 1, 2) + 1):
-        e = entries[i]
-        if e & (PTE_P | PTE_PS) == 0:
-            continue
-        at = max(a, base + (<uint64_t>i << 21))
-        if e & PTE_PS:
-            code = weigh(p, at, 1, 1)
-        else:
-            p.tables += 1
-            code = weigh(p, at, A_TABLE, <int64_t>((min(end, base + (<uint64_t>(i + 1) << 21)) - at) >> 12))
-        if code != KW_OK:
-            return code
-    p.middle += 1
-    if p.tables > p.budget:
-        return ALONE
-    return KW_EINTR if p.middle & 63 == 0 and interrupted() else KW_OK
-
-
-cdef int plan_level(Plan *p, Walk *k, int64_t row, int level, uint64_t a, uint64_t end) noexcept nogil:
-    """Cut [a, end) lower one table into units, tables that can be followed looked into as `read_level` does.
-
-    KW_OK; ALONE: better not; KW_EINTR.
-    """
-    cdef uint64_t size = level_size(level), next, e
-    cdef uint64_t *entries = k.t.rows + row * 512
-    cdef int64_t lower, known
-    cdef int code = KW_OK
-    if level == 2:
-        return plan_pmds(p, entries, a, end)
-    k.rows[level] = row
-    while a < end:
-        e = entries[level_index(a, level)]
-        next = min((a & ~(size - 1)) + size, end)
-        if e & PTE_PS:
-            if level == 3:
-                code = weigh(p, a, 1, 1)
-        elif e & PTE_P:
-            known = k.t.bad_count
-            lower = child(k, e, a, level)
-            k.t.bad_count = known      # the walk itself will note it
-            if lower >= 0:
-                p.tables += 1
-                code = weigh(p, a, A_MIDDLE_TABLE, 0)
-                if code == KW_OK:
-                    code = plan_level(p, k, lower, level - 1, a, next)
-        if code != KW_OK:
-            return code
-        a = next
-    k.rows[level] = -1
-    return KW_OK
-
-
 # ------------------------------------------------------------------ several threads
 
+cdef struct Read:
+    int64_t unit
+    Walk k                 # what was read of it, and where
+    kw_bad *bad
+    int64_t bad_count
+    bint direct            # it stands where its place would be if all tables were full
+
 cdef struct Member:
-    Walk k                 # of the unit at hand
+    Walk k
     kw_tables t
     kw_work work
-    char *room             # for the unit, where its place in the output is not known
+    char *room             # for units whose place in the output is not known yet
+    int64_t used           # leaves in it
+    kw_bad *bad            # [2 * KEPT] of the units that wait
+    int64_t bad_used
+    int64_t first          # of the units that wait: waiting[first:last]
+    int64_t last
+    Read waiting[MOST_WAITING]
 
 cdef struct Team:
     Walk *whole            # where all comes together
@@ -173,46 +87,44 @@ cdef struct Team:
     int64_t gaps           # tables that are not full were met: what the plan says of places is not true
 
 
-cdef int64_t place(Team *g, Walk *k) noexcept nogil:
+cdef int64_t place(Team *g, Read *r) noexcept nogil:
     """Where the records of the unit whose turn it is go; bad entries and odd leaves are noted. ALONE as stop: nowhere."""
     cdef Walk *w = g.whole
+    cdef Walk *k = &r.k
     cdef kw_tables *t = w.t
     cdef int64_t at = w.n, i
     cdef bint joined = w.runs and w.n > 0 and k.n > 0 and joins(&w.out[w.n - 1], &k.out[0])
     cdef int64_t together = 0
     if joined:
         together = <int64_t>w.out[w.n - 1].nr + k.out[0].nr
-    if w.n + k.n - joined > w.cap or together >> 32:
+    if w.n + k.n - joined > w.cap or together >> 32 or room_for_odd(w, k.nr_odd) != KW_OK:
         kw_say(&g.stop, ALONE)
         return 0
     if joined:
         w.out[w.n - 1].nr += k.out[0].nr
         at -= 1
-    if room_for_odd(w, k.nr_odd) != KW_OK:
-        kw_say(&g.stop, ALONE)
-        return 0
     for i in range(k.nr_odd):
         w.odd[w.nr_odd + i] = k.odd[i] + at * 4
     w.nr_odd += k.nr_odd
     w.n = at + k.n
-    for i in range(min(k.t.bad_count, k.t.bad_cap)):
+    for i in range(min(r.bad_count, KEPT)):
         if t.bad_count + i >= t.bad_cap:
             break
-        t.bad[t.bad_count + i] = k.t.bad[i]
-    t.bad_count += k.t.bad_count
+        t.bad[t.bad_count + i] = r.bad[i]
+    t.bad_count += r.bad_count
     if joined:
         # The record before the first one stands already: what is copied begins behind it.
         k.out[0] = w.out[at]
     return at
 
 
-cdef void aim(Walk *k, const Walk *w, char *room, int64_t at) noexcept nogil:
-    """What k reads goes into the output of w from a record on; or, at < 0, into a room."""
+cdef void aim(Walk *k, const Walk *w, char *room, int64_t at, int64_t used) noexcept nogil:
+    """What k reads goes into the output of w from record `at` on; or, at < 0, into a room of which so much is used."""
     if w.out != NULL:
-        k.out = w.out + at if at >= 0 else <kw_mapping *>room
+        k.out = w.out + at if at >= 0 else <kw_mapping *>room + used
     else:
-        k.addr = w.addr + at if at >= 0 else <uint64_t *>room
-        k.entry = w.entry + at if at >= 0 else k.addr + UNIT
+        k.addr = w.addr + at if at >= 0 else <uint64_t *>room + used
+        k.entry = w.entry + at if at >= 0 else k.addr + ROOM_UNITS * UNIT
 
 
 cdef void bring(const Walk *k, const Walk *w, int64_t at) noexcept nogil:
@@ -225,60 +137,87 @@ cdef void bring(const Walk *k, const Walk *w, int64_t at) noexcept nogil:
         kw_copy(w.entry + at, k.entry, k.n)
 
 
+cdef void deliver(Team *g, Read *r) noexcept nogil:
+    """The unit whose turn it is goes to its place."""
+    cdef Walk *w = g.whole
+    cdef int64_t at = place(g, r)
+    if kw_hear(&g.stop):
+        return
+    if r.direct or w.runs:
+        # Others may write where it stands as soon as it is their turn; the next one looks at the last record of runs.
+        bring(&r.k, w, at)
+        kw_say(&g.turn, r.unit + 1)
+    else:
+        kw_say(&g.turn, r.unit + 1)
+        bring(&r.k, w, at)
+
+
+cdef void deliver_what_waits(Team *g, Member *m, bint all_of_it) noexcept nogil:
+    """The units of one thread whose turn has come; or all, as soon as it comes."""
+    cdef int64_t waited = 0
+    while m.first < m.last and kw_hear(&g.stop) == 0:
+        if kw_hear(&g.turn) == m.waiting[m.first].unit:
+            deliver(g, &m.waiting[m.first])
+            m.first += 1
+            waited = 0
+            continue
+        if not all_of_it:
+            return
+        waited += 1
+        kw_wait(waited)
+        # Only the thread that called may hear of signals.
+        if m == g.members and waited & 1023 == 0 and interrupted():
+            kw_say(&g.stop, KW_EINTR)
+    m.first = m.last = m.used = m.bad_used = 0
+
+
 cdef void read_unit(Team *g, Member *m, int64_t unit) noexcept nogil:
-    """Read a unit, wait for its turn and deliver it."""
+    """Read a unit; it waits until its turn comes."""
     cdef Walk *k = &m.k
     cdef Walk *w = g.whole
     cdef Unit *u = &g.plan.units[unit]
+    cdef Read *r = &m.waiting[m.last]
     cdef bint last = unit + 1 == g.plan.nr
-    cdef int64_t most = (g.plan.leaves if last else u[1].before) - u.before, at
+    cdef int64_t most = (g.plan.leaves if last else u[1].before) - u.before
+    r.unit = unit
     # As long as all tables were full the place is known beforehand.
-    cdef bint direct = not w.runs and kw_hear(&g.gaps) == 0 and u.before + most <= w.cap
-    aim(k, w, m.room, u.before if direct else -1)
-    k.cap = most if direct else UNIT
-    k.n = k.nr_odd = k.t.bad_count = 0
+    r.direct = not w.runs and kw_hear(&g.gaps) == 0 and u.before + most <= w.cap
+    aim(k, w, m.room, u.before if r.direct else -1, m.used)
+    k.cap = most if r.direct else UNIT
+    k.n = k.nr_odd = 0
+    k.t.bad = r.bad = m.bad + m.bad_used
+    k.t.bad_count = 0
     k.t.budget = g.plan.budget + 1      # of all together; the plan has seen to it
     if read_level(k, k.t.root, <int>k.t.levels, u.start, g.end if last else u[1].start, ALL_PERMS) != KW_OK:
         # The tables have changed since the plan was made.
         kw_say(&g.stop, ALONE)
-    await_turn(g, unit, m == g.members)
-    if kw_hear(&g.stop):
-        return
     if k.n != most:
         kw_say(&g.gaps, 1)
-    at = place(g, k)
-    if kw_hear(&g.stop):
-        return
-    if direct or w.runs:
-        # Others may write where it stands as soon as it is their turn; the next one looks at the last record of runs.
-        bring(k, w, at)
-        kw_say(&g.turn, unit + 1)
-    else:
-        kw_say(&g.turn, unit + 1)
-        bring(k, w, at)
-
-
-cdef void await_turn(Team *g, int64_t unit, bint called) noexcept nogil:
-    """Until all units before are delivered, or all is to stop. Only the thread that called may hear of signals."""
-    cdef int64_t waited = 0
-    if called and unit & 31 == 0 and interrupted():
-        kw_say(&g.stop, KW_EINTR)
-    while kw_hear(&g.turn) != unit and kw_hear(&g.stop) == 0:
-        waited += 1
-        kw_wait(waited)
-        if called and waited & 1023 == 0 and interrupted():
-            kw_say(&g.stop, KW_EINTR)
+    r.bad_count = k.t.bad_count
+    r.k = k[0]
+    if not r.direct:
+        m.used += k.n
+    m.bad_used += min(k.t.bad_count, KEPT)
+    m.last += 1
 
 
 cdef void take_part(void *shared, int who) noexcept nogil:
     """What one thread of a team does: unit by unit, until there is none left."""
     cdef Team *g = <Team *>shared
+    cdef Member *m = &g.members[who]
     cdef int64_t unit
+    cdef bint full
     while kw_hear(&g.stop) == 0:
         unit = kw_next(&g.next)
         if unit >= g.plan.nr:
-            return
-        read_unit(g, &g.members[who], unit)
+            break
+        read_unit(g, m, unit)
+        if who == 0 and unit & 31 == 0 and interrupted():
+            kw_say(&g.stop, KW_EINTR)
+        # A thread that was stopped for a while must not keep the others waiting, as long as they have room.
+        full = m.used > (ROOM_UNITS - 1) * UNIT or m.bad_used > KEPT or m.last == MOST_WAITING or m.k.nr_odd > 0
+        deliver_what_waits(g, m, full)
+    deliver_what_waits(g, m, True)
 
 
 cdef void add_work(Team *g, int n) noexcept nogil:
@@ -297,8 +236,8 @@ cdef void add_work(Team *g, int n) noexcept nogil:
 
 
 cdef size_t room_of(const Walk *w) noexcept nogil:
-    """Bytes that a thread needs for a unit and its bad entries."""
-    return UNIT * (sizeof(kw_mapping) if w.out != NULL else 2 * sizeof(uint64_t)) + KEPT * sizeof(kw_bad)
+    """Bytes that a thread needs for units and their bad entries."""
+    return ROOM_UNITS * UNIT * (sizeof(kw_mapping) if w.out != NULL else 2 * sizeof(uint64_t)) + 2 * KEPT * sizeof(kw_bad)
 
 
 cdef int work_together(Walk *w, Plan *plan, uint64_t end, int n, char *room) noexcept nogil:
@@ -320,7 +259,8 @@ cdef int work_together(Walk *w, Plan *plan, uint64_t end, int n, char *room) noe
         memset(&g.members[i].work, 0, sizeof(kw_work))
         g.members[i].t = w.t[0]
         g.members[i].t.work = &g.members[i].work
-        g.members[i].t.bad = <kw_bad *>(room + (i + 1) * one) - KEPT
+        g.members[i].bad = <kw_bad *>(room + (i + 1) * one) - 2 * KEPT
+        g.members[i].used = g.members[i].bad_used = g.members[i].first = g.members[i].last = 0
         g.members[i].t.bad_cap = KEPT
         k[0] = w[0]
         k.t = &g.members[i].t
@@ -374,7 +314,7 @@ cdef int read_together(Walk *w, uint64_t start, uint64_t end, int64_t budget, in
     cdef size_t size
     memset(&plan, 0, sizeof(plan))
     plan.budget = budget
-    plan.at = UNIT             # the first thing that is met begins a unit
+    plan.size = plan.at = UNIT  # the first thing that is met begins a unit
     code = plan_level(&plan, w, w.t.root, <int>w.t.levels, start, end)
     for n in range(6):
         w.rows[n] = -1
