@@ -21,7 +21,8 @@ def test_a_stat_that_is_none_has_no_fields(stat):
 
 
 def test_what_ksm_says_of_a_process():
-    words = process_files.ksm_words(b"ksm_rmap_items 12\nksm_process_profit -64\nksm_merge_any: no\nksm_mergeable: yes\nother 1\nksm_x y\n")
+    text = b"ksm_rmap_items 12\nksm_process_profit -64\nksm_merge_any: no\nksm_mergeable: yes\nother 1\nksm_x y\n"
+    words = process_files.ksm_words(text)
     assert words == {"ksm_rmap_items": b"12", "ksm_process_profit": b"-64", "ksm_merge_any": b"no", "ksm_mergeable": b"yes"}
 
 
