@@ -55,12 +55,18 @@ def show(screen: Screen, plan: Plan, done: bool) -> None:
 def settings(screen: Screen, plan: Plan) -> None:
     """Write the tunables as commands, in their order."""
     if not plan.changes:
-        screen.line(("Settings: ", "bold"), "all are as they should be, and KSM runs.")
+        screen.entry(("Settings: ", "bold"), "all are as they should be, and KSM runs.")
     else:
-        screen.line(("Settings, in the order in which the kernel takes them:", "bold"))
+        screen.paragraph("Settings, in the order in which the kernel takes them:", "bold")
         width = max(len(one.command) for one in plan.changes)
         for one in plan.changes:
-            screen.line("  ", (f"{one.command:{width}}", "cyan"), f"  # now {one.old}")
+            # what is to be copied stays on its line
+            now, room = f"# now {one.old}", screen.width or width + 80
+            if width + len(now) + 4 <= room:
+                screen.line("  ", (f"{one.command:{width}}", "cyan"), f"  {now}")
+            else:
+                screen.line("  ", (one.command, "cyan"))
+                screen.line("    ", now)
     virsh = [f"{_VIRSH[one.name]} {one.new}" for one in plan.changes if one.name in _VIRSH]
     if virsh and any(one.how == LIBVIRT for one in plan.marks):
         screen.line("  or, through libvirt:")
@@ -72,17 +78,17 @@ def settings(screen: Screen, plan: Plan) -> None:
 def marks(screen: Screen, plan: Plan) -> None:
     """Write who should be marked, and how."""
     if not plan.marks:
-        screen.line(("Marking: ", "bold"), "no process frees more than its rmap_items take.")
+        screen.entry(("Marking: ", "bold"), "no process frees more than its rmap_items take.")
         return
     todo = [one for one in plan.marks if one.marked < len(one.pids)]
     already = [one for one in plan.marks if one.marked == len(one.pids)]
     if todo:
-        screen.line(("Marking (no process can mark another; what starts it must):", "bold"))
+        screen.paragraph("Marking (no process can mark another; what starts it must):", "bold")
     for one in todo[:_MOST_MARKS]:
         _mark(screen, one)
     if len(todo) > _MOST_MARKS:
         freed = report.size(sum(one.freed_bytes for one in todo[_MOST_MARKS:]))
-        screen.line(f"  and {len(todo) - _MOST_MARKS} more, which free {freed}: --json has them")
+        screen.paragraph(f"and {len(todo) - _MOST_MARKS} more, which free {freed}: --json has them", indent="  ")
     if already:
         names = ", ".join(report.printable(one.what)[:40] for one in already[:5])
         more = f" and {len(already) - 5} more" if len(already) > 5 else ""
@@ -94,7 +100,7 @@ def _mark(screen: Screen, one: Marking) -> None:
     if one.marked:
         number += f", {one.marked} marked already"
     head = f"{_CALLED[one.how]} {report.printable(one.what)[:80]}"
-    screen.line("  ", (head, "bold"), f"  {number}, {report.size(one.freed_bytes)} freed")
+    screen.entry("  ", (head, "bold"), more=f"{number}, {report.size(one.freed_bytes)} freed")
     if one.file:
         screen.line(f"    {report.printable(one.file)}:")
         for line in one.content.splitlines():
@@ -102,7 +108,7 @@ def _mark(screen: Screen, one: Marking) -> None:
     for words in one.commands:
         screen.line("    ", (report.printable(words), "cyan"))
     for words in one.notes:
-        screen.line(f"    # {words}")
+        screen.paragraph(words, indent="    # ") if screen.width else screen.line(f"    # {words}")
 
 
 def cost_words(cost: kernel.UnmergeCost) -> str:
@@ -147,7 +153,7 @@ def undone(screen: Screen, result: kernel.Undone) -> None:
     for words in result.notes:
         screen.paragraph(f"Note: {words}.")
     for words in result.failed:
-        screen.line((f"could not be put back: {words}", "red"))
+        screen.paragraph(f"could not be put back: {words}", "red")
     if not result.failed:
         screen.line("Undone.")
 

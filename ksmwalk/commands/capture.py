@@ -102,8 +102,8 @@ def summary(what: MemoryCapture) -> dict[str, Any]:
 def _show(screen: Screen, found: dict[str, Any]) -> None:
     count = report.count
     some = found["processes"]
-    screen.line(f"{count(some)} process{'' if some == 1 else 'es'} captured in ", (report.printable(found["directory"]), "bold"),
-                f" ({report.size(found['bytes'])}, {report.duration(found['seconds'])})")  # fmt: skip
+    screen.entry(f"{count(some)} process{'' if some == 1 else 'es'} captured in ", (report.printable(found["directory"]), "bold"),
+                 f" ({report.size(found['bytes'])}, {report.duration(found['seconds'])})")  # fmt: skip
     lines = [
         ("pages", found["pages"], ""),
         ("that could merge", found["anonymous_pages"], "anonymous and private, as often as they are mapped"),
@@ -117,6 +117,6 @@ def _show(screen: Screen, found: dict[str, Any]) -> None:
         lines.append(("not read", found["unread_pages"], ""))
     width = max(len(count(number)) for _, number, _ in lines)
     for name, number, more in lines:
-        screen.line(f"  {name:<18}  {count(number):>{width}}", (f"  {more}" if more else "", "dim"))
+        screen.entry(f"  {name:<18}  {count(number):>{width}}", more=more, style="dim")
     for note in found["notes"]:
         screen.paragraph(report.printable(note), "dim")

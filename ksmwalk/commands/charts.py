@@ -351,8 +351,10 @@ def sweep_front(axes: Axes, cpu: np.ndarray, freed: np.ndarray, seconds: np.ndar
         cpu, freed, c=time, cmap="plasma", vmin=low, vmax=max(high, low + 1e-9), s=34, linewidths=0.5, edgecolors=FAINT, zorder=3
     )
     on_front = front(cpu, freed)
-    axes.plot(cpu[on_front], np.asarray(freed)[on_front], color=FAINT, lw=1.2, ls="--", drawstyle="steps-post", zorder=2,
-              label="none is both cheaper and better")  # fmt: skip
+    if len(on_front) > 1:  # one point is no line
+        axes.plot(cpu[on_front], np.asarray(freed)[on_front], color=FAINT, lw=1.2, ls="--", drawstyle="steps-post", zorder=2,
+                  label="none is both cheaper and better")  # fmt: skip
+        axes.legend(loc="upper left")
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
     axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
@@ -361,7 +363,6 @@ def sweep_front(axes: Axes, cpu: np.ndarray, freed: np.ndarray, seconds: np.ndar
     _sizes(axes.yaxis)
     axes.set_ylabel("freed")
     axes.grid()
-    axes.legend(loc="upper left")
     bar = axes.figure.colorbar(dots, ax=axes, pad=0.02, aspect=30)
     bar.outline.set_visible(False)
     bar.set_ticks([at for at in np.log10(list(_MOMENTS)) if low <= at <= high] or [low])

@@ -11,6 +11,7 @@ import numpy as np
 from ..estimates.advice import likely
 from ..estimates.estimate import Estimate
 from ..layout import PAGE_SIZE
+from ..layout.whole import write_whole
 from ..proc.maps import VmaRecord
 from ..sources.matrix import SharingMatrix
 from ..sources.reading import ProcessCapture
@@ -180,7 +181,7 @@ def draw_panels(some: list[Panel], title: str, path: str) -> None:
             np.atleast_1d(drawn.subplots(len(heights), 1, height_ratios=heights)), some, strict=False
         ):
             put(axes)
-        files.write_whole(path, charts.rendered(drawn, kind))
+        write_whole(path, charts.rendered(drawn, kind))
 
 
 def heading(of: Estimate) -> str:

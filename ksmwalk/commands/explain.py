@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ..layout.whole import write_whole
 from ..proc.frames import ksm_frames
 from ..proc.ksmstate import KsmProcess, KsmState, Moment, read_ksm_state
 from . import explain_text, explaining, openmetrics, report
@@ -176,7 +177,7 @@ def _put(
     args: argparse.Namespace, state: KsmState, seen: dict[str, Any], prediction: dict[str, dict[str, float]] | None
 ) -> None:
     if args.openmetrics is not None:
-        openmetrics.replace_file(args.openmetrics, openmetrics.text(state, seen, prediction))
+        write_whole(args.openmetrics, openmetrics.text(state, seen, prediction).encode(), follow=False)
     if args.json:
         data = explaining.as_json(state, seen, prediction)
         if args.watch is None:

@@ -36,7 +36,8 @@ STYLES = ("blue", "bright_magenta", "green", "yellow", "bright_black", "cyan")
 # with nothing present, and what is not mapped. The second set is for terminals that have only letters.
 SHADES, PLAIN_SHADES = "░▒▓█· ", ".:+#_ "
 _QUARTER, _HALF, _FULL = 0.25, 0.5, 1 - 1e-6
-_MARGIN = 18
+# Addresses stand on the left of bars; on a screen narrower than this above them.
+_MARGIN, _NARROW = 18, 38
 _USUAL_WIDTH, MAX_WIDTH = 100, 160
 
 
@@ -138,25 +139,35 @@ def _of_image(args: argparse.Namespace) -> ProcessCapture:
 
 def text(drawn: Picture, width: int, shades: str = SHADES) -> Iterator[Sequence[Part]]:
     """The picture in letters, `width` columns wide, line by line."""
-    bar = max(16, width - _MARGIN)
-    yield [(heading(drawn), "bold")]
+    margin = _MARGIN if width >= _NARROW else 2
+    bar = max(8, width - margin)
+    yield from ([(line, "bold")] for line in report.wrap(heading(drawn), width))
     yield []
     for piece in drawn.pieces():
         if isinstance(piece, Gap):
-            yield from _labels(f"~~ {gap_label(piece)}", bar, "bright_black")
+            yield from _labels(f"~~ {gap_label(piece)}", bar, margin, "bright_black")
         else:
-            yield from _row(drawn, piece, bar, shades)
+            yield from _row(drawn, piece, bar, margin, shades)
     yield []
     whole = total(drawn)
     if whole.any():
-        yield [f"{'total':{_MARGIN}}", *_total(whole, bar)]
-        yield from _labels(f"{report.size(int(whole.sum()) * PAGE)} present: {kinds_label(whole, drawn.kinds)}", bar)
+        yield from _beside("total", list(_total(whole, bar)), margin)
+        yield from _labels(f"{report.size(int(whole.sum()) * PAGE)} present: {kinds_label(whole, drawn.kinds)}", bar, margin)
         yield []
     for words in (_legend(shades, drawn.kinds), *map(report.printable, drawn.notes)):
         yield from ([line] for line in report.wrap(words, width))
 
 
-def _row(drawn: Picture, row: Row, bar: int, shades: str) -> Iterator[Sequence[Part]]:
+def _beside(label: str, cells: Sequence[Part], margin: int) -> Iterator[Sequence[Part]]:
+    """A bar with its label on its left, or above it where there is no room."""
+    if len(label) < margin:
+        yield [f"{label:{margin}}", *cells]
+        return
+    yield [label]
+    yield [" " * margin, *cells]
+
+
+def _row(drawn: Picture, row: Row, bar: int, margin: int, shades: str) -> Iterator[Sequence[Part]]:
     one = row.each
     cells = min(bar, one.size // PAGE)
     share, vma = columns(drawn, one, cells)
@@ -164,18 +175,18 @@ def _row(drawn: Picture, row: Row, bar: int, shades: str) -> Iterator[Sequence[P
     level = np.select([filled <= _QUARTER, filled <= _HALF, filled < _FULL], [0, 1, 2], 3)
     level[filled == 0] = np.where(vma[filled == 0] < 0, 5, 4)
     styles = [STYLES[kind] if here else "" for kind, here in zip(main, filled > 0, strict=True)]
-    yield [f"{row.start:016x}  ", *((shades[at], style) for at, style in zip(level, styles, strict=True))]
+    yield from _beside(f"{row.start:016x}", [(shades[at], style) for at, style in zip(level, styles, strict=True)], margin)
     if np.count_nonzero(row.pages) > 1:
         letters = (LETTERS[kind] if here else " " for kind, here in zip(main, filled > 0, strict=True))
-        yield [" " * _MARGIN, *zip(letters, styles, strict=True)]
-    yield from _labels(row_label(row, drawn.kinds) + marks(row), bar)
-    yield from _labels(", ".join(row_names(row)), bar, "bright_black")
+        yield [" " * margin, *zip(letters, styles, strict=True)]
+    yield from _labels(row_label(row, drawn.kinds) + marks(row), bar, margin)
+    yield from _labels(", ".join(row_names(row)), bar, margin, "bright_black")
 
 
-def _labels(words: str, bar: int, style: str = "") -> Iterator[Sequence[Part]]:
+def _labels(words: str, bar: int, margin: int, style: str = "") -> Iterator[Sequence[Part]]:
     """Words beside nothing, broken where the bars end."""
     for line in report.wrap(words, bar):
-        yield [" " * _MARGIN, (line, style)]
+        yield [" " * margin, (line, style)]
 
 
 def _total(pages: np.ndarray, bar: int) -> Iterator[Part]:

@@ -1,4 +1,4 @@
-"""The machine's KSM as OpenMetrics text, and a file that is replaced as a whole: for a node exporter's textfile collector.
+"""The machine's KSM as OpenMetrics text, for a node exporter's textfile collector.
 
 The text is valid OpenMetrics 1.0 and, as that collector reads it, Prometheus text 0.0.4 too: gauges and counters only, and
 no timestamps.
@@ -6,11 +6,6 @@ no timestamps.
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import os
-import secrets
-import stat
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -161,52 +156,3 @@ def _predicted(prediction: dict[str, dict[str, float]], state: KsmState) -> list
         lines += family(metric, "gauge", words, bands, "bytes" if in_bytes else "")
     shown = [({"name": row["name"]}, row["achieved"]) for row in rows]
     return lines + family("achieved", "gauge", "What the predicted figures have come to.", shown)
-
-
-# ---------------------------------------------------------------- the file
-
-
-def replace_file(path: str, content: str) -> None:
-    """Put a file in the place of another at once: whoever reads it finds the old one whole or the new one whole.
-
-    Parameters
-    ----------
-    path : str
-        A regular file, or nothing yet.
-    content : str
-
-    Raises
-    ------
-    OSError
-        It can't be written, or something else than a regular file is there; a link is not followed. What was there is
-        as before, and nothing else is left.
-    """
-    where, name = os.path.split(path)
-    if not name:
-        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), printable(path))
-    try:
-        at = os.open(where or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, printable(path)) from None
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            mode = os.stat(name, dir_fd=at, follow_symlinks=False).st_mode
-            if not stat.S_ISREG(mode):
-                what = "a symbolic link, which is not followed" if stat.S_ISLNK(mode) else "not a regular file"
-                raise OSError(errno.EINVAL, f"there is {what}", printable(path))
-        # not ending as what the collector reads
-        new = f".{name[:200]}.{secrets.token_hex(8)}.new"
-        try:
-            file = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644, dir_fd=at)
-            try:
-                with open(file, "w", encoding="utf-8") as out:
-                    out.write(content)
-                os.rename(new, name, src_dir_fd=at, dst_dir_fd=at)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    os.unlink(new, dir_fd=at)
-                raise
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, printable(path)) from None
-    finally:
-        os.close(at)

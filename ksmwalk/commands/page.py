@@ -11,6 +11,7 @@ from typing import Any
 from .. import __version__
 from ..estimates.advice import Advice, Setting
 from ..estimates.estimate import Estimate
+from ..layout.whole import write_whole
 from ..sources.matrix import SharingMatrix
 from . import charts, estimate_plots, estimate_text, files, report, sharing_text
 
@@ -72,7 +73,7 @@ def write(of: Estimate, advice: Advice, domains: dict[str, int | None], path: st
     OSError
         It can't be written; what was there is as it was.
     """
-    files.write_whole(path, page(of, advice, domains, matrix).encode("utf-8", "backslashreplace"))
+    write_whole(path, page(of, advice, domains, matrix).encode("utf-8", "backslashreplace"))
 
 
 def page(of: Estimate, advice: Advice, domains: dict[str, int | None], matrix: SharingMatrix | None = None) -> str:

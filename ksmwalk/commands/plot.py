@@ -28,6 +28,7 @@ from ..drawing.spaces import (
     total,
 )
 from ..errors import KsmwalkError
+from ..layout.whole import write_whole
 from . import report
 
 try:
@@ -122,9 +123,7 @@ def address_space(drawn: Picture, path: str) -> None:
     done = io.BytesIO()
     with _missing_letters_as_boxes():
         figure.savefig(done, format=kind)
-    # All of it is there before the file is touched.
-    with open(path, "wb") as file:
-        file.write(done.getbuffer())
+    write_whole(path, done.getvalue())
 
 
 def _figure(drawn: Picture) -> Figure:

@@ -103,10 +103,24 @@ class Screen:
         whole.rstrip()
         self._write(whole, whole.cell_len)
 
-    def paragraph(self, text: str, style: str = "") -> None:
-        """Write sentences, broken at the width."""
-        for line in report.wrap(text, self.width or _PARAGRAPH):
-            self.line((line, style))
+    def paragraph(self, text: str, style: str = "", indent: str = "") -> None:
+        """Write sentences, broken at the width; each line behind `indent`."""
+        for line in report.wrap(text, max(_LEAST, (self.width or _PARAGRAPH) - len(indent))):
+            self.line(indent, (line, style))
+
+    def entry(self, *parts: Part, more: str = "", style: str = "", indent: str = "    ") -> None:
+        """Write a line with `more` behind it; where that has no room, below it, and what is too long is broken."""
+        whole = "".join(part if isinstance(part, str) else part[0] for part in parts)
+        room = self.width or report.cells(whole) + report.cells(more) + 2
+        if report.cells(whole) + report.cells(more) + (2 if more else 0) <= room:
+            self.line(*parts, ("  " + more if more else "", style))
+            return
+        if report.cells(whole) <= room:
+            self.line(*parts)
+        else:
+            before = whole[: len(whole) - len(whole.lstrip())]
+            self.paragraph(whole, next((part[1] for part in parts if not isinstance(part, str)), ""), before)
+        self.paragraph(more, style, indent)
 
     def table(
         self,

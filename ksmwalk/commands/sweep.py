@@ -22,6 +22,7 @@ from ..estimates.spread import MERGING, PACE
 from ..estimates.sweep import Memory, Pool, checked, default_settings, grid, of_all, sweep_each
 from ..gate import shown
 from ..ksm.costs import Costs
+from ..layout.whole import write_whole
 from ..sources.captures import is_capture, open_capture
 from ..sources.contents import MemoryCapture
 from . import report, sweep_text
@@ -281,10 +282,9 @@ def _short(error: BaseException) -> str:
 
 
 def _write(args: argparse.Namespace, found: sweep_text.Found) -> None:
-    from . import files
 
     if args.csv is not None:
-        files.write_whole(args.csv, found.to_csv().encode("utf-8", "backslashreplace"))
+        write_whole(args.csv, found.to_csv().encode("utf-8", "backslashreplace"))
     if args.plot is not None:
         from . import estimate_plots, sweep_page
 
@@ -292,4 +292,4 @@ def _write(args: argparse.Namespace, found: sweep_text.Found) -> None:
     if args.html is not None:
         from . import sweep_page
 
-        files.write_whole(args.html, sweep_page.written(found).encode("utf-8", "backslashreplace"))
+        write_whole(args.html, sweep_page.written(found).encode("utf-8", "backslashreplace"))

@@ -166,7 +166,7 @@ def _folded(screen: Screen, why: Why) -> None:
          _why(row, letters, _most(screen)))
         for name, (row, letters, count) in order[:_MOST_ROWS]
     ]
-    screen.table(_FOLDED, _cut_why(screen, rows))
+    screen.table(_FOLDED, _cut_why(screen, rows, 0))
     if len(order) > _MOST_ROWS:
         pages = sum(group[1][2][1] for group in order[_MOST_ROWS:])
         screen.paragraph(f"and {len(order) - _MOST_ROWS} more with {report.count(pages)} pages: --areas shows every mapping.")
@@ -177,9 +177,10 @@ def _most(screen: Screen) -> int:
     return 2 if (screen.width or 80) >= _NARROW else 1
 
 
-def _cut_why(screen: Screen, rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """Rows whose last text leaves room for the rest on a narrow screen."""
-    room = max(18, (screen.width or 200) - 36)
+def _cut_why(screen: Screen, rows: list[tuple[Any, ...]], beside: int) -> list[tuple[Any, ...]]:
+    """Rows whose last text leaves room for the rest on a narrow screen: `beside`, pages, and a name cut short."""
+    width = screen.width or 200
+    room = max(width - 36, min(18, width - 19 - beside), 6)
     return [(*row[:-1], report.cut(row[-1], room, screen.ellipsis)) for row in rows]
 
 
@@ -198,7 +199,7 @@ def _areas(screen: Screen, why: Why) -> None:
             words = _why(row, {str(record["letter"])}, _most(screen))
             rows.append((f"{start:x}", report.size(length), report.count(int(record["present"])), merged, _name(record), words))
             styles.append("green" if record["marked"] else "" if not record["letter"] else "dim")
-        screen.table(_AREAS, _cut_why(screen, rows), styles=styles)
+        screen.table(_AREAS, _cut_why(screen, rows, max((len(row[0]) for row in rows), default=0) + 2), styles=styles)
 
 
 def _near(screen: Screen, near: Near, groups: list[dict[str, Any]]) -> None:

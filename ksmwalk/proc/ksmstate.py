@@ -17,7 +17,9 @@ from pathlib import Path
 from ..gate import shown
 from ..ksm import sysfs
 from ..layout import PAGE_SIZE
+from . import process_files
 from .maps import parse_smaps
+from .process_files import PPID, STARTTIME
 
 __all__ = ["KsmProcess", "KsmState", "Moment", "default_text", "read_ksm_state", "read_moment"]
 
@@ -25,12 +27,6 @@ _KSM = "sys/kernel/mm/ksm"
 # A file of sysfs is a page at most; one of /proc about a process that holds more than this is not what we look for.
 _MOST_TEXT = 1 << 16
 _NUMBER = re.compile(rb"-?[0-9]{1,20}")  # general_profit may be negative
-_FIELD = re.compile(rb"^(ksm_\w{1,40})[: ]+(-?[0-9]{1,20}|yes|no)$", re.M)
-# comm may hold anything, brackets too: fields are counted from the last one; numbers of `stat` in proc(5), less 3
-_PPID, _UTIME, _STIME, _STARTTIME = 1, 11, 12, 19
-_CODE, _STACK, _ARGUMENTS = 23, 25, 45
-# the parent of all kernel threads
-_KTHREADD = 2
 _TICKS = 100  # a second, as Linux shows times to programs, on every machine that has KSM
 
 
@@ -44,8 +40,9 @@ class KsmProcess:
     name : str
         Undecodable bytes as surrogates; not fit to be printed as it is.
     uid : int or None
+        Effective.
     cgroup : str
-        Path in the unified hierarchy; empty if unknown.
+        Path in the unified hierarchy (version 2, else the longest of version 1); empty if unknown.
     start_time : int
         Ticks after the machine's start; 0 if unknown.
     rmap_items, merging_pages, zero_pages, profit : int or None
@@ -248,16 +245,15 @@ def _cpu_ns(directory: Path) -> int | None:
     except (OSError, ValueError, IndexError):
         pass
     fields = _stat(directory)
-    return None if fields is None else (fields[_UTIME] + fields[_STIME]) * (10**9 // _TICKS)
+    return (fields[process_files.UTIME] + fields[process_files.STIME]) * (10**9 // _TICKS) if fields else None
 
 
-def _stat(directory: Path) -> list[int] | None:
-    """The numbers in a process's `stat` behind its name; its state, a letter, as 0."""
+def _stat(directory: Path) -> list[int]:
+    """The numbers in a process's `stat`, none where it can't be read."""
     try:
-        words = _read(directory / "stat").rpartition(b")")[2].split()
-        return [0, *map(int, words[1:])] if len(words) > _STARTTIME else None
-    except (OSError, ValueError):
-        return None
+        return process_files.stat_fields(_read(directory / "stat"))
+    except OSError:
+        return []
 
 
 # ---------------------------------------------------------------- processes
@@ -308,8 +304,8 @@ def _every_process(
         directory = proc / str(pid)
         try:
             name = _read(directory / "comm").removesuffix(b"\n").decode(errors="surrogateescape")
-            fields = _stat(directory) or []
-            if pid == _KTHREADD or fields[_PPID : _PPID + 1] == [_KTHREADD]:
+            fields = _stat(directory)
+            if process_files.KTHREADD in (pid, *fields[PPID : PPID + 1]):
                 state.ksmd = pid if name == "ksmd" else state.ksmd
                 continue  # no memory of its own
             one = _process(directory, pid, name, fields)
@@ -335,10 +331,7 @@ def _every_process(
 def _process(directory: Path, pid: int, name: str, fields: list[int]) -> KsmProcess | None:
     """One process, or None if KSM has nothing to do with it."""
     stat = _ksm_stat(directory)
-    if "ksm_mergeable" in stat:
-        marked = stat["ksm_mergeable"] == b"yes"
-    else:
-        marked = stat.get("ksm_merge_any") == b"yes" or _any_marked(_smaps(directory))
+    marked = process_files.is_marked(stat, lambda: _smaps(directory))
     numbers = _numbers(directory, stat)
     if not marked and not any(numbers.get(f"ksm_{what}") for what in ("rmap_items", "merging_pages", "zero_pages")):
         return None
@@ -351,7 +344,7 @@ def _process(directory: Path, pid: int, name: str, fields: list[int]) -> KsmProc
         name,
         _uid(directory),
         _cgroup(directory),
-        fields[_STARTTIME] if fields else 0,
+        fields[STARTTIME] if fields else 0,
         items,
         merging,
         numbers.get("ksm_zero_pages"),
@@ -364,7 +357,7 @@ def _process(directory: Path, pid: int, name: str, fields: list[int]) -> KsmProc
 
 def _ksm_stat(directory: Path) -> dict[str, bytes]:
     try:
-        return {key.decode(): word for key, word in _FIELD.findall(_read(directory / "ksm_stat"))}
+        return process_files.ksm_words(_read(directory / "ksm_stat"))
     except FileNotFoundError:
         return {}
 
@@ -390,31 +383,26 @@ def _smaps(directory: Path) -> bytes:
         return file.read()
 
 
-def _any_marked(smaps: bytes) -> bool:
-    return re.search(rb"^VmFlags:.* mg\b", smaps, re.M) is not None
-
-
 def _uid(directory: Path) -> int | None:
     try:
-        found = re.search(rb"^Uid:\s+\d+\s+(\d{1,10})", _read(directory / "status"), re.M)
+        users = process_files.user_ids(_read(directory / "status"))
     except OSError:
         return None
-    return int(found[1]) if found else None
+    return users[1] if users else None
 
 
 def _cgroup(directory: Path) -> str:
     try:
-        found = re.search(rb"^0::([^\n]*)$", _read(directory / "cgroup"), re.M)
+        return process_files.cgroup_path(_read(directory / "cgroup"))
     except OSError:
         return ""
-    return found[1].decode(errors="surrogateescape") if found else ""
 
 
 def _family(fields: list[int]) -> tuple[int, ...]:
     """Where code, stack and arguments lie: fork copies these, exec draws them anew (if addresses are randomised)."""
-    if len(fields) <= _ARGUMENTS:
+    if len(fields) <= process_files.ARGUMENTS:
         return ()
-    where = (fields[_CODE], fields[_STACK], fields[_ARGUMENTS])
+    where = (fields[process_files.CODE], fields[process_files.STACK], fields[process_files.ARGUMENTS])
     return where if all(place > 1 for place in where) else ()
 
 

@@ -8,14 +8,13 @@ import re
 from dataclasses import dataclass
 
 from ..drawing.words import printable
+from . import process_files
+from .process_files import PPID, STARTTIME
 
 __all__ = [
     "Identity", "comm", "command_line", "every_pid", "has_memory", "identity", "kernel_thread", "ksm_stat", "marked",
     "pinned_bytes", "printable",
 ]  # fmt: skip
-
-# the parent of all kernel threads
-_KTHREADD = b"2"
 
 
 def every_pid(own: bool = False) -> list[int]:
@@ -49,7 +48,7 @@ def kernel_thread(name: str) -> int | None:
     """The number of the kernel's own thread of this name, or None; any process may call itself that."""
     for pid in every_pid():
         with contextlib.suppress(OSError):
-            if comm(pid) == name and _read(pid, "stat").rpartition(b")")[2].split()[1] == _KTHREADD:
+            if comm(pid) == name and process_files.stat_fields(_read(pid, "stat"))[PPID:][:1] == [process_files.KTHREADD]:
                 return pid
     return None
 
@@ -75,11 +74,7 @@ def marked(pid: int) -> bool:
         stat = _read(pid, "ksm_stat")
     except FileNotFoundError:
         stat = b""
-    if b"ksm_mergeable:" in stat:
-        return b"ksm_mergeable: yes" in stat
-    if b"ksm_merge_any: yes" in stat:
-        return True
-    return any(line.startswith(b"VmFlags:") and b" mg" in line for line in _read(pid, "smaps").splitlines())
+    return process_files.is_marked(process_files.ksm_words(stat), lambda: _read(pid, "smaps"))
 
 
 #: the name that a runtime gives a container's cgroup: 64 hex digits, perhaps between a prefix and .scope
@@ -116,27 +111,21 @@ def identity(pid: int) -> Identity:
 
     Models: /proc/PID/{status,cgroup,cmdline,stat} of Linux 6.18. Differs: nothing known.
     """
-    texts = {}
-    for name in ("status", "cgroup", "stat"):
-        try:
-            texts[name] = _read(pid, name).decode(errors="surrogateescape")
-        except OSError:
-            texts[name] = ""
-    uid = re.search(r"^Uid:\s+(\d+)", texts["status"], re.M)
-    paths = [line.split(":", 2)[2] for line in texts["cgroup"].splitlines() if line.count(":") >= 2]
-    unified = [line.removeprefix("0::") for line in texts["cgroup"].splitlines() if line.startswith("0::")]
-    cgroup = unified[0] if unified and unified[0] != "/" else max(paths, key=len, default="")
-    container = _CONTAINER.search(cgroup)
-    fields = texts["stat"].rpartition(")")[2].split()
+    texts = dict.fromkeys(("status", "cgroup", "stat"), b"")
+    for name in texts:
+        with contextlib.suppress(OSError):
+            texts[name] = _read(pid, name)
+    users, cgroup = process_files.user_ids(texts["status"]), process_files.cgroup_path(texts["cgroup"])
+    container, fields = _CONTAINER.search(cgroup), process_files.stat_fields(texts["stat"])
     command: list[str] = []
     with contextlib.suppress(OSError):
         command = command_line(pid)
     return Identity(
-        int(uid[1]) if uid else -1,
+        users[0] if users else -1,
         cgroup,
         container[1] if container else "",
         tuple(command),
-        int(fields[19]) if len(fields) > 19 else 0,
+        fields[STARTTIME] if fields else 0,
     )
 
 
@@ -146,18 +135,10 @@ def ksm_stat(pid: int) -> dict[str, int]:
     Models: /proc/PID/ksm_stat of Linux 6.18. Differs: nothing known.
     """
     try:
-        text = _read(pid, "ksm_stat").decode()
-    except (OSError, UnicodeDecodeError):
+        words = process_files.ksm_words(_read(pid, "ksm_stat"))
+    except OSError:
         return {}
-    found: dict[str, int] = {}
-    for line in text.splitlines():
-        name, _, value = line.replace(":", " ").strip().partition(" ")
-        value = value.strip()
-        if value in ("yes", "no"):
-            found[name] = int(value == "yes")
-        elif value.lstrip("-").isdigit():
-            found[name] = int(value)
-    return found
+    return {name: int(word == b"yes") if word in (b"yes", b"no") else int(word) for name, word in words.items()}
 
 
 def pinned_bytes(pid: int) -> int:

@@ -70,12 +70,15 @@ def test_a_front_has_what_no_other_setting_beats(axes):
     charts.sweep_front(axes, cpu, freed << 20, np.array([1.0, 60, 60, 3600, 86400]))
     # what holds the settings, and their front
     assert len(axes.collections[0].get_offsets()) == 5 and len(axes.lines[0].get_xdata()) == 3
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["none is both cheaper and better"]
 
 
 @pytest.mark.parametrize("points", [1, 2])
 def test_few_settings_make_a_front_too(axes, points):
     charts.sweep_front(axes, np.full(points, 0.1), np.zeros(points, int), np.zeros(points))
     charts.rendered(axes.figure, "png")
+    # a front of one point is no line, and no legend names one
+    assert not axes.lines and axes.get_legend() is None
 
 
 def test_a_band_is_drawn_where_there_is_one(axes):

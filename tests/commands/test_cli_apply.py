@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -234,8 +235,10 @@ def test_a_kernel_without_ksm_is_said(kernel, estimate, capsys, tmp_path, monkey
     assert "no KSM" in capsys.readouterr().err
 
 
-def test_all_fits_a_narrow_terminal_but_what_is_to_be_copied(kernel, estimate, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "60")
+@pytest.mark.parametrize("width", [30, 60])
+def test_all_fits_a_narrow_terminal_but_what_is_to_be_copied(kernel, estimate, capsys, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
     main(["apply", estimate(worth=False, why="that is too little")])
-    long = [line for line in capsys.readouterr().out.splitlines() if len(line) > 60 and not line.startswith(("  ", "    "))]
-    assert not long
+    long = [line for line in capsys.readouterr().out.splitlines() if len(line) > width]
+    copied = re.compile(r" +(echo \d|virsh |systemctl |ksmwalk apply --exec|/|\[|\w+=|<|sudo )")
+    assert not [line for line in long if not copied.match(line)], long

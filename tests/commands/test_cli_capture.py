@@ -67,6 +67,15 @@ def test_a_capture_of_somebody_else_is_not_said_to_be_none():
         assert file.read() == "PermissionError(13, 'Permission denied')"
 
 
+@pytest.mark.parametrize("width", [30, 80])
+def test_what_is_said_fits_the_screen(capsys, child, tmp_path, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    code, out, err = run(capsys, child.pid, "-o", tmp_path / "kept", "--samples", 1)
+    assert (code, err) == (0, "") and max(map(len, out.splitlines())) <= width
+    assert str(tmp_path / "kept") in out.replace("\n", "") and "as often as" in " ".join(out.split())
+
+
+
 def test_a_process_is_captured_and_comes_back(child, tmp_path, capsys):
     before = footprint(child.pid)
     code, out, err = run(capsys, child.pid, "-o", tmp_path / "a", "--interval", 0.1, "--stop")

@@ -151,6 +151,18 @@ def test_text(giant):
     assert "\x1b" not in result.stdout and not result.stderr
 
 
+@pytest.mark.parametrize("width", [24, 30, 40, 100])
+def test_text_fits_the_screen(width):
+    at = 1 << 40
+    areas = [vma(at, at + M, name="n" * 50), vma(at + 64 * M, at + (1 << 44), "rd wr mr mw me ac mg", "[heap]")]
+    runs = [(at, 300, pagemap.PAGE_IS_PRESENT), (at + 70 * M, 9, ZERO), (at + 70 * M + 9 * P, 99, pagemap.PAGE_IS_PRESENT)]
+    lines = letters(pictures.picture(synthetic(areas, runs)), width)
+    assert max(map(len, lines)) <= width
+    # the bar of the first row is all there, whether its address stands beside it or above
+    bar = next(line for line in lines if line.endswith("█" * 4))
+    assert (bar.strip()[:16] == f"{at:016x}") == (width >= 38)
+
+
 def test_json(giant):
     child, area = giant
     answer = json.loads(ksmwalk("map", child.pid, "--json").stdout)

@@ -66,7 +66,7 @@ def test_json_says_which_pages_are_near_and_where(answered):
     assert answered["near"]["offsets"]["64"] >= 1 and answered["near"]["near_pages"] >= 30
 
 
-@pytest.mark.parametrize("width", [50, 80, 132])
+@pytest.mark.parametrize("width", [30, 50, 80, 132])
 def test_words_fit_the_screen(child, width):
     result = ksmwalk(child[0].pid, "--near", env={"COLUMNS": str(width)})
     assert result.returncode == 0 and not result.stderr
@@ -82,6 +82,11 @@ def test_every_mapping_has_a_line_of_its_own_with_areas(child):
     with open(f"/proc/{child[0].pid}/maps") as file:
         user = [line for line in file if not line.startswith("ffff")]
     assert len(rows) == len(user)
+
+
+def test_areas_fit_a_narrow_screen(child):
+    result = ksmwalk(child[0].pid, "--areas", env={"COLUMNS": "45"})
+    assert result.returncode == 0 and max(map(report.cells, result.stdout.splitlines())) <= 45
 
 
 def test_a_partner_that_was_named_counts(child):

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import stat
 
 import pytest
 from fakeroot import FakeRoot
@@ -111,61 +108,3 @@ def test_units_end_names_and_kinds_are_those_that_a_text_collector_takes(machine
             assert words[2].endswith("_" + words[3])
         if words[1:2] == ["TYPE"]:
             assert words[3] in ("gauge", "counter")
-
-
-# ---------------------------------------------------------------- the file
-
-
-def test_a_file_is_replaced_whole_and_readable_by_others(tmp_path):
-    path = tmp_path / "k.prom"
-    path.write_text("old")
-    before = path.stat().st_ino
-    mask = os.umask(0o022)
-    try:
-        openmetrics.replace_file(str(path), "new\n")
-    finally:
-        os.umask(mask)
-    assert path.read_text() == "new\n" and path.stat().st_ino != before
-    assert stat.S_IMODE(path.stat().st_mode) == 0o644
-    assert os.listdir(tmp_path) == ["k.prom"]
-
-
-def test_a_link_is_not_followed_and_nothing_is_left_behind(tmp_path):
-    victim = tmp_path / "victim"
-    victim.write_text("mine")
-    (tmp_path / "k.prom").symlink_to(victim)
-    with pytest.raises(OSError, match="symbolic link") as refused:
-        openmetrics.replace_file(str(tmp_path / "k.prom"), "new")
-    assert "k.prom" in str(refused.value)
-    assert victim.read_text() == "mine" and sorted(os.listdir(tmp_path)) == ["k.prom", "victim"]
-
-
-@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
-def test_what_is_no_regular_file_is_refused(tmp_path, make):
-    make(tmp_path / "k.prom")
-    with pytest.raises(OSError, match="not a regular file"):
-        openmetrics.replace_file(str(tmp_path / "k.prom"), "new")
-    assert os.listdir(tmp_path) == ["k.prom"]
-
-
-@pytest.mark.parametrize("name", ["", "none/k.prom", "file/k.prom", "dir/"])
-def test_a_place_where_no_file_can_be_is_named(tmp_path, name):
-    (tmp_path / "file").write_text("")
-    (tmp_path / "dir").mkdir()
-    with pytest.raises(OSError):
-        openmetrics.replace_file(str(tmp_path / name) if not name.endswith("/") and name else name, "new")
-    assert sorted(os.listdir(tmp_path)) == ["dir", "file"]
-
-
-def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "k.prom"
-    path.write_text("old")
-
-    def full(*args, **options):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "rename", full)
-    with pytest.raises(OSError, match="No space") as refused:
-        openmetrics.replace_file(str(path), "new")
-    assert refused.value.filename == str(path)
-    assert path.read_text() == "old" and os.listdir(tmp_path) == ["k.prom"]

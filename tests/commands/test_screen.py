@@ -96,6 +96,25 @@ def test_texts_are_cut_and_broken_by_the_columns_they_take():
     assert report.wrap("漢字漢字", 5) == ["漢字", "漢字"] and report.wrap("", 5) == []
 
 
+def test_what_stands_behind_a_line_goes_below_it_where_there_is_no_room(monkeypatch):
+    def entry(width, *parts, **how):
+        monkeypatch.setenv("COLUMNS", str(width))
+        out = io.StringIO()
+        Screen(out).entry(*parts, **how)
+        return out.getvalue().splitlines()
+
+    parts = "  pages ", ("12", "bold")
+    assert entry(40, *parts, more="as read") == ["  pages 12  as read"]
+    assert entry(19, *parts, more="as read") == ["  pages 12  as read"]
+    assert entry(18, *parts, more="as read twice") == ["  pages 12", "    as read twice"]
+    assert entry(12, *parts, more="as read twice") == ["  pages 12", "    as read", "    twice"]
+    assert entry(10, "  some longer ", ("words", "red")) == ["  some", "  longer", "  words"]
+    monkeypatch.delenv("COLUMNS")
+    out = io.StringIO()
+    Screen(out).entry("x" * 300, more="y" * 300)
+    assert out.getvalue() == f"{'x' * 300}  {'y' * 300}\n"
+
+
 COLUMNS = (
     Column("pid"), Column("much", rank=1), Column("more", rank=2, style="green"), Column("command", right=False, elastic=True),
 )  # fmt: skip

@@ -34,6 +34,11 @@ def test_the_documentation_builds_without_a_warning(built):
     assert (built / "api" / "ksm.html").exists()
 
 
+def test_the_tutorial_is_shown_with_what_its_cells_show(built):
+    text = (built / "guide" / "tutorial.html").read_text(encoding="utf-8")
+    assert text.count('<div class="output">') > 10 and 'aria-label="frames"' in text and text.count("<svg") > 5
+
+
 def test_no_page_loads_anything_from_the_network(built):
     loads = re.compile(r"""<(?:script|img|iframe|source)\b[^>]*\bsrc=["'](?:https?:)?//""")
     sheets = re.compile(r"""<link\b[^>]*\brel=["']stylesheet["'][^>]*\bhref=["'](?:https?:)?//""")
