@@ -98,9 +98,10 @@ void ksm_hooks::connect(champsim::environment& env, const std::vector<std::strin
   }
   if (setting("KSM_DEAF", 0) != 0)
     return;
-  auto views = std::make_shared<std::vector<core_view>>();
+  // By number: the cores of an environment are in no order.
+  auto views = std::make_shared<std::map<uint32_t, core_view>>();
   for (O3_CPU& cpu : env.cpu_view())
-    views->push_back(view_of(env, {cpu.L1I_bus.lower_level, cpu.L1D_bus.lower_level}));
+    views->emplace(cpu.cpu, view_of(env, {cpu.L1I_bus.lower_level, cpu.L1D_bus.lower_level}));
   memory->on_remapping = [views](const auto& change) {
     for (auto* cache : views->at(change.core).first_level)
       retarget_accesses(*cache, change);
