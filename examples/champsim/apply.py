@@ -34,7 +34,8 @@ EDITS = [
         "src/cache.cc",
         "bool CACHE::try_hit(const tag_lookup_type& handle_pkt)\n{\n",
         "",
-        "  if (lower_translate != nullptr)\n    ksm_hooks::used(handle_pkt.cpu, handle_pkt.v_address, handle_pkt.address);\n",
+        "  if (handle_pkt.type != access_type::TRANSLATION)\n"
+        "    ksm_hooks::used(*this, handle_pkt.cpu, handle_pkt.v_address, handle_pkt.address);\n",
     ),
     ("src/ooo_cpu.cc", '#include "ooo_cpu.h"\n', "", '#include "ksm_hooks.h"\n'),
     ("src/ooo_cpu.cc", "this->do_complete_store(x)", "", " && ksm_hooks::store(this->cpu, x.virtual_address)"),

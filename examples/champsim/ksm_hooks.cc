@@ -20,6 +20,7 @@ shared_memory::SharedMemory* memory = nullptr;
 int64_t visits = 0;
 champsim::chrono::clock::duration period{};
 champsim::chrono::clock::time_point due{};
+std::vector<const CACHE*> first_level;
 uint64_t uses = 0, stale = 0, dropped = 0, retargeted = 0;
 
 int64_t setting(const char* name, int64_t otherwise)
@@ -96,11 +97,15 @@ void ksm_hooks::connect(champsim::environment& env, const std::vector<std::strin
     const auto n = memory->read_contents(static_cast<uint32_t>(i), trace_names.at(i) + ".pages");
     fmt::print("[KSM] CPU {} contents of {} pages\n", i, n);
   }
+  // By number: the cores of an environment are in no order.
+  auto views = std::make_shared<std::map<uint32_t, core_view>>();
+  for (O3_CPU& cpu : env.cpu_view()) {
+    auto view = view_of(env, {cpu.L1I_bus.lower_level, cpu.L1D_bus.lower_level});
+    first_level.insert(std::cend(first_level), std::cbegin(view.first_level), std::cend(view.first_level));
+    views->emplace(cpu.cpu, std::move(view));
+  }
   if (setting("KSM_DEAF", 0) != 0)
     return;
-  auto views = std::make_shared<std::vector<core_view>>();
-  for (O3_CPU& cpu : env.cpu_view())
-    views->push_back(view_of(env, {cpu.L1I_bus.lower_level, cpu.L1D_bus.lower_level}));
   memory->on_remapping = [views](const auto& change) {
     for (auto* cache : views->at(change.core).first_level)
       retarget_accesses(*cache, change);
@@ -171,9 +176,9 @@ bool ksm_hooks::store(uint32_t cpu, champsim::address v_address)
   return true;
 }
 
-void ksm_hooks::used(uint32_t cpu, champsim::address v_address, champsim::address address)
+void ksm_hooks::used(const CACHE& cache, uint32_t cpu, champsim::address v_address, champsim::address address)
 {
-  if (memory == nullptr || v_address == champsim::address{}) // a prefetch of a physical address has none
+  if (v_address == champsim::address{} || !contains(first_level, &cache)) // a prefetch of a physical address has no other
     return;
   ++uses;
   const auto frame = memory->frame(cpu, champsim::page_number{v_address}.to<uint64_t>());

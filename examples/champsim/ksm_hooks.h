@@ -35,8 +35,9 @@ struct ksm_hooks {
   static void operate(champsim::chrono::clock::time_point now);
   // A store has gone to the cache. Always true: it stands at the end of a condition.
   static bool store(uint32_t cpu, champsim::address v_address);
-  // An access is about to use a translation.
-  static void used(uint32_t cpu, champsim::address v_address, champsim::address address);
+  // An access, not the read of a page-table walk, is about to look into a cache: if it is a first-level cache, the
+  // translation is about to be used.
+  static void used(const CACHE& cache, uint32_t cpu, champsim::address v_address, champsim::address address);
   // After the last phase.
   static void report();
 
