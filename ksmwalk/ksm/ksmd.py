@@ -14,6 +14,7 @@ from ..gate import as_flag, as_int, shown
 from ..layout import EVENT, PAGE_SIZE, Code
 from ..signatures import AnyArray, RecordArray
 from . import _engine, sysfs
+from .policy import Chosen
 from .scan import MOST, KsmScan
 
 __all__ = ["Events", "Ksm"]
@@ -99,7 +100,7 @@ class Events(Strict):
         return f"<Events {'on' if self.on else 'off'}, {len(self)} to take, {self.lost} lost>"
 
 
-class Ksm(Strict, sysfs.Files):
+class Ksm(Strict, sysfs.Files, Chosen):
     """KSM of a Host: tunables, counters and the daemon, which runs when told to.
 
     Every file of /sys/kernel/mm/ksm is an attribute with the kernel's name: tunables, with the kernel's defaults, may
@@ -121,12 +122,13 @@ class Ksm(Strict, sysfs.Files):
     `sysfs.advise`).
     """
 
-    __slots__ = ("_bound", "_scan", "_events", "__weakref__")
+    __slots__ = ("_bound", "_scan", "_events", "_policy", "_asking", "__weakref__")
 
     def __init__(self, world: _core.World):
         self._bound = world
         self._scan = KsmScan(world)
         self._events = Events(world)
+        self._policy = self._asking = None
         _engine.py_bind(world)
         ksm, ctl = world.arrays["ksm"], world.arrays["ctl"]
         if ksm["max_page_sharing"][0] == 0:  # a record that was never used
@@ -276,7 +278,7 @@ class Ksm(Strict, sysfs.Files):
         Parameters
         ----------
         n : int, optional
-            Visits at most; `pages_to_scan` if left out.
+            Visits at most; if left out `pages_to_scan`, or what the policy says.
 
         Returns
         -------
@@ -292,13 +294,13 @@ class Ksm(Strict, sysfs.Files):
 
         Models: ksm_do_scan() of Linux 6.18. Differs: nothing known.
         """
-        n = self.pages_to_scan if n is None else as_int(n, "n", 0, MOST)
+        n = self.pace()[0] if n is None else as_int(n, "n", 0, MOST)
         world = self._world
         cursor = world.arrays["cursor"]
         if n and not cursor["slot"][0] and self.registered:
             self._ksm["advisor"][0, [_SCAN_START, _CPU_START]] = self.now_ms, self.cpu_ms
         before = cursor["seqnr"][0]
-        done, code = _engine.py_scan(world, n)
+        done, code = _engine.py_scan(world, n) if self._asking is None else self._asking.scan(n)
         if cursor["seqnr"][0] != before and self._ksm["advisor_mode"][0]:
             self._advise()
         if code:

@@ -18,6 +18,7 @@ FLOORS = [
     {"memory"},
     {"tables", "ksm"},
     {"host"},
+    {"policies"},
     {"scenarios"},
     {"proc"},
     {"sources"},
