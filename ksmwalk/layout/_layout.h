@@ -100,6 +100,8 @@ enum { STRATEGY_RANGE = 0, STRATEGY_PER_ADDRESS = 1 };
 enum {
     EV_START = 1, EV_STOP = 2, EV_ENTER = 3, EV_EXIT = 4, EV_NEW = 5, EV_ADD = 6, EV_ZERO = 7, EV_RMI = 8, EV_RMK = 9,
 };
+/* Operation(IntEnum), OP_: What an event of a trace does. */
+enum { OP_READ = 1, OP_WRITE = 2, OP_MAP = 3, OP_UNMAP = 4, OP_ADVISE = 5, OP_FORK = 6, OP_EXIT = 7 };
 /* Bad(IntEnum), BAD_: Why an entry can't be followed. */
 enum {
     BAD_FRAME = 1,         /* points to a table frame that is not there */
@@ -145,6 +147,7 @@ enum { KW_RING = 65536 }; /* records in the ring of events */
 #define PTE_UFFD_WP 0x400ull
 #define PTE_SOFT_DIRTY 0x800ull
 #define PTE_PAT_LARGE 0x1000ull
+#define PTE_CLEAN 0x10000000000000ull  /* ours, of the bits left to software: not stored to since Mm.clear_touched */
 #define PTE_NX 0x8000000000000000ull
 #define PTE_PFN_MASK 0x000ffffffffff000ull
 #define KW_PAGE_SIZE 4096ull
@@ -336,6 +339,15 @@ typedef struct {
     uint16_t unused;
     uint32_t nr;           /* entries in the run, 1 where runs were not asked for */
 } kw_mapping;
+/* One event of a trace that a Host is driven with: 32 bytes, dtype layout.TRACE_EVENT. */
+typedef struct {
+    int64_t time;          /* nanoseconds since the trace began; events are applied in the order they stand in */
+    uint64_t addr;         /* bytes; a load or store means the page it lies in */
+    uint64_t key;          /* write: content; map, unmap, advise: length in bytes; fork: the child's number */
+    int32_t mm;            /* number of the process within the trace */
+    uint16_t operation;    /* OP_* */
+    uint16_t arg;          /* map: PERM_* bits, 0: read and write; advise: number of the advice */
+} kw_trace_event;
 /* One event of the ksm:* trace points. */
 typedef struct {
     int32_t kind;          /* EV_* */
