@@ -20,6 +20,7 @@ COMMANDS = (
     "ksmwalk.commands.map",
     "ksmwalk.commands.estimate",
     "ksmwalk.commands.sweep",
+    "ksmwalk.commands.compare",
     "ksmwalk.commands.explain",
     "ksmwalk.commands.apply",
     "ksmwalk.commands.capture",

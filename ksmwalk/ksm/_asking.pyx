@@ -196,9 +196,9 @@ cdef class Asking:
         choosing_done(&self.c)
 
     @property
-    def at_once(self):
-        """Visits so far in which a page's content was noted and compared."""
-        return self.c.at_once
+    def counts(self):
+        """Visits so far: those that noted a page's content and compared it, those of pages merged already."""
+        return {"at_once": self.c.at_once, "merged": self.c.merged}
 
     def scan(self, int64_t n):
         """(visits, 0 or a negative KW_* code) of one batch of at most n visits; raises what a method raised."""

@@ -347,6 +347,7 @@ cdef int visit(kw_world *w, kw_choosing *c, int32_t item, int64_t pfn, int act) 
     cdef int64_t zeros = w.ksm.zero_pages, use_zero_pages
     cdef int err = KW_OK
     c.tally.visited += 1
+    c.merged += ksm and q.flags & ITEM_STABLE != 0 and q.node == w.f_node[pfn]
     c.tally.broken += q.flags & ITEM_STABLE != 0 and not ksm
     c.tally.changed += not ksm and q.flags & ITEM_HAS_CHECKSUM != 0 and q.checksum != w.f_key[pfn]
     if act == KW_PAGE_LEAVE:
@@ -405,6 +406,7 @@ cdef int64_t scan_asking(kw_world *w, kw_choosing *c, int64_t n, int *failed) no
             passed = pass_merged(w, n - done)
             c.tally.visited += passed
             c.tally.merged += passed
+            c.merged += passed
             done += passed
         if done >= asked + 4096:
             asked = done

@@ -198,12 +198,14 @@ class Chosen:
         self._policy, self._asking = policy, asking
 
     @property
-    def compared_at_once(self) -> int:
-        """Visits in which the policy at hand had a page's content noted and compared (`Policy.NOW`), which costs both.
+    def visits_asked(self) -> dict[str, int]:
+        """What the visits of the policy at hand were, as far as costs can't be told otherwise; {} without a policy.
+
+        `at_once`: the content was noted and compared in one (`Policy.NOW`); `merged`: the page was merged already.
 
         Models: nothing of Linux. Differs: nothing known.
         """
-        return 0 if self._asking is None else self._asking.at_once
+        return {} if self._asking is None else self._asking.counts
 
     def pace(self: Any) -> tuple[int, int]:
         """How much the next batch scans, in pages, and how long ksmd sleeps after it, in milliseconds.

@@ -30,7 +30,7 @@ class ByDomain(Policy):
     name = "by-domain"
 
     def __init__(self, of: Callable[[Any], object] | Mapping[int, object] | None = None):
-        self._of = of
+        self.of = of
         self._numbers: dict[object, int] = {}
 
     def attach(self, ksm: Ksm) -> None:
@@ -39,8 +39,8 @@ class ByDomain(Policy):
 
     def domain(self, mm: Any) -> int:
         """The number of the process's domain, given out as they turn up."""
-        if self._of is None:
+        if self.of is None:
             key: object = mm.number
         else:
-            key = self._of(mm) if callable(self._of) else self._of[mm.number]
+            key = self.of(mm) if callable(self.of) else self.of[mm.number]
         return self._numbers.setdefault(key, len(self._numbers))

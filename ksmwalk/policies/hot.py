@@ -24,7 +24,7 @@ class SkipHot(Policy):
     most : int
         And at most.
 
-    Differs: UKSM counts copies as they happen; here they are seen when the scan comes by.
+    Differs: UKSM counts copies as they happen; here they are seen when the scan comes by, as merges that are gone.
     """
 
     name = "skip-hot"
@@ -44,9 +44,9 @@ class SkipHot(Policy):
         return self.PAUSE if self._scan < self._wait.get(area.serial, (0, 0))[0] else self.SCAN
 
     def after(self, area: Area) -> None:
-        """See how many of the merges were broken."""
+        """See how many of the merges are gone; the page of a partner may have taken this one's merge along."""
         before = self._merged.get(area.serial, 0)
-        if before and area.broken > self.threshold * before:
+        if before and before - area.merged > self.threshold * before:
             wait = min(2 * self._wait.get(area.serial, (0, self.scans // 2))[1], self.most)
-            self._wait[area.serial] = self._scan + wait, wait
+            self._wait[area.serial] = self._scan + wait + 1, wait
         self._merged[area.serial] = area.merged

@@ -34,7 +34,8 @@ class OnRequest(Policy):
 
     def __init__(self, at_first: bool = True):
         self._all = at_first
-        self._wanted: list[tuple[int, int, int]] = []
+        self._asked: list[tuple[int, int, int]] = []
+        self._wanted: list[tuple[int, int, int]] = []  # of the scan under way
 
     def request(self, ksm: Ksm, ranges: Iterable[tuple[Any, int, int]]) -> int:
         """Merge these ranges now.
@@ -53,22 +54,18 @@ class OnRequest(Policy):
         """
         if ksm.policy is not self:
             raise ValueError("request: this policy is not the one that is plugged in")
-        wanted = [(mm.number, start, start + length) for mm, start, length in ranges]
+        asked = [(mm.number, start, start + length) for mm, start, length in ranges]
         if ksm.scan.mm_slot is not None:
             ksm.full_scan()  # the rest of a scan under way
-        self._all, self._wanted = False, wanted
-        try:
-            return ksm.full_scan()
-        finally:
-            self._wanted = []
+        self._asked = asked
+        return ksm.full_scan()
 
     def order(self, mms: AnyArray) -> list[int]:
         """The processes of the request; none without one."""
-        everything, self._all = self._all, False
-        if everything:
-            self._wanted = [(int(number), 0, 1 << 57) for number in mms]
-        else:
-            self._wanted = [one for one in self._wanted if one[0] in mms]
+        if self._all:
+            self._asked = [(int(number), 0, 1 << 57) for number in mms]
+        self._wanted = [one for one in self._asked if one[0] in mms]
+        self._all, self._asked = False, []
         return list(dict.fromkeys(number for number, _, _ in self._wanted))
 
     def area(self, area: Area) -> int:

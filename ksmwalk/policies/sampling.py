@@ -51,7 +51,7 @@ class Sampling(Policy):
         """Every n-th page of the area, from a place that moves on with each scan, and all that are merged already."""
         step = self.steps[self._level.get(pages.area.serial, 0)]
         at = ((pages.addr - np.uint64(pages.area.start)) >> np.uint64(12)).astype(np.int64)
-        return (at + self._scan) % step == 0  # type: ignore[no-any-return]
+        return ((at + self._scan) % step == 0) | pages.merged  # type: ignore[no-any-return]
 
     def action(self, pages: Pages) -> int:
         """No second visit is waited for."""

@@ -120,12 +120,12 @@ DISTILLED = Scenario(distilled, 12)
 DISTILLED_LEAST, DISTILLED_MOST = 3.0, 13.0
 
 
-# Duplicates spread thinly over all areas, 2 pages of 100: no area ever seems worth it, and with the CPU time of Linux, which
-# frees them all, sampling frees less than a half.
+# Duplicates spread thinly over all areas, 2 pages of 100, each at another place: no area ever seems worth it, and with the
+# CPU time of Linux, which frees them all, sampling frees less than a half.
 def thin() -> Host:
-    keys, twice = unique(40, AREA), unique(20 * (AREA // 50), seed=2)
-    at = np.random.default_rng(5).permutation(AREA)[: AREA // 50]
+    keys, twice, random = unique(40, AREA), unique(20 * (AREA // 50), seed=2), np.random.default_rng(5)
     for i in range(40):
+        at = random.permutation(AREA)[: AREA // 50]
         keys[i, at] = twice[(i // 2) * len(at) : (i // 2 + 1) * len(at)]
     return machine([[each] for each in keys])
 
@@ -153,7 +153,8 @@ def heat(host: Host, scan: int) -> None:
     if scan % 3 == 0 and scan:
         for mm in host.mm_list:
             for number in range(QUIET, QUIET + HOT):
-                mm.write(BASE + number * GAP, unique(512, seed=100 + scan * HOT + number))
+                first = (1000 + scan * HOT + number) << 32
+                mm.write(BASE + number * GAP, np.arange(first, first + 512, dtype=np.uint64))
 
 
 HEATED = Scenario(hot_and_quiet, 30, heat)
