@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _DOMAINS = ("user", "container", "process")
 _MOST_SCANS = 100_000
+# columns that give way on a narrow screen, the highest number first
+_RANKS = {"skipped": 4, "to 90 %": 3, "broken": 2, "examined": 1}
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -162,9 +164,10 @@ def show(screen: Screen, found: list[Followed]) -> None:
     screen : Screen
     found : list of Followed
     """
-    screen.line((heading(found), "bold"))
+    screen.paragraph(heading(found), "bold")
     screen.line()
-    columns = [Column("policy"), *(Column(name, right=True) for name in ("freed", "examined", "skipped", "CPU", "time", "to 90 %", "broken"))]
+    heads = ("freed", "examined", "skipped", "CPU", "time", "to 90 %", "broken")
+    columns = [Column("policy", right=False, elastic=True), *(Column(head, right=True, rank=_RANKS.get(head, 0)) for head in heads)]
     rows = []
     for one in found:
         last, soon = one.rows[-1], one.seconds_to_90

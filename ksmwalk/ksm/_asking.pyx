@@ -308,7 +308,6 @@ cdef int ask_domain(kw_world *w, void *data, int32_t mm) noexcept with gil:
 
 cdef int ask_area(kw_world *w, void *data, int32_t mm, int32_t vma) noexcept with gil:
     cdef Asking a = <Asking>data
-    cdef int64_t number
     try:
         b = before(w)
         answer = a.area(area_door(a.world, mm, vma))

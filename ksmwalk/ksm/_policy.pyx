@@ -6,7 +6,7 @@ answers what Linux does, the same happens to the bit.
 cimport cython
 
 from libc.errno cimport ENOMEM
-from libc.stdint cimport int32_t, int64_t, uint64_t, uint8_t
+from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
@@ -346,10 +346,13 @@ cdef int visit(kw_world *w, kw_choosing *c, int32_t item, int64_t pfn, int act) 
     cdef bint empty = act == KW_PAGE_ZERO and not ksm and w.f_key[pfn] == 0
     cdef int64_t zeros = w.ksm.zero_pages, use_zero_pages
     cdef int err = KW_OK
-    c.tally.visited += 1
-    c.merged += ksm and q.flags & ITEM_STABLE != 0 and q.node == w.f_node[pfn]
-    c.tally.broken += q.flags & ITEM_STABLE != 0 and not ksm
-    c.tally.changed += not ksm and q.flags & ITEM_HAS_CHECKSUM != 0 and q.checksum != w.f_key[pfn]
+    c.merged += ksm and q.flags & ITEM_STABLE != 0
+    if c.policy.after != NULL:
+        c.tally.visited += 1
+        c.tally.broken += q.flags & ITEM_STABLE != 0 and not ksm
+        c.tally.changed += not ksm and q.flags & ITEM_HAS_CHECKSUM != 0 and q.checksum != w.f_key[pfn]
+    if KW_LIKELY(act == KW_PAGE_COMPARE and c.policy.after == NULL):
+        return examine(w, item, pfn)
     if act == KW_PAGE_LEAVE:
         if not ksm and q.flags & (ITEM_STABLE | ITEM_UNSTABLE):
             leave_tree(w, item)

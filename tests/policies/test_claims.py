@@ -81,18 +81,13 @@ def tenant_of_one(mm):
 # ---------------------------------------------------------------- sampling
 
 
-def cpu_until(rows, freed):
-    """CPU seconds by which so many pages were freed, between two scans in proportion."""
-    return float(np.interp(freed, np.concatenate([[0], rows["freed"]]), np.concatenate([[0], rows["cpu_seconds"]])))
-
-
 def test_sampling_frees_more_with_the_same_cpu_time():
     _, sampled = run(claims.DISTILLED, Sampling())
     _, linux = run(claims.DISTILLED)
     enough = 0.9 * claims.RICH_FREED
     assert sampled["freed"].max() >= enough and linux["freed"][-1] == claims.RICH_FREED
     spent = float(sampled["cpu_seconds"][np.argmax(sampled["freed"] >= enough)])
-    by_then = linux["freed"][np.searchsorted(linux["cpu_seconds"], spent, side="right") - 1] if spent >= linux["cpu_seconds"][0] else 0
+    by_then = linux["freed"][linux["cpu_seconds"] <= spent].max(initial=0)
     assert by_then < enough / 3
     linux_takes = float(linux["cpu_seconds"][np.argmax(linux["freed"] >= enough)])
     assert claims.DISTILLED_LEAST < linux_takes / spent < claims.DISTILLED_MOST
