@@ -9,7 +9,9 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy
 
 from ksmwalk._core cimport World, enter, leave
-from ksmwalk.ksm._policy cimport *
+from ksmwalk.ksm._policy cimport (
+    KW_PAGE_OUT, KW_SCAN, CPolicy, choosing_done, choosing_init, kw_choosing, kw_pages, kw_policy, kw_tally, scan_asking,
+)
 from ksmwalk.layout._layout cimport *
 
 import numpy as np
