@@ -112,7 +112,8 @@ def short(name: str, longest: int = _LONGEST_NAME) -> str:
 # ---------------------------------------------------------- charts
 
 
-def _sizes(axis: Any) -> None:
+def sizes(axis: Any) -> None:
+    """Round numbers of bytes along an axis."""
     axis.set_major_formatter(FuncFormatter(lambda value, _: report.size(int(value))))
     low, high = axis.get_view_interval()
     # ticks at round numbers of the unit, not of bytes
@@ -148,7 +149,7 @@ def freed_over_time(axes: Axes, rows: np.ndarray) -> None:
     axes.set_xlim(0, max(float(x[-1]), 1e-9) * 1.02)
     high = max(int(rows["upper_bytes"].max()), int(rows["freed_bytes"].max()), 4096)
     axes.set_ylim(min(0, int(rows["lower_bytes"].min())), high * 1.08)
-    _sizes(axes.yaxis)
+    sizes(axes.yaxis)
     axes.grid(axis="y")
     axes.legend(loc="lower right")
 
@@ -197,7 +198,7 @@ def merge_ratio_by_mapping(axes: Axes, names: Sequence[str], anonymous: np.ndarr
     axes.set_yticks(y, [short(name) for name in names])
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.set_xlim(0, most * 1.13)
-    _sizes(axes.xaxis)
+    sizes(axes.xaxis)
     axes.grid(axis="x")
     axes.spines["left"].set_visible(False)
     axes.legend(loc="lower right")
@@ -360,7 +361,7 @@ def sweep_front(axes: Axes, cpu: np.ndarray, freed: np.ndarray, seconds: np.ndar
     axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
     axes.set_xlabel("ksmd's CPU, of one processor")
     axes.set_ylim(0, max(float(np.max(freed, initial=0)), 1) * 1.16)
-    _sizes(axes.yaxis)
+    sizes(axes.yaxis)
     axes.set_ylabel("freed")
     axes.grid()
     bar = axes.figure.colorbar(dots, ax=axes, pad=0.02, aspect=30)

@@ -21,6 +21,7 @@ COMMANDS = (
     "ksmwalk.commands.estimate",
     "ksmwalk.commands.sweep",
     "ksmwalk.commands.simulate",
+    "ksmwalk.commands.compare",
     "ksmwalk.commands.explain",
     "ksmwalk.commands.apply",
     "ksmwalk.commands.capture",

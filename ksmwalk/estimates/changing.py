@@ -162,7 +162,7 @@ def run_changing(
     Models: ksmd of Linux 6.18 on memory that changes. Differs: writes come at random moments, and between batches only.
     """
     host, random = loaded.host, np.random.default_rng(seed)
-    fresh = _fresh_keys()
+    fresh = fresh_keys()
     pages = sum(mm.ksm_stat()["ksm_rmap_items"] for mm in loaded.mms) or 1
     # the end of a scan is noticed by looking for one page more
     part = pages // LOOKS + 1
@@ -172,7 +172,7 @@ def run_changing(
         while host.ksm.full_scans < end and host.ksm.registered:
             frames = host.frames_used
             for mm, some in zip(loaded.mms, writers, strict=True):
-                _write(mm, some, seconds_per_scan / LOOKS, random, fresh)
+                write_now(mm, some, seconds_per_scan / LOOKS, random, fresh)
             copies = host.frames_used - frames  # a store to a merged page takes a frame
             host.ksm.do_scan(part)
             if number >= WARM_UP:
@@ -183,14 +183,16 @@ def run_changing(
     return np.array(rows, LOOK_DTYPE)
 
 
-def _fresh_keys() -> Iterator[int]:
+def fresh_keys() -> Iterator[int]:
+    """Contents that nobody else has."""
     at = _FRESH
     while True:
         at += 1
         yield at
 
 
-def _write(mm: Mm, some: Writers, seconds: float, random: np.random.Generator, fresh: Iterator[int]) -> None:
+def write_now(mm: Mm, some: Writers, seconds: float, random: np.random.Generator, fresh: Iterator[int]) -> None:
+    """Write to those pages that change within so many seconds."""
     now = np.flatnonzero(random.random(len(some.addr)) < -np.expm1(-some.rate * seconds))
     if not len(now):
         return

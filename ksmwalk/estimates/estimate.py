@@ -232,14 +232,12 @@ def estimate(
     processes are not there; checksums and ages of a KSM that has run already are unknown.
     """
     start = time.perf_counter()
-    if mark not in MARKS:
-        raise ValueError(f"mark {shown(mark)}: not one of {', '.join(MARKS)}")
+    mark = which_mark(capture, mark)
     if domain not in DOMAINS:
         raise ValueError(f"domain {shown(domain)}: not one of {', '.join(DOMAINS)}")
     if not capture.processes or all(one.key is None for one in capture.processes):
         raise NothingToMerge("the capture has no contents: nothing can be said about merging")
     notes = list(capture.notes)
-    mark = which_mark(capture, mark)
     tunables = tunables_of(capture, knobs or {})
     what = in_domains(capture if take_over else unmerged(capture), domain, notes)
     costs = costs or Costs.load()
@@ -319,7 +317,9 @@ def _shown_knobs(tunables: Mapping[str, object]) -> dict[str, Any]:
 
 
 def which_mark(capture: MemoryCapture, mark: str) -> str:
-    """What "auto" means for a capture: "marked" where anything is, else "all"."""
+    """What "auto" comes to: "marked" if anything is, else "all"; ValueError for what is no mark."""
+    if mark not in MARKS:
+        raise ValueError(f"mark {shown(mark)}: not one of {', '.join(MARKS)}")
     if mark != "auto":
         return mark
     return "marked" if any(vma.mergeable for one in capture.processes for vma in one.vmas) else "all"

@@ -55,7 +55,7 @@ cdef inline bint smart_skip(kw_world *w, int32_t item, int64_t pfn) noexcept nog
     return True
 
 
-cdef inline int64_t next_in_table(kw_world *w) noexcept nogil:
+cdef int64_t next_in_table(kw_world *w) noexcept nogil:
     """The page at the cursor's very address if it is in the table of the last search, else KW_NONE.
 
     The common case of a dense table. The table is known within a batch only, so vma and mm are those it was found in.
@@ -77,7 +77,7 @@ cdef inline int64_t next_in_table(kw_world *w) noexcept nogil:
     return <int64_t>e
 
 
-cdef inline int32_t hand_out(kw_world *w, int32_t mm, int64_t pfn) noexcept nogil:
+cdef int32_t hand_out(kw_world *w, int32_t mm, int64_t pfn) noexcept nogil:
     """The item of the page that the cursor stands at, the cursor behind it; 0: smart scan skips it; or a code."""
     cdef kw_cursor *cur = w.cursor
     cdef int32_t item = next_item(w, mm, cur.link)

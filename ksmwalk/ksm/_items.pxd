@@ -22,6 +22,9 @@ cdef void items_drop_after(kw_world *w, int32_t mm, int32_t link) noexcept nogil
 cdef int32_t item_at(kw_world *w, int32_t mm, int32_t link, uint64_t addr) noexcept nogil
     # The rmap_item of addr: those below it are dropped; one at addr is used, else a new one goes in front.
 
+cdef int32_t items_drop_below(kw_world *w, int32_t mm, int32_t link, uint64_t addr) noexcept nogil
+    # Those behind `link` and below addr are dropped; the next one, 0: there is none.
+
 cdef inline int32_t next_item(kw_world *w, int32_t mm, int32_t link) noexcept nogil:
     # The item behind `link` in the list of mm, 0: the first.
     return w.items[link].next if link else w.mms[mm].rmap_list

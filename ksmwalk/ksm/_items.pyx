@@ -73,18 +73,20 @@ cdef void items_drop(kw_world *w, int32_t mm) noexcept nogil:
     items_drop_after(w, mm, 0)
 
 
-cdef int32_t item_at(kw_world *w, int32_t mm, int32_t link, uint64_t addr) noexcept nogil:
-    cdef int32_t item = next_item(w, mm, link), new
-    cdef kw_item *p
-    while item:
-        p = &w.items[item]
-        if p.addr == addr:
-            return item
-        if p.addr > addr:
-            break
-        set_next_item(w, mm, link, p.next)
+cdef int32_t items_drop_below(kw_world *w, int32_t mm, int32_t link, uint64_t addr) noexcept nogil:
+    cdef int32_t item = next_item(w, mm, link)
+    while item and w.items[item].addr < addr:
+        set_next_item(w, mm, link, w.items[item].next)
         item_drop(w, item)
         item = next_item(w, mm, link)
+    return item
+
+
+cdef int32_t item_at(kw_world *w, int32_t mm, int32_t link, uint64_t addr) noexcept nogil:
+    cdef int32_t item = items_drop_below(w, mm, link, addr), new
+    cdef kw_item *p
+    if item and w.items[item].addr == addr:
+        return item
     new = item_alloc(w)
     if new < 0:
         return new

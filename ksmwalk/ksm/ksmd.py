@@ -18,6 +18,7 @@ from ._cursor import MOST
 from .advisor import advise
 from .clock import end_sleep
 from .notebook import Counters, ShownKsm
+from .policy import Chosen
 from .scan import KsmScan
 
 __all__ = ["Events", "Ksm"]
@@ -103,7 +104,7 @@ class Events(Strict):
         return f"<Events {'on' if self.on else 'off'}, {len(self)} to take, {self.lost} lost>"
 
 
-class Ksm(Strict, ShownKsm, sysfs.Files):
+class Ksm(Strict, ShownKsm, sysfs.Files, Chosen):
     """KSM of a Host: tunables, counters and the daemon, which runs when told to.
 
     Every file of /sys/kernel/mm/ksm is an attribute with the kernel's name: tunables, with the kernel's defaults, may
@@ -124,12 +125,13 @@ class Ksm(Strict, ShownKsm, sysfs.Files):
     Differs: merge_across_nodes = 0 with several nodes was not compared with a real one.
     """
 
-    __slots__ = ("_bound", "_scan", "_events", "__weakref__")
+    __slots__ = ("_bound", "_scan", "_events", "_policy", "_asking", "__weakref__")
 
     def __init__(self, world: _core.World):
         self._bound = world
         self._scan = KsmScan(world)
         self._events = Events(world)
+        self._policy = self._asking = None
         _engine.py_bind(world)
         ksm, ctl = world.arrays["ksm"], world.arrays["ctl"]
         if ksm["max_page_sharing"][0] == 0:  # a record that was never used
@@ -281,7 +283,7 @@ class Ksm(Strict, ShownKsm, sysfs.Files):
         Parameters
         ----------
         n : int, optional
-            Visits at most; `pages_to_scan` if left out.
+            Visits at most; if left out `pages_to_scan`, or what the policy says.
 
         Returns
         -------
@@ -297,7 +299,7 @@ class Ksm(Strict, ShownKsm, sysfs.Files):
 
         Models: ksm_do_scan() of Linux 6.18. Differs: nothing known.
         """
-        n = self.pages_to_scan if n is None else as_int(n, "n", 0, MOST)
+        n = self.pace()[0] if n is None else as_int(n, "n", 0, MOST)
         done, ended = self._visit(n)
         if ended:
             self._advise()
@@ -310,7 +312,7 @@ class Ksm(Strict, ShownKsm, sysfs.Files):
         if n and not cursor["slot"][0] and self.registered:
             self._ksm["advisor"][0, _SCAN_START] = self.now_ms
         before = cursor["seqnr"][0]
-        done, code = _engine.py_scan(world, n)
+        done, code = _engine.py_scan(world, n) if self._asking is None else self._asking.scan(n)
         if code:
             self.scan._fail(code)
         return done, bool(cursor["seqnr"][0] != before)

@@ -128,6 +128,7 @@ enum {
     KW_EBUSYENTRY = -5008,    /* something is mapped there already, or somebody holds a reference */
     KW_EFULL = -5009,         /* the output has no room for more */
     KW_EINTR = -5010,         /* a signal came: what is done is done, the rest is not */
+    KW_EPOLICY = -5011,       /* a policy raised */
 };
 enum { KW_RING = 65536 }; /* records in the ring of events */
 /* Page-table entry bits. */

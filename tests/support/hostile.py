@@ -573,6 +573,7 @@ def targets(scene):
             {"value": 5},
             {"value": either(integer(0, 2**32 - 1), text("1"))},
         ),
+        "Ksm.policy": (set_(ksm, "policy"), {"value": None}, {"value": none}),
         "Ksm.now_ms": (set_(ksm, "now_ms"), {"value": 5}, {"value": number}),
         "Ksm.cpu_ms": (set_(ksm, "cpu_ms"), {"value": 5}, {"value": number}),
         "KsmScan.scan": (ksm.scan.scan, {"n": 5}, {"n": number}),

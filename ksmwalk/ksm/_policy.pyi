@@ -1,0 +1,6 @@
+"""The stub of the compiled module: what Python sees of it."""
+
+class CPolicy:
+    """A policy of C functions: filled in by who cimports `ksmwalk.ksm._policy`, plugged in as `host.ksm.policy`."""
+
+    keep: object
