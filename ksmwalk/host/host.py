@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _core, layout
-from ..errors import Settled, check
+from ..errors import check
 from ..gate import as_flag, as_int, shown
 from ..layout import BLOCK, FRAME_FIELDS, Frame, MmFlag, Thp
 from ..memory.frames import Frames
 from ..signatures import AnyArray, RecordArray, U64Array
 from . import _doors, saved
 from .mm import Mm
+from .traces import Driven
 
 if TYPE_CHECKING:
     from ..ksm.ksmd import Ksm
@@ -37,7 +38,7 @@ def _view(array: AnyArray, n: int) -> AnyArray:
     return view
 
 
-class Host(Settled):
+class Host(Driven):
     """A machine: frames, page tables, address spaces, KSM.
 
     Parameters
