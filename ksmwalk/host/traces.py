@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from ..errors import Settled, check
-from ..gate import as_array, as_flag, as_int, as_row, shown
+from ..gate import as_flag, as_int, as_row, shown
 from ..layout import TRACE_EVENT, Code, Operation
-from ..signatures import I32Array, I64Array, Integer, Integers, RecordArray
+from ..signatures import AnyArray, I32Array, I64Array, Integer, Integers, RecordArray
 from . import _trace
 from .mm import ADVICE, Mm
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 MAX_IDS = 1 << 22  # processes of a trace are numbered below it: MAX_IDS of _trace.pxd
 _AT_ONCE = 1 << 17  # events in one compiled call
 _CHANGES = 1 << 10  # processes that may come and go in one
+_NO_TRACE = "must be one row of layout.TRACE_EVENT (`trace_events` makes one), or give such rows one after the other"
 _FULL = int(Code.FULL)
 _ADVICE_OF = {number: name for name, number in ADVICE.items()}
 
@@ -73,7 +74,7 @@ def trace_events(
         if arg not in ADVICE:
             raise ValueError(f"arg {shown(arg)}: must be a number, or an advice: one of {', '.join(ADVICE)}")
         arg = ADVICE[arg]
-    given = {
+    given: dict[str, tuple[AnyArray, bool]] = {
         "time": as_row(time, "time", np.int64),
         "addr": as_row(addr, "addr"),
         "key": as_row(key, "key"),
@@ -138,7 +139,7 @@ class Player(Settled):
     ) -> None:
         if not hasattr(host, "mm_by_number"):
             raise TypeError(f"host {shown(host)}: must be a Host")
-        if errors not in ("stop", "count"):
+        if not isinstance(errors, str) or errors not in ("stop", "count"):
             raise ValueError(f'errors {shown(errors)}: must be "stop" or "count"')
         if mms is not None and not isinstance(mms, Mapping):
             raise TypeError(f"mms {shown(mms)}: must map numbers to address spaces")
@@ -189,13 +190,15 @@ class Player(Settled):
         store of a present page looks at its page-table entry only, as the processor does.
         """
         before = self._done
+        if not isinstance(events, Iterable):
+            raise TypeError(f"events {shown(events)}: {_NO_TRACE}")
         for one in [events] if isinstance(events, np.ndarray) else events:
             self._apply(one)
         return self._done - before
 
     def _apply(self, events: RecordArray) -> None:
         if not isinstance(events, np.ndarray) or events.dtype != TRACE_EVENT or events.ndim != 1:
-            raise TypeError(f"events {shown(events)}: must be one row of layout.TRACE_EVENT (`trace_events` makes one)")
+            raise TypeError(f"events {shown(events)}: {_NO_TRACE}")
         world, at = self.host.world, 0
         with world:
             table = self._table()
@@ -237,7 +240,7 @@ class Player(Settled):
     def _follow(self, changes: I32Array) -> None:
         """Let the doors know who exited, and make those of who came."""
         host = self.host
-        for number, index in changes.tolist():
+        for _, index in changes.tolist():
             if index < 0 and (life := host._lives.get(-index)) is not None:
                 life.end()
         now: dict[int, int] = dict(changes.tolist())

@@ -140,11 +140,13 @@ def program(rng, places, n):
     events["key"][ranged] = rng.integers(0, 1100, ranged.sum()) * PAGE + rng.choice([0, 0, 1], ranged.sum()).astype(int)
     forks = events["operation"] == FORK
     events["key"][forks] = rng.choice([1, 2, 700, 5000, 1 << 22], forks.sum(), p=[0.3, 0.3, 0.2, 0.19, 0.01])
-    events["arg"][events["operation"] == MAP] = rng.choice([0, 1, 3, 7, 8], int((events["operation"] == MAP).sum()), p=[0.5, 0.1, 0.2, 0.1, 0.1])
+    maps = events["operation"] == MAP
+    events["arg"][maps] = rng.choice([0, 1, 3, 7, 8], maps.sum(), p=[0.5, 0.1, 0.2, 0.1, 0.1])
     advice = events["operation"] == ADVISE
     events["arg"][advice] = rng.choice([*ADVICE.values(), 77], advice.sum())
     odd = rng.random(n) < 0.02
-    events["addr"][odd] = rng.choice(np.array([0, 1, BASE + 1, 1 << 47, (1 << 47) - PAGE, 1 << 57, 1 << 63, 2**64 - 1], np.uint64), odd.sum())
+    strange = [0, 1, BASE + 1, 1 << 47, (1 << 47) - PAGE, 1 << 57, 1 << 63, 2**64 - 1]
+    events["addr"][odd] = rng.choice(np.array(strange, np.uint64), odd.sum())
     events["key"][rng.random(n) < 0.005] = 2**64 - 1
     return events
 
@@ -324,9 +326,13 @@ def test_bad_arguments_are_named():
 
 
 def test_an_event_is_described():
-    said = [describe(e) for e in np.concatenate([small(), trace_events("map", BASE, 1, arg=4), trace_events("unmap", 5, 6), trace_events("advise", 0, 1, arg=99)])]
+    more = [trace_events("map", BASE, 1, arg=4), trace_events("unmap", 5, 6), trace_events("advise", 0, 1, arg=99)]
+    said = [describe(event) for event in np.concatenate([small(), *more])]
     assert said[0] == f"map, {8 * PAGE} bytes at {BASE:#x}, of process 1" and said[10] == "fork of process 1 to 3"
-    assert said[-3:] == [f"map (arg 4), 1 bytes at {BASE:#x}, of process 0", "unmap, 6 bytes at 0x5, of process 0", "advise 99, 1 bytes at 0x0, of process 0"]
+    assert said[-3:] == [
+        f"map (arg 4), 1 bytes at {BASE:#x}, of process 0", "unmap, 6 bytes at 0x5, of process 0",
+        "advise 99, 1 bytes at 0x0, of process 0",
+    ]  # fmt: skip
     assert describe(np.zeros(1, TRACE_EVENT)[0]) == "operation 0: there is none"
 
 
