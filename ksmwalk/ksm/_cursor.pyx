@@ -11,6 +11,7 @@ from ksmwalk.ksm._find cimport find_page, forget_table
 from ksmwalk.ksm._items cimport (
     cursor_reset, event, item_at, item_door, items_drop_after, next_item, slot_remove,
 )
+from ksmwalk.ksm._stable cimport unstable_root
 from ksmwalk.layout._layout cimport *
 
 
@@ -89,8 +90,8 @@ cdef void begin_full_scan(kw_world *w) noexcept nogil:
     event(w, EV_START, 0, <int64_t>w.cursor.seqnr, w.ctl.items_live, 0, 0)
     if w.start_scan != NULL:
         w.start_scan(w)
-    for i in range(w.ctl.nr_nodes):
-        w.trees[w.ctl.nr_nodes + i] = 0
+    for i in range(w.ctl.trees_used):
+        unstable_root(w, <int>i)[0] = 0
     cursor_reset(w, w.mms[0].slot_next)
 
 

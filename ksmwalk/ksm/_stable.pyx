@@ -2,7 +2,7 @@
 
 The contract of every function stands in `_stable.pxd`.
 """
-from libc.stdint cimport int32_t, int64_t, uint64_t, uint8_t
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint64_t, uint8_t
 from libc.string cimport memset
 
 from ksmwalk.ksm._trees cimport rb_erase, rb_insert, rb_replace
@@ -90,7 +90,7 @@ cdef void node_unlink(kw_world *w, int32_t node) noexcept nogil:
         dup_unlink(w, node)     # the chain stays, even if this was its last
         w.ksm.dups -= 1
     else:
-        rb_erase(node_rb(w), sizeof(kw_node), stable_root(w, p.nid), node)
+        rb_erase(node_rb(w), sizeof(kw_node), stable_root(w, p.tree), node)
 
 
 cdef void node_remove(kw_world *w, int32_t node) noexcept nogil:
@@ -207,8 +207,8 @@ cdef int32_t pick_dup(kw_world *w, int32_t *entry, bint may_prune, int32_t *room
     if w.nodes[dup].dup_next == 0:
         # The only one left: the chain turns back into a plain node.
         dup_unlink(w, dup)
-        rb_replace(node_rb(w), sizeof(kw_node), stable_root(w, c.nid), chain, dup)
-        w.nodes[dup].nid = c.nid
+        rb_replace(node_rb(w), sizeof(kw_node), stable_root(w, c.tree), chain, dup)
+        w.nodes[dup].tree = c.tree
         w.ksm.chains -= 1
         w.ksm.dups -= 1
         node_free(w, chain)
@@ -217,16 +217,16 @@ cdef int32_t pick_dup(kw_world *w, int32_t *entry, bint may_prune, int32_t *room
 
 
 cdef void chain_free(kw_world *w, int32_t chain) noexcept nogil:
-    rb_erase(node_rb(w), sizeof(kw_node), stable_root(w, w.nodes[chain].nid), chain)
+    rb_erase(node_rb(w), sizeof(kw_node), stable_root(w, w.nodes[chain].tree), chain)
     w.ksm.chains -= 1
     node_free(w, chain)
 
 
-cdef int32_t stable_search(kw_world *w, uint64_t key, int nid) noexcept nogil:
+cdef int32_t stable_search(kw_world *w, uint64_t key, int tree) noexcept nogil:
     """The node that a page of this content joins, 0 if there is none with room."""
     cdef int32_t entry, page, roomy
     while True:
-        entry = stable_root(w, nid)[0]
+        entry = stable_root(w, tree)[0]
         while entry:
             page = pick_dup(w, &entry, True, &roomy)
             if page == AGAIN:
@@ -245,16 +245,16 @@ cdef int32_t chain_make(kw_world *w, int32_t node) noexcept nogil:
         return chain
     w.nodes[chain].key = w.nodes[node].key
     w.nodes[chain].flags |= NODE_CHAIN
-    w.nodes[chain].nid = w.nodes[node].nid
+    w.nodes[chain].tree = w.nodes[node].tree
     w.nodes[chain].prune_time = <uint64_t>w.ksm.now_ms
-    rb_replace(node_rb(w), sizeof(kw_node), stable_root(w, w.nodes[node].nid), node, chain)
+    rb_replace(node_rb(w), sizeof(kw_node), stable_root(w, w.nodes[node].tree), node, chain)
     dup_add(w, chain, node)
     w.ksm.chains += 1
     w.ksm.dups += 1
     return chain
 
 
-cdef int stable_place(kw_world *w, int32_t node, int nid) noexcept nogil:
+cdef int stable_place(kw_world *w, int32_t node, int tree) noexcept nogil:
     """Put a page's node into the tree, or into the chain of its content: KW_OK or KW_ENONODES."""
     cdef uint64_t key = w.nodes[node].key
     cdef int32_t entry, page, roomy, parent
@@ -262,7 +262,7 @@ cdef int stable_place(kw_world *w, int32_t node, int nid) noexcept nogil:
     while True:
         parent = 0
         right = False
-        entry = stable_root(w, nid)[0]
+        entry = stable_root(w, tree)[0]
         page = 0
         while entry:
             page = pick_dup(w, &entry, False, &roomy)
@@ -275,9 +275,9 @@ cdef int stable_place(kw_world *w, int32_t node, int nid) noexcept nogil:
             entry = w.nodes[entry].right if right else w.nodes[entry].left
         if entry == 0 or page != AGAIN:
             break
-    w.nodes[node].nid = <uint8_t>nid
+    w.nodes[node].tree = <uint16_t>tree
     if entry == 0:
-        rb_insert(node_rb(w), sizeof(kw_node), stable_root(w, nid), parent, right, node)
+        rb_insert(node_rb(w), sizeof(kw_node), stable_root(w, tree), parent, right, node)
         return KW_OK
     if not w.nodes[entry].flags & NODE_CHAIN:
         entry = chain_make(w, entry)
@@ -288,7 +288,7 @@ cdef int stable_place(kw_world *w, int32_t node, int nid) noexcept nogil:
     return KW_OK
 
 
-cdef int32_t stable_insert(kw_world *w, int64_t pfn, uint64_t key, int nid) noexcept nogil:
+cdef int32_t stable_insert(kw_world *w, int64_t pfn, uint64_t key, int tree) noexcept nogil:
     """A node for the new KSM page pfn: its index or KW_ENONODES."""
     cdef int32_t node = node_alloc(w)
     cdef int err
@@ -297,7 +297,7 @@ cdef int32_t stable_insert(kw_world *w, int64_t pfn, uint64_t key, int nid) noex
     w.nodes[node].key = key
     w.nodes[node].pfn = <int32_t>pfn
     w.nodes[node].last_pfn = <int32_t>pfn
-    err = stable_place(w, node, nid)
+    err = stable_place(w, node, tree)
     if err < 0:
         node_free(w, node)
         return err
@@ -319,14 +319,14 @@ cdef void migrate_add(kw_world *w, int32_t node) noexcept nogil:
     w.ksm.migrate = node
 
 
-cdef int32_t migrate_search(kw_world *w, int32_t node, int nid) noexcept nogil:
+cdef int32_t migrate_search(kw_world *w, int32_t node, int tree) noexcept nogil:
     """Where the items of a page that waits belong: a node of its content with room, else itself, now in its tree."""
-    cdef int32_t found = stable_search(w, w.nodes[node].key, nid)
+    cdef int32_t found = stable_search(w, w.nodes[node].key, tree)
     cdef int err
     if found:
         return found
     node_unlink(w, node)
-    err = stable_place(w, node, nid)
+    err = stable_place(w, node, tree)
     if err < 0:
         w.nodes[node].flags |= NODE_MIGRATE
         w.nodes[node].right = 0
@@ -370,11 +370,11 @@ cdef int drop_entry(kw_world *w, int32_t entry) noexcept nogil:
 
 cdef int drop_stable_nodes(kw_world *w) noexcept nogil:
     cdef int err = KW_OK
-    cdef int64_t nid
+    cdef int64_t tree
     cdef int32_t node, following
-    for nid in range(w.ctl.nr_nodes):
-        while stable_root(w, <int>nid)[0]:
-            if drop_entry(w, stable_root(w, <int>nid)[0]) != KW_OK:
+    for tree in range(w.ctl.trees_used):
+        while stable_root(w, <int>tree)[0]:
+            if drop_entry(w, stable_root(w, <int>tree)[0]) != KW_OK:
                 err = KW_EBUSYENTRY
                 break
     node = <int32_t>w.ksm.migrate

@@ -59,6 +59,7 @@ __all__ = [
     "PMD_SIZE",
     "PUD_SIZE",
     "TRACE_EVENT",
+    "TREES",
     "VMA",
     "WORK",
     "Array",
@@ -81,3 +82,4 @@ __all__ = [
 FRAME_FIELDS = {name.removeprefix("f_"): array.dtype for name, array in ARRAYS.items() if name.startswith("f_")}
 PAGE_SHIFT = PAGE_SIZE.bit_length() - 1
 BLOCK = 512  # frames in an allocator block (one THP)
+TREES = 1 << 16  # pairs of trees at most: as many as a stable node's `tree` can number

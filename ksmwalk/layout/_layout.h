@@ -183,6 +183,8 @@ typedef struct {
     int64_t serial;      /* number of this address space among all ever made */
     int32_t nid;         /* preferred NUMA node */
     int32_t vma_hint;    /* the vma found last */
+    int32_t domain;      /* merged only with pages of address spaces of the same number */
+    int32_t unused;
     int64_t users;       /* MM_BACKING: vmas that map it, and its maker while it has not let go */
     int64_t nr_pages;    /* MM_BACKING: pages it has, faults beyond fail */
 } kw_mm;
@@ -217,8 +219,7 @@ typedef struct {
     int32_t left, right, parent; /* stable tree; next free record in `left`; next and previous while NODE_MIGRATE */
     uint8_t colour;      /* these four are a kw_rb */
     uint8_t flags;       /* NODE_* bits */
-    uint8_t nid;         /* NUMA tree it is in */
-    uint8_t unused;
+    uint16_t tree;       /* pair of trees it belongs to: domain * nr_nodes + NUMA node (0 while merging across them) */
     int32_t items;       /* first rmap_item of its list (newest), 0: none */
     int32_t count;       /* rmap_items on the list */
     int32_t dups;        /* chain head: first dup */
@@ -240,6 +241,7 @@ typedef struct {
     int64_t mms_exited;    /* first of those that exited and wait until ksmd has cleaned their slots, 0: none */
     int64_t items_used, items_free, items_live, items_cap;
     int64_t stable_used, stable_free, stable_live, stable_cap;  /* stable nodes */
+    int64_t trees_used, trees_cap; /* pairs of trees: nr_nodes for each domain up to the highest */
     int64_t nr_frames, nr_nodes, nr_blocks;
     int64_t frames_used;   /* frames allocated */
     int64_t anon_vmas;     /* anon_vma families handed out */
@@ -372,7 +374,7 @@ struct kw_world {
     kw_cursor *cursor;     /* [1] */
     kw_work *work;         /* [1] */
     kw_bad *bad;           /* [1] the entry that ended the last call with KW_EBADENTRY */
-    int32_t *trees;        /* [2*nr_nodes] root of the stable (0) and unstable (1) tree of a NUMA node */
+    int32_t *trees;        /* [trees_cap][2] roots of the stable (0) and unstable (1) tree of a domain and NUMA node */
     /* frames, indexed by pfn */
     uint16_t *f_flags;     /* [nr_frames]~ FRAME_* bits */
     uint8_t *f_nid;        /* [nr_frames]~ */

@@ -175,7 +175,10 @@ LINE = st.one_of(
 )  # fmt: skip
 
 
-@given(lines=st.lists(LINE, max_size=40), fetches=st.booleans(), piece=st.sampled_from([5, 50, 1 << 20]), end=st.sampled_from(["", "\n"]))
+@given(
+    lines=st.lists(LINE, max_size=40), fetches=st.booleans(), piece=st.sampled_from([5, 50, 1 << 20]),
+    end=st.sampled_from(["", "\n"]),
+)  # fmt: skip
 def test_lackey_lines_of_any_kind(tmp_path_factory, lines, fetches, piece, end):
     text = "\n".join(lines) + (end if lines else "")
     path = written(tmp_path_factory.mktemp("lackey"), "t.log", text.encode())
@@ -220,10 +223,8 @@ def slow_champsim(data, fetches):
 
 def records(rng, n):
     pick = lambda: rng.choice([0, 0, rng.randrange(1 << 47), 1 << 40])  # noqa: E731
-    return b"".join(
-        struct.pack("<QBB2s4sQQQQQQ", rng.randrange(1 << 47), rng.randrange(2), rng.randrange(2), b"ab", b"cdef", *(pick() for _ in range(6)))
-        for _ in range(n)
-    )
+    heads = [(rng.randrange(1 << 47), rng.randrange(2), rng.randrange(2), b"ab", b"cdef") for _ in range(n)]
+    return b"".join(struct.pack("<QBB2s4sQQQQQQ", *head, *(pick() for _ in range(6))) for head in heads)
 
 
 @pytest.mark.parametrize("packed", PACKERS)
