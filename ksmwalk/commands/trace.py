@@ -156,9 +156,9 @@ def show(screen: Screen, path: str, summary: TraceSummary, outcome: Outcome | No
 
 def _show_run(screen: Screen, outcome: Outcome) -> None:
     player, host = outcome.player, outcome.player.host
-    each = f", {outcome.seconds / player.done * 1e9:.0f} ns of CPU each" if player.done else ""
     screen.paragraph(
-        f"Applied: {report.count(player.done)} events{each}. {_of(len(player.mms))} alive, {report.count(host.frames_used - 1)} "
+        f"Applied in {report.duration(outcome.seconds)} of CPU, reading included: {report.count(player.done)} events. "
+        f"{_of(len(player.mms))} alive, {report.count(host.frames_used - 1)} "
         f"frames and {report.count(host.tables.nr_tables)} table pages in use; {report.count(outcome.touched)} pages touched, "
         f"{report.count(outcome.written)} written to."
     )
