@@ -36,9 +36,9 @@ class Touched(Contents):
             A page-table entry written by hand can't be followed.
 
         Models: the accessed bits behind "Referenced" of /proc/PID/smaps, and with `written` the soft-dirty bits of
-        /proc/PID/pagemap, of Linux 6.18. Differs: what a fault maps counts as accessed, as in an entry that the kernel
-        makes; a page that KSM merged since then counts as not written; an area made since then counts only page by
-        page, as it is written to.
+        /proc/PID/pagemap, of Linux 6.18. Differs: zero pages count as accessed, too, of which smaps says nothing; a page
+        that KSM merged since then counts as not written; an area made since then counts only page by page, as it is
+        written to.
 
         Examples
         --------
