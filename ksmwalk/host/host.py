@@ -11,12 +11,13 @@ import numpy as np
 
 from .. import _core, layout
 from ..errors import check
-from ..gate import as_flag, as_int, shown
+from ..gate import as_flag, as_int, counted, shown
 from ..layout import BLOCK, FRAME_FIELDS, Frame, MmFlag, Thp
 from ..memory.frames import Frames
 from ..signatures import AnyArray, RecordArray, U64Array
 from . import _doors, saved
 from .mm import Mm
+from .notebook import ShownHost
 from .traces import Driven
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def _view(array: AnyArray, n: int) -> AnyArray:
     return view
 
 
-class Host(Driven):
+class Host(Driven, ShownHost):
     """A machine: frames, page tables, address spaces, KSM.
 
     Parameters
@@ -466,8 +467,8 @@ class Host(Driven):
         return self
 
     def __repr__(self) -> str:
-        used, spaces = self.frames_used, len(self.mm_list)
-        return f"<Host {self.nr_frames} frames on {self.nr_nodes} node(s), {used} used, {spaces} address spaces>"
+        nodes, spaces = counted(self.nr_nodes, "node"), counted(len(self.mm_list), "address space")
+        return f"<Host of {self.nr_frames:,} frames on {nodes}: {self.frames_used:,} used, {spaces}>"
 
 
 class TableArena:

@@ -6,9 +6,9 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
+from ..drawing.words import printable
 from ..host.vma import LETTERS, why_not
 from ..layout import PAGE_SIZE, Vm
-from .processes import printable
 
 # The bit of each pair of VmFlags letters that the model knows.
 VM_BITS = {letters: bit for bit, letters in LETTERS}
@@ -73,6 +73,11 @@ class VmaRecord:
     def key(self) -> tuple[int | str, ...]:
         """What must be equal in two readings for the mapping to count as unchanged."""
         return (self.start, self.end, self.perms, self.offset, self.device, self.inode, self.name)
+
+    @property
+    def sort(self) -> tuple[tuple[str, ...], str, str]:
+        """What is equal of mappings of one kind."""
+        return self.flags, self.perms, self.name
 
     @property
     def vm_flags(self) -> int:

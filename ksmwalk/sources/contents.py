@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from ..drawing.words import size
 from ..errors import KsmwalkError
 from ..gate import as_int, counted, shown
 from ..ksm.sysfs import chosen
+from ..layout import PAGE_SIZE
 from ..proc.freeze import frozen
 from ..proc.memory import LivePages, OpenFiles
 from ..signatures import BoolArray, I64Array, U64Array
@@ -79,6 +81,10 @@ class MemoryCapture:
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     prefix: float = 0.0
+
+    def __repr__(self) -> str:
+        what = f"{counted(len(self.processes), 'process')}, {counted(self.nr_pages, 'page')} ({size(self.nr_pages * PAGE_SIZE)})"
+        return f"<MemoryCapture of {what}, {counted(max(self.nr_contents - 1, 0), 'content')}>"
 
     @property
     def nr_pages(self) -> int:

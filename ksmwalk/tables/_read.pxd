@@ -17,8 +17,19 @@ cdef class Tables:
     cdef int take_mark(self) except -1
     cdef void drop_mark(self) noexcept
 
+cdef inline uint64_t canonical(uint64_t addr, int64_t levels) noexcept nogil:
+    # The address as the processor has it: the upper half sign-extended.
+    cdef int unused = <int>(64 - 12 - 9 * levels)
+    return <uint64_t>(<int64_t>(addr << unused) >> unused)
+
 cdef void note_bad(kw_tables *t, uint64_t addr, int level, uint64_t raw, int kind) noexcept nogil
-cdef int64_t row_of_frame(const kw_tables *t, uint64_t frame) noexcept nogil
+cdef int64_t row_among_frames(const kw_tables *t, uint64_t frame) noexcept nogil
+
+cdef inline int64_t row_of_frame(const kw_tables *t, uint64_t frame) noexcept nogil:
+    # The row that holds a frame, KW_NONE: none does.
+    if t.frames == NULL:
+        return <int64_t>frame if frame < <uint64_t>t.nrows else KW_NONE
+    return row_among_frames(t, frame)
 
 cdef inline bint own_table(const kw_tables *t, int64_t row, int level) noexcept nogil:
     # May an entry lead to this row as a table of `level`? In an arena as child_row says; of an image nobody knows more.
