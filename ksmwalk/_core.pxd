@@ -76,6 +76,10 @@ cdef inline uint64_t make_leaf(uint64_t pfn, uint64_t flags, int level) noexcept
         e ^= entry_frame_mask(level, level == 1 or (flags & PTE_PS) != 0)
     return e
 
+cdef inline uint64_t entry_stored(uint64_t e) noexcept nogil:
+    # The entry of a page after a store.
+    return (e | PTE_A | PTE_D) & ~PTE_CLEAN
+
 cdef inline bint eligible(uint16_t flags) noexcept nogil:
     # A page KSM looks at: anonymous (KSM pages are) and not zone-device. flags: FRAME_* bits.
     return (flags & FRAME_ELIGIBLE_MASK) == FRAME_ANON

@@ -2,6 +2,7 @@
 
 from .host import Host, TableArena
 from .mm import ADVICE, Mm
+from .traces import Player, trace_events
 from .vma import Vma
 
-__all__ = ["ADVICE", "Host", "Mm", "TableArena", "Vma"]
+__all__ = ["ADVICE", "Host", "Mm", "Player", "TableArena", "Vma", "trace_events"]

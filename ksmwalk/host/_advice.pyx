@@ -217,7 +217,10 @@ cdef int sys_uffd_wp(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bint
         v = vma_find(w, mm, at)
         if v == 0:
             return -EINVAL
-        at = w.vmas[v].end
+        stop = min(end, w.vmas[v].end)
+        if w.vmas[v].page_shift > 12 and (at | stop) & (KW_PMD_SIZE - 1):
+            return -EINVAL
+        at = stop
     while start < end:
         v = vma_find(w, mm, start)
         stop = min(end, w.vmas[v].end)

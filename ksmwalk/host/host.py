@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _core, layout
-from ..errors import Settled, check
+from ..errors import check
 from ..gate import as_flag, as_int, counted, shown
 from ..layout import BLOCK, FRAME_FIELDS, Frame, MmFlag, Thp
 from ..memory.frames import Frames
@@ -19,6 +19,7 @@ from . import _doors, saved
 from .mm import Mm
 from .notebook import ShownHost
 from .running import Running
+from .traces import Driven
 
 if TYPE_CHECKING:
     from ..ksm.ksmd import Ksm
@@ -39,7 +40,7 @@ def _view(array: AnyArray, n: int) -> AnyArray:
     return view
 
 
-class Host(Settled, ShownHost, Running):
+class Host(Driven, ShownHost, Running):
     """A machine: frames, page tables, address spaces, KSM.
 
     Parameters

@@ -11,9 +11,9 @@ from ..ksm.rmap import RmapItem, rmap_items
 from ..layout import PAGE_SIZE, PMD_SIZE, MmFlag, Vm
 from ..tables.tables import PageTables
 from . import _advice, _doors
-from .contents import Contents
 from .door import refuse, up
 from .notebook import ShownMm
+from .touched import Touched
 from .vma import Vma
 
 #: advice names of madvise(2) with their numbers
@@ -58,7 +58,7 @@ def _prot(prot: str) -> int:
     return (_READ if "r" in prot else 0) | (_WRITE if "w" in prot else 0) | (_EXEC if "x" in prot else 0)
 
 
-class Mm(Contents, ShownMm):
+class Mm(Touched, ShownMm):
     """An address space; `Host.new_mm`, `fork` make them. `Mm(host, number)` is the same door as `host.mm_by_number`.
 
     A bad call raises the `OSError` that the system call would fail with, and does what the system call does

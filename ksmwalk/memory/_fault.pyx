@@ -6,7 +6,7 @@ from libc.errno cimport EFAULT
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from ksmwalk._core cimport (
-    bad_entry, entry_leaf, entry_none, entry_pfn, interrupted, interrupted_at, leaf_find, level_size,
+    bad_entry, entry_leaf, entry_none, entry_pfn, entry_stored, interrupted, interrupted_at, leaf_find, level_size,
     make_entry, make_leaf, mm_changed, no_entry, pmd_make, pmd_present, pte_find, pte_make, pte_present,
 )
 from ksmwalk.memory._frames cimport (
@@ -90,7 +90,7 @@ cdef int write_huge(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t 
             return pmd_split(w, mm, addr, pmd)
         if v.flags & VM_WRITE:
             pmd[0] = e | PTE_RW
-    pmd[0] |= PTE_A | PTE_D
+    pmd[0] = entry_stored(pmd[0])
     store(w, mm, pfn + sub, key, mode)
     return 1
 
@@ -107,7 +107,7 @@ cdef int write_hugetlb(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64
         if old < 0:
             return -EFAULT
         if pmd[0] & PTE_RW or v.flags & VM_SHARED or folio_mappings(w, old) == w.f_refs[old] == 512:
-            pmd[0] |= PTE_RW | PTE_A | PTE_D
+            pmd[0] = entry_stored(pmd[0] | PTE_RW)
             store(w, mm, old + sub, key, mode)
             return KW_OK
     elif v.flags & VM_SHARED:
@@ -158,7 +158,7 @@ cdef int write_pte(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *
     if e & PTE_RW and pte_present(e):
         pfn = normal_pfn(w, e, 1)
         if pfn >= 0:
-            pte[0] = e | PTE_A | PTE_D
+            pte[0] = entry_stored(e)
             store(w, mm, pfn, key, mode)
             return KW_OK
     if not pte_present(e):
@@ -194,7 +194,7 @@ cdef int write_pte(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *
     if pfn < 0:
         return -EFAULT
     if v.flags & VM_SHARED or page_ours(w, mm, addr, pfn):
-        pte[0] = e | PTE_A | PTE_D | (PTE_RW if v.flags & VM_WRITE else 0)
+        pte[0] = entry_stored(e) | (PTE_RW if v.flags & VM_WRITE else 0)
         store(w, mm, pfn, key, mode)
         return KW_OK
     anon_vma_prepare(w, v)

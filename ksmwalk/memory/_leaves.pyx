@@ -329,7 +329,7 @@ cdef int move_range(kw_world *w, int32_t mm, uint64_t old, uint64_t new, uint64_
 cdef inline uint64_t new_prot(kw_world *w, LeafOp *op, uint64_t e, int level) noexcept nogil:
     """The entry with the vma's permissions: write-enabled at once where a store would find nothing to copy."""
     cdef uint64_t d = entry_decode(e), flags
-    cdef uint64_t keep = PTE_A | PTE_D | PTE_SPECIAL | PTE_UFFD_WP | PTE_SOFT_DIRTY | PTE_PWT | PTE_PCD | PTE_PS
+    cdef uint64_t keep = PTE_A | PTE_D | PTE_SPECIAL | PTE_UFFD_WP | PTE_SOFT_DIRTY | PTE_PWT | PTE_PCD | PTE_PS | PTE_CLEAN
     cdef int64_t pfn = normal_pfn(w, e, level)
     flags = (d & keep) | op.prot
     if flags & PTE_UFFD_WP:

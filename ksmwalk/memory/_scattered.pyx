@@ -7,7 +7,7 @@ unless a fault has changed tables in between. Only the common case is done here;
 from libc.errno cimport EFAULT
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
-from ksmwalk._core cimport entry_pfn, mm_changed, pte_find
+from ksmwalk._core cimport entry_pfn, entry_stored, mm_changed, pte_find
 from ksmwalk.memory._frames cimport normal_pfn
 from ksmwalk.memory._areas cimport vma_find
 from ksmwalk.memory._fault cimport fault_read, fault_write
@@ -84,7 +84,7 @@ cdef int64_t write_scattered(kw_world *w, int32_t mm, const uint64_t *addrs, int
             if KW_LIKELY((e & (PTE_P | PTE_RW)) == (PTE_P | PTE_RW)):
                 pfn = normal_pfn(w, e, 1)
                 if KW_LIKELY(pfn >= 0):
-                    p[0] = e | PTE_A | PTE_D
+                    p[0] = entry_stored(e)
                     w.f_key[pfn] = keys[i * stride]
                     stored += 1
                     continue

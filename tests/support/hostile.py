@@ -15,6 +15,7 @@ import numpy as np
 
 import ksmwalk
 from ksmwalk import Host, KsmwalkError, MmWalkOps, PageTables, entries, layout
+from ksmwalk.host import trace_events
 
 PAGE, M = 4096, 1 << 20
 AT = 1 << 30
@@ -286,6 +287,14 @@ def none(value):
     return value is None
 
 
+def empty(value):
+    return not isinstance(value, np.ndarray) and hasattr(value, "__len__") and hasattr(value, "__iter__") and len(value) == 0
+
+
+def empty_mapping(value):
+    return isinstance(value, dict) and not value
+
+
 def text(*words):
     return lambda value: isinstance(value, str) and value in words
 
@@ -354,6 +363,16 @@ def targets(scene):
         "Host.mm_by_number": (host.mm_by_number, {"number": 1}, {"number": any_mm}),
         "Host.thp": (set_(host, "thp"), {"value": "never"}, {"value": nothing}),
         "Host.lru_batch": (set_(host, "lru_batch"), {"value": 3}, {"value": integer(0, 63)}),
+        "Host.player": (
+            host.player,
+            {"mms": {0: mm}, "errors": "stop", "map_missing": False},
+            {"mms": either(none, empty_mapping), "errors": nothing, "map_missing": flag},
+        ),
+        "Host.apply": (
+            host.apply,
+            {"events": trace_events("write", AT, 7), "mms": {0: mm}, "errors": "stop", "map_missing": False},
+            {"events": empty, "mms": nothing, "errors": nothing, "map_missing": flag},
+        ),
         "Host.new_object": (host.new_object, {"length": PAGE, "device": False}, {"length": integer(0, 1 << 47), "device": flag}),
         "Host.drop_object": (host.drop_object, {"number": scene.object}, {"number": integer(scene.object, scene.object)}),
         "Host.check_object": (host.check_object, {"number": scene.object}, {"number": integer(scene.object, scene.object)}),
@@ -432,6 +451,10 @@ def targets(scene):
             {"addr": AT, "length": PAGE},
             {"addr": integer(AT, AT), "length": either(integer(0, 16 * PAGE), integer(2**64 - 4095, 2**64 - 1))},
         ),
+        "Mm.touched": (
+            mm.touched, {"start": 0, "end": AT + PAGE, "written": False}, {"start": U64, "end": U64, "written": flag},
+        ),
+        "Mm.clear_touched": (mm.clear_touched, {"start": 0, "end": AT + PAGE}, {"start": U64, "end": U64}),
         "Mm.uffd_wp": (mm.uffd_wp, {"addr": AT, "length": PAGE, "on": True}, {"addr": USER_ADDR, "length": USER_LEN, "on": flag}),
         "Mm.write": (
             mm.write,
