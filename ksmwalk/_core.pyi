@@ -1,13 +1,19 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Self
 
 from typing_extensions import disjoint_base  # of the type checker, which knows it: nothing to install
 
 from .signatures import AnyArray, Owner
 
+class Arrays(Mapping[str, AnyArray]):
+    def __getitem__(self, name: str) -> AnyArray: ...
+    def __iter__(self) -> Iterator[str]: ...
+    def __len__(self) -> int: ...
+
 @disjoint_base
 class World:
-    arrays: dict[str, AnyArray]
+    @property
+    def arrays(self) -> Arrays: ...
     owner: Callable[[], Owner | None] | None
     gone: bool
     def __new__(cls, arrays: dict[str, AnyArray]) -> Self: ...

@@ -280,6 +280,8 @@ cdef int mark_nodes(Check *c) noexcept nogil:
             return -1
         if p.prune_time >> 62:
             return refuse(c, b"nodes", b"prune_time", i, <int64_t>p.prune_time, b"later than can be")
+        if p.restless > (kind == NODE_CHAIN):
+            return refuse(c, b"nodes", b"restless", i, p.restless, b"must be 0, or 1 at the head of a chain")
         if kind == NODE_CHAIN:
             if p.pfn != -1 or p.items or p.count:
                 return refuse(c, b"nodes", b"pfn", i, p.pfn, b"the head of a chain has no page of its own")

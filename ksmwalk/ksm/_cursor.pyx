@@ -84,13 +84,18 @@ cdef inline int32_t hand_out(kw_world *w, int32_t mm, int64_t pfn) noexcept nogi
     return 0 if smart_skip(w, item, pfn) else item
 
 
-cdef void begin_full_scan(kw_world *w) noexcept nogil:
+cdef void empty_trees(kw_world *w) noexcept nogil:
+    """The unstable trees; links and marks of what was in them stay behind."""
     cdef int64_t i
+    for i in range(w.ctl.nr_nodes):
+        w.trees[w.ctl.nr_nodes + i] = 0
+
+
+cdef void begin_full_scan(kw_world *w) noexcept nogil:
     event(w, EV_START, 0, <int64_t>w.cursor.seqnr, w.ctl.items_live, 0, 0)
     if w.start_scan != NULL:
         w.start_scan(w)
-    for i in range(w.ctl.nr_nodes):
-        w.trees[w.ctl.nr_nodes + i] = 0
+    empty_trees(w)
     cursor_reset(w, w.mms[0].slot_next)
 
 
@@ -160,6 +165,7 @@ cdef int32_t scan_next(kw_world *w, int64_t *pfn) noexcept nogil:
         if cur.slot == 0:
             event(w, EV_STOP, 0, <int64_t>cur.seqnr, w.ctl.items_live, 0, 0)
             cur.seqnr += 1
+            empty_trees(w)      # now, and not when the next scan starts: nobody needs them in between
             return 0
 
 

@@ -215,7 +215,7 @@ typedef struct {
     uint8_t colour;      /* these four are a kw_rb */
     uint8_t flags;       /* NODE_* bits */
     uint8_t nid;         /* NUMA tree it is in */
-    uint8_t unused;
+    uint8_t restless;    /* chain head: 1 where a search that passes may change it, prune times aside */
     int32_t items;       /* first rmap_item of its list (newest), 0: none */
     int32_t count;       /* rmap_items on the list */
     int32_t dups;        /* chain head: first dup */
@@ -385,5 +385,10 @@ struct kw_world {
     /* Table pages freed since the arrays were bound: whoever keeps a pointer into a table across a call that may free
      * some looks whether it moved. */
     int64_t rows_freed;
+    int64_t nodes_gone;    /* stable nodes whose page is gone, once ksm/_late.pxd has counted them */
+    void *late;            /* its scratch; NULL: none */
+    /* Build what is built late before `trees`, `links` or the links of `nodes` are read; let go of the scratch. Or NULL. */
+    void (*settle)(kw_world *w);
+    void (*forget)(kw_world *w);
 };
 #endif

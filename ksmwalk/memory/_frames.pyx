@@ -139,6 +139,7 @@ cdef int64_t hugetlb_alloc(kw_world *w, int nid) noexcept nogil:
 cdef inline void clear_frame(kw_world *w, int64_t pfn) noexcept nogil:
     if w.f_node[pfn]:
         w.nodes[w.f_node[pfn]].pfn = -1
+        w.nodes_gone += 1
         w.f_node[pfn] = 0
     w.f_flags[pfn] = 0
     w.f_mapcount[pfn] = 0

@@ -1,0 +1,416 @@
+"""Trees that are built when somebody needs them: until then an index by content and the order of what was done.
+
+The contract stands in `_late.pxd`.
+"""
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uint8_t
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memset
+
+from ksmwalk.ksm._trees cimport rb_erase, rb_insert, rb_replace
+from ksmwalk.layout._layout cimport *
+
+
+cdef extern from * nogil:
+    void prefetch "__builtin_prefetch"(const void *p) noexcept
+
+cdef enum:
+    GENERATION_BITS = 0x7FFFFFFF
+    AHEAD = 16          # insertions prepared side by side
+    CREDIT = 16         # nodes that one search may pay for, to find out which chain was pruned first
+    LONGEST_WAIT = 8    # scans
+
+# One insertion of the log while the tree is built: what kw_link holds, by place in the log.
+ctypedef struct Place:
+    kw_link link
+    int32_t item        # its item, negative once it was taken out
+
+
+cdef bint log_room(Log *log, int64_t words) noexcept nogil:
+    cdef int32_t *at
+    cdef int64_t room
+    if log.n + words <= log.room:
+        return True
+    room = max(2 * log.room, <int64_t>1024)
+    at = <int32_t *>realloc(log.at, room * sizeof(int32_t))
+    if at == NULL:
+        return False
+    log.at = at
+    log.room = room
+    return True
+
+
+cdef inline void log_put(Log *log, int32_t word) noexcept nogil:
+    log.at[log.n] = word
+    log.n += 1
+
+
+cdef void late_bind(kw_world *w) noexcept nogil:
+    if w.late == NULL:
+        w.late = calloc(1, sizeof(Late))
+        w.settle = settle
+        w.forget = late_forget
+
+
+cdef void late_forget(kw_world *w) noexcept nogil:
+    cdef Late *l = late(w)
+    if l != NULL:
+        kw_slots_free(&l.unstable)
+        kw_slots_free(&l.stable)
+        free(l.log.at)
+        free(l.todo.at)
+        free(l)
+        w.late = NULL
+
+
+cdef void settle(kw_world *w) noexcept nogil:
+    cdef Late *l = late(w)
+    cdef int64_t i
+    cdef kw_item *q
+    cdef kw_link *link
+    cdef uint8_t now = <uint8_t>w.cursor.seqnr
+    if l == NULL:
+        return
+    if l.on and w.cursor.slot:
+        late_build(w)
+    stable_build(w)
+    for i in range(1, w.ctl.items_used):
+        q = &w.items[i]
+        if not q.flags & ITEM_USED:
+            continue            # `item_free` left it empty
+        link = &w.links[i]
+        if q.flags & ITEM_UNSTABLE and w.cursor.slot and q.seq == now:
+            continue
+        if not q.flags & ITEM_STABLE and (link.left | link.right):
+            link.left = link.right = 0
+        if link.key or link.parent or link.aux:
+            link.key = 0
+            link.parent = 0
+            link.aux = 0
+
+
+cdef void late_watch(kw_world *w, bint looked_at) noexcept nogil:
+    cdef Late *l = late(w)
+    if l == NULL:
+        return
+    l.trees_only = looked_at or l.forced
+    if l.trees_only and (l.on or l.todo.n):
+        settle(w)
+
+
+cdef void late_force(kw_world *w, bint only) noexcept nogil:
+    if w.late != NULL:
+        late(w).forced = only
+        late_watch(w, False)
+
+
+# ------------------------------------------------------------------ the unstable tree
+
+cdef void late_scan(kw_world *w) noexcept nogil:
+    cdef Late *l = late(w)
+    if l == NULL:
+        return
+    l.on = False
+    l.zero = 0
+    l.log.n = 0
+    if l.spoiled:
+        l.waits = min(max(2 * l.waits, 1), LONGEST_WAIT)
+        l.wait = l.waits
+    elif l.wait == 0:
+        l.waits = 0
+    l.spoiled = False
+    if l.wait:
+        l.wait -= 1
+        return
+    if l.trees_only:
+        return
+    # Items that are met for the first time in this scan come into no tree.
+    l.on = kw_slots_make(&l.unstable, w.ctl.items_live - w.ksm.pages_shared - w.ksm.pages_sharing,
+                         w.ctl.items_used + w.ctl.items_used // 8 + 1024)
+
+
+cdef bint late_add(kw_world *w, int32_t item) noexcept nogil:
+    cdef Late *l = late(w)
+    cdef uint64_t key = w.items[item].checksum
+    if not log_room(&l.log, 1) or not kw_slots_add(&l.unstable, kw_slots_hash(key, 0), item):
+        return False
+    log_put(&l.log, item)
+    if key == 0:
+        l.zero = item
+    return True
+
+
+cdef void late_erase(kw_world *w, int32_t item) noexcept nogil:
+    cdef Late *l = late(w)
+    cdef uint64_t key = w.items[item].checksum
+    if not log_room(&l.log, 3):
+        late_build(w)
+        return          # the caller erases it there
+    kw_slots_put(&l.unstable, kw_slots_hash(key, 0), item, 0)
+    log_put(&l.log, -item)
+    # The item may be gone, or have another content, when the tree is built.
+    log_put(&l.log, <int32_t><uint32_t>key)
+    log_put(&l.log, <int32_t><uint32_t>(key >> 32))
+    if item == l.zero:
+        l.zero = 0
+
+
+cdef int64_t read_log(kw_world *w, Place *places, int32_t *where) noexcept nogil:
+    """Fill in items and contents of all insertions, from 1 on; how many."""
+    cdef Log *log = &late(w).log
+    cdef int64_t i = 0, n = 0, at
+    while i < log.n:
+        if log.at[i] > 0:
+            n += 1
+            places[n].item = log.at[i]
+            where[log.at[i]] = <int32_t>n
+            i += 1
+        else:
+            at = where[-log.at[i]]
+            places[at].item = log.at[i]
+            places[at].link.key = <uint32_t>log.at[i + 1] | <uint64_t><uint32_t>log.at[i + 2] << 32
+            i += 3
+    for at in range(1, n + 1):
+        if places[at].item > 0:
+            places[at].link.key = w.items[places[at].item].checksum
+    return n
+
+
+cdef void warm_places(Place *places, int32_t root, int64_t first, int64_t last) noexcept nogil:
+    """Follow the paths of several insertions side by side, so that they wait for memory together."""
+    cdef int32_t at[AHEAD]
+    cdef int64_t i, n = last - first
+    cdef int32_t more = root
+    cdef Place *p
+    for i in range(n):
+        at[i] = root
+    while more:
+        more = 0
+        for i in range(n):
+            p = &places[at[i]]
+            at[i] = p.link.right if places[first + i].link.key > p.link.key else p.link.left
+            prefetch(&places[at[i]])
+            more |= at[i]
+
+
+cdef int32_t replay(kw_world *w, Place *places, int32_t *where, int64_t n) noexcept nogil:
+    """Do to the places, in order, what was done to the tree; its root."""
+    cdef Log *log = &late(w).log
+    cdef char *base = <char *>&places[0].link.left
+    cdef int64_t i = 0, at = 0, warm = 1
+    cdef int32_t root = 0, t, parent
+    cdef uint64_t key
+    cdef bint right
+    while i < log.n:
+        if log.at[i] < 0:
+            rb_erase(base, sizeof(Place), &root, where[-log.at[i]])
+            i += 3
+            continue
+        at += 1
+        if at == warm:
+            warm = min(at + AHEAD, n + 1)
+            warm_places(places, root, at, warm)
+        where[log.at[i]] = <int32_t>at
+        key = places[at].link.key
+        t = root
+        parent = 0
+        right = False
+        while t:
+            parent = t
+            right = key > places[t].link.key
+            t = places[t].link.right if right else places[t].link.left
+        rb_insert(base, sizeof(Place), &root, parent, right, <int32_t>at)
+        i += 1
+    return root
+
+
+cdef void late_build(kw_world *w) noexcept nogil:
+    cdef Late *l = late(w)
+    cdef uint32_t generation = <uint32_t>(w.ksm.tree_generation & GENERATION_BITS)
+    cdef int64_t n, at
+    cdef int32_t root
+    cdef Place *places
+    cdef kw_link *link
+    cdef int32_t *where
+    if not l.on:
+        return
+    l.on = False
+    if l.log.n == 0:
+        return
+    where = <int32_t *>malloc(w.ctl.items_used * sizeof(int32_t))
+    places = <Place *>malloc((l.log.n + 1) * sizeof(Place))
+    kw_check(where != NULL and places != NULL)
+    memset(places, 0, sizeof(Place))
+    n = read_log(w, places, where)
+    root = replay(w, places, where, n)
+    for at in range(1, n + 1):
+        if places[at].item > 0:
+            link = &w.links[places[at].item]
+            link[0] = places[at].link
+            link.left = places[link.left].item
+            link.right = places[link.right].item
+            link.parent = places[link.parent].item
+            link.aux = (link.aux & 1) | (generation << 1)
+    w.trees[w.ctl.nr_nodes] = places[root].item
+    l.log.n = 0
+    free(where)
+    free(places)
+
+
+# ------------------------------------------------------------------ the stable trees
+
+cdef inline bint in_tree(kw_node *p) noexcept nogil:
+    return p.flags & NODE_USED and not p.flags & (NODE_DUP | NODE_MIGRATE)
+
+
+cdef void stable_learn(kw_world *w) noexcept nogil:
+    """Read the index, and what it goes by, from the nodes, those that are to come into the trees among them."""
+    cdef Late *l = late(w)
+    cdef int64_t i, n = w.ctl.stable_live + (w.ctl.stable_live >> 1) + 1024
+    cdef kw_node *p
+    l.restless = 0
+    l.pruned = w.ksm.now_ms
+    w.nodes_gone = 0
+    l.known = kw_slots_make(&l.stable, n, w.ctl.stable_used + n)
+    if not l.known:
+        return
+    for i in range(1, w.ctl.stable_used):
+        p = &w.nodes[i]
+        if not p.flags & NODE_USED:
+            continue
+        if p.flags & NODE_CHAIN:
+            # A doubt that was noted stays noted: that nodes are read again must not show.
+            l.restless += p.restless
+            if not p.restless:
+                chain_look(w, <int32_t>i, True)
+            l.pruned = min(l.pruned, <int64_t>p.prune_time)
+        elif p.pfn < 0:
+            w.nodes_gone += 1
+        if in_tree(p):
+            kw_slots_add(&l.stable, kw_slots_hash(p.key, p.nid), <int32_t>i)
+
+
+cdef bint chain_due(kw_world *w) noexcept nogil:
+    """Whether any chain may be due for pruning."""
+    cdef Late *l = late(w)
+    cdef int64_t i
+    if w.ksm.now_ms < l.pruned + w.ksm.prune_millisecs:
+        return False
+    l.credit += CREDIT
+    if l.credit < w.ctl.stable_used:
+        return True
+    l.credit = 0
+    l.pruned = w.ksm.now_ms
+    for i in range(1, w.ctl.stable_used):
+        if w.nodes[i].flags & NODE_CHAIN:
+            l.pruned = min(l.pruned, <int64_t>w.nodes[i].prune_time)
+    return w.ksm.now_ms >= l.pruned + w.ksm.prune_millisecs
+
+
+cdef void stable_ready(kw_world *w) noexcept nogil:
+    if w.late != NULL and not late(w).known:
+        stable_learn(w)
+
+
+cdef bint stable_quiet(kw_world *w) noexcept nogil:
+    cdef Late *l = late(w)
+    if l == NULL or not l.known or l.trees_only or w.nodes_gone or l.restless:
+        return False
+    return w.ksm.chains == 0 or not chain_due(w)
+
+
+cdef int32_t stable_find(kw_world *w, uint64_t key, int nid) noexcept nogil:
+    cdef kw_keyed of = nodes_keyed(w)
+    return kw_slots_find(&late(w).stable, kw_slots_hash(key, nid), &of, key, nid)
+
+
+cdef void stable_placed(kw_world *w, int32_t node) noexcept nogil:
+    cdef Late *l = late(w)
+    if l == NULL or not l.known:
+        return
+    if not kw_slots_add(&l.stable, kw_slots_hash(w.nodes[node].key, w.nodes[node].nid), node):
+        stable_learn(w)
+
+
+cdef void stable_erased(kw_world *w, int32_t node) noexcept nogil:
+    cdef Late *l = late(w)
+    if l != NULL and l.known:
+        kw_slots_put(&l.stable, kw_slots_hash(w.nodes[node].key, w.nodes[node].nid), node, 0)
+
+
+cdef void stable_todo(kw_world *w, int32_t node) noexcept nogil:
+    cdef Late *l = late(w)
+    stable_placed(w, node)
+    if l != NULL and l.known and not l.trees_only and log_room(&l.todo, 1):
+        log_put(&l.todo, node)
+    else:
+        stable_build(w)
+        stable_hang(w, node)
+
+
+cdef void stable_swap(kw_world *w, int32_t old, int32_t new) noexcept nogil:
+    cdef Late *l = late(w)
+    if l != NULL and l.known and not kw_slots_put(
+            &l.stable, kw_slots_hash(w.nodes[old].key, w.nodes[old].nid), old, new):
+        l.known = False     # its numbers have become too large
+    if l != NULL and l.todo.n and log_room(&l.todo, 2):
+        log_put(&l.todo, -old)
+        log_put(&l.todo, new)
+        return
+    stable_build(w)
+    rb_replace(<char *>&w.nodes[0].left, sizeof(kw_node), &w.trees[w.nodes[old].nid], old, new)
+
+
+cdef void stable_hang(kw_world *w, int32_t node) noexcept nogil:
+    """Put a node where its content belongs in its tree."""
+    cdef int32_t *root = &w.trees[w.nodes[node].nid]
+    cdef int32_t t = root[0], parent = 0
+    cdef uint64_t key = w.nodes[node].key
+    cdef bint right = False
+    while t:
+        parent = t
+        right = key > w.nodes[t].key
+        t = w.nodes[t].right if right else w.nodes[t].left
+    rb_insert(<char *>&w.nodes[0].left, sizeof(kw_node), root, parent, right, node)
+
+
+cdef void stable_build(kw_world *w) noexcept nogil:
+    cdef Late *l = late(w)
+    cdef int64_t i = 0
+    cdef int32_t node
+    if l == NULL or l.todo.n == 0:
+        return
+    while i < l.todo.n:
+        node = l.todo.at[i]
+        if node > 0:
+            stable_hang(w, node)
+            i += 1
+        else:
+            rb_replace(<char *>&w.nodes[0].left, sizeof(kw_node), &w.trees[w.nodes[-node].nid], -node, l.todo.at[i + 1])
+            i += 2
+    l.todo.n = 0
+
+
+cdef inline bint roomy(kw_world *w, int32_t node, int32_t more) noexcept nogil:
+    return w.nodes[node].count > 0 and w.nodes[node].count + more < w.ksm.max_page_sharing
+
+
+cdef bint would_change(kw_world *w, int32_t chain, bint walk) noexcept nogil:
+    cdef int32_t first = w.nodes[chain].dups, dup
+    if first == 0 or w.nodes[first].dup_next == 0:
+        return True         # it ends, or turns back into a plain node
+    if roomy(w, first, 0):
+        return False
+    if not walk:
+        return True
+    dup = w.nodes[first].dup_next
+    while dup and not roomy(w, dup, 0):
+        dup = w.nodes[dup].dup_next
+    return dup != 0 and roomy(w, dup, 1)
+
+
+cdef void chain_look(kw_world *w, int32_t chain, bint walk) noexcept nogil:
+    cdef bint now = would_change(w, chain, walk)
+    if now != w.nodes[chain].restless:
+        w.nodes[chain].restless = now
+        if w.late != NULL:
+            late(w).restless += 1 if now else -1
