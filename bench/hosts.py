@@ -29,6 +29,17 @@ def sparse_host(span: int, offsets=(0,), strategy: str = "range"):
     return host
 
 
+def host_with(keys, spare: int = 0):
+    """A Host with one mergeable mapping of pages with these contents, smart_scan off, and so many frames to spare."""
+    host = Host(len(keys) + spare + (1 << 14))
+    mm = host.new_mm()
+    start = mm.mmap(len(keys) * PAGE, addr=TIB)
+    mm.populate(start, len(keys) * PAGE, keys)
+    mm.madvise(start, len(keys) * PAGE, "mergeable")
+    host.ksm.smart_scan = 0
+    return host
+
+
 def full_scan(host) -> int:
     """One full scan of a Host by the cursor alone; pages found."""
     scan = host.ksm.scan
@@ -37,11 +48,7 @@ def full_scan(host) -> int:
 
 def dense_host(pages: int = DENSE, shuffled: bool = False, smart_scan: bool = False):
     """A Host with one mergeable mapping of `pages` pages side by side, frames in order or shuffled."""
-    host = Host(pages + (1 << 14))
-    mm = host.new_mm()
-    start = mm.mmap(pages * PAGE, addr=TIB)
-    mm.populate(start, pages * PAGE, np.arange(1, pages + 1, dtype=np.uint64))
-    mm.madvise(start, pages * PAGE, "mergeable")
+    host = host_with(np.arange(1, pages + 1, dtype=np.uint64))
     host.ksm.smart_scan = int(smart_scan)
     if shuffled:
         rows = host._arrays["rows"][: len(host.tables.rows)]

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 
 SMOKE = bool(os.environ.get("KSMWALK_BENCH_SMOKE"))
+#: pages that hot calls are timed with
+SIZES = [1 << 9, 1 << 12] if SMOKE else [1 << 9, 1 << 14, 1 << 19]
 
 
 @dataclass
@@ -88,6 +90,15 @@ def medians(
         if enabled:
             gc.enable()
     return {name: statistics.median(t) for name, t in took.items()}
+
+
+def per(benchmark, count: int, of: str = "page"):
+    """The fixture of pytest-benchmark, told how many pages (entries, events) one call works on.
+
+    `per(benchmark, n)(call, *args)` is measured as `benchmark(call, *args)` is; its row says the time for each as well.
+    """
+    benchmark.extra_info.update(of=of, count=int(count))
+    return benchmark
 
 
 def require_release() -> dict:

@@ -18,7 +18,8 @@ UNVERIFIED = (
     (
         "the scan-time advisor's adaptation",
         "depends on the machine's speed: the model takes scan time and CPU time as "
-        "inputs; its switching and its refusals are compared",
+        "inputs; its switching and its refusals are compared, its arithmetic against recorded steps "
+        "(`tests/ksm/test_advisor.py`)",
     ),
     (
         "chain pruning after a finite time",

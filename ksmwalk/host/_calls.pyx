@@ -311,6 +311,7 @@ cdef int32_t sys_fork(kw_world *w, int32_t parent) noexcept nogil:
         return child
     w.mms[child].flags |= w.mms[parent].flags & (MM_MERGE_ANY | MM_THP_DISABLED)
     w.mms[child].nid = w.mms[parent].nid
+    w.mms[child].domain = w.mms[parent].domain
     v = w.mms[parent].vma_first
     while v:
         p = &w.vmas[v]
@@ -377,6 +378,7 @@ cdef int32_t sys_exec(kw_world *w, int32_t mm) noexcept nogil:
     if new < 0:
         return new
     w.mms[new].nid = w.mms[mm].nid
+    w.mms[new].domain = w.mms[mm].domain
     w.mms[new].flags |= w.mms[mm].flags & (MM_MERGE_ANY | MM_THP_DISABLED)
     if w.mms[mm].flags & MM_MERGE_ANY:
         slot_insert(w, new)     # the new one enters first, then the old one exits

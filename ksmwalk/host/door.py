@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Self
 from .. import _core
 from ..errors import Settled, check
 from ..gate import MAX_U64, as_int, shown
-from ..layout import PAGE_SIZE
+from ..ksm import _domains
+from ..layout import PAGE_SIZE, TREES
 from ..tables import PageTables
 
 if TYPE_CHECKING:
@@ -80,6 +81,31 @@ class Door(Settled):
         node = as_int(node, "nid", 0, self.host.nr_nodes - 1)
         with self._world:
             self._world.arrays["mms"]["nid"][self._at()] = node
+
+    @property
+    def domain(self) -> int:
+        """Whose pages its own may be merged with: those of address spaces of the same number, 0 at first. May be set.
+
+        A child of fork is in its parent's. Setting another number breaks what is merged in it into private copies, as
+        `madvise(..., "unmergeable")` does, and the scan finds its pages anew. A page that two domains came to share by
+        fork stays shared until one writes to it, and is merged with others in the domain that comes first only. A Host
+        has room for 65,536 // nr_nodes domains, and is quick with as many as are used: number them from 0 on.
+
+        Raises
+        ------
+        ValueError, TypeError
+            No number of a domain; nothing is changed.
+        ArenaFullError
+            No frame left for a private copy: the domain stays, what was broken stays so.
+
+        Models: nothing of Linux. Differs: Linux knows one domain, the machine.
+        """
+        return self._field("domain")
+
+    @domain.setter
+    def domain(self, number: int) -> None:
+        number = as_int(number, "domain", 0, TREES // self.host.nr_nodes - 1)
+        self._check(_domains.py_set_domain(self._world, self._at(), number), f"domain of address space {self.index}")
 
     def _check(self, code: int, what: str) -> int:
         return check(code, what, self._world.arrays["bad"])

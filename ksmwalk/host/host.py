@@ -88,6 +88,7 @@ class Host(Settled):
             ctl[f"{name}_cap"] = cap
             ctl[f"{name}_used"] = 1  # record 0 is "none"
         ctl["nr_frames"], ctl["nr_nodes"], ctl["nr_blocks"] = nr_frames, nr_nodes, nr_blocks
+        ctl["trees_used"] = nr_nodes  # of the one domain that all are in
         ctl["huge_zero"], ctl["levels"] = -1, levels
         _thp(thp)
         arrays = saved.new_arrays(ctl, huge)

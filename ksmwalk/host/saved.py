@@ -18,13 +18,14 @@ from ..ksm.sysfs import KNOBS
 from ..layout import BLOCK, stored
 from ..layout.arena import reserve, shape_of
 from ..memory import _check
+from . import earlier
 
 if TYPE_CHECKING:
     from .host import Host
 
 KIND = "saved Host"
 #: of the arrays and their records; raised when they change. Readers of a version read all before it, from 1 on.
-VERSION = 1
+VERSION = 2
 
 _HUGE_FROM = 1 << 20  # frames
 _BIG = 1 << 61  # counts that only grow: nobody comes so far
@@ -99,9 +100,11 @@ def state_of(host: Host) -> dict[str, Any]:
 def load(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """All arrays of a Host that `save` left, checked."""
     with stored.opened(path, KIND, VERSION, set(layout.ARRAYS)) as files:
+        found = earlier.seen_as_now(files)
         try:
-            ctl = _shaped(files, "ctl").read()
-            return _built(files | {"ctl": ctl}, lambda name, out: files[name].read(out))
+            ctl = _shaped(found, "ctl")
+            ctl = ctl if isinstance(ctl, np.ndarray) else ctl.read()
+            return _built({**found, "ctl": ctl}, lambda name, out: found[name].read(out))
         except _Wrong as err:
             where = files[err.array].where if err.array in files else path
             raise ValueError(f"{where}: {err}") from None
@@ -118,8 +121,11 @@ def from_state(state: object) -> dict[str, np.ndarray]:
     if strange:
         raise ValueError(f"array {strange[0]}: of type {type(arrays[strange[0]]).__name__}, must be an array")
 
+    arrays = earlier.seen_as_now(arrays)
+
     def fill(name: str, out: np.ndarray) -> None:
-        out[...] = arrays[name]
+        array = arrays[name]
+        out[...] = array if isinstance(array, np.ndarray) else array.read()
 
     return _built({**arrays, "ctl": _shaped(arrays, "ctl").copy()}, fill)
 
@@ -149,6 +155,7 @@ def capacities(nr_frames: int) -> dict[str, int]:
         "mms": nr_frames // 256 + (1 << 14),
         "items": 8 * nr_frames + (1 << 16),
         "stable": 2 * nr_frames + 1024,
+        "trees": layout.TREES,
     }
 
 
@@ -240,6 +247,10 @@ def _check_ctl(ctl: np.ndarray) -> None:
         most = 1 << 33 if name == "rows" else 1 << 35 if name == "items" else _INDEXED
         _within("ctl", f"{name}_cap", c[f"{name}_cap"], 1, most)
         _within("ctl", f"{name}_used", c[f"{name}_used"], 1, min(c[f"{name}_cap"], _INDEXED if name != "rows" else most))
+    _within("ctl", "trees_cap", c["trees_cap"], layout.TREES, layout.TREES)
+    _within("ctl", "trees_used", c["trees_used"], c["nr_nodes"], layout.TREES)
+    if c["trees_used"] % c["nr_nodes"]:
+        raise _Wrong("ctl", f"ctl.trees_used: record 0 holds {c['trees_used']}, must be a multiple of {c['nr_nodes']} nodes")
 
 
 def _within(array: str, field: str | None, value: int, low: int, high: int, record: int = 0) -> None:

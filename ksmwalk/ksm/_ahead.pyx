@@ -88,6 +88,7 @@ cdef uint64_t warm_trees(kw_world *w, uint64_t addr, uint64_t key) noexcept nogi
     cdef int32_t stable[AHEAD]
     cdef int32_t twins[AHEAD]
     cdef int reach = 0, n = 1, found = 0, i, more = 1, level = 1
+    cdef int tree = w.mms[w.cursor.slot].domain * <int>w.ctl.nr_nodes
     cdef uint64_t *pte = table_ahead(w, &reach)
     cdef uint64_t *leaf
     cdef int64_t pfn
@@ -103,8 +104,8 @@ cdef uint64_t warm_trees(kw_world *w, uint64_t addr, uint64_t key) noexcept nogi
                 keys[n] = w.f_key[pfn]
                 n += 1
     for i in range(n):
-        at[i] = unstable_root(w, 0)[0]
-        stable[i] = stable_root(w, 0)[0]
+        at[i] = unstable_root(w, tree)[0]
+        stable[i] = stable_root(w, tree)[0]
     while more:
         more = 0
         for i in range(n):

@@ -71,23 +71,23 @@ cdef int in_order(Check *c, int32_t node) noexcept nogil:
 cdef int stable_trees(Check *c) noexcept nogil:
     cdef kw_world *w = c.w
     cdef Tree t
-    cdef int64_t nid, i
+    cdef int64_t tree, i
     t.array = b"nodes"
     t.base = <char *>&w.nodes[0].left
     t.stride = sizeof(kw_node)
     t.used = w.ctl.stable_used
     t.marks = c.nodes
-    for nid in range(w.ctl.nr_nodes):
-        if within(c, b"trees", NULL, nid, w.trees[nid], 0, t.used, b"no stable node"):
+    for tree in range(w.ctl.trees_used):
+        if within(c, b"trees", NULL, tree, w.trees[2 * tree], 0, t.used, b"no stable node"):
             return -1
         c.ordered = True
         c.area = 0
         c.counted = 0
-        if down(c, &t, w.trees[nid], 0, 0) < 0:
+        if down(c, &t, w.trees[2 * tree], 0, 0) < 0:
             return -1
         c.ordered = False
         # Those of this tree are marked now, those of the ones before were looked at then.
-        if c.counted and tree_of(c, w.trees[nid], nid):
+        if c.counted and all_of_tree(c, w.trees[2 * tree], tree):
             return -1
     for i in range(1, w.ctl.stable_used):
         if c.nodes[i] & SEEN_TREE and w.nodes[i].flags & (NODE_DUP | NODE_MIGRATE):
@@ -95,31 +95,41 @@ cdef int stable_trees(Check *c) noexcept nogil:
     return 0
 
 
-cdef int tree_of(Check *c, int32_t node, int64_t nid) noexcept nogil:
-    """All below a node say that they are in this NUMA node's tree."""
+cdef int all_of_tree(Check *c, int32_t node, int64_t tree) noexcept nogil:
+    """All below a node say that they are in this tree."""
     if node == 0:
         return 0
-    if c.w.nodes[node].nid != nid:
-        return refuse(c, b"nodes", b"nid", node, c.w.nodes[node].nid, b"in the tree of another NUMA node")
-    return tree_of(c, c.w.nodes[node].left, nid) or tree_of(c, c.w.nodes[node].right, nid)
+    if c.w.nodes[node].tree != tree:
+        return refuse(c, b"nodes", b"tree", node, c.w.nodes[node].tree, b"in another tree")
+    return all_of_tree(c, c.w.nodes[node].left, tree) or all_of_tree(c, c.w.nodes[node].right, tree)
+
+
+cdef int of_domain(Check *c, int32_t item, int64_t domain) noexcept nogil:
+    """All below an item of an unstable tree are of address spaces of its domain."""
+    cdef kw_world *w = c.w
+    if item == 0:
+        return 0
+    if w.mms[w.items[item].mm].domain != domain:
+        return refuse(c, b"mms", b"domain", w.items[item].mm, w.mms[w.items[item].mm].domain, b"not that of its rmap_items")
+    return of_domain(c, w.links[item].left, domain) or of_domain(c, w.links[item].right, domain)
 
 
 cdef int unstable_trees(Check *c) noexcept nogil:
     """During a scan: those inserted in it, no others. Between scans the trees are left over and never looked at."""
     cdef kw_world *w = c.w
     cdef Tree t
-    cdef int64_t nid, i, root, n = 0
+    cdef int64_t tree, i, root, n = 0
     cdef uint8_t age
     t.array = b"links"
     t.base = <char *>&w.links[0].left
     t.stride = sizeof(kw_link)
     t.used = w.ctl.items_used
     t.marks = c.items
-    for nid in range(w.ctl.nr_nodes):
-        root = w.trees[w.ctl.nr_nodes + nid]
-        if within(c, b"trees", NULL, w.ctl.nr_nodes + nid, root, 0, t.used, b"no rmap_item"):
+    for tree in range(w.ctl.trees_used):
+        root = w.trees[2 * tree + 1]
+        if within(c, b"trees", NULL, tree, root, 0, t.used, b"no rmap_item"):
             return -1
-        if w.cursor.slot and down(c, &t, <int32_t>root, 0, 0) < 0:
+        if w.cursor.slot and (down(c, &t, <int32_t>root, 0, 0) < 0 or of_domain(c, <int32_t>root, tree // w.ctl.nr_nodes)):
             return -1
     for i in range(1, t.used):
         if not w.items[i].flags & ITEM_UNSTABLE:
@@ -269,10 +279,10 @@ cdef int mark_nodes(Check *c) noexcept nogil:
         c.nodes[i] = SEEN_LISTED
         live += 1
         p = &w.nodes[i]
-        kind = p.flags & ~NODE_USED
+        kind = p.flags & ~(NODE_USED | NODE_RESTLESS)
         if not p.flags & NODE_USED or kind & ~NODE_BITS or kind & (kind - 1):
             return refuse(c, b"nodes", b"flags", i, p.flags, b"not the flags of a stable node in use")
-        if within(c, b"nodes", b"nid", i, p.nid, 0, w.ctl.nr_nodes, b"no NUMA node of this Host"):
+        if within(c, b"nodes", b"tree", i, p.tree, 0, w.ctl.trees_used, b"no tree of this Host"):
             return -1
         if within(c, b"nodes", b"pfn", i, p.pfn, -1, c.known, b"no frame"):
             return -1
@@ -280,8 +290,8 @@ cdef int mark_nodes(Check *c) noexcept nogil:
             return -1
         if p.prune_time >> 62:
             return refuse(c, b"nodes", b"prune_time", i, <int64_t>p.prune_time, b"later than can be")
-        if p.restless > (kind == NODE_CHAIN):
-            return refuse(c, b"nodes", b"restless", i, p.restless, b"must be 0, or 1 at the head of a chain")
+        if p.flags & NODE_RESTLESS and kind != NODE_CHAIN:
+            return refuse(c, b"nodes", b"flags", i, p.flags, b"restless, but not the head of a chain")
         if kind == NODE_CHAIN:
             if p.pfn != -1 or p.items or p.count:
                 return refuse(c, b"nodes", b"pfn", i, p.pfn, b"the head of a chain has no page of its own")
@@ -349,6 +359,8 @@ cdef int node_items(Check *c, int32_t node) noexcept nogil:
         c.items[at] |= SEEN_NODE
         if not w.items[at].flags & ITEM_STABLE or w.items[at].node != node:
             return refuse(c, b"items", b"node", at, w.items[at].node, b"not the node on whose list it is")
+        if w.mms[w.items[at].mm].domain != w.nodes[node].tree // w.ctl.nr_nodes:
+            return refuse(c, b"nodes", b"tree", node, w.nodes[node].tree, b"not of the domain of its rmap_items")
         if w.links[at].right != before:
             return refuse(c, b"links", b"right", at, w.links[at].right, b"not the rmap_item before it on the node's list")
         n += 1

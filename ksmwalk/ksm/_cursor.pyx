@@ -11,6 +11,7 @@ from ksmwalk.ksm._find cimport find_page, forget_table
 from ksmwalk.ksm._items cimport (
     cursor_reset, event, item_at, item_door, items_drop_after, next_item, slot_remove,
 )
+from ksmwalk.ksm._stable cimport unstable_root
 from ksmwalk.layout._layout cimport *
 
 
@@ -87,8 +88,8 @@ cdef inline int32_t hand_out(kw_world *w, int32_t mm, int64_t pfn) noexcept nogi
 cdef void empty_trees(kw_world *w) noexcept nogil:
     """The unstable trees; links and marks of what was in them stay behind."""
     cdef int64_t i
-    for i in range(w.ctl.nr_nodes):
-        w.trees[w.ctl.nr_nodes + i] = 0
+    for i in range(w.ctl.trees_used):
+        unstable_root(w, <int>i)[0] = 0
 
 
 cdef void begin_full_scan(kw_world *w) noexcept nogil:

@@ -23,13 +23,13 @@ from ksmwalk.ksm._trees cimport rb_erase, rb_insert
 from ksmwalk.ksm._items cimport cursor_reset, event, items_drop, slot_remove
 from ksmwalk.ksm._cursor cimport scan_begin, scan_next
 from ksmwalk.ksm._late cimport (
-    items_keyed, kw_keyed, kw_slots_find, kw_slots_hash, late, late_add, late_bind, late_build, late_erase,
+    domain_tree, items_keyed, kw_keyed, kw_slots_find, kw_slots_hash, late, late_add, late_bind, late_build, late_erase,
     late_force, late_scan, late_watch,
 )
 from ksmwalk.ksm._unmerge cimport break_ksm, unmerge_mm
 from ksmwalk.ksm._stable cimport (
     append_item, drop_stable_nodes, migrate_add, migrate_drop_stale, migrate_search, node_leave,
-    stable_insert, stable_search, unstable_root,
+    stable_insert, stable_search, tree_of, unstable_root,
 )
 from ksmwalk.ksm._ahead cimport pass_merged, warm_trees
 from ksmwalk.layout._layout cimport *
@@ -49,9 +49,8 @@ cdef inline char *link_rb(kw_world *w) noexcept nogil:
     return <char *> &w.links[0].left
 
 
-cdef inline int tree_nid(kw_world *w, int64_t pfn) noexcept nogil:
-    """Number of the NUMA tree a page belongs to: one for all while merging across nodes."""
-    return 0 if w.ksm.merge_across_nodes else w.f_nid[pfn]
+cdef inline bint same_domain(kw_world *w, int32_t node, int32_t mm) noexcept nogil:
+    return w.nodes[node].tree // <int>w.ctl.nr_nodes == w.mms[mm].domain
 
 
 cdef inline bint indexed(kw_world *w) noexcept nogil:
@@ -77,26 +76,26 @@ cdef void leave_tree(kw_world *w, int32_t item) noexcept nogil:
         if <uint8_t>w.cursor.seqnr == q.seq and indexed(w):
             late_erase(w, item)
         if <uint8_t>w.cursor.seqnr == q.seq and not indexed(w):
-            rb_erase(link_rb(w), sizeof(kw_link), unstable_root(w, unstable_nid(w, item)), item)
+            rb_erase(link_rb(w), sizeof(kw_link), unstable_root(w, unstable_tree(w, item)), item)
         w.ksm.pages_unshared -= 1
         q.flags &= <uint8_t>~ITEM_UNSTABLE
 
 
-cdef inline int unstable_nid(kw_world *w, int32_t item) noexcept nogil:
+cdef inline int unstable_tree(kw_world *w, int32_t item) noexcept nogil:
     """Number of the unstable tree an item is in: that of its root (merge_across_nodes may have changed in mid-scan)."""
-    cdef int nid
+    cdef int nid, first = w.mms[w.items[item].mm].domain * <int>w.ctl.nr_nodes
     cdef int32_t parent
     if w.ctl.nr_nodes == 1:
-        return 0
+        return first
     while True:
         parent = w.links[item].parent
         if parent == 0:
             break
         item = parent
     for nid in range(w.ctl.nr_nodes):
-        if unstable_root(w, nid)[0] == item:
-            return nid
-    return 0
+        if unstable_root(w, first + nid)[0] == item:
+            return first + nid
+    return first
 
 
 cdef void start_scan(kw_world *w) noexcept nogil:
@@ -153,7 +152,8 @@ cdef inline void mark_unstable(kw_world *w, int32_t item) noexcept nogil:
 cdef int32_t indexed_search(kw_world *w, int32_t item, int64_t pfn, uint64_t key, int64_t *twin) noexcept nogil:
     """`unstable_search` of a tree in which nothing has changed; NO_INDEX: the tree itself is needed."""
     cdef kw_keyed of = items_keyed(w)
-    cdef int32_t t = kw_slots_find(&late(w).unstable, kw_slots_hash(key, 0), &of, key, 0)
+    cdef int tree = domain_tree(w, item)
+    cdef int32_t t = kw_slots_find(&late(w).unstable, kw_slots_hash(key, tree), &of, key, 0)
     cdef int64_t page
     if t == 0:
         # An empty page may have gone in this very visit, with the split for the zero page that was to take its place.
@@ -161,6 +161,8 @@ cdef int32_t indexed_search(kw_world *w, int32_t item, int64_t pfn, uint64_t key
             return NO_INDEX
         mark_unstable(w, item)
         return 0
+    if domain_tree(w, t) != tree:
+        return NO_INDEX     # its hash is the same
     page = item_page(w, t)
     if page < 0 or page == pfn:
         return GAVE_UP
@@ -172,7 +174,7 @@ cdef int32_t indexed_search(kw_world *w, int32_t item, int64_t pfn, uint64_t key
     return t
 
 
-cdef int32_t unstable_search(kw_world *w, int32_t item, int64_t pfn, uint64_t key, int nid,
+cdef int32_t unstable_search(kw_world *w, int32_t item, int64_t pfn, uint64_t key, int tree,
                              int64_t *twin) noexcept nogil:
     """An item whose page has the same content now (`twin`: its page), 0 after inserting this one, or GAVE_UP.
 
@@ -189,11 +191,11 @@ cdef int32_t unstable_search(kw_world *w, int32_t item, int64_t pfn, uint64_t ke
     cdef uint64_t other
     cdef int64_t page
     if indexed(w):
-        t = indexed_search(w, item, pfn, key, twin) if trusted and nid == 0 else NO_INDEX
+        t = indexed_search(w, item, pfn, key, twin) if trusted and tree == domain_tree(w, item) else NO_INDEX
         if t != NO_INDEX:
             return t
         spoil(w)
-    root = unstable_root(w, nid)
+    root = unstable_root(w, tree)
     t = root[0]
     while t:
         link = &w.links[t]
@@ -202,7 +204,7 @@ cdef int32_t unstable_search(kw_world *w, int32_t item, int64_t pfn, uint64_t ke
             page = item_page(w, t)
             if page < 0 or page == pfn:
                 return GAVE_UP
-            if not w.ksm.merge_across_nodes and w.f_nid[page] != nid:
+            if not w.ksm.merge_across_nodes and tree_of(w, w.items[t].mm, page) != tree:
                 return GAVE_UP      # it moved to another NUMA node: its own visit will sort that out
             other = w.f_key[page]
             link.key = other
@@ -267,7 +269,7 @@ cdef int merge_one(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn, int64_t 
     return 0
 
 
-cdef int merge_two(kw_world *w, int32_t item, int64_t pfn, int32_t other, int64_t twin, int nid) noexcept nogil:
+cdef int merge_two(kw_world *w, int32_t item, int64_t pfn, int32_t other, int64_t twin, int tree) noexcept nogil:
     """Make pfn, the page visited, a KSM page and map it at the other item's address as well."""
     cdef kw_item *a = &w.items[item]
     cdef kw_item *b = &w.items[other]
@@ -288,7 +290,7 @@ cdef int merge_two(kw_world *w, int32_t item, int64_t pfn, int32_t other, int64_
         err = break_ksm(w, a.mm, a.addr)
         return err if err < 0 else KW_OK
     leave_tree(w, other)
-    node = stable_insert(w, pfn, key, nid)
+    node = stable_insert(w, pfn, key, tree)
     if node < 0:
         err = break_ksm(w, b.mm, b.addr)
         if err >= 0:
@@ -304,22 +306,25 @@ cdef int compare_and_merge(kw_world *w, int32_t item, int64_t pfn) noexcept nogi
     cdef int32_t node = 0, target, other
     cdef uint64_t key
     cdef int64_t twin = 0
-    cdef int err, nid
+    cdef int err, tree
     if w.f_flags[pfn] & FRAME_KSM:
         node = w.f_node[pfn]
     if node:
         if KW_LIKELY(q.flags & ITEM_STABLE and q.node == node and w.ksm.merge_across_nodes):
             return KW_OK
-        nid = tree_nid(w, pfn)
+        if KW_UNLIKELY(not same_domain(w, node, q.mm)):
+            leave_tree(w, item)     # shared by fork before the domains were told apart: it stays as it is
+            return KW_OK
+        tree = tree_of(w, q.mm, pfn)
         if not w.nodes[node].flags & NODE_MIGRATE:
-            if w.nodes[node].nid != nid:
+            if w.nodes[node].tree != tree:
                 migrate_add(w, node)
             elif q.flags & ITEM_STABLE and q.node == node:
                 return KW_OK
         # A page shared by fork finds itself, however many share it already.
         target = node
         if w.nodes[node].flags & NODE_MIGRATE:
-            target = migrate_search(w, node, nid)
+            target = migrate_search(w, node, tree)
             if target < 0:
                 return target
             if target == node and q.flags & ITEM_STABLE and q.node == node:
@@ -332,18 +337,18 @@ cdef int compare_and_merge(kw_world *w, int32_t item, int64_t pfn) noexcept nogi
             q.checksum = key
             q.flags |= ITEM_HAS_CHECKSUM
             return KW_OK
-        nid = tree_nid(w, pfn)
+        tree = tree_of(w, q.mm, pfn)
         if key == 0 and w.ksm.use_zero_pages:
             err = merge_one(w, q.mm, q.addr, pfn, 0)
             event(w, EV_ZERO, q.mm, pfn, <int64_t>q.addr, 0, err)
             if err == 0:
                 return KW_OK
-        target = stable_search(w, key, nid)
+        target = stable_search(w, key, tree)
         if target == 0:
-            other = unstable_search(w, item, pfn, key, nid, &twin)
+            other = unstable_search(w, item, pfn, key, tree, &twin)
             if other <= 0:
                 return KW_OK
-            return merge_two(w, item, pfn, other, twin, nid)
+            return merge_two(w, item, pfn, other, twin, tree)
     err = merge_one(w, q.mm, q.addr, pfn, w.nodes[target].pfn)
     event(w, EV_ADD, q.mm, w.nodes[target].pfn, item, target, err)
     if err == 0:

@@ -44,18 +44,23 @@ cdef struct Late:
     int wait, waits     # scans that keep to the trees, because the last ones were spoiled
     int32_t zero        # the item in it whose content is 0: a split may take its page, 0: there is none
     kw_slots unstable
-    Log log             # item: inserted; -item and two words of its content: taken out
+    Log log             # item: inserted; -item, two words of its content, its tree: taken out
     # the stable trees
     bint known          # the index holds every entry of them
     kw_slots stable
     Log todo            # node: inserted; -node and another: that one took its place
-    int64_t restless    # chains that a search would change that passes them (kw_node.restless)
+    int64_t restless    # chains that a search would change that passes them (NODE_RESTLESS)
     int64_t pruned      # no chain was pruned before
     int64_t credit      # searches since that was counted
 
 
 cdef inline Late *late(kw_world *w) noexcept nogil:
     return <Late *>w.late
+
+cdef inline int domain_tree(kw_world *w, int32_t item) noexcept nogil:
+    # Number of the tree of an item that stands in the index: of its domain, and of the first NUMA node where these have
+    # trees of their own.
+    return w.mms[w.items[item].mm].domain * <int>w.ctl.nr_nodes
 
 cdef inline kw_keyed items_keyed(kw_world *w) noexcept nogil:
     cdef kw_keyed of
@@ -67,7 +72,7 @@ cdef inline kw_keyed items_keyed(kw_world *w) noexcept nogil:
 cdef inline kw_keyed nodes_keyed(kw_world *w) noexcept nogil:
     cdef kw_keyed of
     of.keys = <const char *>&w.nodes[0].key
-    of.trees = <const char *>&w.nodes[0].nid if w.ctl.nr_nodes > 1 else NULL
+    of.trees = <const char *>&w.nodes[0].tree if w.ctl.trees_used > 1 else NULL
     of.stride = sizeof(kw_node)
     return of
 
@@ -99,7 +104,7 @@ cdef void stable_ready(kw_world *w) noexcept nogil
     # Read the nodes where that was not done yet. Not while there is a node that belongs in a tree and is not in it.
 cdef bint stable_quiet(kw_world *w) noexcept nogil
     # Whether a search changes nothing it passes: its outcome is that of `stable_find`.
-cdef int32_t stable_find(kw_world *w, uint64_t key, int nid) noexcept nogil
+cdef int32_t stable_find(kw_world *w, uint64_t key, int tree) noexcept nogil
     # The entry of the tree with this content, 0: none.
 cdef void stable_todo(kw_world *w, int32_t node) noexcept nogil
     # The node is to come into its tree; nothing in it has this content.

@@ -18,11 +18,13 @@ cdef enum:
     AHEAD = 16          # insertions prepared side by side
     CREDIT = 16         # nodes that one search may pay for, to find out which chain was pruned first
     LONGEST_WAIT = 8    # scans
+    TAKEN_OUT = 4       # words of a log
 
 # One insertion of the log while the tree is built: what kw_link holds, by place in the log.
 ctypedef struct Place:
     kw_link link
     int32_t item        # its item, negative once it was taken out
+    int32_t tree
 
 
 cdef bint log_room(Log *log, int64_t words) noexcept nogil:
@@ -121,7 +123,8 @@ cdef void late_scan(kw_world *w) noexcept nogil:
     if l.wait:
         l.wait -= 1
         return
-    if l.trees_only:
+    # Where NUMA nodes have trees of their own, they stay trees.
+    if l.trees_only or w.ctl.nr_nodes > 1 and not w.ksm.merge_across_nodes:
         return
     # Items that are met for the first time in this scan come into no tree.
     l.on = kw_slots_make(&l.unstable, w.ctl.items_live - w.ksm.pages_shared - w.ksm.pages_sharing,
@@ -131,7 +134,7 @@ cdef void late_scan(kw_world *w) noexcept nogil:
 cdef bint late_add(kw_world *w, int32_t item) noexcept nogil:
     cdef Late *l = late(w)
     cdef uint64_t key = w.items[item].checksum
-    if not log_room(&l.log, 1) or not kw_slots_add(&l.unstable, kw_slots_hash(key, 0), item):
+    if not log_room(&l.log, 1) or not kw_slots_add(&l.unstable, kw_slots_hash(key, domain_tree(w, item)), item):
         return False
     log_put(&l.log, item)
     if key == 0:
@@ -142,14 +145,16 @@ cdef bint late_add(kw_world *w, int32_t item) noexcept nogil:
 cdef void late_erase(kw_world *w, int32_t item) noexcept nogil:
     cdef Late *l = late(w)
     cdef uint64_t key = w.items[item].checksum
-    if not log_room(&l.log, 3):
+    cdef int tree = domain_tree(w, item)
+    if not log_room(&l.log, TAKEN_OUT):
         late_build(w)
         return          # the caller erases it there
-    kw_slots_put(&l.unstable, kw_slots_hash(key, 0), item, 0)
+    kw_slots_put(&l.unstable, kw_slots_hash(key, tree), item, 0)
     log_put(&l.log, -item)
-    # The item may be gone, or have another content, when the tree is built.
+    # The item may be gone, or have another content or domain, when the tree is built.
     log_put(&l.log, <int32_t><uint32_t>key)
     log_put(&l.log, <int32_t><uint32_t>(key >> 32))
+    log_put(&l.log, tree)
     if item == l.zero:
         l.zero = 0
 
@@ -168,21 +173,23 @@ cdef int64_t read_log(kw_world *w, Place *places, int32_t *where) noexcept nogil
             at = where[-log.at[i]]
             places[at].item = log.at[i]
             places[at].link.key = <uint32_t>log.at[i + 1] | <uint64_t><uint32_t>log.at[i + 2] << 32
-            i += 3
+            places[at].tree = log.at[i + 3]
+            i += TAKEN_OUT
     for at in range(1, n + 1):
         if places[at].item > 0:
             places[at].link.key = w.items[places[at].item].checksum
+            places[at].tree = domain_tree(w, places[at].item)
     return n
 
 
-cdef void warm_places(Place *places, int32_t root, int64_t first, int64_t last) noexcept nogil:
+cdef void warm_places(Place *places, const int32_t *roots, int64_t first, int64_t last) noexcept nogil:
     """Follow the paths of several insertions side by side, so that they wait for memory together."""
     cdef int32_t at[AHEAD]
     cdef int64_t i, n = last - first
-    cdef int32_t more = root
+    cdef int32_t more = 1
     cdef Place *p
     for i in range(n):
-        at[i] = root
+        at[i] = roots[places[first + i].tree]
     while more:
         more = 0
         for i in range(n):
@@ -192,45 +199,47 @@ cdef void warm_places(Place *places, int32_t root, int64_t first, int64_t last) 
             more |= at[i]
 
 
-cdef int32_t replay(kw_world *w, Place *places, int32_t *where, int64_t n) noexcept nogil:
-    """Do to the places, in order, what was done to the tree; its root."""
+cdef void replay(kw_world *w, Place *places, int32_t *where, int32_t *roots, int64_t n) noexcept nogil:
+    """Do to the places, in order, what was done to the trees."""
     cdef Log *log = &late(w).log
     cdef char *base = <char *>&places[0].link.left
     cdef int64_t i = 0, at = 0, warm = 1
-    cdef int32_t root = 0, t, parent
+    cdef int32_t t, parent
+    cdef int32_t *root
     cdef uint64_t key
     cdef bint right
     while i < log.n:
         if log.at[i] < 0:
-            rb_erase(base, sizeof(Place), &root, where[-log.at[i]])
-            i += 3
+            t = where[-log.at[i]]
+            rb_erase(base, sizeof(Place), &roots[places[t].tree], t)
+            i += TAKEN_OUT
             continue
         at += 1
         if at == warm:
             warm = min(at + AHEAD, n + 1)
-            warm_places(places, root, at, warm)
+            warm_places(places, roots, at, warm)
         where[log.at[i]] = <int32_t>at
         key = places[at].link.key
-        t = root
+        root = &roots[places[at].tree]
+        t = root[0]
         parent = 0
         right = False
         while t:
             parent = t
             right = key > places[t].link.key
             t = places[t].link.right if right else places[t].link.left
-        rb_insert(base, sizeof(Place), &root, parent, right, <int32_t>at)
+        rb_insert(base, sizeof(Place), root, parent, right, <int32_t>at)
         i += 1
-    return root
 
 
 cdef void late_build(kw_world *w) noexcept nogil:
     cdef Late *l = late(w)
     cdef uint32_t generation = <uint32_t>(w.ksm.tree_generation & GENERATION_BITS)
     cdef int64_t n, at
-    cdef int32_t root
     cdef Place *places
     cdef kw_link *link
     cdef int32_t *where
+    cdef int32_t *roots
     if not l.on:
         return
     l.on = False
@@ -238,10 +247,11 @@ cdef void late_build(kw_world *w) noexcept nogil:
         return
     where = <int32_t *>malloc(w.ctl.items_used * sizeof(int32_t))
     places = <Place *>malloc((l.log.n + 1) * sizeof(Place))
-    kw_check(where != NULL and places != NULL)
+    roots = <int32_t *>calloc(w.ctl.trees_used, sizeof(int32_t))
+    kw_check(where != NULL and places != NULL and roots != NULL)
     memset(places, 0, sizeof(Place))
     n = read_log(w, places, where)
-    root = replay(w, places, where, n)
+    replay(w, places, where, roots, n)
     for at in range(1, n + 1):
         if places[at].item > 0:
             link = &w.links[places[at].item]
@@ -250,8 +260,10 @@ cdef void late_build(kw_world *w) noexcept nogil:
             link.right = places[link.right].item
             link.parent = places[link.parent].item
             link.aux = (link.aux & 1) | (generation << 1)
-    w.trees[w.ctl.nr_nodes] = places[root].item
+    for at in range(w.ctl.trees_used):
+        w.trees[2 * at + 1] = places[roots[at]].item
     l.log.n = 0
+    free(roots)
     free(where)
     free(places)
 
@@ -279,14 +291,15 @@ cdef void stable_learn(kw_world *w) noexcept nogil:
             continue
         if p.flags & NODE_CHAIN:
             # A doubt that was noted stays noted: that nodes are read again must not show.
-            l.restless += p.restless
-            if not p.restless:
+            if p.flags & NODE_RESTLESS:
+                l.restless += 1
+            else:
                 chain_look(w, <int32_t>i, True)
             l.pruned = min(l.pruned, <int64_t>p.prune_time)
         elif p.pfn < 0:
             w.nodes_gone += 1
         if in_tree(p):
-            kw_slots_add(&l.stable, kw_slots_hash(p.key, p.nid), <int32_t>i)
+            kw_slots_add(&l.stable, kw_slots_hash(p.key, p.tree), <int32_t>i)
 
 
 cdef bint chain_due(kw_world *w) noexcept nogil:
@@ -318,23 +331,23 @@ cdef bint stable_quiet(kw_world *w) noexcept nogil:
     return w.ksm.chains == 0 or not chain_due(w)
 
 
-cdef int32_t stable_find(kw_world *w, uint64_t key, int nid) noexcept nogil:
+cdef int32_t stable_find(kw_world *w, uint64_t key, int tree) noexcept nogil:
     cdef kw_keyed of = nodes_keyed(w)
-    return kw_slots_find(&late(w).stable, kw_slots_hash(key, nid), &of, key, nid)
+    return kw_slots_find(&late(w).stable, kw_slots_hash(key, tree), &of, key, tree)
 
 
 cdef void stable_placed(kw_world *w, int32_t node) noexcept nogil:
     cdef Late *l = late(w)
     if l == NULL or not l.known:
         return
-    if not kw_slots_add(&l.stable, kw_slots_hash(w.nodes[node].key, w.nodes[node].nid), node):
+    if not kw_slots_add(&l.stable, kw_slots_hash(w.nodes[node].key, w.nodes[node].tree), node):
         stable_learn(w)
 
 
 cdef void stable_erased(kw_world *w, int32_t node) noexcept nogil:
     cdef Late *l = late(w)
     if l != NULL and l.known:
-        kw_slots_put(&l.stable, kw_slots_hash(w.nodes[node].key, w.nodes[node].nid), node, 0)
+        kw_slots_put(&l.stable, kw_slots_hash(w.nodes[node].key, w.nodes[node].tree), node, 0)
 
 
 cdef void stable_todo(kw_world *w, int32_t node) noexcept nogil:
@@ -350,19 +363,19 @@ cdef void stable_todo(kw_world *w, int32_t node) noexcept nogil:
 cdef void stable_swap(kw_world *w, int32_t old, int32_t new) noexcept nogil:
     cdef Late *l = late(w)
     if l != NULL and l.known and not kw_slots_put(
-            &l.stable, kw_slots_hash(w.nodes[old].key, w.nodes[old].nid), old, new):
+            &l.stable, kw_slots_hash(w.nodes[old].key, w.nodes[old].tree), old, new):
         l.known = False     # its numbers have become too large
     if l != NULL and l.todo.n and log_room(&l.todo, 2):
         log_put(&l.todo, -old)
         log_put(&l.todo, new)
         return
     stable_build(w)
-    rb_replace(<char *>&w.nodes[0].left, sizeof(kw_node), &w.trees[w.nodes[old].nid], old, new)
+    rb_replace(<char *>&w.nodes[0].left, sizeof(kw_node), &w.trees[2 * w.nodes[old].tree], old, new)
 
 
 cdef void stable_hang(kw_world *w, int32_t node) noexcept nogil:
     """Put a node where its content belongs in its tree."""
-    cdef int32_t *root = &w.trees[w.nodes[node].nid]
+    cdef int32_t *root = &w.trees[2 * w.nodes[node].tree]
     cdef int32_t t = root[0], parent = 0
     cdef uint64_t key = w.nodes[node].key
     cdef bint right = False
@@ -385,7 +398,7 @@ cdef void stable_build(kw_world *w) noexcept nogil:
             stable_hang(w, node)
             i += 1
         else:
-            rb_replace(<char *>&w.nodes[0].left, sizeof(kw_node), &w.trees[w.nodes[-node].nid], -node, l.todo.at[i + 1])
+            rb_replace(<char *>&w.nodes[0].left, sizeof(kw_node), &w.trees[2 * w.nodes[-node].tree], -node, l.todo.at[i + 1])
             i += 2
     l.todo.n = 0
 
@@ -410,7 +423,7 @@ cdef bint would_change(kw_world *w, int32_t chain, bint walk) noexcept nogil:
 
 cdef void chain_look(kw_world *w, int32_t chain, bint walk) noexcept nogil:
     cdef bint now = would_change(w, chain, walk)
-    if now != w.nodes[chain].restless:
-        w.nodes[chain].restless = now
+    if now != (w.nodes[chain].flags & NODE_RESTLESS != 0):
+        w.nodes[chain].flags ^= NODE_RESTLESS
         if w.late != NULL:
             late(w).restless += 1 if now else -1

@@ -12,11 +12,16 @@ from ksmwalk.layout._layout cimport *
 
 # The links of the trees are built late: see _late.pxd.
 
-cdef inline int32_t *stable_root(kw_world *w, int nid) noexcept nogil:
-    return &w.trees[nid]
+cdef inline int32_t *stable_root(kw_world *w, int tree) noexcept nogil:
+    return &w.trees[2 * tree]
 
-cdef inline int32_t *unstable_root(kw_world *w, int nid) noexcept nogil:
-    return &w.trees[w.ctl.nr_nodes + nid]
+cdef inline int32_t *unstable_root(kw_world *w, int tree) noexcept nogil:
+    return &w.trees[2 * tree + 1]
+
+cdef inline int tree_of(kw_world *w, int32_t mm, int64_t pfn) noexcept nogil:
+    # Number of the pair of trees that a page of an mm belongs to: its domain's, one for all NUMA nodes while merging
+    # across them.
+    return w.mms[mm].domain * <int>w.ctl.nr_nodes + (0 if w.ksm.merge_across_nodes else w.f_nid[pfn])
 
 cdef inline bint has_room(kw_world *w, int32_t node, int32_t more) noexcept nogil:
     # Whether the node takes a newcomer, and `more` after it. One without items takes none.
@@ -28,10 +33,10 @@ cdef void append_item(kw_world *w, int32_t item, int32_t node) noexcept nogil
     # Put an item on its node's list.
 cdef void node_leave(kw_world *w, int32_t item) noexcept nogil
     # Take an item off its node's list. If the node is stale, it goes as a whole, with all its items.
-cdef int32_t stable_search(kw_world *w, uint64_t key, int nid) noexcept nogil
+cdef int32_t stable_search(kw_world *w, uint64_t key, int tree) noexcept nogil
     # The node that a page of this content joins, 0 if there is none with room. Drops stale nodes on the way, prunes
     # chains that are due.
-cdef int32_t stable_insert(kw_world *w, int64_t pfn, uint64_t key, int nid) noexcept nogil
+cdef int32_t stable_insert(kw_world *w, int64_t pfn, uint64_t key, int tree) noexcept nogil
     # A node for the new KSM page pfn: its index or KW_ENONODES.
 cdef int drop_stable_nodes(kw_world *w) noexcept nogil
     # Remove the nodes whose page nobody maps. KW_OK if none is left, KW_EBUSYENTRY otherwise.
@@ -39,7 +44,7 @@ cdef int drop_stable_nodes(kw_world *w) noexcept nogil
 # merge_across_nodes = 0: pages whose node stands in another NUMA node's tree
 cdef void migrate_add(kw_world *w, int32_t node) noexcept nogil
     # Out of its tree, on the list of those that wait (ksm.migrate, NODE_MIGRATE).
-cdef int32_t migrate_search(kw_world *w, int32_t node, int nid) noexcept nogil
+cdef int32_t migrate_search(kw_world *w, int32_t node, int tree) noexcept nogil
     # Where the items of a node that waits belong: a node of its content with room, else itself, now in its tree;
     # KW_ENONODES: it goes on waiting.
 cdef void migrate_drop_stale(kw_world *w) noexcept nogil

@@ -2,7 +2,7 @@
 
 The contract of every function stands in `_stable.pxd`.
 """
-from libc.stdint cimport int32_t, int64_t, uint64_t, uint8_t
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint64_t, uint8_t
 from libc.string cimport memset
 
 from ksmwalk.ksm._trees cimport rb_erase, rb_insert
@@ -47,7 +47,7 @@ cdef int32_t node_alloc(kw_world *w) noexcept nogil:
 
 cdef void node_free(kw_world *w, int32_t node) noexcept nogil:
     kw_check(node > 0 and w.nodes[node].flags & NODE_USED)
-    if w.nodes[node].restless and w.late != NULL:
+    if w.nodes[node].flags & NODE_RESTLESS and w.late != NULL:
         late(w).restless -= 1
     memset(&w.nodes[node], 0, sizeof(kw_node))
     w.nodes[node].left = <int32_t>w.ctl.stable_free
@@ -100,7 +100,7 @@ cdef void node_unlink(kw_world *w, int32_t node) noexcept nogil:
         chain_look(w, chain, False)
     else:
         stable_erased(w, node)
-        rb_erase(node_rb(w), sizeof(kw_node), stable_root(w, p.nid), node)
+        rb_erase(node_rb(w), sizeof(kw_node), stable_root(w, p.tree), node)
 
 
 cdef void node_remove(kw_world *w, int32_t node) noexcept nogil:
@@ -224,12 +224,12 @@ cdef int32_t pick_dup(kw_world *w, int32_t *entry, bint may_prune, int32_t *room
         # The only one left: the chain turns back into a plain node.
         dup_unlink(w, dup)
         stable_swap(w, chain, dup)
-        w.nodes[dup].nid = c.nid
+        w.nodes[dup].tree = c.tree
         w.ksm.chains -= 1
         w.ksm.dups -= 1
         node_free(w, chain)
         entry[0] = dup
-    elif c.restless or prune:
+    elif c.flags & NODE_RESTLESS or prune:
         chain_look(w, chain, True)
     return found if found else dup
 
@@ -237,24 +237,24 @@ cdef int32_t pick_dup(kw_world *w, int32_t *entry, bint may_prune, int32_t *room
 cdef void chain_free(kw_world *w, int32_t chain) noexcept nogil:
     stable_build(w)
     stable_erased(w, chain)
-    rb_erase(node_rb(w), sizeof(kw_node), stable_root(w, w.nodes[chain].nid), chain)
+    rb_erase(node_rb(w), sizeof(kw_node), stable_root(w, w.nodes[chain].tree), chain)
     w.ksm.chains -= 1
     node_free(w, chain)
 
 
-cdef int32_t stable_search(kw_world *w, uint64_t key, int nid) noexcept nogil:
+cdef int32_t stable_search(kw_world *w, uint64_t key, int tree) noexcept nogil:
     """The node that a page of this content joins, 0 if there is none with room."""
     cdef int32_t entry, page, roomy
     stable_ready(w)
     if KW_LIKELY(stable_quiet(w)):
-        entry = stable_find(w, key, nid)
+        entry = stable_find(w, key, tree)
         if entry:
             pick_dup(w, &entry, True, &roomy)
             return roomy
         return 0
     stable_build(w)
     while True:
-        entry = stable_root(w, nid)[0]
+        entry = stable_root(w, tree)[0]
         while entry:
             page = pick_dup(w, &entry, True, &roomy)
             if page == AGAIN:
@@ -273,7 +273,7 @@ cdef int32_t chain_make(kw_world *w, int32_t node) noexcept nogil:
         return chain
     w.nodes[chain].key = w.nodes[node].key
     w.nodes[chain].flags |= NODE_CHAIN
-    w.nodes[chain].nid = w.nodes[node].nid
+    w.nodes[chain].tree = w.nodes[node].tree
     w.nodes[chain].prune_time = <uint64_t>w.ksm.now_ms
     stable_swap(w, node, chain)
     dup_add(w, chain, node)
@@ -282,21 +282,21 @@ cdef int32_t chain_make(kw_world *w, int32_t node) noexcept nogil:
     return chain
 
 
-cdef int stable_place(kw_world *w, int32_t node, int nid) noexcept nogil:
+cdef int stable_place(kw_world *w, int32_t node, int tree) noexcept nogil:
     """Put a page's node into the tree, or into the chain of its content: KW_OK or KW_ENONODES."""
     cdef uint64_t key = w.nodes[node].key
     cdef int32_t entry, page, roomy, parent
     cdef bint right = False, quiet = stable_quiet(w)
-    w.nodes[node].nid = <uint8_t>nid
+    w.nodes[node].tree = <uint16_t>tree
     if not quiet:
         stable_build(w)
     while True:
         if quiet:
-            entry = stable_find(w, key, nid)
+            entry = stable_find(w, key, tree)
             break
         parent = 0
         right = False
-        entry = stable_root(w, nid)[0]
+        entry = stable_root(w, tree)[0]
         page = 0
         while entry:
             page = pick_dup(w, &entry, False, &roomy)
@@ -313,7 +313,7 @@ cdef int stable_place(kw_world *w, int32_t node, int nid) noexcept nogil:
         stable_todo(w, node)
         return KW_OK
     if entry == 0:
-        rb_insert(node_rb(w), sizeof(kw_node), stable_root(w, nid), parent, right, node)
+        rb_insert(node_rb(w), sizeof(kw_node), stable_root(w, tree), parent, right, node)
         stable_placed(w, node)
         return KW_OK
     if not w.nodes[entry].flags & NODE_CHAIN:
@@ -326,7 +326,7 @@ cdef int stable_place(kw_world *w, int32_t node, int nid) noexcept nogil:
     return KW_OK
 
 
-cdef int32_t stable_insert(kw_world *w, int64_t pfn, uint64_t key, int nid) noexcept nogil:
+cdef int32_t stable_insert(kw_world *w, int64_t pfn, uint64_t key, int tree) noexcept nogil:
     """A node for the new KSM page pfn: its index or KW_ENONODES."""
     cdef int32_t node
     cdef int err
@@ -337,7 +337,7 @@ cdef int32_t stable_insert(kw_world *w, int64_t pfn, uint64_t key, int nid) noex
     w.nodes[node].key = key
     w.nodes[node].pfn = <int32_t>pfn
     w.nodes[node].last_pfn = <int32_t>pfn
-    err = stable_place(w, node, nid)
+    err = stable_place(w, node, tree)
     if err < 0:
         node_free(w, node)
         return err
@@ -359,14 +359,14 @@ cdef void migrate_add(kw_world *w, int32_t node) noexcept nogil:
     w.ksm.migrate = node
 
 
-cdef int32_t migrate_search(kw_world *w, int32_t node, int nid) noexcept nogil:
+cdef int32_t migrate_search(kw_world *w, int32_t node, int tree) noexcept nogil:
     """Where the items of a page that waits belong: a node of its content with room, else itself, now in its tree."""
-    cdef int32_t found = stable_search(w, w.nodes[node].key, nid)
+    cdef int32_t found = stable_search(w, w.nodes[node].key, tree)
     cdef int err
     if found:
         return found
     node_unlink(w, node)
-    err = stable_place(w, node, nid)
+    err = stable_place(w, node, tree)
     if err < 0:
         w.nodes[node].flags |= NODE_MIGRATE
         w.nodes[node].right = 0
@@ -410,12 +410,12 @@ cdef int drop_entry(kw_world *w, int32_t entry) noexcept nogil:
 
 cdef int drop_stable_nodes(kw_world *w) noexcept nogil:
     cdef int err = KW_OK
-    cdef int64_t nid
+    cdef int64_t tree
     cdef int32_t node, following
     stable_build(w)
-    for nid in range(w.ctl.nr_nodes):
-        while stable_root(w, <int>nid)[0]:
-            if drop_entry(w, stable_root(w, <int>nid)[0]) != KW_OK:
+    for tree in range(w.ctl.trees_used):
+        while stable_root(w, <int>tree)[0]:
+            if drop_entry(w, stable_root(w, <int>tree)[0]) != KW_OK:
                 err = KW_EBUSYENTRY
                 break
     node = <int32_t>w.ksm.migrate

@@ -3,15 +3,15 @@ from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from ksmwalk._core cimport World, enter, leave
 from ksmwalk.ksm._items cimport item_at
-from ksmwalk.ksm._stable cimport append_item, stable_insert
+from ksmwalk.ksm._stable cimport append_item, stable_insert, tree_of
 from ksmwalk.layout._layout cimport *
 
 
-cdef int32_t node_of(kw_world *w, int64_t pfn) noexcept nogil:
+cdef int32_t node_of(kw_world *w, int32_t mm, int64_t pfn) noexcept nogil:
     """The stable node of a KSM page, made where there is none."""
     if w.f_node[pfn]:
         return w.f_node[pfn]
-    return stable_insert(w, pfn, w.f_key[pfn], 0 if w.ksm.merge_across_nodes else w.f_nid[pfn])
+    return stable_insert(w, pfn, w.f_key[pfn], tree_of(w, mm, pfn))
 
 
 def take_over(World world not None, int32_t mm, const uint64_t[::1] addr, const int64_t[::1] pfns):
@@ -35,7 +35,7 @@ def take_over(World world not None, int32_t mm, const uint64_t[::1] addr, const 
     enter(world)
     with nogil:
         for i in range(n):
-            node = node_of(w, pfns[i])
+            node = node_of(w, mm, pfns[i])
             if node < 0:
                 code = node
                 break

@@ -14,6 +14,7 @@ from ..gate import as_flag, as_int, shown
 from ..layout import EVENT, PAGE_SIZE, Code
 from ..signatures import AnyArray, RecordArray
 from . import _engine, sysfs
+from .advisor import advise
 from .scan import MOST, KsmScan
 
 __all__ = ["Events", "Ksm"]
@@ -23,9 +24,9 @@ _LATEST = (1 << 62) - 1  # milliseconds
 # full scans without a change after which nothing more will merge by itself: the rest of one under way, one that notes
 # contents, one that compares them; with smart_scan those in which a page may be passed over besides
 _SETTLED, _SETTLED_SMART = 3, 10
-# slots of the ksm record's `advisor`: clock and CPU clock when the scan began, weighted change of scan times, seconds
-# of the last scan, the CPU clock now
-_SCAN_START, _CPU_START, _CHANGE, _LAST, _CPU_NOW = range(5)
+# slots of the ksm record's `advisor`: clock when the scan began, CPU clock when the one before ended, weighted change of
+# scan times, seconds of the last scan, the CPU clock now
+_SCAN_START, _CPU_LAST, _CHANGE, _LAST, _CPU_NOW = range(5)
 
 
 class Events(Strict):
@@ -117,8 +118,7 @@ class Ksm(Strict, sysfs.Files):
         (for the advisor).
 
     Models: ksmd and /sys/kernel/mm/ksm of Linux 6.18.
-    Differs: merge_across_nodes = 0 with several nodes was not compared with a real one; the advisor only roughly (see
-    `sysfs.advise`).
+    Differs: merge_across_nodes = 0 with several nodes was not compared with a real one.
     """
 
     __slots__ = ("_bound", "_scan", "_events", "__weakref__")
@@ -293,17 +293,22 @@ class Ksm(Strict, sysfs.Files):
         Models: ksm_do_scan() of Linux 6.18. Differs: nothing known.
         """
         n = self.pages_to_scan if n is None else as_int(n, "n", 0, MOST)
+        done, ended = self._visit(n)
+        if ended:
+            self._advise()
+        return done
+
+    def _visit(self, n: int) -> tuple[int, bool]:
+        """Do at most `n` visits of a batch: how many there were, and whether the full scan ended with them."""
         world = self._world
         cursor = world.arrays["cursor"]
         if n and not cursor["slot"][0] and self.registered:
-            self._ksm["advisor"][0, [_SCAN_START, _CPU_START]] = self.now_ms, self.cpu_ms
+            self._ksm["advisor"][0, _SCAN_START] = self.now_ms
         before = cursor["seqnr"][0]
         done, code = _engine.py_scan(world, n)
-        if cursor["seqnr"][0] != before and self._ksm["advisor_mode"][0]:
-            self._advise()
         if code:
             self.scan._fail(code)
-        return done
+        return done, bool(cursor["seqnr"][0] != before)
 
     def full_scan(self) -> int:
         """Let ksmd go on to the end of the full scan it is in, or of the next one if it is between two.
@@ -401,13 +406,16 @@ class Ksm(Strict, sysfs.Files):
         return self.pages_shared, self.pages_sharing, self.ksm_zero_pages
 
     def _advise(self) -> None:
+        """What the advisor, if it is on, makes of the full scan that has ended."""
+        if not self._ksm["advisor_mode"][0]:
+            return
         advisor = self._ksm["advisor"][0]
-        pages, change, seconds = sysfs.advise(
+        pages, change, seconds = advise(
             self.pages_to_scan,
             int(advisor[_CHANGE]),
             int(advisor[_LAST]),
             self.now_ms - int(advisor[_SCAN_START]),
-            self.cpu_ms - int(advisor[_CPU_START]),
+            self.cpu_ms - int(advisor[_CPU_LAST]),
             {
                 "max_cpu": self.advisor_max_cpu,
                 "max_pages": self.advisor_max_pages_to_scan,
@@ -415,8 +423,7 @@ class Ksm(Strict, sysfs.Files):
             },
         )
         self._ksm["pages_to_scan"][0] = min(pages, _U32)
-        advisor[_CHANGE] = min(change, _U32)
-        advisor[_LAST] = seconds
+        advisor[_CPU_LAST], advisor[_CHANGE], advisor[_LAST] = self.cpu_ms, min(change, _U32), seconds
 
     def step(self) -> int:
         """Let ksmd wake up from its sleep between batches and do one, if `run` is 1 and a process is on the list.

@@ -12,6 +12,7 @@ from typing import Generic, Never, NoReturn, Self, SupportsIndex, TypeVar, overl
 import numpy as np
 
 from ..gate import MAX_U64, shown
+from .advisor import advise as advise
 
 T = TypeVar("T")
 
@@ -216,9 +217,7 @@ class Files:
 
     run: Number = Number("0 stopped, 1 merging, 2 stopped and everything unmerged.", "run", 0, _u32, 0, 2)
     pages_to_scan: Number = Number("Visits in a batch.", "pages_to_scan", PAGES_TO_SCAN_DEFAULT, _u32)
-    sleep_millisecs: Number = Number(
-        "Milliseconds between batches; kept, but time is an input here.", "sleep_millisecs", 20, _u32
-    )
+    sleep_millisecs: Number = Number("Milliseconds between batches, for `Host.run`.", "sleep_millisecs", 20, _u32)
     smart_scan: Number = Number("1: pages that did not merge for long are skipped now and then.", "smart_scan", 1, _bool)
     use_zero_pages: Number = Number("1: empty pages are mapped to the shared zero page.", "use_zero_pages", 0, _bool)
     max_page_sharing: Number = Number("rmap_items that one KSM page takes.", "max_page_sharing", 256, _i32_erange, 2)
@@ -269,43 +268,3 @@ COUNTERS: dict[str, Counter] = {name: row for name, row in vars(Files).items() i
 
 #: one moment of all counters, a field each
 COUNTERS_DTYPE = np.dtype([(name, np.int64) for name in COUNTERS])
-
-
-def advise(
-    pages: int, change: int, last_s: int, scan_ms: int, cpu_ms: int, knobs: dict[str, int]
-) -> tuple[int, int, int]:
-    """Work out pages_to_scan for the next scan from how long the last one took.
-
-    A scan that took twice the target asks for twice the pages in a batch. That is weighted with how scan times have
-    been changing (in percent, 3 parts in 10 the newest: a scan twice as long as the one before counts 200), and kept
-    below what advisor_max_cpu allows at the CPU time just seen, and below the advisor's maximum. Its minimum is only
-    where it starts: the real one was seen to go below it.
-
-    Parameters
-    ----------
-    pages : int
-        pages_to_scan in force during the scan.
-    change : int
-        The weighted change so far, percent; 0 after the advisor was switched on.
-    last_s : int
-        Seconds the scan before took, 0 if there was none.
-    scan_ms, cpu_ms : int
-        Milliseconds the scan took, and CPU milliseconds ksmd spent in it.
-    knobs : dict
-        `max_cpu` (percent), `max_pages`, `target` (seconds).
-
-    Returns
-    -------
-    (int, int, int)
-        pages_to_scan for the next scan; the weighted change; the scan's time in seconds.
-
-    Models: the scan-time advisor of Linux 6.18, fitted to scans of a second and more that the real one did.
-    Differs: after shorter scans the real one was seen to change by up to ten times; its first step is smaller at times.
-    """
-    scan_s = max(1, scan_ms // 1000)
-    change = (70 * change + 30 * (100 * scan_s // last_s if last_s else 100)) // 100
-    of_target = max(1, 100 * knobs["target"] // scan_s)
-    new = pages * 100 // of_target * max(1, change) // 100
-    cpu_percent = max(1, cpu_ms // (10 * scan_s))
-    new = min(new, max(1, pages // cpu_percent) * knobs["max_cpu"], knobs["max_pages"])
-    return max(1, new), change, scan_s

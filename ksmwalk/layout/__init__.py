@@ -21,6 +21,7 @@ from ._records import (
     PAGE_SIZE,
     PMD_SIZE,
     PUD_SIZE,
+    TRACE_EVENT,
     VMA,
     WORK,
     Array,
@@ -32,6 +33,7 @@ from ._records import (
     LoadedPage,
     MmFlag,
     NodeFlag,
+    Operation,
     Perm,
     Strategy,
     Thp,
@@ -56,6 +58,8 @@ __all__ = [
     "PAGE_SIZE",
     "PMD_SIZE",
     "PUD_SIZE",
+    "TRACE_EVENT",
+    "TREES",
     "VMA",
     "WORK",
     "Array",
@@ -67,6 +71,7 @@ __all__ = [
     "LoadedPage",
     "MmFlag",
     "NodeFlag",
+    "Operation",
     "Perm",
     "Strategy",
     "Thp",
@@ -77,3 +82,4 @@ __all__ = [
 FRAME_FIELDS = {name.removeprefix("f_"): array.dtype for name, array in ARRAYS.items() if name.startswith("f_")}
 PAGE_SHIFT = PAGE_SIZE.bit_length() - 1
 BLOCK = 512  # frames in an allocator block (one THP)
+TREES = 1 << 16  # pairs of trees at most: as many as a stable node's `tree` can number

@@ -92,14 +92,17 @@ enum {
 enum { THP_NEVER = 0, THP_MADVISE = 1, THP_ALWAYS = 2 };
 /* ItemFlag(IntFlag), ITEM_: State of an rmap_item. */
 enum { ITEM_STABLE = 1, ITEM_UNSTABLE = 2, ITEM_HAS_CHECKSUM = 4, ITEM_USED = 8 };
-/* NodeFlag(IntFlag), NODE_: State of a stable node. */
-enum { NODE_USED = 1, NODE_CHAIN = 2, NODE_DUP = 4, NODE_MIGRATE = 8 };
+/* NodeFlag(IntFlag), NODE_: State of a stable node. RESTLESS: the head of a chain that a search which passes it may change,
+ * prune times aside. */
+enum { NODE_USED = 1, NODE_CHAIN = 2, NODE_DUP = 4, NODE_MIGRATE = 8, NODE_RESTLESS = 16 };
 /* Strategy(IntEnum), STRATEGY_: How the cursor finds the next page: the 2025 range walk, or one address at a time. */
 enum { STRATEGY_RANGE = 0, STRATEGY_PER_ADDRESS = 1 };
 /* Event(IntEnum), EV_: The ksm:* trace events a Host can record. */
 enum {
     EV_START = 1, EV_STOP = 2, EV_ENTER = 3, EV_EXIT = 4, EV_NEW = 5, EV_ADD = 6, EV_ZERO = 7, EV_RMI = 8, EV_RMK = 9,
 };
+/* Operation(IntEnum), OP_: What an event of a trace does. */
+enum { OP_READ = 1, OP_WRITE = 2, OP_MAP = 3, OP_UNMAP = 4, OP_ADVISE = 5, OP_FORK = 6, OP_EXIT = 7 };
 /* Bad(IntEnum), BAD_: Why an entry can't be followed. */
 enum {
     BAD_FRAME = 1,         /* points to a table frame that is not there */
@@ -144,6 +147,7 @@ enum { KW_RING = 65536 }; /* records in the ring of events */
 #define PTE_UFFD_WP 0x400ull
 #define PTE_SOFT_DIRTY 0x800ull
 #define PTE_PAT_LARGE 0x1000ull
+#define PTE_CLEAN 0x10000000000000ull  /* ours, of the bits left to software: not stored to since Mm.clear_touched */
 #define PTE_NX 0x8000000000000000ull
 #define PTE_PFN_MASK 0x000ffffffffff000ull
 #define KW_PAGE_SIZE 4096ull
@@ -180,6 +184,8 @@ typedef struct {
     int64_t serial;      /* number of this address space among all ever made */
     int32_t nid;         /* preferred NUMA node */
     int32_t vma_hint;    /* the vma found last */
+    int32_t domain;      /* merged only with pages of address spaces of the same number */
+    int32_t unused;
     int64_t users;       /* MM_BACKING: vmas that map it, and its maker while it has not let go */
     int64_t nr_pages;    /* MM_BACKING: pages it has, faults beyond fail */
 } kw_mm;
@@ -214,8 +220,7 @@ typedef struct {
     int32_t left, right, parent; /* stable tree; next free record in `left`; next and previous while NODE_MIGRATE */
     uint8_t colour;      /* these four are a kw_rb */
     uint8_t flags;       /* NODE_* bits */
-    uint8_t nid;         /* NUMA tree it is in */
-    uint8_t restless;    /* chain head: 1 where a search that passes may change it, prune times aside */
+    uint16_t tree;       /* pair of trees it belongs to: domain * nr_nodes + NUMA node (0 while merging across them) */
     int32_t items;       /* first rmap_item of its list (newest), 0: none */
     int32_t count;       /* rmap_items on the list */
     int32_t dups;        /* chain head: first dup */
@@ -237,6 +242,7 @@ typedef struct {
     int64_t mms_exited;    /* first of those that exited and wait until ksmd has cleaned their slots, 0: none */
     int64_t items_used, items_free, items_live, items_cap;
     int64_t stable_used, stable_free, stable_live, stable_cap;  /* stable nodes */
+    int64_t trees_used, trees_cap; /* pairs of trees: nr_nodes for each domain up to the highest */
     int64_t nr_frames, nr_nodes, nr_blocks;
     int64_t frames_used;   /* frames allocated */
     int64_t anon_vmas;     /* anon_vma families handed out */
@@ -333,6 +339,15 @@ typedef struct {
     uint16_t unused;
     uint32_t nr;           /* entries in the run, 1 where runs were not asked for */
 } kw_mapping;
+/* One event of a trace that a Host is driven with: 32 bytes, dtype layout.TRACE_EVENT. */
+typedef struct {
+    int64_t time;          /* nanoseconds since the trace began; events are applied in the order they stand in */
+    uint64_t addr;         /* bytes; a load or store means the page it lies in */
+    uint64_t key;          /* write: content; map, unmap, advise: length in bytes; fork: the child's number */
+    int32_t mm;            /* number of the process within the trace */
+    uint16_t operation;    /* OP_* */
+    uint16_t arg;          /* map: PERM_* bits, 0: read and write; advise: number of the advice */
+} kw_trace_event;
 /* One event of the ksm:* trace points. */
 typedef struct {
     int32_t kind;          /* EV_* */
@@ -360,7 +375,7 @@ struct kw_world {
     kw_cursor *cursor;     /* [1] */
     kw_work *work;         /* [1] */
     kw_bad *bad;           /* [1] the entry that ended the last call with KW_EBADENTRY */
-    int32_t *trees;        /* [2*nr_nodes] root of the stable (0) and unstable (1) tree of a NUMA node */
+    int32_t *trees;        /* [trees_cap][2] roots of the stable (0) and unstable (1) tree of a domain and NUMA node */
     /* frames, indexed by pfn */
     uint16_t *f_flags;     /* [nr_frames]~ FRAME_* bits */
     uint8_t *f_nid;        /* [nr_frames]~ */

@@ -26,7 +26,7 @@ typedef struct {
     int64_t limit;      /* at most so many, that most lines have one left */
 } kw_slots;
 
-/* What is looked up where: `key` of record i at keys + stride * i; of equal keys the one whose byte `tree` is the same. */
+/* What is looked up where: `key` of record i at keys + stride * i; of equal keys the one whose `tree` is the same. */
 typedef struct {
     const char *keys, *trees; /* trees NULL: there is one only */
     int64_t stride;
@@ -83,7 +83,7 @@ static inline int32_t kw_slots_find(const kw_slots *s, uint64_t hash, const kw_k
         while (same) {
             int64_t i = at[__builtin_ctz(same)] & s->mask;
             if (i && *(const uint64_t *)(of->keys + of->stride * i) == key
-                && (of->trees == NULL || *(const uint8_t *)(of->trees + of->stride * i) == tree))
+                && (of->trees == NULL || *(const uint16_t *)(of->trees + of->stride * i) == tree))
                 return (int32_t)i;
             same &= same - 1;
         }

@@ -55,7 +55,7 @@ cdef int32_t mm_alloc(kw_world *w) noexcept nogil:
     m.flags = MM_USED
     m.vma_first = m.slot_next = m.slot_prev = m.rmap_list = m.nr_vmas = 0
     m.nr_rmap_items = m.nr_merging = m.nr_zero = m.users = m.nr_pages = 0
-    m.nid = m.vma_hint = 0
+    m.nid = m.vma_hint = m.domain = 0
     c.mm_serial += 1
     m.serial = c.mm_serial
     m.root = row_alloc(w, row_owner(mm, <int>c.levels))

@@ -103,6 +103,8 @@ cdef int one_mm(Check *c, int32_t i) noexcept nogil:
     cdef uint32_t state = m.flags & (MM_USED | MM_EXITING | MM_BACKING)
     if m.flags & ~<uint32_t>MM_BITS or (m.flags & MM_DEVICE and not m.flags & MM_BACKING):
         return refuse(c, b"mms", b"flags", i, m.flags, b"not the flags of an address space")
+    if within(c, b"mms", b"domain", i, m.domain, 0, c.w.ctl.trees_used // c.w.ctl.nr_nodes, b"no domain of this Host"):
+        return -1
     if c.mms[i] == SEEN_FREE:
         if m.flags or m.root or m.nr_tables or m.nr_vmas or m.rmap_list:
             return refuse(c, b"mms", NULL, i, m.flags, b"on the list of free records, but in use")

@@ -197,7 +197,7 @@ def test_lists_and_trees_without_an_end_are_refused():
     nodes = state["arrays"]["nodes"]
     chain, dup = int(np.flatnonzero(nodes["flags"] & 2)[0]), int(np.flatnonzero(nodes["flags"] & 4)[0])
     items = state["arrays"]["items"]
-    stable, tree = int(np.flatnonzero(items["flags"] & 1)[0]), int(state["arrays"]["trees"][2])
+    stable, tree = int(np.flatnonzero(items["flags"] & 1)[0]), int(state["arrays"]["trees"][0, 1])
     free = {name: int(state["arrays"]["ctl"][name][0]) for name in ("items_free", "vmas_free", "mms_free")}
     first = int(state["arrays"]["mms"]["rmap_list"][1])
     for array, field, record in (

@@ -179,7 +179,7 @@ def test_a_directory_may_be_reached_through_a_link(made, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 2}, "version 2: of a newer ksmwalk"),
+        ({"version": 99}, "version 99: of a newer ksmwalk"),
         ({"version": 0}, "version 0: no version"),
         ({"version": True}, "version True"),
         ({"kind": "shoes"}, "kind 'shoes': must be 'saved"),

@@ -78,7 +78,7 @@ def crowded_host(nodes: int = 2) -> Host:
     ksm.do_scan(1200)
     host.lru_batch = 20
     gone[2].write(AT + 31 * PAGE, np.arange(7, dtype=np.uint64))
-    while not ksm.scan.mm_slot or host.world.arrays["trees"][nodes] == 0:
+    while not ksm.scan.mm_slot or host.world.arrays["trees"][0, 1] == 0:
         ksm.do_scan(40)
     ksm.do_scan(50)
     return host

@@ -326,6 +326,7 @@ def targets(scene):
         "Host.unpin": (host.unpin, {"pfn": scene.pinned}, {"pfn": integer(scene.pinned, scene.pinned)}),
         "Host.lock_page": (host.lock_page, {"pfn": 1, "on": True}, {"pfn": integer(1, 1023), "on": flag}),
         "Mm": (ksmwalk.Mm, {"host": host, "index": 1}, {"host": nothing, "index": any_mm}),
+        "Mm.domain": (set_(mm, "domain"), {"value": 0}, {"value": integer(0, 65535)}),
         "Mm.nid": (set_(mm, "nid"), {"value": 0}, {"value": nid}),
         "Mm.vma_by_number": (mm.vma_by_number, {"number": 1}, {"number": integer(1, 3)}),
         "Mm.find_vma": (mm.find_vma, {"addr": AT}, {"addr": U64}),

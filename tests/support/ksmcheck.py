@@ -34,8 +34,8 @@ def check_ksm(host) -> None:
     merging = np.bincount(items["mm"][sorted(on_nodes)], minlength=len(host.mms)) if on_nodes else None
     if merging is not None:
         assert (host.mms["nr_merging"] == merging[: len(host.mms)]).all()
-    _check_stable(a, nodes, pages, int(ctl["nr_nodes"]))
-    _check_unstable(a, items, int(ctl["nr_nodes"]))
+    _check_stable(a, nodes, pages)
+    _check_unstable(a, items)
     ksm_frames = np.flatnonzero(a["f_node"])
     assert all(int(nodes[a["f_node"][pfn]]["pfn"]) == pfn for pfn in ksm_frames)
     assert (a["f_flags"][ksm_frames] & Frame.KSM != 0).all()
@@ -90,15 +90,16 @@ def _walk(left, right, parent, colour, root: int) -> list[int]:
     return order
 
 
-def _check_stable(a, nodes, pages, nr_nodes: int) -> None:
+def _check_stable(a, nodes, pages) -> None:
     seen, chains, dups = set(), 0, 0
-    for nid in range(nr_nodes):
+    for tree in range(int(a["ctl"]["trees_used"][0])):
         order = _walk(
             lambda i: int(nodes[i]["left"]), lambda i: int(nodes[i]["right"]), lambda i: int(nodes[i]["parent"]),
-            lambda i: int(nodes[i]["colour"]) & 1, int(a["trees"][nid]),
+            lambda i: int(nodes[i]["colour"]) & 1, int(a["trees"][tree, 0]),
         )
         keys = [int(nodes[i]["key"]) for i in order]
         assert keys == sorted(set(keys)), "contents in the stable tree are in order, each once"
+        assert all(nodes[i]["tree"] == tree for i in order)
         for entry in order:
             if not nodes[entry]["flags"] & NodeFlag.CHAIN:
                 seen.add(entry)
@@ -119,15 +120,15 @@ def _check_stable(a, nodes, pages, nr_nodes: int) -> None:
     assert a["ksm"]["chains"][0] == chains and a["ksm"]["dups"][0] == dups
 
 
-def _check_unstable(a, items, nr_nodes: int) -> None:
+def _check_unstable(a, items) -> None:
     links = a["links"]
     if not a["cursor"]["slot"][0]:
         return  # between scans the tree is left over, and forgotten when the next scan starts
     seen = set()
-    for nid in range(nr_nodes):
+    for tree in range(int(a["ctl"]["trees_used"][0])):
         seen |= set(_walk(
             lambda i: int(links[i]["left"]), lambda i: int(links[i]["right"]), lambda i: int(links[i]["parent"]),
-            lambda i: int(links[i]["aux"]) & 1, int(a["trees"][nr_nodes + nid]),
+            lambda i: int(links[i]["aux"]) & 1, int(a["trees"][tree, 1]),
         ))
     number = int(a["cursor"]["seqnr"][0]) & 255
     fresh = np.flatnonzero((items["flags"] & ItemFlag.UNSTABLE != 0) & (items["seq"] == number))

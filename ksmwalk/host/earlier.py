@@ -1,0 +1,80 @@
+"""Hosts that an earlier version saved, seen as this one would have saved them.
+
+A record is taken over field by field, by name; fields that it did not have are 0. What it holds is checked afterwards
+like that of any other Host.
+
+Version 1 had one pair of trees a NUMA node and no domains: all its address spaces are in domain 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .. import layout
+
+__all__ = ["seen_as_now"]
+
+#: (array, field now) -> its name before
+_RENAMED = {("nodes", "tree"): "nid"}
+
+
+class _Earlier:
+    """An array of an earlier version, not read yet (`layout.stored.Stored`) or in memory, with dtype and shape of now."""
+
+    def __init__(self, name: str, found: Any):
+        self._name, self._found = name, found
+        self.where = getattr(found, "where", name)
+        want = layout.ARRAYS[name].dtype
+        self.dtype, self.shape = (want if _known(name, found.dtype) else found.dtype), found.shape
+        if name == "trees" and len(self.shape) == 1:
+            self.shape = (self.shape[0] // 2, 2)
+
+    def read(self, out: np.ndarray | None = None) -> np.ndarray:
+        """The content, as records of now."""
+        before = self._found if isinstance(self._found, np.ndarray) else self._found.read()
+        if out is None:
+            out = np.zeros(self.shape, self.dtype)
+        if self._name == "trees":
+            out[...] = before.reshape(2, -1).T  # first the stable ones of all NUMA nodes, then the unstable ones
+        elif self.dtype.names is None:
+            out[...] = before
+        else:
+            for field in self.dtype.names:
+                source = _RENAMED.get((self._name, field), field)
+                if source in before.dtype.names:
+                    out[field] = before[source]
+        return out
+
+
+def _known(name: str, dtype: np.dtype[Any]) -> bool:
+    """Whether records of this dtype can be taken over: every field that has one of the same meaning now is like it."""
+    want = layout.ARRAYS[name].dtype
+    if want.names is None or dtype.names is None:
+        return False
+    pairs = [(want[field], dtype[_RENAMED.get((name, field), field)]) for field in want.names
+             if _RENAMED.get((name, field), field) in dtype.names]  # fmt: skip
+    return bool(pairs) and all(now.shape == then.shape and now.base.kind in "iu" and then.base.kind in "iu"
+                               and then.base.itemsize <= now.base.itemsize for now, then in pairs)  # fmt: skip
+
+
+def seen_as_now(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The arrays of a saved Host as this version would have saved them; the same where it did.
+
+    Parameters
+    ----------
+    found : dict of str to Stored or ndarray
+        What was kept, not checked yet.
+    """
+    ctl = found.get("ctl")
+    names = getattr(getattr(ctl, "dtype", None), "names", None) or ()
+    if not names or "trees_used" in names or getattr(ctl, "shape", None) != (1,) or "trees" not in found:
+        return found
+    lifted: dict[str, Any] = {name: _Earlier(name, array) if name in layout.ARRAYS else array for name, array in found.items()}
+    if lifted["ctl"].dtype == layout.CTL:
+        ctl = lifted["ctl"].read()
+        ctl["trees_used"], ctl["trees_cap"] = ctl["nr_nodes"], layout.TREES
+        lifted["ctl"] = ctl
+    return lifted
