@@ -31,7 +31,7 @@ from ksmwalk.ksm._stable cimport (
     append_item, drop_stable_nodes, migrate_add, migrate_drop_stale, migrate_search, node_leave,
     stable_insert, stable_search, tree_of, unstable_root,
 )
-from ksmwalk.ksm._ahead cimport pass_merged, warm_trees
+from ksmwalk.ksm._ahead cimport Ahead, pass_alone, pass_merged, pass_new, warm_known, warm_trees
 from ksmwalk.layout._layout cimport *
 
 
@@ -369,11 +369,14 @@ cdef int examine(kw_world *w, int32_t item, int64_t pfn) noexcept nogil:
 # ------------------------------------------------------------------ batches
 
 cdef int64_t scan_and_merge(kw_world *w, int64_t n, int *failed) noexcept nogil:
-    cdef int64_t done = 0, asked = 0, pfn = 0
+    cdef int64_t done = 0, asked = 0, pfn = 0, items = w.ctl.items_used + w.ctl.items_free
     cdef uint64_t warm = 0
+    cdef Ahead ahead
     cdef int32_t item, mm = 0
     cdef int err
     failed[0] = KW_OK
+    ahead.base = 1
+    ahead.here = 0
     scan_begin(w)
     while done < n:
         item = scan_next(w, &pfn)
@@ -383,7 +386,11 @@ cdef int64_t scan_and_merge(kw_world *w, int64_t n, int *failed) noexcept nogil:
         if w.items[item].mm != mm:
             mm = w.items[item].mm
             warm = 0
-        if w.items[item].addr >= warm and will_search(w, item, pfn):
+            ahead.base = 1
+        if indexed(w):
+            if will_search(w, item, pfn):
+                warm_known(w, &ahead)
+        elif w.items[item].addr >= warm and will_search(w, item, pfn):
             warm = warm_trees(w, w.items[item].addr, w.f_key[pfn])
         err = examine(w, item, pfn)
         done += 1
@@ -392,6 +399,11 @@ cdef int64_t scan_and_merge(kw_world *w, int64_t n, int *failed) noexcept nogil:
             break
         if w.f_flags[pfn] & FRAME_KSM:
             done += pass_merged(w, n - done)
+        elif w.ctl.items_used + w.ctl.items_free != items:
+            items = w.ctl.items_used + w.ctl.items_free
+            done += pass_new(w, n - done)
+        elif indexed(w) and w.items[item].flags & ITEM_UNSTABLE:
+            done += pass_alone(w, &ahead, n - done)
         if done >= asked + 4096:
             asked = done
             if interrupted():

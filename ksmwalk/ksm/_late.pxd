@@ -25,6 +25,7 @@ cdef extern from "_slots.h" nogil:
     uint64_t kw_slots_hash(uint64_t key, int tree) noexcept
     void kw_slots_prefetch(const kw_slots *s, uint64_t hash) noexcept
     int32_t kw_slots_find(const kw_slots *s, uint64_t hash, const kw_keyed *of, uint64_t key, int tree) noexcept
+    int32_t kw_slots_guess(const kw_slots *s, uint64_t hash) noexcept
     bint kw_slots_add(kw_slots *s, uint64_t hash, int32_t i) noexcept
     bint kw_slots_put(kw_slots *s, uint64_t hash, int32_t i, int32_t to) noexcept
     bint kw_slots_make(kw_slots *s, int64_t n, int64_t records) noexcept
@@ -44,7 +45,9 @@ cdef struct Late:
     int wait, waits     # scans that keep to the trees, because the last ones were spoiled
     int32_t zero        # the item in it whose content is 0: a split may take its page, 0: there is none
     kw_slots unstable
-    Log log             # item: inserted; -item, two words of its content, its tree: taken out
+    Log log             # item, n: it and the n - 1 with the next numbers inserted;
+                        # -item, two words of its content, its tree: taken out
+    int64_t run         # where the n of the last insertion stands, 0: something was taken out since
     # the stable trees
     bint known          # the index holds every entry of them
     kw_slots stable
@@ -93,6 +96,20 @@ cdef void late_scan(kw_world *w) noexcept nogil
     # A full scan begins, with empty trees.
 cdef void late_build(kw_world *w) noexcept nogil
     # The links of the unstable tree are needed: build them, and go on without the index for the rest of the scan.
+cdef inline bint late_add_at(kw_world *w, int32_t item, uint64_t hash) noexcept nogil:
+    # The same of an item that is not empty, with the hash of its content.
+    cdef Late *l = late(w)
+    if l.log.n + 2 > l.log.room or not kw_slots_add(&l.unstable, hash, item):
+        return False
+    if l.run and l.log.at[l.run - 1] + l.log.at[l.run] == item:
+        l.log.at[l.run] += 1
+        return True
+    l.log.at[l.log.n] = item
+    l.log.at[l.log.n + 1] = 1
+    l.run = l.log.n + 1
+    l.log.n += 2
+    return True
+
 cdef bint late_add(kw_world *w, int32_t item) noexcept nogil
     # The item, whose checksum is its content, comes into the tree. False: there is no room, nothing was done.
 cdef void late_erase(kw_world *w, int32_t item) noexcept nogil

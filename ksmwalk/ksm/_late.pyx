@@ -11,7 +11,11 @@ from ksmwalk.layout._layout cimport *
 
 
 cdef extern from * nogil:
-    void prefetch "__builtin_prefetch"(const void *p) noexcept
+    """
+    /* A function that does nothing but prefetch does nothing in the compiler's eyes, and its calls are left out. */
+    #define kw_fetch(p) do { __builtin_prefetch(p); __asm__ volatile(""); } while (0)
+    """
+    void prefetch "kw_fetch"(const void *p) noexcept
 
 cdef enum:
     GENERATION_BITS = 0x7FFFFFFF
@@ -113,7 +117,7 @@ cdef void late_scan(kw_world *w) noexcept nogil:
         return
     l.on = False
     l.zero = 0
-    l.log.n = 0
+    l.log.n = l.run = 0
     if l.spoiled:
         l.waits = min(max(2 * l.waits, 1), LONGEST_WAIT)
         l.wait = l.waits
@@ -134,9 +138,8 @@ cdef void late_scan(kw_world *w) noexcept nogil:
 cdef bint late_add(kw_world *w, int32_t item) noexcept nogil:
     cdef Late *l = late(w)
     cdef uint64_t key = w.items[item].checksum
-    if not log_room(&l.log, 1) or not kw_slots_add(&l.unstable, kw_slots_hash(key, domain_tree(w, item)), item):
+    if not log_room(&l.log, 2) or not late_add_at(w, item, kw_slots_hash(key, domain_tree(w, item))):
         return False
-    log_put(&l.log, item)
     if key == 0:
         l.zero = item
     return True
@@ -150,6 +153,7 @@ cdef void late_erase(kw_world *w, int32_t item) noexcept nogil:
         late_build(w)
         return          # the caller erases it there
     kw_slots_put(&l.unstable, kw_slots_hash(key, tree), item, 0)
+    l.run = 0
     log_put(&l.log, -item)
     # The item may be gone, or have another content or domain, when the tree is built.
     log_put(&l.log, <int32_t><uint32_t>key)
@@ -159,16 +163,27 @@ cdef void late_erase(kw_world *w, int32_t item) noexcept nogil:
         l.zero = 0
 
 
+cdef int64_t insertions(const Log *log) noexcept nogil:
+    cdef int64_t i = 0, n = 0
+    while i < log.n:
+        if log.at[i] > 0:
+            n += log.at[i + 1]
+        i += 2 if log.at[i] > 0 else TAKEN_OUT
+    return n
+
+
 cdef int64_t read_log(kw_world *w, Place *places, int32_t *where) noexcept nogil:
     """Fill in items and contents of all insertions, from 1 on; how many."""
     cdef Log *log = &late(w).log
     cdef int64_t i = 0, n = 0, at
+    cdef int32_t item
     while i < log.n:
         if log.at[i] > 0:
-            n += 1
-            places[n].item = log.at[i]
-            where[log.at[i]] = <int32_t>n
-            i += 1
+            for item in range(log.at[i], log.at[i] + log.at[i + 1]):
+                n += 1
+                places[n].item = item
+                where[item] = <int32_t>n
+            i += 2
         else:
             at = where[-log.at[i]]
             places[at].item = log.at[i]
@@ -199,37 +214,37 @@ cdef void warm_places(Place *places, const int32_t *roots, int64_t first, int64_
             more |= at[i]
 
 
+cdef inline void hang_place(Place *places, int32_t *root, int32_t at) noexcept nogil:
+    cdef int32_t t = root[0], parent = 0
+    cdef uint64_t key = places[at].link.key
+    cdef bint right = False
+    while t:
+        parent = t
+        right = key > places[t].link.key
+        t = places[t].link.right if right else places[t].link.left
+    rb_insert(<char *>&places[0].link.left, sizeof(Place), root, parent, right, at)
+
+
 cdef void replay(kw_world *w, Place *places, int32_t *where, int32_t *roots, int64_t n) noexcept nogil:
     """Do to the places, in order, what was done to the trees."""
     cdef Log *log = &late(w).log
     cdef char *base = <char *>&places[0].link.left
     cdef int64_t i = 0, at = 0, warm = 1
-    cdef int32_t t, parent
-    cdef int32_t *root
-    cdef uint64_t key
-    cdef bint right
+    cdef int32_t t, item
     while i < log.n:
         if log.at[i] < 0:
             t = where[-log.at[i]]
             rb_erase(base, sizeof(Place), &roots[places[t].tree], t)
             i += TAKEN_OUT
             continue
-        at += 1
-        if at == warm:
-            warm = min(at + AHEAD, n + 1)
-            warm_places(places, roots, at, warm)
-        where[log.at[i]] = <int32_t>at
-        key = places[at].link.key
-        root = &roots[places[at].tree]
-        t = root[0]
-        parent = 0
-        right = False
-        while t:
-            parent = t
-            right = key > places[t].link.key
-            t = places[t].link.right if right else places[t].link.left
-        rb_insert(base, sizeof(Place), root, parent, right, <int32_t>at)
-        i += 1
+        for item in range(log.at[i], log.at[i] + log.at[i + 1]):
+            at += 1
+            if at == warm:
+                warm = min(at + AHEAD, n + 1)
+                warm_places(places, roots, at, warm)
+            where[item] = <int32_t>at
+            hang_place(places, &roots[places[at].tree], <int32_t>at)
+        i += 2
 
 
 cdef void late_build(kw_world *w) noexcept nogil:
@@ -246,7 +261,7 @@ cdef void late_build(kw_world *w) noexcept nogil:
     if l.log.n == 0:
         return
     where = <int32_t *>malloc(w.ctl.items_used * sizeof(int32_t))
-    places = <Place *>malloc((l.log.n + 1) * sizeof(Place))
+    places = <Place *>malloc((insertions(&l.log) + 1) * sizeof(Place))
     roots = <int32_t *>calloc(w.ctl.trees_used, sizeof(int32_t))
     kw_check(where != NULL and places != NULL and roots != NULL)
     memset(places, 0, sizeof(Place))
@@ -262,7 +277,7 @@ cdef void late_build(kw_world *w) noexcept nogil:
             link.aux = (link.aux & 1) | (generation << 1)
     for at in range(w.ctl.trees_used):
         w.trees[2 * at + 1] = places[roots[at]].item
-    l.log.n = 0
+    l.log.n = l.run = 0
     free(roots)
     free(where)
     free(places)
@@ -277,7 +292,7 @@ cdef inline bint in_tree(kw_node *p) noexcept nogil:
 cdef void stable_learn(kw_world *w) noexcept nogil:
     """Read the index, and what it goes by, from the nodes, those that are to come into the trees among them."""
     cdef Late *l = late(w)
-    cdef int64_t i, n = w.ctl.stable_live + (w.ctl.stable_live >> 1) + 1024
+    cdef int64_t i, n = 2 * w.ctl.stable_live + 1024
     cdef kw_node *p
     l.restless = 0
     l.pruned = w.ksm.now_ms

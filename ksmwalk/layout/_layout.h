@@ -364,7 +364,7 @@ struct kw_world {
     /* Arrays: `[length][columns]` in numbers or fields of kw_ctl; ~: huge pages are worth while for it. The records ever
      * used are kept: up to the field of the same name that ends in _used where the length ends in _cap. */
     kw_ctl *ctl;           /* [1] */
-    uint64_t *rows;        /* [rows_cap][512] table pages; row number = frame number of the table page */
+    uint64_t *rows;        /* [rows_cap][512]~ table pages; row number = frame number of the table page */
     int32_t *r_owner;      /* [rows_cap] whose table page it is: number of the mm * 8 + level; 0: free */
     kw_vma *vmas;          /* [vmas_cap] */
     kw_mm *mms;            /* [mms_cap] */

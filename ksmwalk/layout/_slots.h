@@ -43,7 +43,8 @@ static inline uint64_t kw_slots_line(const kw_slots *s, uint64_t hash) {
 }
 
 static inline void kw_slots_prefetch(const kw_slots *s, uint64_t hash) {
-    __builtin_prefetch(s->slots + kw_slots_line(s, hash) * KW_SLOTS_LINE);
+    if (s->slots)
+        __builtin_prefetch(s->slots + kw_slots_line(s, hash) * KW_SLOTS_LINE);
 }
 
 /* Bits of the slots of a line: those that hold these hash bits, and (`*empty`) those that are 0. */
@@ -91,6 +92,17 @@ static inline int32_t kw_slots_find(const kw_slots *s, uint64_t hash, const kw_k
             return 0;
         line = line + 1 == s->lines ? 0 : line + 1;
     }
+}
+
+/* A record whose hash bits are the same, to be fetched; 0: none in the first line. */
+static inline int32_t kw_slots_guess(const kw_slots *s, uint64_t hash) {
+    const uint32_t *at;
+    unsigned empty, same;
+    if (s->slots == NULL)
+        return 0;
+    at = s->slots + kw_slots_line(s, hash) * KW_SLOTS_LINE;
+    same = kw_slots_match(at, s->mask, (uint32_t)hash & ~s->mask, &empty) & ~empty;
+    return same ? (int32_t)(at[__builtin_ctz(same)] & s->mask) : 0;
 }
 
 /* Record i, whose key is not in it yet. 0: no room, and nothing done. */
