@@ -202,7 +202,9 @@ class BuildExt(build_ext):
 
 
 def extensions():
-    headers = sorted(str(p) for p in Path(INCLUDE).glob("*.h"))
+    headers = sorted(str(p) for p in Path(INCLUDE).glob("_*.h"))
+    # of the headers for others only the module that fills the table of ksmwalk.h reads one
+    own = {"_capsule": [f"{INCLUDE}/ksmwalk.h"]}
     for source in sorted(Path("ksmwalk").glob("**/_*.pyx")):
         yield Extension(
             ".".join(source.with_suffix("").parts),
@@ -212,7 +214,7 @@ def extensions():
             extra_link_args=LDFLAGS,
             include_dirs=[INCLUDE],
             # the headers include each other; which .pxd a module reads is for Cython to know
-            depends=headers,
+            depends=headers + own.get(source.stem, []),
         )
 
 

@@ -12,7 +12,7 @@ author = "the ksmwalk authors"
 copyright = author
 version = release = ksmwalk.__version__
 
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_parser", "docstrings", "said_once"]
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_parser", "docstrings", "said_once", "notebooks"]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 exclude_patterns = ["_build"]
 needs_sphinx = "7.2"

@@ -103,7 +103,7 @@ def __getattr__(name: str) -> object:
 
 
 def get_include() -> str:
-    """Directory to pass to the C compiler for modules that `cimport ksmwalk._core` (it holds `_layout.h`)."""
+    """Directory of the headers: of `ksmwalk.h` and `ksmwalk.hpp`, and of those that a `cimport` needs."""
     return str(Path(__file__).resolve().parent / "layout")
 
 

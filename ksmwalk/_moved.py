@@ -24,7 +24,7 @@ MOVED = {
         "ksmd": "ksm.ksmd",
         "mm": "host.mm",
         "pagewalk": "tables.pagewalk",
-        "picture": "commands.picture",
+        "picture": "sources.pictures",
         "plot": "commands.plot",
         "records": "scenarios.records",
         "replay": "scenarios.replay",

@@ -11,8 +11,8 @@ import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from ..drawing.words import printable
 from ..proc import processes
-from ..proc.processes import printable
 from ..sources.captures import is_capture, open_capture
 from ..sources.contents import MemoryCapture, capture_memory
 from ..sources.joining import NotComparable, join

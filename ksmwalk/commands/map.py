@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..sources import ProcessCapture, capture, guest_tables
-from . import report
-from .picture import (
+from ..drawing.spaces import (
     OTHER,
     PAGE,
     TABLE_KINDS,
@@ -23,11 +21,13 @@ from .picture import (
     kinds_label,
     marks,
     parts,
-    picture,
     row_label,
     row_names,
     total,
 )
+from ..sources import ProcessCapture, capture, guest_tables
+from ..sources.pictures import picture
+from . import report
 from .screen import HelpFormatter, Part, Screen
 
 LETTERS = "aHKz-s"
@@ -99,13 +99,15 @@ def run(args: argparse.Namespace) -> int:
 
         plot.check(args.plot)
     if args.image is None:
-        drawn = picture(capture(args.pid, counts=True), args.rows)
+        what = capture(args.pid, counts=True)
+        drawn = picture(what, args.rows)
     else:
-        drawn = picture(_of_image(args), args.rows, kinds=TABLE_KINDS)
+        what = _of_image(args)
+        drawn = picture(what, args.rows, kinds=TABLE_KINDS)
     if args.plot is not None:
         plot.address_space(drawn, args.plot)
     if args.json:
-        report.print_json(as_json(drawn, args.plot))
+        report.print_json(as_json(what, drawn, args.plot))
         return 0
     screen = Screen()
     if args.plot is not None:
@@ -150,7 +152,7 @@ def text(drawn: Picture, width: int, shades: str = SHADES) -> Iterator[Sequence[
         yield [f"{'total':{_MARGIN}}", *_total(whole, bar)]
         yield from _labels(f"{report.size(int(whole.sum()) * PAGE)} present: {kinds_label(whole, drawn.kinds)}", bar)
         yield []
-    for words in (_legend(shades, drawn.kinds), *map(report.printable, drawn.capture.notes)):
+    for words in (_legend(shades, drawn.kinds), *map(report.printable, drawn.notes)):
         yield from ([line] for line in report.wrap(words, width))
 
 
@@ -190,16 +192,15 @@ def _legend(shades: str, names: tuple[str, ...]) -> str:
     )
 
 
-def as_json(drawn: Picture, plot_file: str | None) -> dict[str, Any]:
+def as_json(what: ProcessCapture, drawn: Picture, plot_file: str | None) -> dict[str, Any]:
     """The picture as plain data; sizes in bytes."""
-    what = drawn.capture
     return {
         "pid": what.pid or None,
         "name": what.name,
         "mapped": sum(vma.size for vma in what.vmas),
         "present": what.nr_pages * PAGE,
         "present_by_kind": _by_kind(total(drawn), drawn.kinds),
-        "not_eligible": int((drawn.kind == OTHER).sum()) * PAGE,
+        "not_eligible": int(total(drawn)[OTHER]) * PAGE,
         "plot": plot_file,
         "notes": what.notes,
         "pieces": [

@@ -12,9 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import KsmwalkError
-from . import report
-from .picture import (
+from ..drawing.spaces import (
     KINDS,
     PAGE,
     Gap,
@@ -29,6 +27,8 @@ from .picture import (
     row_names,
     total,
 )
+from ..errors import KsmwalkError
+from . import report
 
 try:
     from matplotlib.axes import Axes

@@ -16,48 +16,14 @@ from typing import TextIO
 
 import numpy as np
 
-from ..proc.processes import printable
+from ..drawing.words import count, duration, printable, size
 
 __all__ = [
     "cells", "count", "cut", "duration", "encodable", "output", "pad", "plain", "print_json", "printable", "rule", "size", "table",
     "wrap",
 ]  # fmt: skip
 
-_SIZES = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
-_TIMES = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns"))
-_YEAR = 365.25 * 86400
 _LONGEST_RULE = 60
-
-
-def size(nbytes: int) -> str:
-    """A size in bytes in the largest unit that leaves at least 1: `32 TiB`, `1.5 MiB`."""
-    value, unit = float(nbytes), 0
-    while abs(value) >= 1024 and unit < len(_SIZES) - 1:
-        value /= 1024
-        unit += 1
-    text = f"{value:.0f}" if value == int(value) else f"{value:.1f}"
-    return f"{text} {_SIZES[unit]}"
-
-
-def duration(seconds: float) -> str:
-    """A time with three digits and its unit; hours and days where seconds say nothing."""
-    if seconds >= 2 * _YEAR:
-        return f"{seconds / _YEAR:.3g} years"
-    if seconds >= 2 * 86400:
-        return f"{seconds / 86400:.3g} days"
-    if seconds >= 7200:
-        return f"{seconds / 3600:.3g} hours"
-    if seconds >= 300:
-        return f"{seconds / 60:.3g} minutes"
-    for scale, unit in _TIMES:
-        if seconds >= scale:
-            return f"{seconds / scale:.3g} {unit}"
-    return f"{seconds / 1e-9:.3g} ns" if seconds else "0 s"
-
-
-def count(number: int) -> str:
-    """A count with its thousands apart."""
-    return f"{number:,}"
 
 
 def cells(text: str) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..gate import counted
 from ..ksm import sysfs
 from ..layout import PAGE_SIZE
 from ..sources.contents import MemoryCapture, readable
@@ -108,6 +109,10 @@ class Advice:
     now: Setting | None = None
     asked: Setting | None = None
     young: int = 0
+
+    def __repr__(self) -> str:
+        what = f"{counted(len(self.chosen), 'process')} worth marking" if self.worth else f"not worth it, {self.why}"
+        return f"<Advice: {what}, {self.estimate!r}>"
 
     @property
     def names(self) -> list[tuple[str, int]]:

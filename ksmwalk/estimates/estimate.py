@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from ..drawing.words import size
 from ..errors import KsmwalkError
-from ..gate import shown
+from ..gate import counted, shown
 from ..host import Host
 from ..ksm import sysfs
 from ..layout import PAGE_SIZE, Frame
@@ -64,6 +65,9 @@ class Outcome:
     by_mapping: list[dict[str, Any]] = field(default_factory=list)
     merged: list[BoolArray] = field(default_factory=list)
 
+    def __repr__(self) -> str:
+        return f"<Outcome: {size(self.counters['freed_bytes'])} freed, {counted(len(self.work), 'full scan')}>"
+
 
 @dataclass(slots=True)
 class Estimate:
@@ -112,6 +116,12 @@ class Estimate:
     seconds: float = 0.0
     costs: Costs = field(default_factory=Costs)
     knobs_given: dict[str, object] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        low, high = (size(some["freed_bytes"]) for some in (self.lower, self.upper))
+        between = "" if low == high else f", {low} to {high}"
+        freed = size(self.expected.counters["freed_bytes"])
+        return f"<Estimate of {counted(self.capture.nr_pages, 'page')}: {freed} freed{between}>"
 
     def table(self, by: str = "process") -> RecordArray:
         """What is freed, row by row: see `tables.table`."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..gate import counted
 from ..layout import PAGE_SHIFT, PAGE_SIZE, Frame
 from ..signatures import BoolArray, I64Array, RecordArray, U64Array
 from ..sources.memory import LoadedMemory
@@ -102,6 +103,9 @@ class Shares:
     frames: list[I64Array]
     part: F64Array
     nr_frames: int
+
+    def __repr__(self) -> str:
+        return f"<Shares of {counted(len(self.frames), 'process')} in {counted(self.nr_frames, 'frame')}>"
 
     def by_page(self, number: int) -> F64Array:
         """The parts of a process's pages: float64[nr_pages]; their sum over all processes is the number of frames."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import KsmwalkError
-from ..gate import shown
+from ..gate import counted, shown
 from ..host import Host
 from ..signatures import RecordArray
 
@@ -45,6 +45,9 @@ class Steady:
     counters: dict[str, int]
     rows: RecordArray
     settled: int
+
+    def __repr__(self) -> str:
+        return f"<Steady, settled after {counted(self.settled, 'full scan')}: pages_sharing {self.counters['pages_sharing']:,}>"
 
 
 def state(host: Host) -> dict[str, int]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..gate import counted
 from ..host.vma import INCOMPATIBLE
 from ..layout import PAGE_SIZE, Frame
 from ..proc.frames import Kpf
@@ -114,6 +115,10 @@ class Why:
     mappings: RecordArray
     figures: dict[str, Any]
     notes: list[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        reasons = ", ".join(f"{reason.name.lower()} {pages:,}" for reason, pages in self.totals.items())
+        return f"<Why of {counted(len(self.about), 'process')}: {reasons or 'no pages'}>"
 
     @property
     def totals(self) -> dict[Reason, int]:

@@ -11,12 +11,13 @@ import numpy as np
 
 from .. import _core, layout
 from ..errors import Settled, check
-from ..gate import as_flag, as_int, shown
+from ..gate import as_flag, as_int, counted, shown
 from ..layout import BLOCK, FRAME_FIELDS, Frame, MmFlag, Thp
 from ..memory.frames import Frames
 from ..signatures import AnyArray, RecordArray, U64Array
 from . import _doors, saved
 from .mm import Mm
+from .notebook import ShownHost
 
 if TYPE_CHECKING:
     from ..ksm.ksmd import Ksm
@@ -37,7 +38,7 @@ def _view(array: AnyArray, n: int) -> AnyArray:
     return view
 
 
-class Host(Settled):
+class Host(Settled, ShownHost):
     """A machine: frames, page tables, address spaces, KSM.
 
     Parameters
@@ -465,8 +466,8 @@ class Host(Settled):
         return self
 
     def __repr__(self) -> str:
-        used, spaces = self.frames_used, len(self.mm_list)
-        return f"<Host {self.nr_frames} frames on {self.nr_nodes} node(s), {used} used, {spaces} address spaces>"
+        nodes, spaces = counted(self.nr_nodes, "node"), counted(len(self.mm_list), "address space")
+        return f"<Host of {self.nr_frames:,} frames on {nodes}: {self.frames_used:,} used, {spaces}>"
 
 
 class TableArena:

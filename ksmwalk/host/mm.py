@@ -6,13 +6,14 @@ import errno
 
 import numpy as np
 
-from ..gate import MAX_U64, as_flag, as_int, shown
+from ..gate import MAX_U64, as_flag, as_int, counted, shown
 from ..ksm.rmap import RmapItem, rmap_items
 from ..layout import PAGE_SIZE, PMD_SIZE, MmFlag, Vm
 from ..tables.tables import PageTables
 from . import _advice, _doors
 from .contents import Contents
 from .door import refuse, up
+from .notebook import ShownMm
 from .vma import Vma
 
 #: advice names of madvise(2) with their numbers
@@ -57,7 +58,7 @@ def _prot(prot: str) -> int:
     return (_READ if "r" in prot else 0) | (_WRITE if "w" in prot else 0) | (_EXEC if "x" in prot else 0)
 
 
-class Mm(Contents):
+class Mm(Contents, ShownMm):
     """An address space; `Host.new_mm`, `fork` make them. `Mm(host, number)` is the same door as `host.mm_by_number`.
 
     A bad call raises the `OSError` that the system call would fail with, and does what the system call does
@@ -478,4 +479,4 @@ class Mm(Contents):
         self._check(_doors.uffd_wp(self._world, self.index, start, end, on), f"uffd_wp {start:#x}-{end:#x}")
 
     def __repr__(self) -> str:
-        return f"<Mm {self.index}, {'exited' if self._life.gone else f'{len(self.vmas)} areas'}>"
+        return f"<Mm {self.index}, {'exited' if self._life.gone else counted(len(self.vmas), 'area')}>"

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from ..drawing.words import printable
 from ..ksm import sysfs
 from ..proc import processes
 from . import applied, signals, state
@@ -127,7 +128,7 @@ def _foreign() -> str | None:
         return None
     pid, name = foreign[0]
     more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
-    return f"another process has mergeable memory: {pid} ({processes.printable(name)}){more}"
+    return f"another process has mergeable memory: {pid} ({printable(name)}){more}"
 
 
 def mergeable_processes() -> list[tuple[int, str]]:

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+from ..drawing.words import printable
 from ..ksm import sysfs
 from ..proc import processes
 
@@ -219,7 +220,7 @@ def _container(one: Marking, row: Mapping[str, Any]) -> None:
 
 
 def _program(one: Marking, row: Mapping[str, Any]) -> None:
-    words = [processes.printable(word) for word in row["command"]]
+    words = [printable(word) for word in row["command"]]
     if words and words == row["command"] and len(whole := shlex.join(words)) <= _MOST_WORDS:
         one.commands = [f"ksmwalk apply --exec {whole}"]
     else:

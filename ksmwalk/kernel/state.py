@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ..drawing.words import printable
 from ..proc import processes
 
 DIRECTORY = Path("/run/ksmwalk")
@@ -193,7 +194,7 @@ def holder(fd: int) -> int | None:
 def describe(pid: int) -> str:
     """Return pid and command of a process, in characters that can be printed."""
     try:
-        clean = processes.printable(" ".join(processes.command_line(pid)))
+        clean = printable(" ".join(processes.command_line(pid)))
     except OSError:
         clean = ""
     return f"pid {pid}" + (f" ({clean[:100]}{'...' if len(clean) > 100 else ''})" if clean else "")

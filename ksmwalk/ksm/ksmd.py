@@ -15,6 +15,7 @@ from ..layout import EVENT, PAGE_SIZE, Code
 from ..signatures import AnyArray, RecordArray
 from . import _engine, sysfs
 from .advisor import advise
+from .notebook import Counters, ShownKsm
 from .scan import MOST, KsmScan
 
 __all__ = ["Events", "Ksm"]
@@ -100,7 +101,7 @@ class Events(Strict):
         return f"<Events {'on' if self.on else 'off'}, {len(self)} to take, {self.lost} lost>"
 
 
-class Ksm(Strict, sysfs.Files):
+class Ksm(Strict, ShownKsm, sysfs.Files):
     """KSM of a Host: tunables, counters and the daemon, which runs when told to.
 
     Every file of /sys/kernel/mm/ksm is an attribute with the kernel's name: tunables, with the kernel's defaults, may
@@ -250,12 +251,12 @@ class Ksm(Strict, sysfs.Files):
         Returns
         -------
         dict of str to int
-            By file name; `general_profit` in bytes, the others in pages, nodes and scans.
+            By file name; `general_profit` in bytes, the others in pages, nodes and scans. A notebook shows it as a table.
 
         Models: /sys/kernel/mm/ksm of Linux 6.18. Differs: ksm_swpin_copy is left out.
         """
         rec = self._ksm[0]
-        out = {name: int(rec[row.field]) if row.field else 0 for name, row in sysfs.COUNTERS.items()}
+        out = Counters((name, int(rec[row.field]) if row.field else 0) for name, row in sysfs.COUNTERS.items())
         items = int(self._world.arrays["ctl"]["items_live"][0])
         sharing = out["pages_sharing"]
         out["full_scans"] = int(self._cursor["seqnr"][0])

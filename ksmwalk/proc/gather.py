@@ -54,7 +54,10 @@ def gather(fd: int, index: I64Array, gap: int, pid: int) -> U64Array:
 
 def _read(out: U64Array, fd: int, index: I64Array, gap: int, pid: int) -> None:
     code = _pread.records(fd, np.ascontiguousarray(index), gap, out)
-    if code > 0 or code == -errno.ESRCH:
-        raise ProcessExited(pid, "ended while it was being read")
     if code:
-        raise OSError(-code, os.strerror(-code))
+        raise failed(errno.ESRCH if code > 0 else -code, pid)
+
+
+def failed(code: int, pid: int) -> OSError:
+    """The error behind a number that a read of a process's files failed with."""
+    return ProcessExited(pid, "ended while it was being read") if code == errno.ESRCH else OSError(code, os.strerror(code))

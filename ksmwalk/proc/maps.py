@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
+from ..drawing.words import printable
 from ..host.vma import LETTERS, why_not
 from ..layout import PAGE_SIZE, Vm
-from .processes import printable
 
 # The bit of each pair of VmFlags letters that the model knows.
 VM_BITS = {letters: bit for bit, letters in LETTERS}
@@ -18,6 +19,7 @@ USER_END = 1 << 63
 _HEADER = rb"([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) (\S+) (\d+)[ ]*([^\n]*)\n"
 _MAPS_LINE = re.compile(rb"^" + _HEADER, re.M)
 _SMAPS_SPLIT = re.compile(rb"^(?=[0-9a-f]+-[0-9a-f]+ )", re.M)
+#: in the order of the kernel's lines
 _FIELDS = (
     b"KernelPageSize",
     b"Rss",
@@ -30,7 +32,10 @@ _FIELDS = (
     b"Private_Hugetlb",
     b"Swap",
 )
+_TOKENS = [(key, b"\n" + key + b":") for key in _FIELDS]
 _VMFLAGS = b"\nVmFlags:"
+# Mappings are many, but of few kinds.
+_KINDS = 1 << 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +75,14 @@ class VmaRecord:
         return (self.start, self.end, self.perms, self.offset, self.device, self.inode, self.name)
 
     @property
+    def sort(self) -> tuple[tuple[str, ...], str, str]:
+        """What is equal of mappings of one kind."""
+        return self.flags, self.perms, self.name
+
+    @property
     def vm_flags(self) -> int:
         """The flags as `layout.Vm` bits; letters that the model has no use for are left out."""
-        return sum(VM_BITS.get(letters, 0) for letters in self.flags)
+        return _bits(self.flags)
 
     @property
     def mergeable(self) -> bool:
@@ -82,12 +92,12 @@ class VmaRecord:
     @property
     def not_compatible(self) -> str | None:
         """Why the mapping could never be marked mergeable, or None if it could be."""
-        return why_not(self.vm_flags | Vm.MERGEABLE) if self.flags else "flags not known"
+        return _why_not(self.flags, int(Vm.MERGEABLE))
 
     @property
     def why_not(self) -> str | None:
         """Why ksmd does not search the mapping: None if it does."""
-        return why_not(self.vm_flags) if self.flags else "flags not known"
+        return _why_not(self.flags, 0)
 
     @property
     def never_written(self) -> bool:
@@ -98,10 +108,20 @@ class VmaRecord:
         return f"{self.start:x}-{self.end:x} {self.perms} {printable(self.name)}".rstrip()
 
 
+@lru_cache(_KINDS)
+def _bits(flags: tuple[str, ...]) -> int:
+    return sum(VM_BITS.get(letters, 0) for letters in flags)
+
+
+@lru_cache(_KINDS)
+def _why_not(flags: tuple[str, ...], more: int) -> str | None:
+    return why_not(_bits(flags) | more) if flags else "flags not known"
+
+
 def _record(header: re.Match[bytes], fields: dict[bytes, int], flags: tuple[str, ...]) -> VmaRecord:
     start, end, perms, offset, device, inode, name = header.groups()
-    hugetlb = fields.get(b"Shared_Hugetlb", 0) + fields.get(b"Private_Hugetlb", 0)
-    leaves = (fields.get(key, 0) for key in (b"AnonHugePages", b"ShmemPmdMapped", b"FilePmdMapped"))
+    get = fields.get
+    hugetlb = get(b"Shared_Hugetlb", 0) + get(b"Private_Hugetlb", 0)
     return VmaRecord(
         start=int(start, 16),
         end=int(end, 16),
@@ -111,30 +131,38 @@ def _record(header: re.Match[bytes], fields: dict[bytes, int], flags: tuple[str,
         inode=int(inode),
         name=name.decode(errors="surrogateescape"),
         flags=flags,
-        rss=fields.get(b"Rss", 0) + hugetlb,
-        anonymous=fields.get(b"Anonymous", 0),
-        huge=sum(leaves) + hugetlb,
-        ksm=fields.get(b"KSM", 0),
-        swap=fields.get(b"Swap", 0),
-        page_size=fields.get(b"KernelPageSize", PAGE_SIZE),
+        rss=get(b"Rss", 0) + hugetlb,
+        anonymous=get(b"Anonymous", 0),
+        huge=get(b"AnonHugePages", 0) + get(b"ShmemPmdMapped", 0) + get(b"FilePmdMapped", 0) + hugetlb,
+        ksm=get(b"KSM", 0),
+        swap=get(b"Swap", 0),
+        page_size=get(b"KernelPageSize", PAGE_SIZE),
     )
 
 
 def _fields(block: bytes) -> dict[bytes, int]:
     """The sizes in bytes that one mapping's lines give, those that we use; a missing line is left out."""
     fields = {}
-    for key in _FIELDS:
-        at = block.find(b"\n" + key + b":")
+    after = 0
+    for key, token in _TOKENS:
+        at = block.find(token, after)
+        if at < 0:
+            # of another kernel, say, whose lines stand in another order
+            at = block.find(token)
         if at >= 0:
-            fields[key] = int(block[at + len(key) + 2 : block.index(b"kB", at)]) << 10
+            after = block.index(b"kB", at)
+            fields[key] = int(block[at + len(token) : after]) << 10
     return fields
 
 
 def _letters(block: bytes) -> tuple[str, ...]:
     at = block.find(_VMFLAGS)
-    if at < 0:
-        return ()
-    return tuple(block[at + len(_VMFLAGS) : block.index(b"\n", at + 1)].decode().split())
+    return () if at < 0 else _split(block[at + len(_VMFLAGS) : block.index(b"\n", at + 1)])
+
+
+@lru_cache(_KINDS)
+def _split(flags: bytes) -> tuple[str, ...]:
+    return tuple(flags.decode().split())
 
 
 def parse_maps(text: bytes) -> list[VmaRecord]:

@@ -7,32 +7,15 @@ import os
 import re
 from dataclasses import dataclass
 
+from ..drawing.words import printable
+
+__all__ = [
+    "Identity", "comm", "command_line", "every_pid", "has_memory", "identity", "kernel_thread", "ksm_stat", "marked",
+    "pinned_bytes", "printable",
+]  # fmt: skip
+
 # the parent of all kernel threads
 _KTHREADD = b"2"
-
-
-def printable(name: object) -> str:
-    """A name from outside as text that a terminal prints and does not obey.
-
-    Parameters
-    ----------
-    name : str, or what has a text
-        Undecodable bytes as surrogates, as `errors="surrogateescape"` leaves them.
-
-    Returns
-    -------
-    str
-        Undecodable bytes replaced by U+FFFD; control characters, line ends, marks that turn the direction of writing
-        and whatever else is not printable as escapes: `\\x1b`, `\\n`, `\\u202e`.
-    """
-    text = str(name)
-    if text.isprintable():
-        return text
-    return "".join(letter if letter.isprintable() else _escape(letter) for letter in text)
-
-
-def _escape(letter: str) -> str:
-    return "\ufffd" if "\ud800" <= letter <= "\udfff" else letter.encode("unicode_escape").decode()
 
 
 def every_pid(own: bool = False) -> list[int]:

@@ -6,21 +6,25 @@ import contextlib
 import os
 import time
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..drawing.words import size
 from ..errors import KsmwalkError
 from ..gate import as_int, counted, shown
 from ..ksm.sysfs import chosen
+from ..layout import PAGE_SIZE
 from ..proc.freeze import frozen
 from ..proc.memory import LivePages, OpenFiles
 from ..signatures import BoolArray, I64Array, U64Array
 from .keys import UNKNOWN, Interned, Pages, Progress, intern
 from .reading import ProcessCapture, capture
 
+_LOOKERS = 4
 _KSM = "/sys/kernel/mm/ksm"
 
 
@@ -77,6 +81,10 @@ class MemoryCapture:
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     prefix: float = 0.0
+
+    def __repr__(self) -> str:
+        what = f"{counted(len(self.processes), 'process')}, {counted(self.nr_pages, 'page')} ({size(self.nr_pages * PAGE_SIZE)})"
+        return f"<MemoryCapture of {what}, {counted(max(self.nr_contents - 1, 0), 'content')}>"
 
     @property
     def nr_pages(self) -> int:
@@ -139,7 +147,7 @@ def capture_memory(
         No process, `samples` below 1, an `interval` that is no time.
 
     Models: see MemoryCapture. Differs: see MemoryCapture; a page that a process lets go of between the look whether it is
-    there and the reading (a batch of 256 pages) is made by the reading, and counted in a note. With `stop` there is none.
+    there and the reading (64 pages at a time) is made by the reading, and counted in a note. With `stop` there is none.
     """
     numbers = list(dict.fromkeys(as_int(pid, "pid", 1, (1 << 31) - 1) for pid in pids))
     samples = as_int(samples, "samples", 1, 1000)
@@ -187,13 +195,27 @@ def capture_memory(
 
 def _readings(pids: Sequence[int], notes: list[str], progress: Progress) -> list[ProcessCapture]:
     found, problems = [], []
-    for number, pid in enumerate(pids):
-        progress("looking for pages", number, len(pids))
+    counts = _sees_counts()
+
+    def look(pid: int) -> ProcessCapture | OSError | KsmwalkError:
         try:
-            found.append(capture(pid, counts=_sees_counts()))
+            return capture(pid, counts=counts)
         except (OSError, KsmwalkError) as error:
-            problems.append(getattr(error, "strerror", None) or str(error))
-            first = error
+            return error
+
+    # more than half of it is the kernel's work
+    pool = ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), _LOOKERS))
+    try:
+        progress("looking for pages", 0, len(pids))
+        for number, one in enumerate(pool.map(look, pids), 1):
+            progress("looking for pages", number, len(pids))
+            if isinstance(one, ProcessCapture):
+                found.append(one)
+            else:
+                problems.append(getattr(one, "strerror", None) or str(one))
+                first = one
+    finally:
+        pool.shutdown(cancel_futures=True)
     if not found:
         if len(problems) == 1:
             raise first
@@ -213,28 +235,32 @@ class _FramesOnce:
     def __init__(self, processes: Sequence[ProcessCapture], files: OpenFiles):
         self.processes = processes
         self.wanted: list[I64Array] = [np.flatnonzero(readable(one)) for one in processes]
-        #: of each wanted page of all processes the place among those that are read
-        self.place: I64Array
-        total = sum(len(pages) for pages in self.wanted)
-        if all(one.pfn is not None for one in processes) and len(processes) > 0:
-            pfns = [one.pfn[pages] for one, pages in zip(processes, self.wanted, strict=True) if one.pfn is not None]
-            frames = np.concatenate(pfns) if pfns else np.empty(0, np.uint64)
-            _, first, inverse = np.unique(frames, return_index=True, return_inverse=True)
-            chosen = np.sort(first)
-            self.place = np.searchsorted(chosen, first)[inverse]
-        else:
-            chosen = np.arange(total)
-            self.place = chosen
+        #: of each wanted page of all processes the place among those that are read; None: all are, in their order
+        self.place: I64Array | None = None
+        chosen = np.ones(sum(len(pages) for pages in self.wanted), bool)
+        pairs = list(zip(processes, self.wanted, strict=True))
+        if pairs and all(one.pfn is not None and one.exclusive is not None for one in processes):
+            # what is mapped once comes once
+            shared = np.flatnonzero(np.concatenate([~one.exclusive[pages] for one, pages in pairs]))  # type: ignore[index] # seen
+            if len(shared):
+                frames = np.concatenate([one.pfn[pages] for one, pages in pairs])[shared]  # type: ignore[index] # seen
+                _, first, inverse = np.unique(frames, return_index=True, return_inverse=True)
+                chosen[shared] = False
+                chosen[shared[first]] = True
+                self.place = np.cumsum(chosen) - 1
+                self.place[shared] = self.place[shared[first]][inverse]
         self.sources: list[Pages] = []
         at = 0
-        for one, pages in zip(processes, self.wanted, strict=True):
-            some = pages[chosen[np.searchsorted(chosen, at) : np.searchsorted(chosen, at + len(pages))] - at]
+        for one, pages in pairs:
+            some = pages[chosen[at : at + len(pages)]]
             self.sources.append(LivePages(one.pid, one.addr[some], None if one.pfn is None else one.pfn[some], files))
             at += len(pages)
 
     def hand_out(self, interned: Interned) -> None:
         """Give every process the keys of its pages."""
-        keys, changes = np.concatenate(interned.keys)[self.place], np.concatenate(interned.changes)[self.place]
+        keys, changes = np.concatenate(interned.keys), np.concatenate(interned.changes)
+        if self.place is not None:
+            keys, changes = keys[self.place], changes[self.place]
         at = 0
         for one, pages in zip(self.processes, self.wanted, strict=True):
             one.key = np.full(one.nr_pages, UNKNOWN, np.uint64)

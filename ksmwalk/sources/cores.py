@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..drawing.words import printable
 from ..gate import counted
 from ..layout import PAGE_SIZE
 from ..proc.maps import USER_END, VmaRecord
 from ..proc.pagemap import PAGE_IS_FILE, PAGE_IS_PRESENT
-from ..proc.processes import Identity, printable
+from ..proc.processes import Identity
 from ..signatures import BoolArray, I64Array
 from . import elf, images
 from .elf import Elf

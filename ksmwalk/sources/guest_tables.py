@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .. import entries
+from ..drawing.words import printable
 from ..entries import Pte
 from ..errors import BadEntryError
 from ..layout import BLOCK, PAGE_SHIFT, PAGE_SIZE, Perm
 from ..proc.maps import VmaRecord
 from ..proc.pagemap import PAGE_IS_HUGE, PAGE_IS_PRESENT
-from ..proc.processes import printable
 from ..signatures import BoolArray, I64Array, RecordArray, U64Array
 from ..tables.tables import PageTables
 from . import images

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..drawing.words import printable
 from ..gate import counted
 from ..layout import PAGE_SHIFT, PAGE_SIZE
 from ..proc.maps import VmaRecord
 from ..proc.pagemap import PAGE_IS_PRESENT
-from ..proc.processes import printable
 from ..signatures import BoolArray, I64Array, U64Array
 from . import elf, images
 from .cores import is_of_guest

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..drawing.words import printable
 from ..errors import KsmwalkError
 from ..layout import PAGE_SIZE
-from ..proc.processes import printable
 from ..signatures import BoolArray, I64Array, U8Array
 from .keys import Pages
 from .reading import ProcessCapture

@@ -57,6 +57,9 @@ class ProcessImage:
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return f"<ProcessImage of {self.capture!r}, in {self.host!r}>"
+
 
 def process(pid: int, *, host: Host | None = None, mark: str = "as-is", **options: Unpack[CaptureOptions]) -> ProcessImage:
     """Load a live process into a Host without touching its memory.

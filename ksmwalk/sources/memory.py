@@ -48,6 +48,9 @@ class LoadedMemory:
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
+    def __repr__(self) -> str:
+        return f"<LoadedMemory of {counted(len(self.mms), 'process')} in {self.host!r}>"
+
 
 def load_memory(
     what: MemoryCapture,

@@ -11,6 +11,8 @@ from typing import Any, TypedDict
 
 import numpy as np
 
+from ..drawing import html
+from ..drawing.words import printable
 from ..gate import counted
 from ..layout import PAGE_SHIFT
 from ..proc import maps, pagemap
@@ -104,6 +106,15 @@ class ProcessCapture:
     attempts: int = 1
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        present = f"{counted(len(self.vmas), 'area')}, {counted(self.nr_pages, 'page')} present"
+        return f"<ProcessCapture {self.pid} {printable(self.name)}: {present}>"
+
+    def _repr_html_(self) -> str:
+        from .pictures import picture
+
+        return html.address_space(picture(self, 16))
 
     @property
     def nr_pages(self) -> int:

@@ -27,3 +27,8 @@ cdef inline bint own_table(const kw_tables *t, int64_t row, int level) noexcept 
 cdef inline bint honest_range(int64_t levels, uint64_t start, uint64_t end) noexcept nogil:
     # Does a walk's range lie within what so many levels can map?
     return start <= end and end <= (<uint64_t>1) << (12 + 9 * levels)
+
+cdef int64_t world_mappings(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bint runs, kw_mapping *out,
+                            int64_t cap) noexcept nogil
+    # What read_mappings of an mm's tables does, without a Tables or Python: the records written, KW_EFULL, KW_EINTR,
+    # -EINVAL, or KW_EBADENTRY with the first entry that can't be followed noted in w.bad.

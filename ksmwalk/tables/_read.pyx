@@ -4,6 +4,7 @@ Reads any `kw_tables`, a Host's arena or a read-only image in which entries may 
 checked before it is followed, and what can't be followed is noted and walked around.
 """
 from cpython.pythread cimport PyThread_get_thread_ident
+from libc.errno cimport EINVAL
 from libc.stdint cimport int64_t, uint64_t, uint8_t
 from libc.string cimport memset
 
@@ -381,4 +382,38 @@ def read_mappings(Tables tables not None, uint64_t start, uint64_t end, bint har
         with nogil:
             code = read_level(&k, tables.t.root, <int>tables.t.levels, start, end, PERM_R | PERM_W | PERM_X | PERM_U)
     tables.drop_mark()
+    return k.n if code == KW_OK or code == KW_NONE else code
+
+
+cdef int64_t world_mappings(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bint runs, kw_mapping *out,
+                            int64_t cap) noexcept nogil:
+    cdef Walk k
+    cdef kw_tables t
+    cdef kw_work unseen
+    cdef int code = KW_OK, lv
+    if not honest_range(w.ctl.levels, start, end) or (start | end) & 4095 or cap < 0:
+        return -EINVAL
+    memset(&t, 0, sizeof(kw_tables))
+    memset(&unseen, 0, sizeof(kw_work))
+    t.rows = w.rows
+    t.nrows = w.ctl.rows_used
+    t.owner = w.r_owner
+    t.root = w.mms[mm].root
+    t.levels = w.ctl.levels
+    t.budget = 16 * t.nrows + (1 << 20)
+    t.bad = w.bad
+    t.bad_cap = 1
+    t.work = &unseen
+    memset(&k, 0, sizeof(Walk))
+    k.t = &t
+    k.out = out
+    k.cap = cap
+    k.runs = runs
+    k.present = PTE_P | PTE_PROTNONE
+    for lv in range(6):
+        k.rows[lv] = -1
+    if start != end:
+        code = read_level(&k, t.root, <int>t.levels, start, end, PERM_R | PERM_W | PERM_X | PERM_U)
+    if code == KW_OK and t.bad_count:
+        return KW_EBADENTRY
     return k.n if code == KW_OK or code == KW_NONE else code

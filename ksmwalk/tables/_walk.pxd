@@ -26,45 +26,45 @@ from ksmwalk.tables._read cimport Tables
 from ksmwalk.layout._layout cimport *
 
 
+cdef extern from "_walk.h":
+    enum:
+        ACTION_SUBTREE "KW_ACTION_SUBTREE"
+        ACTION_CONTINUE "KW_ACTION_CONTINUE"
+        ACTION_AGAIN "KW_ACTION_AGAIN"
+    ctypedef struct walk_state "kw_walk_state"
+    ctypedef int (*entry_fn "kw_entry_fn")(uint64_t *entry, uint64_t addr, uint64_t next, walk_state *walk) noexcept nogil
+    ctypedef int (*range_fn "kw_range_fn")(uint64_t start, uint64_t end, walk_state *walk) noexcept nogil
+    ctypedef void (*done_fn "kw_done_fn")(walk_state *walk) noexcept nogil
+    ctypedef int (*hole_fn "kw_hole_fn")(uint64_t addr, uint64_t next, int depth, walk_state *walk) noexcept nogil
+    ctypedef struct walk_ops "kw_walk_ops":
+        entry_fn pgd_entry
+        entry_fn p4d_entry
+        entry_fn pud_entry
+        entry_fn pmd_entry
+        entry_fn pte_entry
+        entry_fn hugetlb_entry
+        hole_fn pte_hole
+        range_fn test_walk
+        range_fn pre_vma
+        done_fn post_vma
+    ctypedef struct walk_state "kw_walk_state":
+        const walk_ops *ops
+        void *user
+        kw_tables *tables
+        kw_world *world
+        int32_t mm
+        int32_t vma
+        int action
+        int level
+        int lowest
+        int stop_on_bad
+        int failed
+        int64_t rows[6]
+        int64_t freed
+
 cdef enum:
-    ACTION_SUBTREE = 0     # descend
-    ACTION_CONTINUE = 1    # don't descend below this entry
-    ACTION_AGAIN = 2       # read the entry again and call again
     WALK_BAD = -1000001    # result of a walk that met a bad entry and was told to stop there
     WALK_NOROWS = -1000002  # result of a walk that found no table page left to split a leaf
-
-ctypedef int (*entry_fn)(uint64_t *entry, uint64_t addr, uint64_t next, walk_state *walk) noexcept nogil
-ctypedef int (*range_fn)(uint64_t start, uint64_t end, walk_state *walk) noexcept nogil
-ctypedef void (*done_fn)(walk_state *walk) noexcept nogil
-ctypedef int (*hole_fn)(uint64_t addr, uint64_t next, int depth, walk_state *walk) noexcept nogil
-
-cdef struct walk_ops:
-    entry_fn pgd_entry
-    entry_fn p4d_entry
-    entry_fn pud_entry
-    entry_fn pmd_entry
-    entry_fn pte_entry
-    entry_fn hugetlb_entry
-    hole_fn pte_hole
-    # NULL: not set. Asked by walk_mm for every vma: 0 walk it, > 0 skip it, < 0 end the walk with that.
-    range_fn test_walk
-    range_fn pre_vma
-    done_fn post_vma
-
-cdef struct walk_state:
-    const walk_ops *ops
-    void *user             # the caller's own
-    kw_tables *tables
-    kw_world *world        # NULL: an image
-    int32_t mm             # 0: none
-    int32_t vma            # 0: none (outside every vma, or a walk without vmas)
-    int action
-    int level              # of the entry a callback is called for
-    int lowest             # lowest level that has a callback
-    int stop_on_bad
-    int failed             # what the walk ends with after a post_vma that failed; else 0
-    int64_t rows[6]        # of the tables the walk stands on, by level; -1: none
-    int64_t freed          # world.rows_freed when they were last known to be there
 
 cdef void prepare(walk_state *s, Tables tables, int32_t mm, int32_t vma, const walk_ops *ops, void *user) noexcept
 cdef int descend(walk_state *s, int64_t row, int level, uint64_t a, uint64_t end) noexcept nogil
@@ -80,3 +80,9 @@ cdef int walk_vma(Tables tables, int32_t mm, int32_t vma, uint64_t start, uint64
                   void *user) noexcept
 # Vma by vma over [start, end) of an mm.
 cdef int walk_mm(Tables tables, int32_t mm, uint64_t start, uint64_t end, const walk_ops *ops, void *user) noexcept
+
+# The tables of an mm without a Tables at hand, the GIL or Python: vma by vma as walk_mm, or (vmas false) as walk_tables.
+# It stops at an entry that can't be followed: KW_EBADENTRY, noted in w.bad; KW_ENOROWS: no table left to split a leaf.
+# work: where the walk counts, NULL: nowhere.
+cdef int walk_world(kw_world *w, int32_t mm, uint64_t start, uint64_t end, const walk_ops *ops, void *user, bint vmas,
+                    kw_work *work) noexcept nogil

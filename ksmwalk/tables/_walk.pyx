@@ -10,7 +10,7 @@ from libc.string cimport memset
 from ksmwalk._core cimport (
     entry_find, entry_leaf, entry_none, entry_present, level_index, level_size, split_leaf,
 )
-from ksmwalk.tables._read cimport Tables, note_bad, own_table, row_of_frame
+from ksmwalk.tables._read cimport Tables, honest_range, note_bad, own_table, row_of_frame
 from ksmwalk.layout._layout cimport *
 
 
@@ -212,26 +212,31 @@ cdef int over_vmas(walk_state *s, uint64_t a, uint64_t end) noexcept nogil:
     return 0
 
 
-cdef void prepare(walk_state *s, Tables tables, int32_t mm, int32_t vma, const walk_ops *ops, void *user) noexcept:
+cdef void begin(walk_state *s, kw_tables *t, kw_world *w, int32_t mm, int32_t vma, const walk_ops *ops,
+                void *user) noexcept nogil:
     cdef int lv
-    tables.sync()
     memset(s, 0, sizeof(walk_state))
     s.ops = ops
     s.user = user
-    s.tables = &tables.t
-    s.world = &tables.world.w if tables.world is not None else NULL
-    s.freed = s.world.rows_freed if s.world != NULL else 0
+    s.tables = t
+    s.world = w
+    s.freed = w.rows_freed if w != NULL else 0
     s.mm = mm
     s.vma = vma
     # Honest tables are visited once; see PageTables.mappings.
-    s.tables.budget = 16 * s.tables.nrows + (1 << 20)
+    t.budget = 16 * t.nrows + (1 << 20)
     for lv in range(6):
         s.rows[lv] = -1
     s.lowest = 99
     for lv in range(5, 0, -1):
         if callback_of(ops, lv) != NULL:
             # With 4 levels the top entry is pgd and p4d in one.
-            s.lowest = min(lv, <int>s.tables.levels)
+            s.lowest = min(lv, <int>t.levels)
+
+
+cdef void prepare(walk_state *s, Tables tables, int32_t mm, int32_t vma, const walk_ops *ops, void *user) noexcept:
+    tables.sync()
+    begin(s, &tables.t, &tables.world.w if tables.world is not None else NULL, mm, vma, ops, user)
 
 
 cdef int walk_tables(Tables tables, uint64_t start, uint64_t end, const walk_ops *ops, void *user) noexcept:
@@ -258,3 +263,29 @@ cdef int walk_mm(Tables tables, int32_t mm, uint64_t start, uint64_t end, const 
         return -EINVAL
     prepare(&s, tables, mm, 0, ops, user)
     return over_vmas(&s, start, end)
+
+
+cdef int walk_world(kw_world *w, int32_t mm, uint64_t start, uint64_t end, const walk_ops *ops, void *user, bint vmas,
+                    kw_work *work) noexcept nogil:
+    cdef walk_state s
+    cdef kw_tables t
+    cdef kw_work unseen
+    cdef int code
+    memset(&t, 0, sizeof(kw_tables))
+    memset(&unseen, 0, sizeof(kw_work))
+    t.rows = w.rows
+    t.nrows = w.ctl.rows_used
+    t.owner = w.r_owner
+    t.root = w.mms[mm].root
+    t.levels = w.ctl.levels
+    t.bad = w.bad
+    t.bad_cap = 1
+    t.work = work if work != NULL else &unseen
+    if start >= end or not honest_range(t.levels, start, end):
+        return -EINVAL
+    begin(&s, &t, w, mm, 0, ops, user)
+    s.stop_on_bad = 1
+    code = over_vmas(&s, start, end) if vmas else descend(&s, t.root, <int>t.levels, start, end)
+    if code == WALK_BAD:
+        return KW_EBADENTRY
+    return KW_ENOROWS if code == WALK_NOROWS else code

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from living import Living, sees_frames
 
-from ksmwalk.commands import cli, picture
+from ksmwalk.commands import cli
 from ksmwalk.commands import map as map_command
+from ksmwalk.drawing import spaces
 from ksmwalk.proc import pagemap
-from ksmwalk.sources import VmaRecord
+from ksmwalk.sources import VmaRecord, pictures
 from ksmwalk.sources.reading import ProcessCapture
 
 P, M = 4096, 2 << 20
@@ -62,7 +63,7 @@ def test_kinds_and_gaps():
             (other + 8 * M, 5, pagemap.PAGE_IS_PRESENT),
         ],
     )
-    drawn = picture.picture(what)
+    drawn = pictures.picture(what)
     assert [(row.start, row.end) for row in drawn.rows] == [
         (base + (1 << 30), base + (1 << 30) + 3 * P),
         (other, other + M + 10 * P),
@@ -76,9 +77,9 @@ def test_kinds_and_gaps():
         (6 * M + 502 * P, 6 * M + 502 * P),
         (M - 5 * P, M - 5 * P),
     ]
-    assert picture.gap_label(drawn.gaps[0]) == "1 GiB mapped, nothing present"
-    assert picture.gap_label(drawn.gaps[1]) == "1023.0 GiB mapped, nothing present; 30 TiB unmapped"
-    assert picture.marks(drawn.rows[0]) == "; all marked mergeable"
+    assert spaces.gap_label(drawn.gaps[0]) == "1 GiB mapped, nothing present"
+    assert spaces.gap_label(drawn.gaps[1]) == "1023.0 GiB mapped, nothing present; 30 TiB unmapped"
+    assert spaces.marks(drawn.rows[0]) == "; all marked mergeable"
     # rows and gaps together cover everything once
     edges = [(piece.start, piece.end) for piece in drawn.pieces()]
     assert edges[0][0] == base and edges[-1][1] == other + 9 * M
@@ -91,18 +92,18 @@ def test_only_the_largest_gaps_are_cut(rows):
     for index in range(10):
         runs.append((at, 1, pagemap.PAGE_IS_PRESENT))
         at += (index + 1) << 24
-    drawn = picture.picture(synthetic([vma(1 << 30, 1 << 40)], runs), rows)
+    drawn = pictures.picture(synthetic([vma(1 << 30, 1 << 40)], runs), rows)
     assert len(drawn.rows) == rows
     inside = [gap.size for gap in drawn.gaps if gap.end < 1 << 40]
     assert inside == [((index + 1) << 24) - P for index in range(10 - rows, 9)]
 
 
 def test_nothing_present_and_nothing_mapped():
-    drawn = picture.picture(synthetic([vma(P, 1 << 30)], []))
+    drawn = pictures.picture(synthetic([vma(P, 1 << 30)], []))
     assert not drawn.rows and [(gap.start, gap.end) for gap in drawn.gaps] == [(P, 1 << 30)]
-    assert picture.picture(synthetic([], [])).pieces() == []
+    assert pictures.picture(synthetic([], [])).pieces() == []
     with pytest.raises(ValueError, match="max_rows=0"):
-        picture.picture(synthetic([], []), 0)
+        pictures.picture(synthetic([], []), 0)
 
 
 @pytest.mark.parametrize("width", [1, 7, 64, 1000])
@@ -117,9 +118,9 @@ def test_columns_keep_every_byte(width):
             (start + 200 * P, 57, pagemap.PAGE_IS_PRESENT),
         ],
     )
-    drawn = picture.picture(what)
+    drawn = pictures.picture(what)
     (row,) = drawn.rows
-    share, at = picture.columns(drawn, row, width)
+    share, at = spaces.columns(drawn, row, width)
     present = share.sum(axis=0) * row.size / width / P
     assert present == pytest.approx([58, 0, 0, 4, 0, 0])
     assert share.max() <= 1 + 1e-9
@@ -204,7 +205,7 @@ def test_an_old_picture_stays_until_the_new_one_is_drawn(giant, tmp_path, monkey
         raise MemoryError
 
     monkeypatch.setattr(plot.Figure, "savefig", fails)
-    drawn = picture.picture(synthetic([vma(1 << 40, (1 << 40) + M)], [(1 << 40, 3, pagemap.PAGE_IS_PRESENT)]))
+    drawn = pictures.picture(synthetic([vma(1 << 40, (1 << 40) + M)], [(1 << 40, 3, pagemap.PAGE_IS_PRESENT)]))
     with pytest.raises(MemoryError):
         plot.address_space(drawn, str(path))
     assert path.read_bytes() == b"old"
@@ -218,7 +219,7 @@ def test_labels_of_a_picture_stay_inside_it(tmp_path):
     names = ["W" * 240, "$x_{2$" * 8, "漢字" * 40, *(f"lib{number}.so" for number in range(60))]
     at = 1 << 40
     areas = [vma(at + n * 16 * M, at + n * 16 * M + 16 * M, name=name) for n, name in enumerate(names)]
-    drawn = picture.picture(synthetic(areas, [(at, len(names) * 4096 * 2, pagemap.PAGE_IS_PRESENT)]))
+    drawn = pictures.picture(synthetic(areas, [(at, len(names) * 4096 * 2, pagemap.PAGE_IS_PRESENT)]))
     with plot._missing_letters_as_boxes():
         figure = plot._figure(drawn)
         figure.canvas.draw()
@@ -249,15 +250,16 @@ def letters(drawn, width=80, shades=map_command.SHADES):
 
 
 def test_equal_rows_are_folded():
-    drawn = picture.picture(synthetic([vma(1 << 40, 1 << 45)], spread(20, 64 << 20)))
+    what = synthetic([vma(1 << 40, 1 << 45)], spread(20, 64 << 20))
+    drawn = pictures.picture(what)
     (row,) = drawn.rows
     assert (row.times, row.stride, row.start, row.end) == (20, 64 << 20, 1 << 40, (1 << 40) + 19 * (64 << 20) + P)
     assert (row.each.size, row.each.pages.tolist()) == (P, [1, 0, 0, 0, 0, 0])
-    assert picture.row_label(row) == "20 x 4 KiB every 64 MiB: 80 KiB anonymous"
+    assert spaces.row_label(row) == "20 x 4 KiB every 64 MiB: 80 KiB anonymous"
     assert "                  20 x 4 KiB every 64 MiB: 80 KiB anonymous" in letters(drawn)
     # what is left of the address space is one gap
     assert [(gap.start, gap.end) for gap in drawn.gaps] == [(row.end, 1 << 45)]
-    piece = map_command.as_json(drawn, None)["pieces"][0]
+    piece = map_command.as_json(what, drawn, None)["pieces"][0]
     assert (piece["times"], piece["stride"], piece["present"]["anonymous"]) == (20, 64 << 20, 20 * P)
 
 
@@ -280,7 +282,7 @@ def test_only_equal_rows_are_folded(different):
     elif different == "mapping":
         middle = at + 5 * stride
         areas = [vma(at, middle), vma(middle, middle + stride, "rd wr mg"), vma(middle + stride, 1 << 45)]
-    drawn = picture.picture(synthetic(areas, runs))
+    drawn = pictures.picture(synthetic(areas, runs))
     folded = [row.times for row in drawn.rows]
     assert folded == {"nothing": [10], "stride": [5, 5]}.get(different, [5, 1, 4])
     assert sum(row.pages.sum() for row in drawn.rows) == sum(pages for _, pages, _ in runs)
@@ -289,11 +291,11 @@ def test_only_equal_rows_are_folded(different):
 def test_folds_next_to_each_other_share_no_row():
     at = 1 << 40
     runs = spread(6, 16 << 20, at) + spread(6, 64 << 20, at + 5 * (16 << 20) + (64 << 20))
-    drawn = picture.picture(synthetic([vma(at, 1 << 45)], runs))
+    drawn = pictures.picture(synthetic([vma(at, 1 << 45)], runs))
     assert [(row.times, row.stride) for row in drawn.rows] == [(6, 16 << 20), (6, 64 << 20)]
     # three are no fold, and a second one that is left with three is none either
     runs = spread(3, 16 << 20, at) + spread(1, 0, at + (1 << 32))
-    assert [row.times for row in picture.picture(synthetic([vma(at, 1 << 45)], runs)).rows] == [1, 1, 1, 1]
+    assert [row.times for row in pictures.picture(synthetic([vma(at, 1 << 45)], runs)).rows] == [1, 1, 1, 1]
 
 
 def test_a_million_equal_rows_are_one():
@@ -301,9 +303,9 @@ def test_a_million_equal_rows_are_one():
     addr = np.arange(1_000_000, dtype=np.uint64) * np.uint64(32 << 20) + np.uint64(at)
     what = ProcessCapture(1, "made", [vma(at, at + (1 << 45))], addr, np.full(len(addr), pagemap.PAGE_IS_PRESENT, np.uint64))
     start = time.process_time()
-    (row,) = picture.picture(what).rows
+    (row,) = pictures.picture(what).rows
     assert row.times == 1_000_000 and time.process_time() - start < 5
-    assert picture.row_label(row) == "1,000,000 x 4 KiB every 32 MiB: 3.8 GiB anonymous"
+    assert spaces.row_label(row) == "1,000,000 x 4 KiB every 32 MiB: 3.8 GiB anonymous"
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -318,15 +320,15 @@ def test_rows_and_gaps_cover_everything_once_whatever_is_folded(seed):
             at += step
     most = int(rng.integers(1, 30))
     what = synthetic([vma(1 << 40, at + (1 << 30))], runs)
-    drawn = picture.picture(what, most)
+    drawn = pictures.picture(what, most)
     assert len(drawn.rows) <= most
     edges = [(piece.start, piece.end) for piece in drawn.pieces()]
     assert edges[0][0] == 1 << 40 and edges[-1][1] == at + (1 << 30)
     assert all(before[1] == after[0] for before, after in zip(edges, edges[1:], strict=False))
-    assert np.sum([row.pages for row in drawn.rows], axis=0).tolist() == picture.total(drawn).tolist()
+    assert np.sum([row.pages for row in drawn.rows], axis=0).tolist() == spaces.total(drawn).tolist()
     for row in drawn.rows:
         one = row.each
-        pages = what.addr[row.first : row.last]
+        pages = drawn.runs.addr[row.first : row.last]
         if row.times > 1:
             # every one of them is as the first
             first = pages[: len(pages) // row.times]
@@ -342,7 +344,7 @@ def test_a_cell_is_as_dense_as_its_memory():
     runs = [(at + (n * every) * P, pages, pagemap.PAGE_IS_PRESENT) for n, pages in enumerate(share) if pages]
     # the first and the last page of the row, which has exactly as many pages as the bar has room for
     runs = [(at, 1, pagemap.PAGE_IS_PRESENT), *runs, (at + (cells * every - 1) * P, 1, pagemap.PAGE_IS_PRESENT)]
-    drawn = picture.picture(synthetic([vma(at, at + cells * every * P)], runs), min_gap=1 << 40)
+    drawn = pictures.picture(synthetic([vma(at, at + cells * every * P)], runs), min_gap=1 << 40)
     (bar,) = [line[18:] for line in letters(drawn) if line.startswith(f"{at:016x}")]
     assert bar == "░░░▒▒▓▓█" + "·" * (cells - 9) + "░"
     (bar,) = [line[18:] for line in letters(drawn, shades=map_command.PLAIN_SHADES) if line.startswith(f"{at:016x}")]
@@ -351,7 +353,7 @@ def test_a_cell_is_as_dense_as_its_memory():
 
 def test_kinds_stand_below_a_row_that_has_several():
     at = 1 << 40
-    drawn = picture.picture(synthetic([vma(at, at + M)], [(at, 4, pagemap.PAGE_IS_PRESENT), (at + 6 * P, 2, ZERO)]))
+    drawn = pictures.picture(synthetic([vma(at, at + M)], [(at, 4, pagemap.PAGE_IS_PRESENT), (at + 6 * P, 2, ZERO)]))
     lines = letters(drawn)
     row = lines.index(f"{at:016x}  ████··██")
     assert lines[row + 1].strip() == "aaaa  zz" and lines[row + 2].strip() == "32 KiB: 16 KiB anonymous, 8 KiB zero page"
@@ -361,23 +363,23 @@ def test_no_label_is_cut_and_no_line_too_long():
     at = 1 << 40
     names = [f"/usr/lib/library-{number}.so.{number}" for number in range(40)] + ["/x/" + "n" * 250]
     areas = [vma(at + n * M, at + n * M + M, name=name) for n, name in enumerate(names)]
-    lines = letters(picture.picture(synthetic(areas, [(at, len(names) * 512, pagemap.PAGE_IS_PRESENT)])))
+    lines = letters(pictures.picture(synthetic(areas, [(at, len(names) * 512, pagemap.PAGE_IS_PRESENT)])))
     assert max(map(len, lines)) <= 80
     words = "".join(line.strip() for line in lines)
     assert all(name.rsplit("/", 1)[-1] in words for name in names) and "..." not in words and "…" not in words
 
 
 def test_the_total_bar_shows_every_kind():
-    assert picture.parts(np.array([1, 0, 10**6, 10**6, 0, 1]), 60).tolist() == [1, 0, 29, 29, 0, 1]
-    assert picture.parts(np.array([0, 0, 0, 0, 0, 0]), 60).tolist() == [0] * 6
-    assert picture.parts(np.array([5, 0, 0, 0, 0, 0]), 60).tolist() == [60, 0, 0, 0, 0, 0]
+    assert spaces.parts(np.array([1, 0, 10**6, 10**6, 0, 1]), 60).tolist() == [1, 0, 29, 29, 0, 1]
+    assert spaces.parts(np.array([0, 0, 0, 0, 0, 0]), 60).tolist() == [0] * 6
+    assert spaces.parts(np.array([5, 0, 0, 0, 0, 0]), 60).tolist() == [60, 0, 0, 0, 0, 0]
     for seed in range(50):
         rng = np.random.default_rng(seed)
         pages = rng.integers(0, 10 ** rng.integers(1, 9), 6) * (rng.random(6) < 0.7)
-        cells = picture.parts(pages, 20)
+        cells = spaces.parts(pages, 20)
         assert cells.sum() == (20 if pages.any() else 0) and ((cells > 0) == (pages > 0)).all()
     at = 1 << 40
-    drawn = picture.picture(synthetic([vma(at, at + M)], [(at, 3, pagemap.PAGE_IS_PRESENT), (at + 6 * P, 1, ZERO)]))
+    drawn = pictures.picture(synthetic([vma(at, at + M)], [(at, 3, pagemap.PAGE_IS_PRESENT), (at + 6 * P, 1, ZERO)]))
     assert f"{'total':18}" + "a" * 47 + "z" * 15 in letters(drawn)
     assert "16 KiB present: 12 KiB anonymous, 4 KiB zero page" in "".join(letters(drawn))
 
@@ -408,13 +410,13 @@ def test_pages_shared_by_fork_are_told_apart():
 
 def test_where_only_exclusive_is_known_that_tells():
     what = synthetic([vma(1 << 40, (1 << 40) + M)], [(1 << 40, 4, pagemap.PAGE_IS_PRESENT)])
-    assert picture.page_kinds(what).tolist() == [picture.SMALL] * 4
+    assert pictures.page_kinds(what).tolist() == [spaces.SMALL] * 4
     what.exclusive = np.array([True, False, True, False])
-    assert picture.page_kinds(what).tolist() == [picture.SMALL, picture.SHARED] * 2
+    assert pictures.page_kinds(what).tolist() == [spaces.SMALL, spaces.SHARED] * 2
     what.ksm_stat = {"ksm_merging_pages": 1}  # it may be one of these: all that is known of KSM's is that others map them
-    assert picture.page_kinds(what).tolist() == [picture.SMALL] * 4
+    assert pictures.page_kinds(what).tolist() == [spaces.SMALL] * 4
     what.frame_counts = np.array([1, 1, 2, 2], np.uint64)
-    assert picture.page_kinds(what).tolist() == [picture.SMALL, picture.SMALL, picture.SHARED, picture.SHARED]
+    assert pictures.page_kinds(what).tolist() == [spaces.SMALL, spaces.SMALL, spaces.SHARED, spaces.SHARED]
 
 
 def test_errors_are_one_line_each(capsys):

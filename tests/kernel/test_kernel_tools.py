@@ -11,6 +11,7 @@ import pytest
 
 from ksmwalk.commands import kernel as commands
 from ksmwalk.commands import verification_page as page
+from ksmwalk.drawing.words import printable
 from ksmwalk.kernel import run as running
 from ksmwalk.kernel import trace, verify
 from ksmwalk.kernel.pages import Process, _coalesced
@@ -285,6 +286,6 @@ def test_a_process_whose_name_is_no_text_does_not_stop_the_look_for_ksmd():
     program = "import sys; open('/proc/self/comm', 'wb').write(b'\\xff\\x1b[2J'); print(flush=True); sys.stdin.read()"
     with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout.readline() == b"\n"
-        assert "\ufffd" in processes.printable(processes.comm(child.pid))
+        assert "\ufffd" in printable(processes.comm(child.pid))
         assert processes.kernel_thread("ksmd") != child.pid
         child.stdin.close()

@@ -150,9 +150,9 @@ def test_what_an_embedder_and_a_type_checker_need_is_shipped():
     package = installed_package().parent
     there = {str(p.relative_to(package)) for p in package.rglob("*")}
     source = Path(__file__).parents[2] / "ksmwalk"
-    patterns = ("*.pxd", "*.pyi", "*.h", "*.py", "py.typed")
+    patterns = ("*.pxd", "*.pyi", "*.h", "*.hpp", "*.py", "py.typed")
     wanted = {str(p.relative_to(source)) for pattern in patterns for p in source.rglob(pattern)}
-    assert {"py.typed", "_core.pxd", "layout/_layout.h"} <= wanted
+    assert {"py.typed", "_core.pxd", "layout/_layout.h", "layout/ksmwalk.h", "layout/ksmwalk.hpp"} <= wanted
     assert wanted <= there, f"not shipped: {sorted(wanted - there)}"
 
 

@@ -53,6 +53,28 @@ def test_what_is_absent_is_not_read_and_not_made(child):
     files.close()
 
 
+@pytest.mark.parametrize("by_scan", [True, False])
+def test_scattered_pages_are_found_as_pagemap_has_them(child, by_scan):
+    """Runs and holes of all lengths, next to each other and far apart, some freed again, some only read."""
+    rng = np.random.default_rng(11)
+    area = child.do("new(20000 * P)")
+    written = np.unique(np.concatenate([rng.integers(0, 3000, 700), np.arange(4000, 4600), rng.integers(5000, 20000, 90)]))
+    zeros = np.unique(rng.integers(2900, 4100, 60))
+    child.do(f"[ctypes.memset({area} + i * P, 1 + i % 255, P) for i in {written.tolist()}]; x = 1")
+    child.do(f"[read({area} + i * P, 1) for i in {zeros.tolist()}]; x = 1")
+    files = OpenFiles()
+    there = np.union1d(written, zeros)
+    asked = np.unique(np.concatenate([there, rng.integers(0, 20000, 500)]))
+    pages = pages_of(child.pid, area + asked * P, files)
+    pages._by_scan = by_scan
+    into = np.full((len(asked), P), 7, np.uint8)
+    ok = pages.read(np.arange(len(asked)), into)
+    assert asked[ok].tolist() == there.tolist() and pages.gone == len(asked) - len(there) and pages.made == 0
+    expected = np.where(np.isin(there, written), 1 + there % 255, 0)
+    assert (into[ok] == expected[:, None]).all()
+    files.close()
+
+
 def test_memory_that_can_not_be_accessed_is_read_all_the_same(child):
     area = child.do("new(4 * P)")
     child.do(f"write({area}, 4)")
@@ -64,25 +86,16 @@ def test_memory_that_can_not_be_accessed_is_read_all_the_same(child):
     files.close()
 
 
-@pytest.mark.parametrize("hidden", [False, True], ids=["frames seen", "frames hidden"])
-def test_pages_that_go_in_the_moment_of_the_reading_are_counted(child, monkeypatch, hidden):
+@pytest.mark.parametrize("by_scan", [True, pytest.param(False, marks=needs_frames)])
+def test_pages_that_go_in_the_moment_of_the_reading_are_counted(child, by_scan):
     """They are made again, empty: not to be helped, and not to be taken for contents."""
     area = child.do("new(8 * P)")
     child.do(f"write({area}, 8)")
-    from ksmwalk.proc import _pread
-
-    def discard_first(*args):
-        child.do(f"call('madvise', {area} + 2 * P, 2 * P, 4)")
-        return real(*args)
-
-    real = _pread.pages
-    monkeypatch.setattr(_pread, "pages", discard_first)
     files = OpenFiles()
-    pfn = None if hidden else np.zeros(8, np.uint64)
-    pages = pages_of(child.pid, [area + i * P for i in range(8)], files, pfn)
+    pages = pages_of(child.pid, [area + i * P for i in range(8)], files)
+    pages._by_scan = by_scan
+    pages._between = lambda: child.do(f"call('madvise', {area} + 2 * P, 2 * P, 4)")
     ok = pages.read(np.arange(8), np.zeros((8, P), np.uint8))
-    if not hidden and not sees_frames():
-        pytest.skip("frames are hidden")
     assert np.flatnonzero(~ok).tolist() == [2, 3]
     assert pages.made == 2
     files.close()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ksmwalk.sources import keys
+from ksmwalk.sources import _bytes, keys, ordering
 from ksmwalk.sources.keys import UNKNOWN, intern
 
 P = 4096
@@ -36,6 +36,15 @@ class Held:
             self.readings[i] += 1
             row[:] = np.frombuffer(page, np.uint8)
         return np.array([i not in self.lost for i in which.tolist()], bool)
+
+
+class Weak:
+    """A hash of one bit: most pages share theirs."""
+
+    numbers = 1
+
+    def hash(self, pages):
+        return (pages[:, 0] & 1).astype(np.uint64)[None]
 
 
 def page(at=0, text=b"", base=b"\0"):
@@ -71,17 +80,30 @@ def test_keys_are_the_ranks_of_the_bytes(parts):
 @given(st.lists(ODD, max_size=40))
 def test_a_hash_that_agrees_is_not_taken_for_equal_bytes(pages):
     pages = [page(*one) for one in pages]
-    weak = lambda secret: lambda view: [view[at] & 1 for at in range(0, len(view), P)]  # noqa: E731
-    with mock.patch.object(keys, "_hasher", weak):
+    with mock.patch.object(keys, "hasher", lambda secret: Weak()):
         found = intern([Held(pages)])
     assert found.keys[0].tolist() == ranks(pages)
+
+
+@given(st.lists(ODD, min_size=1, max_size=20), st.integers(0, 1 << 32))
+def test_the_hash_is_the_same_with_and_without_wide_loads(pages, seed):
+    rng = np.random.default_rng(seed)
+    words = np.frombuffer(b"".join(page(*one) for one in pages), np.uint64).reshape(-1, 512)
+    words = np.concatenate([words, rng.integers(0, 1 << 63, (3, 512), np.uint64)])
+    seeds = rng.integers(0, 1 << 64, _bytes.SEEDS, np.uint64)
+    wide, plain = (np.empty(len(words), np.uint64) for _ in range(2))
+    _bytes.hashes(words, seeds, wide, True)
+    _bytes.hashes(words, seeds, plain, False)
+    assert wide.tolist() == plain.tolist()
+    # a chance of 2**-32 for each pair, in the worst case
+    assert len(set(wide.tolist())) == len({row.tobytes() for row in words})
 
 
 @pytest.mark.parametrize("together", [4, 16])
 @given(st.lists(ODD, min_size=20, max_size=60))
 def test_runs_too_long_for_memory_are_split(together, pages):
     pages = [page(*one) for one in pages]
-    with mock.patch.object(keys, "_TOGETHER", together):
+    with mock.patch.object(ordering, "_TOGETHER", together):
         found = intern([Held(pages)])
     assert found.keys[0].tolist() == ranks(pages)
 
@@ -89,7 +111,7 @@ def test_runs_too_long_for_memory_are_split(together, pages):
 def test_a_thousand_pages_that_begin_alike():
     rng = np.random.default_rng(3)
     pages = [page(at, bytes([x]), b"h") for at, x in rng.integers((64, 0), (P, 255), (1000, 2)).tolist()]
-    with mock.patch.object(keys, "_TOGETHER", 100):
+    with mock.patch.object(ordering, "_TOGETHER", 100):
         found = intern([Held(pages)])
     assert found.keys[0].tolist() == ranks(pages)
 
@@ -156,14 +178,6 @@ def test_a_secret_numbers_contents_by_their_hashes():
     other = intern([Held(pages[2:])], secret=b"s" * 16)
     assert other.digests[int(other.keys[0][0])].tolist() == one.digests[int(one.keys[0][2])].tolist()
     assert intern([Held(pages)], secret=b"t" * 16).digests[1:].tolist() != one.digests[1:].tolist()
-
-
-def test_without_xxhash_it_is_the_same(monkeypatch):
-    import sys
-
-    pages = [page(0, bytes([i])) for i in (5, 3, 9, 3, 0)]
-    monkeypatch.setitem(sys.modules, "xxhash", None)
-    assert intern([Held(pages)]).keys[0].tolist() == ranks(pages)
 
 
 def test_progress_comes_to_its_end():

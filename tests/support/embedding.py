@@ -1,12 +1,15 @@
-"""Builds a consumer of ksmwalk as a user would: a .pyx of one's own against the package that the tests found."""
+"""Builds a consumer of ksmwalk as a user would: a .pyx, C or C++ of one's own against the package that the tests found."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import sysconfig
 import textwrap
 from pathlib import Path
+
+import pytest
 
 import ksmwalk
 
@@ -40,3 +43,13 @@ def build(folder: Path, consumer: str) -> None:
     for name, text in (("consumer.pyx", consumer), ("setup.py", SETUP)):
         (folder / name).write_text(textwrap.dedent(text))
     run(["setup.py", "-q", "build_ext", "--inplace"], folder)
+
+
+def embedding_flags() -> list[str]:
+    """What a C compiler needs to build a program that starts this Python, or skip where there is no library of it."""
+    folder, version = sysconfig.get_config_var("LIBDIR"), sysconfig.get_config_var("LDVERSION")
+    found = [*Path(folder).glob(f"**/libpython{version}.so*"), *Path(folder).glob(f"**/libpython{version}.a")]
+    if not found:
+        pytest.skip(f"no libpython{version} in {folder}: this Python can't be embedded")
+    where, libraries = str(found[0].parent), (sysconfig.get_config_var("LIBS") or "").split()
+    return [f"-I{sysconfig.get_path('include')}", f"-L{where}", f"-Wl,-rpath,{where}", f"-lpython{version}", *libraries, "-lm"]
