@@ -287,7 +287,7 @@ cdef void warm_known(kw_world *w, Ahead *a) noexcept nogil:
 cdef int64_t pass_alone(kw_world *w, Ahead *a, int64_t n) noexcept nogil:
     """Visit up to n pages that are like no other and come into the unstable tree, while the index stands for the trees."""
     cdef kw_cursor *cur = w.cursor
-    cdef Late *l = late(w)
+    cdef Late *s = late(w)
     cdef int64_t done = 0, pfn
     cdef int here = 0, end = 0, tree = w.mms[cur.slot].domain * <int>w.ctl.nr_nodes
     cdef uint64_t addr = cur.address, hash, key
@@ -315,9 +315,9 @@ cdef int64_t pass_alone(kw_world *w, Ahead *a, int64_t n) noexcept nogil:
             break
         look_on(w, a, p, here + 1, end, tree)
         hash = kw_slots_hash(key, tree)
-        if l.stable.filled and kw_slots_find(&l.stable, hash, &nodes, key, tree):
+        if s.stable.filled and kw_slots_find(&s.stable, hash, &nodes, key, tree):
             break
-        if kw_slots_find(&l.unstable, hash, &items, key, 0) or not late_add_at(w, item, hash):
+        if kw_slots_find(&s.unstable, hash, &items, key, 0) or not late_add_at(w, item, hash):
             break
         if w.ksm.smart_scan:
             age_item(q)

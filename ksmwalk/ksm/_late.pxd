@@ -98,16 +98,16 @@ cdef void late_build(kw_world *w) noexcept nogil
     # The links of the unstable tree are needed: build them, and go on without the index for the rest of the scan.
 cdef inline bint late_add_at(kw_world *w, int32_t item, uint64_t hash) noexcept nogil:
     # The same of an item that is not empty, with the hash of its content.
-    cdef Late *l = late(w)
-    if l.log.n + 2 > l.log.room or not kw_slots_add(&l.unstable, hash, item):
+    cdef Late *s = late(w)
+    if s.log.n + 2 > s.log.room or not kw_slots_add(&s.unstable, hash, item):
         return False
-    if l.run and l.log.at[l.run - 1] + l.log.at[l.run] == item:
-        l.log.at[l.run] += 1
+    if s.run and s.log.at[s.run - 1] + s.log.at[s.run] == item:
+        s.log.at[s.run] += 1
         return True
-    l.log.at[l.log.n] = item
-    l.log.at[l.log.n + 1] = 1
-    l.run = l.log.n + 1
-    l.log.n += 2
+    s.log.at[s.log.n] = item
+    s.log.at[s.log.n + 1] = 1
+    s.run = s.log.n + 1
+    s.log.n += 2
     return True
 
 cdef bint late_add(kw_world *w, int32_t item) noexcept nogil

@@ -58,25 +58,25 @@ cdef void late_bind(kw_world *w) noexcept nogil:
 
 
 cdef void late_forget(kw_world *w) noexcept nogil:
-    cdef Late *l = late(w)
-    if l != NULL:
-        kw_slots_free(&l.unstable)
-        kw_slots_free(&l.stable)
-        free(l.log.at)
-        free(l.todo.at)
-        free(l)
+    cdef Late *s = late(w)
+    if s != NULL:
+        kw_slots_free(&s.unstable)
+        kw_slots_free(&s.stable)
+        free(s.log.at)
+        free(s.todo.at)
+        free(s)
         w.late = NULL
 
 
 cdef void settle(kw_world *w) noexcept nogil:
-    cdef Late *l = late(w)
+    cdef Late *s = late(w)
     cdef int64_t i
     cdef kw_item *q
     cdef kw_link *link
     cdef uint8_t now = <uint8_t>w.cursor.seqnr
-    if l == NULL:
+    if s == NULL:
         return
-    if l.on and w.cursor.slot:
+    if s.on and w.cursor.slot:
         late_build(w)
     stable_build(w)
     for i in range(1, w.ctl.items_used):
@@ -95,11 +95,11 @@ cdef void settle(kw_world *w) noexcept nogil:
 
 
 cdef void late_watch(kw_world *w, bint looked_at) noexcept nogil:
-    cdef Late *l = late(w)
-    if l == NULL:
+    cdef Late *s = late(w)
+    if s == NULL:
         return
-    l.trees_only = looked_at or l.forced
-    if l.trees_only and (l.on or l.todo.n):
+    s.trees_only = looked_at or s.forced
+    if s.trees_only and (s.on or s.todo.n):
         settle(w)
 
 
@@ -112,55 +112,55 @@ cdef void late_force(kw_world *w, bint only) noexcept nogil:
 # ------------------------------------------------------------------ the unstable tree
 
 cdef void late_scan(kw_world *w) noexcept nogil:
-    cdef Late *l = late(w)
-    if l == NULL:
+    cdef Late *s = late(w)
+    if s == NULL:
         return
-    l.on = False
-    l.zero = 0
-    l.log.n = l.run = 0
-    if l.spoiled:
-        l.waits = min(max(2 * l.waits, 1), LONGEST_WAIT)
-        l.wait = l.waits
-    elif l.wait == 0:
-        l.waits = 0
-    l.spoiled = False
-    if l.wait:
-        l.wait -= 1
+    s.on = False
+    s.zero = 0
+    s.log.n = s.run = 0
+    if s.spoiled:
+        s.waits = min(max(2 * s.waits, 1), LONGEST_WAIT)
+        s.wait = s.waits
+    elif s.wait == 0:
+        s.waits = 0
+    s.spoiled = False
+    if s.wait:
+        s.wait -= 1
         return
     # Where NUMA nodes have trees of their own, they stay trees.
-    if l.trees_only or w.ctl.nr_nodes > 1 and not w.ksm.merge_across_nodes:
+    if s.trees_only or w.ctl.nr_nodes > 1 and not w.ksm.merge_across_nodes:
         return
     # Items that are met for the first time in this scan come into no tree.
-    l.on = kw_slots_make(&l.unstable, w.ctl.items_live - w.ksm.pages_shared - w.ksm.pages_sharing,
+    s.on = kw_slots_make(&s.unstable, w.ctl.items_live - w.ksm.pages_shared - w.ksm.pages_sharing,
                          w.ctl.items_used + w.ctl.items_used // 8 + 1024)
 
 
 cdef bint late_add(kw_world *w, int32_t item) noexcept nogil:
-    cdef Late *l = late(w)
+    cdef Late *s = late(w)
     cdef uint64_t key = w.items[item].checksum
-    if not log_room(&l.log, 2) or not late_add_at(w, item, kw_slots_hash(key, domain_tree(w, item))):
+    if not log_room(&s.log, 2) or not late_add_at(w, item, kw_slots_hash(key, domain_tree(w, item))):
         return False
     if key == 0:
-        l.zero = item
+        s.zero = item
     return True
 
 
 cdef void late_erase(kw_world *w, int32_t item) noexcept nogil:
-    cdef Late *l = late(w)
+    cdef Late *s = late(w)
     cdef uint64_t key = w.items[item].checksum
     cdef int tree = domain_tree(w, item)
-    if not log_room(&l.log, TAKEN_OUT):
+    if not log_room(&s.log, TAKEN_OUT):
         late_build(w)
         return          # the caller erases it there
-    kw_slots_put(&l.unstable, kw_slots_hash(key, tree), item, 0)
-    l.run = 0
-    log_put(&l.log, -item)
+    kw_slots_put(&s.unstable, kw_slots_hash(key, tree), item, 0)
+    s.run = 0
+    log_put(&s.log, -item)
     # The item may be gone, or have another content or domain, when the tree is built.
-    log_put(&l.log, <int32_t><uint32_t>key)
-    log_put(&l.log, <int32_t><uint32_t>(key >> 32))
-    log_put(&l.log, tree)
-    if item == l.zero:
-        l.zero = 0
+    log_put(&s.log, <int32_t><uint32_t>key)
+    log_put(&s.log, <int32_t><uint32_t>(key >> 32))
+    log_put(&s.log, tree)
+    if item == s.zero:
+        s.zero = 0
 
 
 cdef int64_t insertions(const Log *log) noexcept nogil:
@@ -248,20 +248,20 @@ cdef void replay(kw_world *w, Place *places, int32_t *where, int32_t *roots, int
 
 
 cdef void late_build(kw_world *w) noexcept nogil:
-    cdef Late *l = late(w)
+    cdef Late *s = late(w)
     cdef uint32_t generation = <uint32_t>(w.ksm.tree_generation & GENERATION_BITS)
     cdef int64_t n, at
     cdef Place *places
     cdef kw_link *link
     cdef int32_t *where
     cdef int32_t *roots
-    if not l.on:
+    if not s.on:
         return
-    l.on = False
-    if l.log.n == 0:
+    s.on = False
+    if s.log.n == 0:
         return
     where = <int32_t *>malloc(w.ctl.items_used * sizeof(int32_t))
-    places = <Place *>malloc((insertions(&l.log) + 1) * sizeof(Place))
+    places = <Place *>malloc((insertions(&s.log) + 1) * sizeof(Place))
     roots = <int32_t *>calloc(w.ctl.trees_used, sizeof(int32_t))
     kw_check(where != NULL and places != NULL and roots != NULL)
     memset(places, 0, sizeof(Place))
@@ -277,7 +277,7 @@ cdef void late_build(kw_world *w) noexcept nogil:
             link.aux = (link.aux & 1) | (generation << 1)
     for at in range(w.ctl.trees_used):
         w.trees[2 * at + 1] = places[roots[at]].item
-    l.log.n = l.run = 0
+    s.log.n = s.run = 0
     free(roots)
     free(where)
     free(places)
@@ -291,14 +291,14 @@ cdef inline bint in_tree(kw_node *p) noexcept nogil:
 
 cdef void stable_learn(kw_world *w) noexcept nogil:
     """Read the index, and what it goes by, from the nodes, those that are to come into the trees among them."""
-    cdef Late *l = late(w)
+    cdef Late *s = late(w)
     cdef int64_t i, n = 2 * w.ctl.stable_live + 1024
     cdef kw_node *p
-    l.restless = 0
-    l.pruned = w.ksm.now_ms
+    s.restless = 0
+    s.pruned = w.ksm.now_ms
     w.nodes_gone = 0
-    l.known = kw_slots_make(&l.stable, n, w.ctl.stable_used + n)
-    if not l.known:
+    s.known = kw_slots_make(&s.stable, n, w.ctl.stable_used + n)
+    if not s.known:
         return
     for i in range(1, w.ctl.stable_used):
         p = &w.nodes[i]
@@ -307,31 +307,31 @@ cdef void stable_learn(kw_world *w) noexcept nogil:
         if p.flags & NODE_CHAIN:
             # A doubt that was noted stays noted: that nodes are read again must not show.
             if p.flags & NODE_RESTLESS:
-                l.restless += 1
+                s.restless += 1
             else:
                 chain_look(w, <int32_t>i, True)
-            l.pruned = min(l.pruned, <int64_t>p.prune_time)
+            s.pruned = min(s.pruned, <int64_t>p.prune_time)
         elif p.pfn < 0:
             w.nodes_gone += 1
         if in_tree(p):
-            kw_slots_add(&l.stable, kw_slots_hash(p.key, p.tree), <int32_t>i)
+            kw_slots_add(&s.stable, kw_slots_hash(p.key, p.tree), <int32_t>i)
 
 
 cdef bint chain_due(kw_world *w) noexcept nogil:
     """Whether any chain may be due for pruning."""
-    cdef Late *l = late(w)
+    cdef Late *s = late(w)
     cdef int64_t i
-    if w.ksm.now_ms < l.pruned + w.ksm.prune_millisecs:
+    if w.ksm.now_ms < s.pruned + w.ksm.prune_millisecs:
         return False
-    l.credit += CREDIT
-    if l.credit < w.ctl.stable_used:
+    s.credit += CREDIT
+    if s.credit < w.ctl.stable_used:
         return True
-    l.credit = 0
-    l.pruned = w.ksm.now_ms
+    s.credit = 0
+    s.pruned = w.ksm.now_ms
     for i in range(1, w.ctl.stable_used):
         if w.nodes[i].flags & NODE_CHAIN:
-            l.pruned = min(l.pruned, <int64_t>w.nodes[i].prune_time)
-    return w.ksm.now_ms >= l.pruned + w.ksm.prune_millisecs
+            s.pruned = min(s.pruned, <int64_t>w.nodes[i].prune_time)
+    return w.ksm.now_ms >= s.pruned + w.ksm.prune_millisecs
 
 
 cdef void stable_ready(kw_world *w) noexcept nogil:
@@ -340,8 +340,8 @@ cdef void stable_ready(kw_world *w) noexcept nogil:
 
 
 cdef bint stable_quiet(kw_world *w) noexcept nogil:
-    cdef Late *l = late(w)
-    if l == NULL or not l.known or l.trees_only or w.nodes_gone or l.restless:
+    cdef Late *s = late(w)
+    if s == NULL or not s.known or s.trees_only or w.nodes_gone or s.restless:
         return False
     return w.ksm.chains == 0 or not chain_due(w)
 
@@ -352,37 +352,37 @@ cdef int32_t stable_find(kw_world *w, uint64_t key, int tree) noexcept nogil:
 
 
 cdef void stable_placed(kw_world *w, int32_t node) noexcept nogil:
-    cdef Late *l = late(w)
-    if l == NULL or not l.known:
+    cdef Late *s = late(w)
+    if s == NULL or not s.known:
         return
-    if not kw_slots_add(&l.stable, kw_slots_hash(w.nodes[node].key, w.nodes[node].tree), node):
+    if not kw_slots_add(&s.stable, kw_slots_hash(w.nodes[node].key, w.nodes[node].tree), node):
         stable_learn(w)
 
 
 cdef void stable_erased(kw_world *w, int32_t node) noexcept nogil:
-    cdef Late *l = late(w)
-    if l != NULL and l.known:
-        kw_slots_put(&l.stable, kw_slots_hash(w.nodes[node].key, w.nodes[node].tree), node, 0)
+    cdef Late *s = late(w)
+    if s != NULL and s.known:
+        kw_slots_put(&s.stable, kw_slots_hash(w.nodes[node].key, w.nodes[node].tree), node, 0)
 
 
 cdef void stable_todo(kw_world *w, int32_t node) noexcept nogil:
-    cdef Late *l = late(w)
+    cdef Late *s = late(w)
     stable_placed(w, node)
-    if l != NULL and l.known and not l.trees_only and log_room(&l.todo, 1):
-        log_put(&l.todo, node)
+    if s != NULL and s.known and not s.trees_only and log_room(&s.todo, 1):
+        log_put(&s.todo, node)
     else:
         stable_build(w)
         stable_hang(w, node)
 
 
 cdef void stable_swap(kw_world *w, int32_t old, int32_t new) noexcept nogil:
-    cdef Late *l = late(w)
-    if l != NULL and l.known and not kw_slots_put(
-            &l.stable, kw_slots_hash(w.nodes[old].key, w.nodes[old].tree), old, new):
-        l.known = False     # its numbers have become too large
-    if l != NULL and l.todo.n and log_room(&l.todo, 2):
-        log_put(&l.todo, -old)
-        log_put(&l.todo, new)
+    cdef Late *s = late(w)
+    if s != NULL and s.known and not kw_slots_put(
+            &s.stable, kw_slots_hash(w.nodes[old].key, w.nodes[old].tree), old, new):
+        s.known = False     # its numbers have become too large
+    if s != NULL and s.todo.n and log_room(&s.todo, 2):
+        log_put(&s.todo, -old)
+        log_put(&s.todo, new)
         return
     stable_build(w)
     rb_replace(<char *>&w.nodes[0].left, sizeof(kw_node), &w.trees[2 * w.nodes[old].tree], old, new)
@@ -402,20 +402,20 @@ cdef void stable_hang(kw_world *w, int32_t node) noexcept nogil:
 
 
 cdef void stable_build(kw_world *w) noexcept nogil:
-    cdef Late *l = late(w)
+    cdef Late *s = late(w)
     cdef int64_t i = 0
     cdef int32_t node
-    if l == NULL or l.todo.n == 0:
+    if s == NULL or s.todo.n == 0:
         return
-    while i < l.todo.n:
-        node = l.todo.at[i]
+    while i < s.todo.n:
+        node = s.todo.at[i]
         if node > 0:
             stable_hang(w, node)
             i += 1
         else:
-            rb_replace(<char *>&w.nodes[0].left, sizeof(kw_node), &w.trees[2 * w.nodes[-node].tree], -node, l.todo.at[i + 1])
+            rb_replace(<char *>&w.nodes[0].left, sizeof(kw_node), &w.trees[2 * w.nodes[-node].tree], -node, s.todo.at[i + 1])
             i += 2
-    l.todo.n = 0
+    s.todo.n = 0
 
 
 cdef inline bint roomy(kw_world *w, int32_t node, int32_t more) noexcept nogil:
