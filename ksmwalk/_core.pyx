@@ -9,7 +9,7 @@ cimport cython
 from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.string cimport memset
 
-from collections.abc import Mapping
+from collections.abc import ItemsView, KeysView, Mapping, ValuesView
 
 from ksmwalk.layout._layout cimport *
 
@@ -84,13 +84,13 @@ cdef class Arrays:
         return self[name] if name in self.world.held else default
 
     def keys(self):
-        return self.world.held.keys()
+        return KeysView(self)
 
     def values(self):
-        return [self[name] for name in self.world.held]
+        return ValuesView(self)
 
     def items(self):
-        return [(name, self[name]) for name in self.world.held]
+        return ItemsView(self)
 
     def __reduce__(self):
         raise TypeError("the arrays of a Host are a door into it: pickle the Host")
