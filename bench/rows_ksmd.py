@@ -72,7 +72,7 @@ def rows() -> Iterator[Row]:
 def disturbed(host: Host, changed: np.ndarray) -> float:
     """CPU seconds of one scan in which a page is written before each batch of 10,000 visits."""
     mm = host.mm_list[0]
-    start, took, before = mm.vmas[0].start, 0.0, host.ksm.full_scans
+    start, took, before = mm.vmas[0].vm_start, 0.0, host.ksm.full_scans
     for at in itertools.cycle(changed):
         begin = time.process_time()
         host.ksm.do_scan(10_000)

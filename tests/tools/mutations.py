@@ -171,11 +171,11 @@ MUTATIONS: dict[str, tuple[str, str]] = {
         "    pass",
     ),
     "what is taken out of the index is not in the log": (
-        "    log_put(&l.log, -item)\n",
+        "    log_put(&s.log, -item)\n",
         "    return\n",
     ),
     "a page taken out of the index is found there": (
-        "    kw_slots_put(&l.unstable, kw_slots_hash(key, tree), item, 0)\n",
+        "    kw_slots_put(&s.unstable, kw_slots_hash(key, tree), item, 0)\n",
         "    pass\n",
     ),
     "a tree built late has the contents of now": (
@@ -191,19 +191,19 @@ MUTATIONS: dict[str, tuple[str, str]] = {
         "    late_watch(&world.w, False)",
     ),
     "stale nodes are looked for no longer": (
-        "l.trees_only or w.nodes_gone or l.restless:",
-        "l.trees_only or l.restless:",
+        "s.trees_only or w.nodes_gone or s.restless:",
+        "s.trees_only or s.restless:",
     ),
     "chains that would change are passed by": (
-        "l.trees_only or w.nodes_gone or l.restless:",
-        "l.trees_only or w.nodes_gone:",
+        "s.trees_only or w.nodes_gone or s.restless:",
+        "s.trees_only or w.nodes_gone:",
     ),
     "a chain that is due for pruning is passed by": (
         "    return w.ksm.chains == 0 or not chain_due(w)",
         "    return True",
     ),
     "a node is not in the index of the stable tree": (
-        "    if not kw_slots_add(&l.stable, kw_slots_hash(w.nodes[node].key, w.nodes[node].tree), node):\n"
+        "    if not kw_slots_add(&s.stable, kw_slots_hash(w.nodes[node].key, w.nodes[node].tree), node):\n"
         "        stable_learn(w)",
         "    pass",
     ),
