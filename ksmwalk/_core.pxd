@@ -92,7 +92,7 @@ cdef void *pointer(object array, bint writable) except? NULL
 
 cdef class World:
     cdef kw_world w
-    cdef readonly dict arrays      # keeps what the pointers point into alive
+    cdef dict held                 # the arrays by name: keeps what the pointers point into alive
     cdef public object owner       # weak reference to the Host, for doors that name its objects; None: no Host
     cdef readonly bint gone        # the Host was dropped: its doors are of no use any more
     cdef unsigned long thread      # the thread at work on the arrays, while depth > 0
@@ -102,6 +102,9 @@ cdef class Life:
     # Whether an address space is still there: one object that all doors to it share.
     cdef readonly str what         # for messages
     cdef readonly bint gone
+
+cdef bint looked_at(World world) except -1
+    # Whether somebody holds an array, or a view of one, whose links may be built late.
 
 cdef int refuse(World world) except -1
     # Raises: ReferenceError where the Host is gone, else RuntimeError naming the thread that is at work.

@@ -4,8 +4,12 @@ The contract of every function stands in `_core.pxd`.
 """
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.exc cimport PyErr_CheckSignals
+from cpython.ref cimport Py_REFCNT
+cimport cython
 from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.string cimport memset
+
+from collections.abc import ItemsView, KeysView, Mapping, ValuesView
 
 from ksmwalk.layout._layout cimport *
 
@@ -29,6 +33,9 @@ cdef extern from * nogil:
 
 include "layout/_arrays.pxi"
 
+#: arrays with links that may be built late
+cdef tuple LATE = ("links", "nodes", "trees")
+
 
 # ------------------------------------------------------------------ the binding
 
@@ -39,6 +46,72 @@ cdef void *pointer(object array, bint writable) except? NULL:
     p = view.buf
     PyBuffer_Release(&view)
     return p
+
+
+@cython.final
+@cython.no_gc
+@cython.freelist(8)
+@cython.auto_pickle(False)
+cdef class Arrays:
+    """A Host's arrays by name: `World.arrays`.
+
+    Links of trees are built late. Whoever fetches an array that holds some has them built first, and as long as he keeps
+    it (or a view of it) `Ksm.do_scan` builds them at once.
+    """
+
+    cdef World world
+
+    def __init__(self, *_, **__):
+        raise TypeError("the arrays of a Host are made by it: host.world.arrays")
+
+    def __getitem__(self, name):
+        cdef object array = self.world.held[name]
+        if self.world.w.settle != NULL and name in LATE:
+            alone(self.world)
+            self.world.w.settle(&self.world.w)
+        return array
+
+    def __iter__(self):
+        return iter(self.world.held)
+
+    def __len__(self):
+        return len(self.world.held)
+
+    def __contains__(self, name):
+        return name in self.world.held
+
+    def get(self, name, default=None):
+        return self[name] if name in self.world.held else default
+
+    def keys(self):
+        return KeysView(self)
+
+    def values(self):
+        return ValuesView(self)
+
+    def items(self):
+        return ItemsView(self)
+
+    def __reduce__(self):
+        raise TypeError("the arrays of a Host are a door into it: pickle the Host")
+
+
+Mapping.register(Arrays)
+
+
+cdef bint looked_at(World world) except -1:
+    for name in LATE:
+        array = world.held.get(name)
+        # A Host holds it twice, `array` once; where it is a view of the whole, views of it hold on to what it is a view of.
+        if array is not None and (Py_REFCNT(array) > 3 or array.base is not None and base_count(array) > 1):
+            return True
+    return False
+
+
+cdef Py_ssize_t base_count(object array) except -1:
+    """References to the array that this one is a view of, this one's included."""
+    cdef object base = array.base
+    return Py_REFCNT(base) - 1 if type(base) is type(array) else 0
 
 
 cdef class World:
@@ -57,7 +130,7 @@ cdef class World:
     """
 
     def __cinit__(self, dict arrays):
-        self.arrays = dict(arrays)
+        self.held = dict(arrays)
         memset(&self.w, 0, sizeof(kw_world))
         cdef dict at = {}
         for name, array in arrays.items():
@@ -68,6 +141,17 @@ cdef class World:
                 raise TypeError(f"array {name!r}: records of {array.dtype.itemsize} bytes ({array.dtype}), needed {need}")
             at[name] = <size_t>pointer(array, True)
         bind_arrays(&self.w, at)
+
+    def __dealloc__(self):
+        if self.w.forget != NULL:
+            self.w.forget(&self.w)
+
+    @property
+    def arrays(self):
+        """The arrays by name, a read-only mapping. What the engine builds late is built when it is fetched here."""
+        cdef Arrays arrays = Arrays.__new__(Arrays)
+        arrays.world = self
+        return arrays
 
     def close(self):
         """Say that the Host is gone: whatever is called with this World from now on raises ReferenceError."""

@@ -172,7 +172,7 @@ def memory_over_time(axes: Axes, runs: Sequence[tuple[str, np.ndarray]]) -> None
     axes.set_xlabel(name)
     axes.set_xlim(0, None)
     axes.set_ylim(0, max(int(rows["frames_used"].max()) for _, rows in runs) * 4096 * 1.08)
-    _sizes(axes.yaxis)
+    sizes(axes.yaxis)
     axes.grid(axis="y")
     axes.legend(loc="lower left")
 

@@ -61,7 +61,7 @@ def counted_scan(host: Host, *, prefix: float = 0.0, pages_to_scan: int | None =
     counts = stretch.row()
     row = np.zeros((), WORK_DTYPE)
     for name, value in counts.items():
-        if name != "scans":
+        if name in row.dtype.names:
             row[name] = value
     row["batches"] = counts["visits"] // batch + 1
     row["prefix"] = prefix
@@ -96,7 +96,7 @@ def _standing(host: Host) -> dict[str, int]:
 
 def _unchanged(counts: dict[str, int]) -> bool:
     """Whether every visit found a page on its node, or put it into the unstable tree, where it stayed."""
-    done = ("skipped", "first", "freed", "changed", "stable_hits", "merges", "zeroed", "splits")
+    done = ("skipped", "first", "freed", "changed", "stable_hits", "merges", "joined", "zeroed", "splits")
     return not any(counts[name] for name in done) and counts["visits"] == counts["merged"] + counts["unstable_items"]
 
 

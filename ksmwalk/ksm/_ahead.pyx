@@ -2,18 +2,28 @@
 
 The contract stands in `_ahead.pxd`.
 """
-from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 
-from ksmwalk._core cimport entry_pfn, leaf_find
+from ksmwalk._core cimport child_row, eligible, entry_pfn, leaf_find, pmd_find
+from ksmwalk.ksm._items cimport age_item, item_alloc, next_item
+from ksmwalk.ksm._late cimport (
+    Late, items_keyed, kw_keyed, kw_slots_find, kw_slots_guess, kw_slots_hash, kw_slots_prefetch, late, late_add_at,
+    nodes_keyed, stable_quiet,
+)
 from ksmwalk.ksm._stable cimport stable_root, unstable_root
 from ksmwalk.layout._layout cimport *
 
 
 cdef extern from * nogil:
-    void prefetch "__builtin_prefetch"(const void *p) noexcept
+    """
+    /* A function that does nothing but prefetch does nothing in the compiler's eyes, and its calls are left out. */
+    #define kw_fetch(p) do { __builtin_prefetch(p); __asm__ volatile(""); } while (0)
+    """
+    void prefetch "kw_fetch"(const void *p) noexcept
 
 cdef enum:
     AHEAD = 16         # searches prepared side by side
+    STRIDE = 6         # pages from one look at what comes to the next
 
 
 cdef inline uint64_t *table_ahead(kw_world *w, int *n) noexcept nogil:
@@ -38,7 +48,7 @@ cdef int64_t pass_merged(kw_world *w, int64_t n) noexcept nogil:
     cdef int reach = 0
     cdef int64_t done = 0, pfn
     cdef uint64_t *pte = table_ahead(w, &reach)
-    cdef uint64_t addr = cur.address
+    cdef uint64_t addr = cur.address, ahead
     cdef int32_t link = cur.link, item
     cdef kw_item *q
     if not w.ksm.merge_across_nodes:
@@ -49,6 +59,10 @@ cdef int64_t pass_merged(kw_world *w, int64_t n) noexcept nogil:
         if (pte[done] & (PTE_P | PTE_SPECIAL)) != PTE_P:
             break
         pfn = <int64_t>((pte[done] & PTE_PFN_MASK) >> 12)
+        if done + AHEAD < reach:
+            ahead = min((pte[done + AHEAD] & PTE_PFN_MASK) >> 12, <uint64_t>w.ctl.nr_frames - 1)
+            prefetch(&w.f_flags[ahead])
+            prefetch(&w.f_node[ahead])
         q = &w.items[item]
         if pfn >= w.ctl.nr_frames or not w.f_flags[pfn] & FRAME_KSM:
             break
@@ -59,51 +73,280 @@ cdef int64_t pass_merged(kw_world *w, int64_t n) noexcept nogil:
         addr += KW_PAGE_SIZE
         done += 1
     if done:
-        cur.address = addr
-        cur.link = link
-        w.ksm.pages_scanned += done
         w.done.merged += done
-        w.work.cached += done
-        w.work.ptes += done
-        w.work.found += done
+        passed(w, addr, link, done)
     return done
 
 
+cdef int64_t pass_new(kw_world *w, int64_t n) noexcept nogil:
+    """Visit up to n pages that have no item yet: what the cursor and `examine` would do.
+
+    The first of them gets its item where the cursor stands; behind it there is no item of this table's addresses.
+    """
+    cdef kw_cursor *cur = w.cursor
+    cdef int reach = 0
+    cdef int64_t done = 0, pfn
+    cdef uint64_t *pte = table_ahead(w, &reach)
+    cdef uint64_t addr = cur.address
+    cdef int32_t link = cur.link, following, new
+    cdef uint8_t age = 1 if w.ksm.smart_scan else 0
+    cdef kw_item *q
+    if link == 0:
+        return 0
+    following = w.items[link].next
+    n = min(n, <int64_t>reach)
+    if following and w.items[following].addr < addr + (<uint64_t>n << 12):
+        n = 0 if w.items[following].addr <= addr else <int64_t>((w.items[following].addr - addr) >> 12)
+    while done < n:
+        if (pte[done] & (PTE_P | PTE_SPECIAL)) != PTE_P:
+            break
+        pfn = <int64_t>((pte[done] & PTE_PFN_MASK) >> 12)
+        if pfn >= w.ctl.nr_frames or not eligible(w.f_flags[pfn]) or w.f_flags[pfn] & FRAME_KSM:
+            break
+        new = item_alloc(w)
+        if new < 0:
+            break           # the cursor will say so
+        w.items[link].next = new
+        q = &w.items[new]
+        q.addr = addr
+        q.checksum = w.f_key[pfn]
+        q.next = following
+        q.mm = cur.slot
+        q.node = 0
+        q.flags = ITEM_USED | ITEM_HAS_CHECKSUM
+        q.seq = q.skips = 0
+        q.age = age
+        link = new
+        addr += KW_PAGE_SIZE
+        done += 1
+    if done:
+        w.mms[cur.slot].nr_rmap_items += done
+        w.done.changed += done
+        passed(w, addr, link, done)
+    return done
+
+
+cdef inline void passed(kw_world *w, uint64_t addr, int32_t link, int64_t n) noexcept nogil:
+    w.cursor.address = addr
+    w.cursor.link = link
+    w.ksm.pages_scanned += n
+    w.work.cached += n
+    w.work.ptes += n
+    w.work.found += n
+
+
+# ------------------------------------------------------------------ what searches will touch
+
 cdef inline void warm_frame(kw_world *w, int64_t pfn) noexcept nogil:
+    if not 0 <= pfn < w.ctl.nr_frames:
+        return
     prefetch(&w.f_flags[pfn])
     prefetch(&w.f_head[pfn])
     prefetch(&w.f_mapcount[pfn])
     prefetch(&w.f_refs[pfn])
     prefetch(&w.f_key[pfn])
+    prefetch(&w.f_node[pfn])
+    prefetch(&w.b_free[pfn >> 6])
+    prefetch(&w.b_count[pfn >> 9])
 
 
-cdef uint64_t warm_trees(kw_world *w, uint64_t addr, uint64_t key) noexcept nogil:
-    """Bring into the cache what the next searches will touch; the address up to which that holds.
-
-    A search in a large tree waits for memory at each level. The contents of the pages that come next are known, so the
-    paths of several are followed side by side, and on to the page tables and frames of those that will merge. That
-    decides nothing: the searches come after it.
-    """
-    cdef uint64_t keys[AHEAD]
-    cdef int32_t at[AHEAD]
-    cdef int32_t stable[AHEAD]
-    cdef int32_t twins[AHEAD]
-    cdef int reach = 0, n = 1, found = 0, i, more = 1, level = 1
-    cdef int tree = w.mms[w.cursor.slot].domain * <int>w.ctl.nr_nodes
-    cdef uint64_t *pte = table_ahead(w, &reach)
-    cdef uint64_t *leaf
+cdef inline int keys_ahead(kw_world *w, uint64_t *keys, int *reach) noexcept nogil:
+    """Contents of the pages that come next, behind `keys[0]`, as far as they will be searched for; how many."""
+    cdef uint64_t *pte = table_ahead(w, reach)
+    cdef int i, n = 1
     cdef int64_t pfn
-    cdef kw_link *link
-    cdef kw_node *p
-    cdef kw_item *q
-    keys[0] = key
-    reach = min(reach, AHEAD - 1)
-    for i in range(reach):
+    reach[0] = min(reach[0], AHEAD - 1)
+    for i in range(reach[0]):
         if (pte[i] & (PTE_P | PTE_SPECIAL)) == PTE_P:
             pfn = <int64_t>((pte[i] & PTE_PFN_MASK) >> 12)
             if pfn < w.ctl.nr_frames and not w.f_flags[pfn] & FRAME_KSM:
                 keys[n] = w.f_key[pfn]
                 n += 1
+    return n
+
+
+cdef inline void fetch_key(kw_world *w, uint64_t entry) noexcept nogil:
+    cdef uint64_t pfn = min((entry & PTE_PFN_MASK) >> 12, <uint64_t>w.ctl.nr_frames - 1)
+    prefetch(&w.f_flags[pfn])
+    prefetch(&w.f_key[pfn])
+
+
+cdef inline void fetch_slots(kw_world *w, Ahead *a, int i, uint64_t entry, int tree) noexcept nogil:
+    cdef uint64_t pfn = (entry & PTE_PFN_MASK) >> 12
+    a.there[i & RING] = 0
+    if (entry & (PTE_P | PTE_SPECIAL)) != PTE_P or pfn >= <uint64_t>w.ctl.nr_frames or w.f_flags[pfn] & FRAME_KSM:
+        return
+    a.there[i & RING] = 1
+    a.hash[i & RING] = kw_slots_hash(w.f_key[pfn], tree)
+    kw_slots_prefetch(&late(w).stable, a.hash[i & RING])
+    kw_slots_prefetch(&late(w).unstable, a.hash[i & RING])
+
+
+cdef inline void fetch_records(kw_world *w, Ahead *a, int i) noexcept nogil:
+    cdef int32_t found
+    if a.there[i & RING] == 0:
+        return
+    found = kw_slots_guess(&late(w).stable, a.hash[i & RING]) if late(w).stable.filled else 0
+    if found:
+        a.there[i & RING] = -found
+        prefetch(&w.nodes[found])
+        prefetch(<char *>&w.nodes[found] + sizeof(kw_node) - 1)
+        return
+    found = kw_slots_guess(&late(w).unstable, a.hash[i & RING])
+    a.there[i & RING] = found
+    if found:
+        prefetch(&w.items[found])
+        prefetch(&w.links[found])
+
+
+cdef inline void fetch_places(kw_world *w, Ahead *a, int i) noexcept nogil:
+    """The entry of a twin, the frame of a KSM page."""
+    cdef int32_t found = a.there[i & RING]
+    cdef kw_item *q
+    cdef uint64_t *pmd
+    cdef int64_t row
+    a.entry[i & RING] = NULL
+    if found > 0:
+        q = &w.items[found]
+        pmd = pmd_find(w, w.mms[q.mm].root, q.addr)
+        row = KW_NONE if pmd == NULL else child_row(w, pmd)
+        if row > 0:
+            a.entry[i & RING] = w.rows + row * 512 + ((q.addr >> 12) & 511)
+            prefetch(a.entry[i & RING])
+    elif found < 0:
+        warm_frame(w, w.nodes[-found].pfn)
+        prefetch(&w.links[w.nodes[-found].items])
+
+
+cdef inline void fetch_frames(kw_world *w, Ahead *a, int i) noexcept nogil:
+    cdef uint64_t *entry = a.entry[i & RING]
+    if a.there[i & RING] > 0 and entry != NULL:
+        warm_frame(w, <int64_t>((entry[0] & PTE_PFN_MASK) >> 12))
+
+
+cdef void look(kw_world *w, Ahead *a, const uint64_t *p, int here, int end) noexcept nogil:
+    cdef int i, tree = w.mms[w.cursor.slot].domain * <int>w.ctl.nr_nodes
+    for i in range(max(a.upto[0], here), min(here + 5 * STRIDE, end)):
+        fetch_key(w, p[i])
+        a.upto[0] = i + 1
+    for i in range(max(a.upto[1], here), min(here + 4 * STRIDE, end)):
+        fetch_slots(w, a, i, p[i], tree)
+        a.upto[1] = i + 1
+    for i in range(max(a.upto[2], here), min(here + 3 * STRIDE, a.upto[1])):
+        fetch_records(w, a, i)
+        a.upto[2] = i + 1
+    for i in range(max(a.upto[3], here), min(here + 2 * STRIDE, a.upto[2])):
+        fetch_places(w, a, i)
+        a.upto[3] = i + 1
+    for i in range(max(a.upto[4], here), min(here + STRIDE, a.upto[3])):
+        fetch_frames(w, a, i)
+        a.upto[4] = i + 1
+
+
+cdef inline void look_on(kw_world *w, Ahead *a, const uint64_t *p, int here, int end, int tree) noexcept nogil:
+    """`look`, where the page before was looked from as well."""
+    if here + 5 * STRIDE > end or a.upto[0] != here + 5 * STRIDE - 1 or a.upto[4] != here + STRIDE - 1:
+        look(w, a, p, here, end)
+        return
+    fetch_key(w, p[here + 5 * STRIDE - 1])
+    fetch_slots(w, a, here + 4 * STRIDE - 1, p[here + 4 * STRIDE - 1], tree)
+    fetch_records(w, a, here + 3 * STRIDE - 1)
+    fetch_places(w, a, here + 2 * STRIDE - 1)
+    fetch_frames(w, a, here + STRIDE - 1)
+    a.upto[0] = here + 5 * STRIDE
+    a.upto[1] = here + 4 * STRIDE
+    a.upto[2] = here + 3 * STRIDE
+    a.upto[3] = here + 2 * STRIDE
+    a.upto[4] = here + STRIDE
+
+
+cdef inline bint look_here(kw_world *w, Ahead *a, int *here, int *end) noexcept nogil:
+    """Where in the table at hand the cursor is, and where that ends; False: there is none."""
+    cdef kw_cursor *cur = w.cursor
+    cdef int step
+    if cur.strategy != STRATEGY_RANGE or cur.address >= cur.cache_end or cur.address < cur.cache_base:
+        return False
+    here[0] = <int>((cur.address >> 12) & 511)
+    end[0] = <int>((cur.cache_end - cur.cache_base + KW_PAGE_SIZE - 1) >> 12)
+    if cur.cache_base != a.base or here[0] < a.here:
+        a.base = cur.cache_base
+        for step in range(STEPS):
+            a.upto[step] = here[0]
+    a.here = here[0]
+    return True
+
+
+cdef void warm_known(kw_world *w, Ahead *a) noexcept nogil:
+    """Each page to come is looked at five times, each time a bit nearer: every look fetches what the next one reads.
+
+    So a few lines of many pages are on their way at any time, and not all of a few pages.
+    """
+    cdef int here = 0, end = 0
+    if look_here(w, a, &here, &end):
+        look_on(w, a, w.rows + w.cursor.cache_row * 512, here, end, w.mms[w.cursor.slot].domain * <int>w.ctl.nr_nodes)
+
+
+cdef int64_t pass_alone(kw_world *w, Ahead *a, int64_t n) noexcept nogil:
+    """Visit up to n pages that are like no other and come into the unstable tree, while the index stands for the trees."""
+    cdef kw_cursor *cur = w.cursor
+    cdef Late *s = late(w)
+    cdef int64_t done = 0, pfn
+    cdef int here = 0, end = 0, tree = w.mms[cur.slot].domain * <int>w.ctl.nr_nodes
+    cdef uint64_t addr = cur.address, hash, key
+    cdef uint64_t *p
+    cdef int32_t link = cur.link, item = next_item(w, cur.slot, link)
+    cdef uint8_t now = <uint8_t>cur.seqnr
+    cdef kw_item *q
+    cdef kw_keyed items = items_keyed(w), nodes = nodes_keyed(w)
+    if not look_here(w, a, &here, &end) or w.ctl.changes != w.ksm.changes_seen or not stable_quiet(w):
+        return 0
+    if w.ksm.generation != w.ksm.tree_generation:
+        return 0
+    p = w.rows + cur.cache_row * 512
+    while done < n and here < end and item:
+        pfn = <int64_t>((p[here] & PTE_PFN_MASK) >> 12)
+        if (p[here] & (PTE_P | PTE_SPECIAL)) != PTE_P or pfn >= w.ctl.nr_frames:
+            break
+        q = &w.items[item]
+        key = w.f_key[pfn]
+        if not eligible(w.f_flags[pfn]) or w.f_flags[pfn] & FRAME_KSM or q.addr != addr or q.checksum != key or key == 0:
+            break
+        if q.flags & (ITEM_STABLE | ITEM_HAS_CHECKSUM) != ITEM_HAS_CHECKSUM or w.ksm.smart_scan and q.age >= 3 and q.skips:
+            break
+        if q.flags & ITEM_UNSTABLE and q.seq == now:
+            break
+        look_on(w, a, p, here + 1, end, tree)
+        hash = kw_slots_hash(key, tree)
+        if s.stable.filled and kw_slots_find(&s.stable, hash, &nodes, key, tree):
+            break
+        if kw_slots_find(&s.unstable, hash, &items, key, 0) or not late_add_at(w, item, hash):
+            break
+        if w.ksm.smart_scan:
+            age_item(q)
+        if not q.flags & ITEM_UNSTABLE:     # else one of an earlier scan leaves, and one of this scan comes
+            w.ksm.pages_unshared += 1
+        q.flags |= ITEM_UNSTABLE
+        q.seq = now
+        link = item
+        item = q.next
+        addr += KW_PAGE_SIZE
+        here += 1
+        done += 1
+    if done:
+        a.here = here
+        w.done.inserted += done
+        passed(w, addr, link, done)
+    return done
+
+
+cdef int tree_twins(kw_world *w, const uint64_t *keys, int n, int32_t *twins) noexcept nogil:
+    """The items with these contents: their paths are followed side by side, so that they wait for memory together."""
+    cdef int32_t at[AHEAD]
+    cdef int32_t stable[AHEAD]
+    cdef int i, more = 1, found = 0
+    cdef int tree = w.mms[w.cursor.slot].domain * <int>w.ctl.nr_nodes
+    cdef kw_link *link
+    cdef kw_node *p
     for i in range(n):
         at[i] = unstable_root(w, tree)[0]
         stable[i] = stable_root(w, tree)[0]
@@ -121,11 +364,30 @@ cdef uint64_t warm_trees(kw_world *w, uint64_t addr, uint64_t key) noexcept nogi
             p = &w.nodes[stable[i]]
             stable[i] = p.right if keys[i] > p.key else p.left
             more |= at[i] | stable[i]
+    return found
+
+
+cdef uint64_t warm_trees(kw_world *w, uint64_t addr, uint64_t key) noexcept nogil:
+    """Bring into the cache what the next searches will touch; the address up to which that holds.
+
+    A search waits for memory, in a large tree at each level. The contents of the pages that come next are known, so what
+    several will touch is fetched side by side, and on to the page tables and frames of those that will merge. That
+    decides nothing: the searches come after it.
+    """
+    cdef uint64_t keys[AHEAD]
+    cdef int32_t twins[AHEAD]
+    cdef uint64_t *leaves[AHEAD]
+    cdef int reach = 0, n, found, i, level = 1
+    cdef kw_item *q
+    keys[0] = key
+    n = keys_ahead(w, keys, &reach)
+    found = tree_twins(w, keys, n, twins)
     for i in range(found):
         q = &w.items[twins[i]]
-        leaf = leaf_find(w, w.mms[q.mm].root, q.addr, &level)
-        if leaf != NULL and not leaf[0] & PTE_SPECIAL:
-            pfn = <int64_t>entry_pfn(leaf[0], level)
-            if pfn < w.ctl.nr_frames:
-                warm_frame(w, pfn)
+        leaves[i] = leaf_find(w, w.mms[q.mm].root, q.addr, &level)
+        if leaves[i] != NULL:
+            prefetch(leaves[i])
+    for i in range(found):
+        if leaves[i] != NULL and not leaves[i][0] & (PTE_SPECIAL | PTE_PS):
+            warm_frame(w, <int64_t>entry_pfn(leaves[i][0], 1))
     return addr + (<uint64_t>(reach + 1) << 12)

@@ -279,7 +279,7 @@ cdef int mark_nodes(Check *c) noexcept nogil:
         c.nodes[i] = SEEN_LISTED
         live += 1
         p = &w.nodes[i]
-        kind = p.flags & ~NODE_USED
+        kind = p.flags & ~(NODE_USED | NODE_RESTLESS)
         if not p.flags & NODE_USED or kind & ~NODE_BITS or kind & (kind - 1):
             return refuse(c, b"nodes", b"flags", i, p.flags, b"not the flags of a stable node in use")
         if within(c, b"nodes", b"tree", i, p.tree, 0, w.ctl.trees_used, b"no tree of this Host"):
@@ -290,6 +290,8 @@ cdef int mark_nodes(Check *c) noexcept nogil:
             return -1
         if p.prune_time >> 62:
             return refuse(c, b"nodes", b"prune_time", i, <int64_t>p.prune_time, b"later than can be")
+        if p.flags & NODE_RESTLESS and kind != NODE_CHAIN:
+            return refuse(c, b"nodes", b"flags", i, p.flags, b"restless, but not the head of a chain")
         if kind == NODE_CHAIN:
             if p.pfn != -1 or p.items or p.count:
                 return refuse(c, b"nodes", b"pfn", i, p.pfn, b"the head of a chain has no page of its own")

@@ -15,6 +15,10 @@ cdef int32_t hand_out(kw_world *w, int32_t mm, int64_t pfn) noexcept nogil
     # The item of the page that the cursor stands at, the cursor behind it; 0: smart scan skips it; or a code.
 cdef void begin_full_scan(kw_world *w) noexcept nogil
     # The cursor goes from between two scans to the first mm.
+cdef void skip_run(kw_world *w) noexcept nogil
+    # Pass the pages at the cursor that smart scan skips, as far as the table of the last search goes.
+cdef void empty_trees(kw_world *w) noexcept nogil
+    # A full scan has ended: its unstable trees are done with.
 cdef void leave_mm(kw_world *w, int32_t mm) noexcept nogil
     # The scan is through with an mm: items behind the cursor go, and its slot if nothing is left to scan in it.
 

@@ -10,7 +10,7 @@ from ksmwalk._core cimport World, alone, eligible, enter, interrupted, leave, le
 from ksmwalk.memory._areas cimport vma_find_from
 from ksmwalk.ksm._find cimport find_page, forget_table
 from ksmwalk.ksm._items cimport (
-    cursor_reset, event, item_at, item_door, items_drop_after, next_item, slot_remove,
+    age_item, cursor_reset, event, item_at, item_door, items_drop_after, next_item, slot_remove,
 )
 from ksmwalk.ksm._stable cimport unstable_root
 from ksmwalk.layout._layout cimport *
@@ -36,23 +36,61 @@ cdef void scan_begin(kw_world *w) noexcept nogil:
 cdef inline bint smart_skip(kw_world *w, int32_t item, int64_t pfn) noexcept nogil:
     """Whether smart scan skips this page now; ages the item."""
     cdef kw_item *p
-    cdef uint8_t age
     if not w.ksm.smart_scan or w.f_flags[pfn] & FRAME_KSM:
         return False
     p = &w.items[item]
-    age = p.age
-    if age < 255:
-        p.age = age + 1
-    if age < 3:
+    if p.age < 3 or p.skips == 0:
+        age_item(p)
         return False
-    if p.skips == 0:
-        p.skips = 1 if age <= 3 else 2 if age <= 5 else 4 if age <= 8 else 8
-        return False
+    if p.age < 255:
+        p.age += 1
     p.skips -= 1
     w.ksm.pages_skipped += 1
     if p.flags & (ITEM_STABLE | ITEM_UNSTABLE) and w.leave_tree != NULL:
         w.leave_tree(w, item)
     return True
+
+
+cdef void skip_run(kw_world *w) noexcept nogil:
+    """Pages at the cursor that smart scan skips, in the table of the last search: a tight loop over it and the items."""
+    cdef kw_cursor *cur = w.cursor
+    cdef int64_t i = 0, n = 0, pfn
+    cdef uint64_t *p
+    cdef uint64_t e, a = cur.address
+    cdef uint8_t now = <uint8_t>cur.seqnr
+    cdef int32_t item = next_item(w, cur.slot, cur.link), link = cur.link
+    cdef kw_item *q
+    if not w.ksm.smart_scan or a >= cur.cache_end or a < cur.cache_base:
+        return
+    p = w.rows + cur.cache_row * 512 + level_index(a, 1)
+    n = <int64_t>((cur.cache_end - a) >> 12)
+    while i < n and item:
+        e = p[i]
+        pfn = <int64_t>((e & PTE_PFN_MASK) >> 12)
+        if (e & (PTE_P | PTE_SPECIAL)) != PTE_P or pfn >= w.ctl.nr_frames:
+            break
+        if i + LOOK_AHEAD < n:
+            kw_prefetch(&w.f_flags[min((p[i + LOOK_AHEAD] & PTE_PFN_MASK) >> 12, <uint64_t>w.ctl.nr_frames - 1)])
+        q = &w.items[item]
+        if not eligible(w.f_flags[pfn]) or w.f_flags[pfn] & FRAME_KSM or q.addr != a:
+            break
+        if q.age < 3 or q.skips == 0 or q.flags & ITEM_STABLE or q.flags & ITEM_UNSTABLE and q.seq == now:
+            break
+        q.age += q.age < 255
+        q.skips -= 1
+        if q.flags & ITEM_UNSTABLE:     # of an earlier scan: in no tree any more
+            w.ksm.pages_unshared -= 1
+            q.flags &= <uint8_t>~ITEM_UNSTABLE
+        link = item
+        item = q.next
+        a += KW_PAGE_SIZE
+        i += 1
+    w.ksm.pages_skipped += i
+    w.work.cached += i
+    w.work.ptes += i
+    w.work.found += i
+    cur.address = a
+    cur.link = link
 
 
 cdef int64_t next_in_table(kw_world *w) noexcept nogil:
@@ -91,13 +129,18 @@ cdef int32_t hand_out(kw_world *w, int32_t mm, int64_t pfn) noexcept nogil:
     return 0 if smart_skip(w, item, pfn) else item
 
 
-cdef void begin_full_scan(kw_world *w) noexcept nogil:
+cdef void empty_trees(kw_world *w) noexcept nogil:
+    """The unstable trees; links and marks of what was in them stay behind."""
     cdef int64_t i
+    for i in range(w.ctl.trees_used):
+        unstable_root(w, <int>i)[0] = 0
+
+
+cdef void begin_full_scan(kw_world *w) noexcept nogil:
     event(w, EV_START, 0, <int64_t>w.cursor.seqnr, w.ctl.items_live, 0, 0)
     if w.start_scan != NULL:
         w.start_scan(w)
-    for i in range(w.ctl.trees_used):
-        unstable_root(w, <int>i)[0] = 0
+    empty_trees(w)
     cursor_reset(w, w.mms[0].slot_next)
 
 
@@ -126,6 +169,8 @@ cdef int32_t next_of_mm(kw_world *w, int32_t mm, int64_t *pfn) noexcept nogil:
                 if item:
                     pfn[0] = found
                     return item
+                if cur.strategy == STRATEGY_RANGE:
+                    skip_run(w)
         v = vma.next
     return 0
 
@@ -157,6 +202,7 @@ cdef int32_t scan_next(kw_world *w, int64_t *pfn) noexcept nogil:
         if item:
             pfn[0] = found
             return item
+        skip_run(w)
     if cur.slot == 0:
         if w.mms[0].slot_next == 0:
             return 0
@@ -169,6 +215,7 @@ cdef int32_t scan_next(kw_world *w, int64_t *pfn) noexcept nogil:
         if cur.slot == 0:
             event(w, EV_STOP, 0, <int64_t>cur.seqnr, w.ctl.items_live, 0, 0)
             cur.seqnr += 1
+            empty_trees(w)      # now, and not when the next scan starts: nobody needs them in between
             return 0
 
 
@@ -289,6 +336,6 @@ def py_counts(World world not None):
     alone(world)
     return (
         k.pages_scanned, k.pages_skipped, d.huge, d.merged, d.first, d.changed, d.hits, d.inserted, d.merges, d.zeroed,
-        d.splits, s.found, s.ptes, s.holes, s.callbacks + s.cached,
+        d.splits, d.joined, s.found, s.ptes, s.holes, s.callbacks + s.cached,
         world.w.ctl.items_live, k.pages_shared - k.dups + k.chains, k.pages_unshared, <int64_t>world.w.cursor.seqnr,
     )

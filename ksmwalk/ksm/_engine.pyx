@@ -13,7 +13,7 @@ from libc.errno cimport EFAULT
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uint8_t
 
 from ksmwalk._core cimport (
-    World, alone, enter, entry_pfn, interrupted, leaf_find, leave, make_entry, mm_changed, pte_find,
+    World, alone, enter, entry_pfn, interrupted, leaf_find, leave, looked_at, make_entry, mm_changed, pte_find,
     pte_present,
 )
 from ksmwalk.memory._frames cimport folio_extra_refs, frame_map, frame_unmap, lru_drain
@@ -22,18 +22,23 @@ from ksmwalk.memory._folio cimport split_folio_at
 from ksmwalk.ksm._trees cimport rb_erase, rb_insert
 from ksmwalk.ksm._items cimport cursor_reset, event, items_drop, slot_remove
 from ksmwalk.ksm._cursor cimport scan_begin, scan_next
+from ksmwalk.ksm._late cimport (
+    domain_tree, indexed, items_keyed, kw_keyed, kw_slots_find, kw_slots_hash, late, late_add, late_bind, late_build,
+    late_erase, late_force, late_scan, late_watch,
+)
 from ksmwalk.ksm._unmerge cimport break_ksm, unmerge_mm
 from ksmwalk.ksm._stable cimport (
     append_item, drop_stable_nodes, migrate_add, migrate_drop_stale, migrate_search, node_leave,
     stable_insert, stable_search, tree_of, unstable_root,
 )
-from ksmwalk.ksm._ahead cimport pass_merged, warm_trees
+from ksmwalk.ksm._ahead cimport Ahead, pass_alone, pass_merged, pass_new, warm_known, warm_trees
 from ksmwalk.layout._layout cimport *
 
 
 cdef enum:
     GAVE_UP = -1       # a search that met a page which is gone: neither found nor inserted
     GENERATION_BITS = 0x7FFFFFFF
+    NO_INDEX = -2      # a search that can't be answered by look-up
     BECOME_KSM = -1    # instead of a frame to merge with
     LARGE = FRAME_HEAD | FRAME_TAIL
 
@@ -48,6 +53,13 @@ cdef inline bint same_domain(kw_world *w, int32_t node, int32_t mm) noexcept nog
     return w.nodes[node].tree // <int>w.ctl.nr_nodes == w.mms[mm].domain
 
 
+cdef inline void spoil(kw_world *w) noexcept nogil:
+    """What the index goes by holds no longer: on with the tree."""
+    if indexed(w):
+        late(w).spoiled = True
+        late_build(w)
+
+
 # ------------------------------------------------------------------ leaving a tree
 
 cdef void leave_tree(kw_world *w, int32_t item) noexcept nogil:
@@ -56,7 +68,9 @@ cdef void leave_tree(kw_world *w, int32_t item) noexcept nogil:
         node_leave(w, item)
     elif q.flags & ITEM_UNSTABLE:
         # One of an earlier scan is in no tree any more: the trees were emptied when this scan began.
-        if <uint8_t>w.cursor.seqnr == q.seq:
+        if <uint8_t>w.cursor.seqnr == q.seq and indexed(w):
+            late_erase(w, item)
+        if <uint8_t>w.cursor.seqnr == q.seq and not indexed(w):
             rb_erase(link_rb(w), sizeof(kw_link), unstable_root(w, unstable_tree(w, item)), item)
         w.ksm.pages_unshared -= 1
         q.flags &= <uint8_t>~ITEM_UNSTABLE
@@ -85,6 +99,7 @@ cdef void start_scan(kw_world *w) noexcept nogil:
     # An empty tree holds no key that a change before now could have falsified.
     w.ksm.tree_generation = w.ksm.generation
     w.ksm.changes_seen = w.ctl.changes
+    late_scan(w)
     if not w.ksm.merge_across_nodes:
         migrate_drop_stale(w)
 
@@ -123,6 +138,38 @@ cdef int64_t item_page(kw_world *w, int32_t item) noexcept nogil:
     return pfn if page_eligible(w, pfn) else KW_NONE
 
 
+cdef inline void mark_unstable(kw_world *w, int32_t item) noexcept nogil:
+    w.items[item].flags |= ITEM_UNSTABLE
+    w.items[item].seq = <uint8_t>w.cursor.seqnr
+    w.ksm.pages_unshared += 1
+    w.done.inserted += 1
+
+
+cdef int32_t indexed_search(kw_world *w, int32_t item, int64_t pfn, uint64_t key, int64_t *twin) noexcept nogil:
+    """`unstable_search` of a tree in which nothing has changed; NO_INDEX: the tree itself is needed."""
+    cdef kw_keyed of = items_keyed(w)
+    cdef int tree = domain_tree(w, item)
+    cdef int32_t t = kw_slots_find(&late(w).unstable, kw_slots_hash(key, tree), &of, key, 0)
+    cdef int64_t page
+    if t == 0:
+        # An empty page may have gone in this very visit, with the split for the zero page that was to take its place.
+        if key == 0 and item_page(w, item) != pfn or not late_add(w, item):
+            return NO_INDEX
+        mark_unstable(w, item)
+        return 0
+    if domain_tree(w, t) != tree:
+        return NO_INDEX     # its hash is the same
+    page = item_page(w, t)
+    if page < 0 or page == pfn:
+        return GAVE_UP
+    if not w.ksm.merge_across_nodes and w.f_nid[page] != 0:
+        return GAVE_UP
+    if w.f_key[page] != key:
+        return NO_INDEX
+    twin[0] = page
+    return t
+
+
 cdef int32_t unstable_search(kw_world *w, int32_t item, int64_t pfn, uint64_t key, int tree,
                              int64_t *twin) noexcept nogil:
     """An item whose page has the same content now (`twin`: its page), 0 after inserting this one, or GAVE_UP.
@@ -131,14 +178,21 @@ cdef int32_t unstable_search(kw_world *w, int32_t item, int64_t pfn, uint64_t ke
     `generation` counts how often others had changed one since the engine looked last. Where it may have changed, and
     where the outcome depends on which page it is (equal contents), the page is looked up.
     """
-    cdef int32_t *root = unstable_root(w, tree)
-    cdef int32_t t = root[0], parent = 0
+    cdef int32_t *root
+    cdef int32_t t, parent = 0
     cdef uint32_t generation = <uint32_t>(w.ksm.generation & GENERATION_BITS)
     cdef bint trusted = w.ksm.generation == w.ksm.tree_generation
     cdef bint right = False
     cdef kw_link *link
     cdef uint64_t other
     cdef int64_t page
+    if indexed(w):
+        t = indexed_search(w, item, pfn, key, twin) if trusted and tree == domain_tree(w, item) else NO_INDEX
+        if t != NO_INDEX:
+            return t
+        spoil(w)
+    root = unstable_root(w, tree)
+    t = root[0]
     while t:
         link = &w.links[t]
         other = link.key
@@ -160,15 +214,22 @@ cdef int32_t unstable_search(kw_world *w, int32_t item, int64_t pfn, uint64_t ke
     link = &w.links[item]
     link.key = key
     link.aux = generation << 1
-    w.items[item].flags |= ITEM_UNSTABLE
-    w.items[item].seq = <uint8_t>w.cursor.seqnr
-    w.ksm.pages_unshared += 1
-    w.done.inserted += 1
+    mark_unstable(w, item)
     rb_insert(link_rb(w), sizeof(kw_link), root, parent, right, item)
     return 0
 
 
 # ------------------------------------------------------------------ merging
+
+cdef inline int split(kw_world *w, int64_t pfn, uint64_t addr) noexcept nogil:
+    """split_folio_at; empty pages of the folio may go with it, and the unstable tree may hold the item of one."""
+    cdef int err
+    if indexed(w) and late(w).zero:
+        spoil(w)
+    err = split_folio_at(w, pfn, addr)
+    w.done.splits += err == KW_OK
+    return err
+
 
 cdef int merge_one(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn, int64_t kpfn) noexcept nogil:
     """Replace the mapping of pfn at addr by one of kpfn (0: the zero page; BECOME_KSM: pfn itself): 0 or -EFAULT."""
@@ -178,10 +239,8 @@ cdef int merge_one(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn, int64_t 
         return 0                # shared by fork: the page is there already
     if not page_eligible(w, pfn) or w.f_flags[w.f_head[pfn]] & FRAME_LOCKED:
         return -EFAULT
-    if w.f_flags[pfn] & LARGE:
-        if split_folio_at(w, pfn, addr) != KW_OK:
-            return -EFAULT
-        w.done.splits += 1
+    if w.f_flags[pfn] & LARGE and split(w, pfn, addr) != KW_OK:
+        return -EFAULT
     pte = pte_find(w, w.mms[mm].root, addr)
     if pte == NULL or not pte_present(pte[0]) or pte[0] & PTE_SPECIAL or entry_pfn(pte[0], 1) != <uint64_t>pfn:
         return -EFAULT          # the split took it: it was empty
@@ -221,8 +280,8 @@ cdef int merge_two(kw_world *w, int32_t item, int64_t pfn, int32_t other, int64_
     err = -EFAULT if within else merge_one(w, a.mm, a.addr, pfn, BECOME_KSM)
     event(w, EV_NEW, a.mm, pfn, item, 0, err)
     if err:
-        if within and split_folio_at(w, pfn, a.addr) == KW_OK:
-            w.done.splits += 1
+        if within:
+            split(w, pfn, a.addr)
         return KW_OK
     err = merge_one(w, b.mm, b.addr, twin, pfn)
     event(w, EV_ADD, b.mm, pfn, other, 0, err)
@@ -314,11 +373,14 @@ cdef int examine(kw_world *w, int32_t item, int64_t pfn) noexcept nogil:
 # ------------------------------------------------------------------ batches
 
 cdef int64_t scan_and_merge(kw_world *w, int64_t n, int *failed) noexcept nogil:
-    cdef int64_t done = 0, asked = 0, pfn = 0
+    cdef int64_t done = 0, asked = 0, pfn = 0, items = w.ctl.items_used + w.ctl.items_free
     cdef uint64_t warm = 0
+    cdef Ahead ahead
     cdef int32_t item, mm = 0
     cdef int err
     failed[0] = KW_OK
+    ahead.base = 1
+    ahead.here = 0
     scan_begin(w)
     while done < n:
         item = scan_next(w, &pfn)
@@ -328,7 +390,11 @@ cdef int64_t scan_and_merge(kw_world *w, int64_t n, int *failed) noexcept nogil:
         if w.items[item].mm != mm:
             mm = w.items[item].mm
             warm = 0
-        if w.items[item].addr >= warm and will_search(w, item, pfn):
+            ahead.base = 1
+        if indexed(w):
+            if will_search(w, item, pfn):
+                warm_known(w, &ahead)
+        elif w.items[item].addr >= warm and will_search(w, item, pfn):
             warm = warm_trees(w, w.items[item].addr, w.f_key[pfn])
         err = examine(w, item, pfn)
         done += 1
@@ -337,6 +403,11 @@ cdef int64_t scan_and_merge(kw_world *w, int64_t n, int *failed) noexcept nogil:
             break
         if w.f_flags[pfn] & FRAME_KSM:
             done += pass_merged(w, n - done)
+        elif w.ctl.items_used + w.ctl.items_free != items:
+            items = w.ctl.items_used + w.ctl.items_free
+            done += pass_new(w, n - done)
+        elif indexed(w) and w.items[item].flags & ITEM_UNSTABLE:
+            done += pass_alone(w, &ahead, n - done)
         if done >= asked + 4096:
             asked = done
             if interrupted():
@@ -369,6 +440,7 @@ cdef int unmerge_all(kw_world *w) noexcept nogil:
 
 
 cdef void bind(kw_world *w) noexcept nogil:
+    late_bind(w)
     w.leave_tree = leave_tree
     w.start_scan = start_scan
 
@@ -386,10 +458,18 @@ def py_scan(World world not None, int64_t n):
     cdef int failed = 0
     cdef int64_t done
     enter(world)
+    late_watch(&world.w, looked_at(world))
     with nogil:
         done = scan_and_merge(&world.w, n, &failed)
     leave(world)
     return done, failed
+
+
+def py_trees(World world not None, bint only):
+    """Build all trees at once from now on, or late again from the next scan on: for tests, nothing else can tell."""
+    enter(world)
+    late_force(&world.w, only)
+    leave(world)
 
 
 def py_unmerge_all(World world not None):

@@ -1,5 +1,5 @@
 # The contract of rmap_items, mm slots and trace events. As in `_core.pxd`: pointers in, integers out, no state.
-from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 
 from ksmwalk._core cimport World
 from ksmwalk.ksm._find cimport forget_table
@@ -28,6 +28,14 @@ cdef int32_t items_drop_below(kw_world *w, int32_t mm, int32_t link, uint64_t ad
 cdef inline int32_t next_item(kw_world *w, int32_t mm, int32_t link) noexcept nogil:
     # The item behind `link` in the list of mm, 0: the first.
     return w.items[link].next if link else w.mms[mm].rmap_list
+
+cdef inline void age_item(kw_item *q) noexcept nogil:
+    # Smart scan meets the page of an item that is not to be skipped now: how often it will be.
+    cdef uint8_t age = q.age
+    if age < 255:
+        q.age = age + 1
+    if age >= 3:
+        q.skips = 1 if age <= 3 else 2 if age <= 5 else 4 if age <= 8 else 8
 
 cdef inline void cursor_reset(kw_world *w, int32_t slot) noexcept nogil:
     # The cursor stands at the beginning of an mm; 0: between scans.

@@ -38,6 +38,8 @@ cdef void item_free(kw_world *w, int32_t item) noexcept nogil:
     kw_check(item > 0 and item < w.ctl.items_used and w.items[item].flags & ITEM_USED)
     w.mms[w.items[item].mm].nr_rmap_items -= 1
     memset(&w.items[item], 0, sizeof(kw_item))
+    if w.links[item].key or w.links[item].left or w.links[item].right or w.links[item].parent or w.links[item].aux:
+        memset(&w.links[item], 0, sizeof(kw_link))  # else it may never have been written, and stays so
     w.items[item].next = <int32_t>w.ctl.items_free
     w.ctl.items_free = item
     w.ctl.items_live -= 1

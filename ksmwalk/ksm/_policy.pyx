@@ -12,12 +12,15 @@ from libc.string cimport memset
 
 from ksmwalk._core cimport eligible, entry_decode, entry_pfn, interrupted, leaf_find, level_index, pte_present
 from ksmwalk.memory._areas cimport vma_find_from
-from ksmwalk.ksm._ahead cimport pass_merged, warm_trees
-from ksmwalk.ksm._cursor cimport begin_full_scan, hand_out, leave_mm, next_in_table, scan_begin
+from ksmwalk.ksm._ahead cimport Ahead, pass_alone, pass_merged, pass_new, warm_known, warm_trees
+from ksmwalk.ksm._cursor cimport (
+    begin_full_scan, empty_trees, hand_out, leave_mm, next_in_table, scan_begin, skip_run,
+)
 from ksmwalk.ksm._domains cimport set_domain
 from ksmwalk.ksm._engine cimport examine, leave_tree
 from ksmwalk.ksm._find cimport find_page
 from ksmwalk.ksm._items cimport cursor_reset, event, items_drop_below, next_item
+from ksmwalk.ksm._late cimport indexed
 from ksmwalk.layout._layout cimport *
 
 
@@ -229,6 +232,11 @@ cdef int ask_pages(kw_world *w, kw_choosing *c, int32_t mm) noexcept nogil:
 
 # ------------------------------------------------------------------ the next page
 
+cdef inline bint all_alike(const kw_choosing *c) noexcept nogil:
+    """Whether nobody is asked about single pages: what they have in common is done in one go."""
+    return c.policy.pages == NULL and c.policy.page == NULL
+
+
 cdef inline int32_t offer(kw_world *w, kw_choosing *c, int32_t mm, int64_t pfn, int *act) noexcept nogil:
     """The item of the page that the cursor stands at, the cursor behind it; 0: left out, or smart scan skips it."""
     cdef int err
@@ -272,10 +280,14 @@ cdef int32_t next_of_mm(kw_world *w, kw_choosing *c, int32_t mm, int64_t *pfn, i
                     break
                 if found < 0:
                     return <int32_t>found
+                if cur.strategy == STRATEGY_RANGE and (cur.address & ~(KW_PMD_SIZE - 1)) != cur.cache_base:
+                    w.done.huge += 1    # it stands in no table of ptes
                 item = offer(w, c, mm, found, act)
                 if item:
                     pfn[0] = found
                     return item
+                if cur.strategy == STRATEGY_RANGE and all_alike(c):
+                    skip_run(w)
         v = vma.next
     return 0
 
@@ -310,6 +322,8 @@ cdef int32_t next_asking(kw_world *w, kw_choosing *c, int64_t *pfn, int *act) no
         if item:
             pfn[0] = found
             return item
+        if all_alike(c):
+            skip_run(w)
     if cur.slot == 0:
         if w.mms[0].slot_next == 0:
             return 0
@@ -334,6 +348,7 @@ cdef int32_t next_asking(kw_world *w, kw_choosing *c, int64_t *pfn, int *act) no
         if cur.slot == 0:
             event(w, EV_STOP, 0, <int64_t>cur.seqnr, w.ctl.items_live, 0, 0)
             cur.seqnr += 1
+            empty_trees(w)
             return 0
 
 
@@ -379,12 +394,14 @@ cdef inline bint will_search(kw_world *w, int32_t item, int64_t pfn) noexcept no
 
 
 cdef int64_t scan_asking(kw_world *w, kw_choosing *c, int64_t n, int *failed) noexcept nogil:
-    cdef int64_t done = 0, asked = 0, pfn = 0, passed
+    cdef int64_t done = 0, asked = 0, pfn = 0, passed, items = w.ctl.items_used + w.ctl.items_free
     cdef uint64_t warm = 0
+    cdef Ahead ahead
     cdef int32_t item, mm = 0
     cdef int err, act
-    cdef bint all_alike = c.policy.pages == NULL and c.policy.page == NULL
     failed[0] = KW_OK
+    ahead.base = 1
+    ahead.here = 0
     scan_begin(w)
     while done < n:
         act = KW_PAGE_COMPARE
@@ -398,19 +415,32 @@ cdef int64_t scan_asking(kw_world *w, kw_choosing *c, int64_t n, int *failed) no
         if w.items[item].mm != mm:
             mm = w.items[item].mm
             warm = 0
-        if w.items[item].addr >= warm and act == KW_PAGE_COMPARE and will_search(w, item, pfn):
-            warm = warm_trees(w, w.items[item].addr, w.f_key[pfn])
+            ahead.base = 1
+        if act == KW_PAGE_COMPARE and will_search(w, item, pfn):
+            if indexed(w):
+                warm_known(w, &ahead)
+            elif w.items[item].addr >= warm:
+                warm = warm_trees(w, w.items[item].addr, w.f_key[pfn])
         err = visit(w, c, item, pfn, act)
         done += 1
         if err < 0:
             failed[0] = err
             break
-        if all_alike and w.f_flags[pfn] & FRAME_KSM:
+        if not all_alike(c):
+            passed = 0
+        elif w.f_flags[pfn] & FRAME_KSM:
             passed = pass_merged(w, n - done)
-            c.tally.visited += passed
             c.tally.merged += passed
             c.merged += passed
-            done += passed
+        elif w.ctl.items_used + w.ctl.items_free != items:
+            items = w.ctl.items_used + w.ctl.items_free
+            passed = pass_new(w, n - done)
+        elif indexed(w) and w.items[item].flags & ITEM_UNSTABLE:
+            passed = pass_alone(w, &ahead, n - done)
+        else:
+            passed = 0
+        c.tally.visited += passed
+        done += passed
         if done >= asked + 4096:
             asked = done
             if interrupted():

@@ -10,6 +10,8 @@ from libc.stdint cimport int32_t, int64_t, uint64_t
 from ksmwalk.layout._layout cimport *
 
 
+# The links of the trees are built late: see _late.pxd.
+
 cdef inline int32_t *stable_root(kw_world *w, int tree) noexcept nogil:
     return &w.trees[2 * tree]
 

@@ -5,8 +5,12 @@ The contract of every function stands in `_stable.pxd`.
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint64_t, uint8_t
 from libc.string cimport memset
 
-from ksmwalk.ksm._trees cimport rb_erase, rb_insert, rb_replace
+from ksmwalk.ksm._trees cimport rb_erase, rb_insert
 from ksmwalk.ksm._items cimport event
+from ksmwalk.ksm._late cimport (
+    chain_look, late, stable_build, stable_erased, stable_find, stable_placed, stable_quiet, stable_ready, stable_swap,
+    stable_todo,
+)
 from ksmwalk.layout._layout cimport *
 
 
@@ -43,6 +47,8 @@ cdef int32_t node_alloc(kw_world *w) noexcept nogil:
 
 cdef void node_free(kw_world *w, int32_t node) noexcept nogil:
     kw_check(node > 0 and w.nodes[node].flags & NODE_USED)
+    if w.nodes[node].flags & NODE_RESTLESS and w.late != NULL:
+        late(w).restless -= 1
     memset(&w.nodes[node], 0, sizeof(kw_node))
     w.nodes[node].left = <int32_t>w.ctl.stable_free
     w.ctl.stable_free = node
@@ -78,6 +84,8 @@ cdef void dup_unlink(kw_world *w, int32_t dup) noexcept nogil:
 cdef void node_unlink(kw_world *w, int32_t node) noexcept nogil:
     """Take a page's node out of its chain, its tree or the list of those that wait to change trees."""
     cdef kw_node *p = &w.nodes[node]
+    cdef int32_t chain = p.chain
+    stable_build(w)
     if p.flags & NODE_MIGRATE:
         if p.right:
             w.nodes[p.right].left = p.left
@@ -89,7 +97,9 @@ cdef void node_unlink(kw_world *w, int32_t node) noexcept nogil:
     elif p.flags & NODE_DUP:
         dup_unlink(w, node)     # the chain stays, even if this was its last
         w.ksm.dups -= 1
+        chain_look(w, chain, False)
     else:
+        stable_erased(w, node)
         rb_erase(node_rb(w), sizeof(kw_node), stable_root(w, p.tree), node)
 
 
@@ -115,6 +125,8 @@ cdef void node_remove(kw_world *w, int32_t node) noexcept nogil:
     node_unlink(w, node)
     if p.pfn >= 0:
         w.f_node[p.pfn] = 0
+    else:
+        w.nodes_gone -= 1
     node_free(w, node)
 
 
@@ -136,9 +148,12 @@ cdef void append_item(kw_world *w, int32_t item, int32_t node) noexcept nogil:
         w.ksm.pages_shared += 1
     p.items = item
     p.count += 1
+    w.done.joined += 1
     q.flags |= ITEM_STABLE
     q.node = node
     w.mms[q.mm].nr_merging += 1
+    if p.chain:
+        chain_look(w, p.chain, not has_room(w, node, 0))
 
 
 cdef void node_leave(kw_world *w, int32_t item) noexcept nogil:
@@ -162,6 +177,8 @@ cdef void node_leave(kw_world *w, int32_t item) noexcept nogil:
     w.mms[q.mm].nr_merging -= 1
     q.flags &= <uint8_t>~ITEM_STABLE
     q.node = 0
+    if p.chain:
+        chain_look(w, p.chain, False)
 
 
 # ------------------------------------------------------------------ the stable tree
@@ -207,16 +224,20 @@ cdef int32_t pick_dup(kw_world *w, int32_t *entry, bint may_prune, int32_t *room
     if w.nodes[dup].dup_next == 0:
         # The only one left: the chain turns back into a plain node.
         dup_unlink(w, dup)
-        rb_replace(node_rb(w), sizeof(kw_node), stable_root(w, c.tree), chain, dup)
+        stable_swap(w, chain, dup)
         w.nodes[dup].tree = c.tree
         w.ksm.chains -= 1
         w.ksm.dups -= 1
         node_free(w, chain)
         entry[0] = dup
+    elif c.flags & NODE_RESTLESS or prune:
+        chain_look(w, chain, True)
     return found if found else dup
 
 
 cdef void chain_free(kw_world *w, int32_t chain) noexcept nogil:
+    stable_build(w)
+    stable_erased(w, chain)
     rb_erase(node_rb(w), sizeof(kw_node), stable_root(w, w.nodes[chain].tree), chain)
     w.ksm.chains -= 1
     node_free(w, chain)
@@ -225,6 +246,14 @@ cdef void chain_free(kw_world *w, int32_t chain) noexcept nogil:
 cdef int32_t stable_search(kw_world *w, uint64_t key, int tree) noexcept nogil:
     """The node that a page of this content joins, 0 if there is none with room."""
     cdef int32_t entry, page, roomy
+    stable_ready(w)
+    if KW_LIKELY(stable_quiet(w)):
+        entry = stable_find(w, key, tree)
+        if entry:
+            pick_dup(w, &entry, True, &roomy)
+            return roomy
+        return 0
+    stable_build(w)
     while True:
         entry = stable_root(w, tree)[0]
         while entry:
@@ -247,7 +276,7 @@ cdef int32_t chain_make(kw_world *w, int32_t node) noexcept nogil:
     w.nodes[chain].flags |= NODE_CHAIN
     w.nodes[chain].tree = w.nodes[node].tree
     w.nodes[chain].prune_time = <uint64_t>w.ksm.now_ms
-    rb_replace(node_rb(w), sizeof(kw_node), stable_root(w, w.nodes[node].tree), node, chain)
+    stable_swap(w, node, chain)
     dup_add(w, chain, node)
     w.ksm.chains += 1
     w.ksm.dups += 1
@@ -258,8 +287,14 @@ cdef int stable_place(kw_world *w, int32_t node, int tree) noexcept nogil:
     """Put a page's node into the tree, or into the chain of its content: KW_OK or KW_ENONODES."""
     cdef uint64_t key = w.nodes[node].key
     cdef int32_t entry, page, roomy, parent
-    cdef bint right
+    cdef bint right = False, quiet = stable_quiet(w)
+    w.nodes[node].tree = <uint16_t>tree
+    if not quiet:
+        stable_build(w)
     while True:
+        if quiet:
+            entry = stable_find(w, key, tree)
+            break
         parent = 0
         right = False
         entry = stable_root(w, tree)[0]
@@ -275,9 +310,12 @@ cdef int stable_place(kw_world *w, int32_t node, int tree) noexcept nogil:
             entry = w.nodes[entry].right if right else w.nodes[entry].left
         if entry == 0 or page != AGAIN:
             break
-    w.nodes[node].tree = <uint16_t>tree
+    if entry == 0 and quiet:
+        stable_todo(w, node)
+        return KW_OK
     if entry == 0:
         rb_insert(node_rb(w), sizeof(kw_node), stable_root(w, tree), parent, right, node)
+        stable_placed(w, node)
         return KW_OK
     if not w.nodes[entry].flags & NODE_CHAIN:
         entry = chain_make(w, entry)
@@ -285,13 +323,16 @@ cdef int stable_place(kw_world *w, int32_t node, int tree) noexcept nogil:
             return entry
     dup_add(w, entry, node)
     w.ksm.dups += 1
+    chain_look(w, entry, False)
     return KW_OK
 
 
 cdef int32_t stable_insert(kw_world *w, int64_t pfn, uint64_t key, int tree) noexcept nogil:
     """A node for the new KSM page pfn: its index or KW_ENONODES."""
-    cdef int32_t node = node_alloc(w)
+    cdef int32_t node
     cdef int err
+    stable_ready(w)
+    node = node_alloc(w)
     if node < 0:
         return node
     w.nodes[node].key = key
@@ -372,6 +413,7 @@ cdef int drop_stable_nodes(kw_world *w) noexcept nogil:
     cdef int err = KW_OK
     cdef int64_t tree
     cdef int32_t node, following
+    stable_build(w)
     for tree in range(w.ctl.trees_used):
         while stable_root(w, <int>tree)[0]:
             if drop_entry(w, stable_root(w, <int>tree)[0]) != KW_OK:

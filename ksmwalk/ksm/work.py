@@ -7,8 +7,8 @@ from . import _cursor
 
 #: what `_cursor.py_counts` answers, in order: all but the last four only grow
 COUNTS = (
-    "scanned", "skipped", "huge", "merged", "first", "changed", "hits", "inserted", "merges", "zeroed", "splits", "found",
-    "ptes", "holes", "callbacks", "items", "contents", "unshared", "scans",
+    "scanned", "skipped", "huge", "merged", "first", "changed", "hits", "inserted", "merges", "zeroed", "splits", "joined",
+    "found", "ptes", "holes", "callbacks", "items", "contents", "unshared", "scans",
 )  # fmt: skip
 
 
@@ -30,7 +30,7 @@ class Stretch:
         self._before = _cursor.py_counts(world)
 
     def row(self) -> dict[str, int]:
-        """The fields of `costs.WORK_DTYPE` so far, and `scans`: full scans that ended.
+        """The fields of `costs.WORK_DTYPE` so far, and `scans`: full scans that ended, `joined`: items that came to a node.
 
         `batches` and `prefix` are left out. `unstable_items`: those put into the unstable tree in this stretch.
         """
@@ -60,6 +60,7 @@ class Stretch:
             "holes": d["holes"],
             "tables": max(0, d["callbacks"] - d["found"]),
             "scans": d["scans"],
+            "joined": d["joined"],
         }
 
 

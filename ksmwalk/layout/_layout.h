@@ -92,8 +92,9 @@ enum {
 enum { THP_NEVER = 0, THP_MADVISE = 1, THP_ALWAYS = 2 };
 /* ItemFlag(IntFlag), ITEM_: State of an rmap_item. */
 enum { ITEM_STABLE = 1, ITEM_UNSTABLE = 2, ITEM_HAS_CHECKSUM = 4, ITEM_USED = 8 };
-/* NodeFlag(IntFlag), NODE_: State of a stable node. */
-enum { NODE_USED = 1, NODE_CHAIN = 2, NODE_DUP = 4, NODE_MIGRATE = 8 };
+/* NodeFlag(IntFlag), NODE_: State of a stable node. RESTLESS: the head of a chain that a search which passes it may change,
+ * prune times aside. */
+enum { NODE_USED = 1, NODE_CHAIN = 2, NODE_DUP = 4, NODE_MIGRATE = 8, NODE_RESTLESS = 16 };
 /* Strategy(IntEnum), STRATEGY_: How the cursor finds the next page: the 2025 range walk, or one address at a time. */
 enum { STRATEGY_RANGE = 0, STRATEGY_PER_ADDRESS = 1 };
 /* Event(IntEnum), EV_: The ksm:* trace events a Host can record. */
@@ -316,6 +317,7 @@ typedef struct {
     int64_t merges;        /* pairs that became a KSM page */
     int64_t zeroed;        /* pages that were mapped to the zero page */
     int64_t splits;        /* huge pages split */
+    int64_t joined;        /* rmap_items put on the list of a stable node */
 } kw_done;
 
 /* An entry that can't be followed. */
@@ -378,7 +380,7 @@ struct kw_world {
     /* Arrays: `[length][columns]` in numbers or fields of kw_ctl; ~: huge pages are worth while for it. The records ever
      * used are kept: up to the field of the same name that ends in _used where the length ends in _cap. */
     kw_ctl *ctl;           /* [1] */
-    uint64_t *rows;        /* [rows_cap][512] table pages; row number = frame number of the table page */
+    uint64_t *rows;        /* [rows_cap][512]~ table pages; row number = frame number of the table page */
     int32_t *r_owner;      /* [rows_cap] whose table page it is: number of the mm * 8 + level; 0: free */
     kw_vma *vmas;          /* [vmas_cap] */
     kw_mm *mms;            /* [mms_cap] */
@@ -415,5 +417,10 @@ struct kw_world {
      * some looks whether it moved. */
     int64_t rows_freed;
     kw_done done;
+    int64_t nodes_gone;    /* stable nodes whose page is gone, once ksm/_late.pxd has counted them */
+    void *late;            /* its scratch; NULL: none */
+    /* Build what is built late before `trees`, `links` or the links of `nodes` are read; let go of the scratch. Or NULL. */
+    void (*settle)(kw_world *w);
+    void (*forget)(kw_world *w);
 };
 #endif

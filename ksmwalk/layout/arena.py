@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 _SMALL = 1 << 16  # bytes: below this an array is better off among others than on pages of its own
 _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
-_HUGE_FROM = 32 << 20  # bytes: below this, huge pages would cost a small Host more memory than they save time
+_HUGE_PAGE = 2 << 20
+#: bytes: below this, an array does not fill half a huge page
+_HUGE_FROM = _HUGE_PAGE // 2
 
 #: bytes that nobody may touch, before and after every arena, where KSMWALK_GUARD is set (see CONTRIBUTING, sanitizers)
 _GUARD = (1 << 20) if os.environ.get("KSMWALK_GUARD") else 0
@@ -69,6 +71,16 @@ def _guarded(size: int, flags: int) -> tuple[mmap.mmap, int]:
         poison(start + _GUARD + size, whole - size + _GUARD)
         weakref.finalize(buf, _forget_poison, libc, start, whole + 2 * _GUARD).atexit = False
     return buf, _GUARD
+
+
+def _aligned(size: int, flags: int) -> tuple[mmap.mmap, int]:
+    """Map whole huge pages for `size` bytes; return the mapping and where in it the first one begins.
+
+    A small array at random access waits for the TLB if it lies on ordinary pages, and a prefetch that would have to
+    wait for it is dropped.
+    """
+    buf = mmap.mmap(-1, -(-size // _HUGE_PAGE) * _HUGE_PAGE + _HUGE_PAGE, flags=flags)
+    return buf, -np.frombuffer(buf, np.uint8).ctypes.data % _HUGE_PAGE
 
 
 def shape_of(array: Array, ctl: RecordArray) -> tuple[int, ...]:
@@ -119,11 +131,17 @@ def reserve(capacity: int, dtype: DTypeLike, *, shape: tuple[int, ...] = (), hug
     if size <= _SMALL:
         return np.zeros((capacity, *shape), dtype)
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE
+    huge = huge and size >= _HUGE_FROM and hasattr(mmap, "MADV_HUGEPAGE")
     try:
-        buf, offset = _guarded(size, flags) if _GUARD else (mmap.mmap(-1, size, flags=flags), 0)
+        if _GUARD:
+            buf, offset = _guarded(size, flags)
+        elif huge:
+            buf, offset = _aligned(size, flags)
+        else:
+            buf, offset = mmap.mmap(-1, size, flags=flags), 0
     except (OSError, ValueError, OverflowError) as err:
         raise MemoryError(f"can't reserve {size} bytes of address space for {capacity} x {dtype}: {err}") from err
-    if huge and size >= _HUGE_FROM and hasattr(mmap, "MADV_HUGEPAGE"):
+    if huge:
         try:
             buf.madvise(mmap.MADV_HUGEPAGE)
         except OSError:

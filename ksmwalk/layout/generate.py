@@ -176,7 +176,7 @@ def pxi(header: str) -> str:
 
 
 def _arrays(header: str) -> list[Field]:
-    return [f for f in structs(header)["kw_world"] if f.ctype.endswith("*")]
+    return [f for f in structs(header)["kw_world"] if f.ctype.endswith("*") and f.ctype != "void *"]
 
 
 def records(header: str) -> str:

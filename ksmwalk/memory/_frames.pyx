@@ -88,7 +88,7 @@ cdef inline void frame_init(kw_world *w, int64_t pfn, uint64_t key, int flags, i
     w.f_mapcount[pfn] = mapcount
     w.f_refs[pfn] = mapcount
     w.f_key[pfn] = key
-    w.f_node[pfn] = 0
+    # f_node stays as `clear_frame` left it: where no page was ever merged, it is never written.
 
 
 cdef int64_t frame_alloc(kw_world *w, int nid, uint64_t key, uint16_t flags) noexcept nogil:
@@ -139,6 +139,7 @@ cdef int64_t hugetlb_alloc(kw_world *w, int nid) noexcept nogil:
 cdef inline void clear_frame(kw_world *w, int64_t pfn) noexcept nogil:
     if w.f_node[pfn]:
         w.nodes[w.f_node[pfn]].pfn = -1
+        w.nodes_gone += 1
         w.f_node[pfn] = 0
     w.f_flags[pfn] = 0
     w.f_mapcount[pfn] = 0
@@ -186,7 +187,7 @@ cdef void lru_add(kw_world *w, int64_t pfn) noexcept nogil:
 cdef void frame_free(kw_world *w, int64_t pfn) noexcept nogil:
     cdef int64_t head = w.f_head[pfn]
     cdef int32_t b = <int32_t>(head >> 9)
-    cdef int nid = w.f_nid[head], i
+    cdef int nid = 0 if w.ctl.nr_nodes == 1 else w.f_nid[head], i
     kw_check(w.f_flags[head] & FRAME_USED != 0)
     if w.f_flags[head] & FRAME_LRU:
         lru_forget(w, head)

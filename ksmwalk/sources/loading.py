@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Unpack
 
@@ -185,7 +186,7 @@ def _frames_needed(what: ProcessCapture, leaf: BoolArray) -> int:
     return -(-(used + _ROOM) // PAGES_PER_BLOCK) * PAGES_PER_BLOCK
 
 
-def _frame_numbers(what: ProcessCapture, leaf: BoolArray, arrays: dict[str, AnyArray], above: int = 0) -> I64Array:
+def _frame_numbers(what: ProcessCapture, leaf: BoolArray, arrays: Mapping[str, AnyArray], above: int = 0) -> I64Array:
     """The Host's frame of each page, int64[nr_pages]: the machine's own numbers where they are known, else made up.
 
     The shared zero page is frame 0 in every Host, whatever it is on the machine.
@@ -212,7 +213,7 @@ def _frame_numbers(what: ProcessCapture, leaf: BoolArray, arrays: dict[str, AnyA
     return pfn
 
 
-def _first_free_block(arrays: dict[str, AnyArray]) -> int:
+def _first_free_block(arrays: Mapping[str, AnyArray]) -> int:
     """The block of 512 frames from which on every one is wholly free."""
     partly = np.flatnonzero(arrays["b_count"] < PAGES_PER_BLOCK)
     return int(partly[-1]) + 1 if len(partly) else 0

@@ -117,7 +117,7 @@ MUTATIONS: dict[str, tuple[str, str]] = {
         "        w.ksm.pages_sharing -= 1\n    w.mms[q.mm].nr_merging -= 1",
     ),
     "a node inserted in this scan is only forgotten": (
-        "        if <uint8_t>w.cursor.seqnr == q.seq:",
+        "        if <uint8_t>w.cursor.seqnr == q.seq and not indexed(w):",
         "        if False:",
     ),
     "no checksum is kept": (
@@ -158,12 +158,65 @@ MUTATIONS: dict[str, tuple[str, str]] = {
         "            if page == pfn:\n"
         "                return GAVE_UP",
     ),
+    "the index is trusted whatever changes": (
+        "indexed_search(w, item, pfn, key, twin) if trusted and tree ==",
+        "indexed_search(w, item, pfn, key, twin) if tree ==",
+    ),
+    "an empty page that is gone already comes into the index": (
+        "if key == 0 and item_page(w, item) != pfn or not late_add(w, item):",
+        "if not late_add(w, item):",
+    ),
+    "the index outlives the split of an empty page": (
+        "    if indexed(w) and late(w).zero:\n        spoil(w)",
+        "    pass",
+    ),
+    "what is taken out of the index is not in the log": (
+        "    log_put(&s.log, -item)\n",
+        "    return\n",
+    ),
+    "a page taken out of the index is found there": (
+        "    kw_slots_put(&s.unstable, kw_slots_hash(key, tree), item, 0)\n",
+        "    pass\n",
+    ),
+    "a tree built late has the contents of now": (
+        "<uint32_t>log.at[i + 1] | <uint64_t><uint32_t>log.at[i + 2] << 32",
+        "w.items[-log.at[i]].checksum",
+    ),
+    "links are read before they are built": (
+        "        if self.world.w.settle != NULL and name in LATE:",
+        "        if False:",
+    ),
+    "who keeps an array is not asked": (
+        "    late_watch(&world.w, looked_at(world))",
+        "    late_watch(&world.w, False)",
+    ),
+    "stale nodes are looked for no longer": (
+        "s.trees_only or w.nodes_gone or s.restless:",
+        "s.trees_only or s.restless:",
+    ),
+    "chains that would change are passed by": (
+        "s.trees_only or w.nodes_gone or s.restless:",
+        "s.trees_only or w.nodes_gone:",
+    ),
+    "a chain that is due for pruning is passed by": (
+        "    return w.ksm.chains == 0 or not chain_due(w)",
+        "    return True",
+    ),
+    "a node is not in the index of the stable tree": (
+        "    if not kw_slots_add(&s.stable, kw_slots_hash(w.nodes[node].key, w.nodes[node].tree), node):\n"
+        "        stable_learn(w)",
+        "    pass",
+    ),
+    "a run of skipped pages leaves no tree": (
+        "            q.flags &= <uint8_t>~ITEM_UNSTABLE\n        link = item\n",
+        "            pass\n        link = item\n",
+    ),
     "parts of one huge page merge": (
         "cdef bint within = w.f_flags[pfn] & LARGE and",
         "cdef bint within = False and w.f_flags[pfn] & LARGE and",
     ),
     "a huge page is not split when its parts meet": (
-        "            split_folio_at(w, pfn, a.addr)\n        return KW_OK",
+        "            split(w, pfn, a.addr)\n        return KW_OK",
         "            pass\n        return KW_OK",
     ),
     "half a merge is not undone": (
@@ -202,12 +255,12 @@ MUTATIONS: dict[str, tuple[str, str]] = {
         "    return",
     ),
     "skips begin one encounter late": (
-        "    if age < 3:\n",
-        "    if age < 4:\n",
+        "    if age >= 3:\n        q.skips =",
+        "    if age >= 4:\n        q.skips =",
     ),
     "the first skip is two long": (
-        "p.skips = 1 if age <= 3 else 2",
-        "p.skips = 2 if age <= 3 else 2",
+        "q.skips = 1 if age <= 3 else 2",
+        "q.skips = 2 if age <= 3 else 2",
     ),
     "the longest skip is four": (
         "else 4 if age <= 8 else 8",
