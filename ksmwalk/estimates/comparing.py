@@ -52,15 +52,6 @@ def _merged(host: Host) -> int:
     return int(arrays["f_mapcount"][merged].sum(dtype=np.int64)) + host.ksm.ksm_zero_pages
 
 
-def _correct(work: RecordArray, asked: Mapping[str, int]) -> None:
-    """Where a policy was asked: pages that are merged need not have been visited, and some are noted and compared at once."""
-    if not asked:
-        return
-    work["merged"] = asked["merged"]
-    searches = max(0, int(work["visits"]) - asked["merged"] - int(work["changed"]) - int(work["zeroed"])) + asked["at_once"]
-    work["stable_searches"], work["unstable_searches"] = searches, max(0, searches - int(work["stable_hits"]))
-
-
 def follow(
     host: Host,
     policy: Policy | None,
@@ -108,9 +99,7 @@ def follow(
         write(host, scan, float(so_far["seconds"]))
         so_far["broken"] += max(0, before - _merged(host))
         pages, sleep = ksm.pace()
-        asked = ksm.visits_asked
         work = count_full_scan(host, pages_to_scan=max(1, pages))
-        _correct(work, {name: count - asked[name] for name, count in ksm.visits_asked.items()})
         seconds = float(ksmd_seconds(work, costs)[0])
         so_far["examined"] += work["visits"]
         so_far["skipped"] += work["skipped"]

@@ -197,11 +197,6 @@ cdef class Asking:
     def __dealloc__(self):
         choosing_done(&self.c)
 
-    @property
-    def counts(self):
-        """Visits so far: those that noted a page's content and compared it, those of pages merged already."""
-        return {"at_once": self.c.at_once, "merged": self.c.merged}
-
     def scan(self, int64_t n):
         """(visits, 0 or a negative KW_* code) of one batch of at most n visits; raises what a method raised."""
         cdef int failed = 0

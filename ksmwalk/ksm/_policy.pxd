@@ -66,8 +66,6 @@ cdef extern from "_policy.h" nogil:
         int32_t area_vma
         int32_t area_answer
         int32_t area_open
-        int64_t at_once
-        int64_t merged
         kw_tally tally
         uint64_t table_base
         uint8_t act[512]

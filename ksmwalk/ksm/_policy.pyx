@@ -361,7 +361,6 @@ cdef int visit(kw_world *w, kw_choosing *c, int32_t item, int64_t pfn, int act) 
     cdef bint empty = act == KW_PAGE_ZERO and not ksm and w.f_key[pfn] == 0
     cdef int64_t zeros = w.ksm.zero_pages, use_zero_pages
     cdef int err = KW_OK
-    c.merged += ksm and q.flags & ITEM_STABLE != 0
     if c.policy.after != NULL:
         c.tally.visited += 1
         c.tally.broken += q.flags & ITEM_STABLE != 0 and not ksm
@@ -372,9 +371,9 @@ cdef int visit(kw_world *w, kw_choosing *c, int32_t item, int64_t pfn, int act) 
         if not ksm and q.flags & (ITEM_STABLE | ITEM_UNSTABLE):
             leave_tree(w, item)
         w.ksm.pages_scanned += 1
+        w.done.merged += 1      # it costs what a page merged already does: nothing is looked up
         return KW_OK
     if not ksm and (empty or act == KW_PAGE_NOW):
-        c.at_once += not q.flags & ITEM_HAS_CHECKSUM or q.checksum != w.f_key[pfn]
         q.checksum = w.f_key[pfn]
         q.flags |= ITEM_HAS_CHECKSUM
     if empty:
@@ -431,7 +430,6 @@ cdef int64_t scan_asking(kw_world *w, kw_choosing *c, int64_t n, int *failed) no
         elif w.f_flags[pfn] & FRAME_KSM:
             passed = pass_merged(w, n - done)
             c.tally.merged += passed
-            c.merged += passed
         elif w.ctl.items_used + w.ctl.items_free != items:
             items = w.ctl.items_used + w.ctl.items_free
             passed = pass_new(w, n - done)

@@ -197,16 +197,6 @@ class Chosen:
             policy.attach(self)
         self._policy, self._asking = policy, asking
 
-    @property
-    def visits_asked(self) -> dict[str, int]:
-        """What the visits of the policy at hand were, as far as costs can't be told otherwise; {} without a policy.
-
-        `at_once`: the content was noted and compared in one (`Policy.NOW`); `merged`: the page was merged already.
-
-        Models: nothing of Linux. Differs: nothing known.
-        """
-        return {} if self._asking is None else self._asking.counts
-
     def pace(self: Any) -> tuple[int, int]:
         """How much the next batch scans, in pages, and how long ksmd sleeps after it, in milliseconds.
 

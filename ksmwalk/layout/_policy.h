@@ -41,8 +41,6 @@ typedef struct {
     int32_t area_mm, area_vma;
     int32_t area_answer;
     int32_t area_open;     /* its tally has not been handed out yet */
-    int64_t at_once;       /* visits so far whose content was noted and compared in one */
-    int64_t merged;        /* visits so far of pages that were merged already */
     kw_tally tally;
     uint64_t table_base;   /* of the pages whose answers are known, 1: none */
     uint8_t act[512];
