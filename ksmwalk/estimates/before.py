@@ -20,7 +20,7 @@ def unmerged(capture: MemoryCapture) -> MemoryCapture:
     Returns
     -------
     MemoryCapture
-        The same one where nothing is merged, or frames can't be seen.
+        The same one, but for its rmap_items, where nothing is merged, or frames can't be seen.
 
     Models: what unmerging leaves (run = 2) on Linux 6.18. Differs: pages that KSM has made zero pages stay such, as
     nobody can tell which these are.
@@ -41,5 +41,8 @@ def unmerged(capture: MemoryCapture) -> MemoryCapture:
             if one.frame_counts is not None:
                 one.frame_counts = one.frame_counts.copy()
                 one.frame_counts[mine] = 1
+        if one.ksm_stat.get("ksm_rmap_items"):
+            # nor has ksmd looked at any
+            one = dataclasses.replace(one, ksm_stat={**one.ksm_stat, "ksm_rmap_items": 0})
         some.append(one)
     return dataclasses.replace(capture, processes=some)

@@ -229,7 +229,8 @@ def estimate(
 
     Models: ksmd of Linux 6.18, exactly, on memory that stands still.
     Differs: pages that change are taken to stand still (expected, upper) or never to merge (lower); the machine's other
-    processes are not there; checksums and ages of a KSM that has run already are unknown.
+    processes are not there; ages, and some checksums, of a KSM that has run already are
+    unknown: see `load_memory`.
     """
     start = time.perf_counter()
     mark = which_mark(capture, mark)

@@ -1,4 +1,4 @@
-"""KSM pages that were merged before, put on stable nodes, compiled."""
+"""Pages that ksmd saw before, merged ones put on stable nodes, compiled."""
 
 from .._core import World
 from ..signatures import I64Array, U64Array

@@ -1,4 +1,4 @@
-"""KSM pages that were merged before: put on stable nodes, with an rmap_item for each mapping, as if merged here."""
+"""Pages that ksmd saw before: those merged put on stable nodes, with an rmap_item for each mapping, as if merged here."""
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from ksmwalk._core cimport World, enter, leave
@@ -15,9 +15,10 @@ cdef int32_t node_of(kw_world *w, int32_t mm, int64_t pfn) noexcept nogil:
 
 
 def take_over(World world not None, int32_t mm, const uint64_t[::1] addr, const int64_t[::1] pfns):
-    """Give an mm without rmap_items one for each of these mappings of KSM pages, and each page its node.
+    """Give an mm without rmap_items one for each of these mappings, and each KSM page among them its node.
 
-    mm 0: the nodes only. Addresses ascend. 0 or a code; what was done before an error stays.
+    Other pages are as visited before, with the content that they have now. mm 0: the nodes only. Addresses ascend. 0 or a
+    code; what was done before an error stays.
     """
     cdef kw_world *w = &world.w
     cdef int64_t i, n = pfns.shape[0]
@@ -26,8 +27,8 @@ def take_over(World world not None, int32_t mm, const uint64_t[::1] addr, const 
     if mm and addr.shape[0] != n:
         raise ValueError("an address for each frame is needed")
     for i in range(n):
-        if not 0 < pfns[i] < w.ctl.nr_frames or not w.f_flags[pfns[i]] & FRAME_KSM:
-            raise ValueError(f"pfns[{i}] {pfns[i]:#x}: no KSM page")
+        if not 0 < pfns[i] < w.ctl.nr_frames or not w.f_flags[pfns[i]] & (FRAME_ANON if mm else FRAME_KSM):
+            raise ValueError(f"pfns[{i}] {pfns[i]:#x}: no page of KSM's" + (" nor another of anonymous memory" if mm else ""))
         if mm and i and addr[i] <= addr[i - 1]:
             raise ValueError(f"addr[{i}] {addr[i]:#x}: not in ascending order")
     if mm and w.mms[mm].rmap_list:
@@ -35,7 +36,7 @@ def take_over(World world not None, int32_t mm, const uint64_t[::1] addr, const 
     enter(world)
     with nogil:
         for i in range(n):
-            node = node_of(w, mm, pfns[i])
+            node = node_of(w, mm, pfns[i]) if w.f_flags[pfns[i]] & FRAME_KSM else 0
             if node < 0:
                 code = node
                 break
@@ -44,6 +45,10 @@ def take_over(World world not None, int32_t mm, const uint64_t[::1] addr, const 
                 if item < 0:
                     code = item
                     break
-                append_item(w, item, node)
+                if node:
+                    append_item(w, item, node)
+                else:
+                    w.items[item].checksum = w.f_key[pfns[i]]
+                    w.items[item].flags |= ITEM_HAS_CHECKSUM
     leave(world)
     return code

@@ -14,7 +14,7 @@ from ..host import Host, Mm, _load
 from ..ksm import _takeover
 from ..layout import Frame
 from ..proc.pagemap import PAGE_IS_HUGE
-from ..signatures import I64Array
+from ..signatures import BoolArray, I64Array
 from .contents import MemoryCapture
 from .loading import MARK, folios_of, leaf_pages, load
 from .reading import PAGES_PER_BLOCK, ProcessCapture
@@ -83,7 +83,10 @@ def load_memory(
 
     Models: the memory of the processes on Linux 6.18, and KSM at the beginning of a full scan.
     Differs: checksums, ages, the order of address spaces and of the pages in a chain, and which zero pages are KSM's can't
-    be seen: unknown, 0, that of the capture, any. A steady state does not depend on them. Frames have other numbers.
+    be seen. Checksums are taken to be those of the contents in a process that has as many rmap_items as it has pages that
+    ksmd looks at, so that each was visited (one that was stored to since has another), else unknown; ages 0; orders that of
+    the capture; zero pages any. A steady state does not depend on them, unless max_page_sharing is reached; how many scans
+    there are to it does. Frames have other numbers.
     """
     if mark not in MARK:
         raise ValueError(f"mark {shown(mark)}: not one of {', '.join(MARK)}")
@@ -213,18 +216,29 @@ def _take_over(host: Host, parts: list[ProcessCapture], mms: list[Mm]) -> int:
     """Give KSM's pages their nodes and items; how many items that were."""
     items = 0
     for one, mm in zip(parts, mms, strict=True):
-        if one.ksm is None or one.pfn is None or not one.ksm.any():
+        if one.ksm is None or one.pfn is None:
             continue
         marked = np.zeros(one.nr_pages, bool)
         for vma, (first, last) in zip(mm.vmas, one.vma_slices(), strict=True):
             marked[first:last] = vma.mergeable
-        mine = np.flatnonzero(one.ksm & marked)
         pfn: I64Array = one.pfn.astype(np.int64)
         # a frame that a mapping seen a moment earlier had as a page like others stays one
-        mine = mine[host.frames.flags[pfn[mine]] & Frame.KSM != 0]
+        merged = one.ksm & marked & (host.frames.flags[pfn] & Frame.KSM != 0)
+        mine = np.flatnonzero(merged | _visited(one, marked))
         check(_takeover.take_over(host.world, mm.number, one.addr[mine], pfn[mine]), f"KSM's pages of process {one.pid}")
         others = np.unique(pfn[one.ksm & ~marked])
         others = others[host.frames.flags[others] & Frame.KSM != 0]
         check(_takeover.take_over(host.world, 0, one.addr[:0], others), f"KSM's pages of process {one.pid}")
-        items += len(mine)
+        items += int(np.count_nonzero(merged))
     return items
+
+
+def _visited(one: ProcessCapture, marked: BoolArray) -> BoolArray:
+    """Which pages, merged ones aside, ksmd has visited before, so that it knows a checksum of theirs.
+
+    An rmap_item is made by the first visit: a process with as many as it has pages that ksmd looks at has one for each.
+    """
+    looked_at = marked & one.anon & ~one.zero
+    if one.ksm_stat.get("ksm_rmap_items") != np.count_nonzero(looked_at):
+        return np.zeros(one.nr_pages, bool)
+    return looked_at & ~one.ksm if one.ksm is not None else looked_at

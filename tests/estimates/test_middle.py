@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from seen import capture_of
 
 from ksmwalk import Host
+from ksmwalk.estimates.before import unmerged
 from ksmwalk.estimates.estimate import estimate
 from ksmwalk.estimates.steady import WATCHED, run_to_steady
 from ksmwalk.sources.memory import load_memory
@@ -87,6 +88,40 @@ def test_sharing_limits(scans, limit):
     for _ in range(scans):
         host.ksm.full_scan()
     agree(host)
+
+
+ROWS = st.lists(st.lists(st.integers(0, 12), min_size=1, max_size=80), min_size=1, max_size=4)
+
+
+@given(ROWS, st.integers(1, 4), st.sampled_from([2, 3, 8, 256]), st.booleans())
+def test_where_each_page_was_visited_its_checksum_is_known(rows, scans, limit, zero):
+    """So that it takes as many scans as it really does; without it one more where pages have to be merged still."""
+    host = machine(zero=int(zero), limit=limit)
+    for keys in rows:
+        marked(host, keys)
+    for _ in range(scans):
+        host.ksm.full_scan()
+    found = estimate(capture_of(host)).expected.counters
+    wanted = run_to_steady(host).counters
+    assert found["full_scans"] == wanted["full_scans"] or zero  # which zero pages have an item still can't be seen
+    assert {name: found[name] for name in WATCHED} == {name: wanted[name] for name in WATCHED}
+
+
+def test_what_came_or_was_not_reached_yet_is_not_taken_for_visited():
+    host = machine()
+    mm, _ = marked(host, range(1, 40))
+    host.ksm.full_scan()
+    marked(host, range(20, 60))
+    parts = capture_of(host).processes
+    loaded = load_memory(capture_of(host))
+    assert [len(mm.rmap_items) for mm in loaded.mms] == [39, 0]
+    # items of pages that have gone: which of the others have none can't be told
+    host.ksm.full_scan()
+    host.ksm.full_scan()
+    mm.madvise(int(parts[0].addr[0]), P, "dontneed")
+    loaded = load_memory(capture_of(host))
+    assert [len(mm.rmap_items) for mm in loaded.mms] == [20, 40]  # of the first those merged
+    assert len(load_memory(unmerged(capture_of(host))).mms[0].rmap_items) == 0
 
 
 def test_smart_scan_ends_with_the_same_sum():
