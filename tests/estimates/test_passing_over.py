@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from seen import capture_of
 
 from ksmwalk import Host
-from ksmwalk.estimates.costs import Costs
 from ksmwalk.estimates.estimate import _counted, estimate
 from ksmwalk.estimates.steady import NeverSteady
+from ksmwalk.ksm.costs import Costs
 
 P = 4096
 
