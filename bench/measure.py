@@ -8,7 +8,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 SMOKE = bool(os.environ.get("KSMWALK_BENCH_SMOKE"))
 #: pages that hot calls are timed with
@@ -54,6 +54,12 @@ def faster_than(name: str, value: float, unit: str, against: str, other: float, 
     ratio = other / value
     goal, met = (None, None) if least is None else (f"{least:g}x faster", ratio >= least)
     return Row(name, value, unit, _other(against, other, unit), ratio, goal, met)
+
+
+def either(first: Row, second: Row) -> Row:
+    """Two goals of which one is enough: the row of the first, or of the second where only that one is met."""
+    chosen = second if second.met and not first.met else first
+    return replace(chosen, goal=f"{first.goal} than {first.against}, or {second.goal} {second.against}")
 
 
 def _other(against: str | None, other: float, unit: str) -> str | None:

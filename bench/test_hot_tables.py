@@ -36,6 +36,14 @@ def test_mappings_joined_into_runs(benchmark, shape, image):
     assert per(benchmark, shape.nr_leaves, "leaf")(image.mappings, runs=True, out=out)["nr"].sum() == shape.nr_leaves
 
 
+@pytest.mark.benchmark(group="PageTables.mappings, columns")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_mappings_as_columns(benchmark, shape, image, threads):
+    out = [np.zeros(shape.nr_leaves + 512, dtype=np.uint64) for _ in range(2)]
+    walk = per(benchmark, shape.nr_leaves, "leaf")
+    assert len(walk(image.mappings, columns=True, threads=threads, out=out).addr) == shape.nr_leaves
+
+
 @pytest.mark.benchmark(group="PageTables.lookup")
 def test_lookup(benchmark, shape, image):
     addr = shape.base + int(shape.small[len(shape.small) // 2])

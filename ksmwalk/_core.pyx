@@ -14,7 +14,7 @@ from ksmwalk.layout._poison cimport kw_poison, kw_unpoison
 
 
 cdef extern from "_wide.h" nogil:
-    int kw_choose(int wide) noexcept
+    int kw_choose(int most) noexcept
 
 cdef extern from * nogil:
     """

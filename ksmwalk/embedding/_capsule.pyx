@@ -21,7 +21,7 @@ from ksmwalk.memory._areas cimport find_place, mm_alloc, user_end
 from ksmwalk.memory._fault cimport look_range, read_fault, write_fault, write_range
 from ksmwalk.memory._frames cimport lru_drain
 from ksmwalk.memory._scattered cimport write_scattered
-from ksmwalk.tables._read cimport world_mappings
+from ksmwalk.tables._leaves cimport world_mappings
 from ksmwalk.tables._walk cimport walk_ops, walk_world
 
 from ksmwalk.errors import KsmwalkError, check

@@ -26,7 +26,7 @@ from .hidden import shared_already
 from .shares import apart, freed_by_vma, merged_pages, shares
 from .steady import SCANS, Steady, run_to_steady
 from .tables import over_time, table
-from .work import count_full_scan
+from .work import counted_scan, passed_over
 
 MARKS = ("auto", "marked", "all")
 # shares of what is freed, by which the time to it is asked
@@ -244,9 +244,12 @@ def estimate(
     what = in_domains(capture if take_over else unmerged(capture), domain, notes)
     costs = costs or Costs.load()
 
+    # with pages that change the same Host goes on, at its true ages
+    goes_on = changing and capture.samples > 1 and changing_pages(capture) > 0
+
     def run(memory: MemoryCapture, counted: bool = False) -> tuple[Outcome, LoadedMemory]:
         loaded = load_memory(memory, mark="as-is" if mark == "marked" else "all", knobs=tunables, take_over=take_over)
-        return outcome(loaded, counted, each), loaded
+        return outcome(loaded, counted, each, passing=counted and not goes_on), loaded
 
     expected, loaded = run(what, counted=True)
     notes += loaded.notes
@@ -321,7 +324,13 @@ def _which_mark(capture: MemoryCapture, mark: str) -> str:
     return "marked" if any(vma.mergeable for one in capture.processes for vma in one.vmas) else "all"
 
 
-def outcome(loaded: LoadedMemory, counted: bool = False, each: Callable[[int], object] = lambda scans: None) -> Outcome:
+def outcome(
+    loaded: LoadedMemory,
+    counted: bool = False,
+    each: Callable[[int], object] = lambda scans: None,
+    *,
+    passing: bool = False,
+) -> Outcome:
     """Run loaded memory to its steady state, in which it is left; `each` is told the number of full scans made.
 
     Parameters
@@ -330,6 +339,8 @@ def outcome(loaded: LoadedMemory, counted: bool = False, each: Callable[[int], o
     counted : bool
         Whether the work of each full scan is counted.
     each : callable of int
+    passing : bool
+        Pass over the scans after one that changed nothing, with `counted`: the Host is left with the ages of that one.
 
     Returns
     -------
@@ -343,10 +354,7 @@ def outcome(loaded: LoadedMemory, counted: bool = False, each: Callable[[int], o
     placed = [mm.ksm_stat()["ksm_zero_pages"] for mm in loaded.mms]
     leaves = _leaves(host)
     already = _saved(host)
-    if counted:
-        steady = run_to_steady(host, scan=lambda host: work.append(count_full_scan(host, prefix=loaded.capture.prefix)), each=each)
-    else:
-        steady = run_to_steady(host, each=each)
+    steady = _counted(loaded, work, each, passing) if counted else run_to_steady(host, each=each)
     after = shares(loaded)
     counters = dict(steady.counters)
     more = (int(steady.rows["frames_used"][0]) - int(steady.rows["frames_used"][-1])) * PAGE_SIZE
@@ -370,6 +378,24 @@ def outcome(loaded: LoadedMemory, counted: bool = False, each: Callable[[int], o
         result.merged.append(merged_pages(loaded, number, after.frames[number]))
         result.by_mapping += _by_mapping(one, number, mine, result.merged[-1])
     return result
+
+
+def _counted(loaded: LoadedMemory, work: list[RecordArray], each: Callable[[int], object], passing: bool) -> Steady:
+    """Run to the steady state and add a row of work for each full scan."""
+    nothing = False
+
+    def scan(host: Host) -> None:
+        nonlocal nothing
+        row, nothing = counted_scan(host, prefix=loaded.capture.prefix)
+        work.append(row)
+
+    def passed(skipped: int) -> None:
+        work.append(passed_over(last(), skipped, loaded.host.ksm.pages_to_scan))
+
+    def last() -> RecordArray:
+        return next(row for row in reversed(work) if not row["skipped"])
+
+    return run_to_steady(loaded.host, scan=scan, each=each, nothing=lambda: passing and nothing, passed=passed)
 
 
 def _by_mapping(one: Any, number: int, freed: I64Array, merged: BoolArray) -> list[dict[str, Any]]:

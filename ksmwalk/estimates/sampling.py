@@ -17,9 +17,12 @@ from ..ksm import sysfs
 from ..layout import PAGE_SIZE
 from ..proc import pagemap
 from ..signatures import BoolArray, I64Array, RecordArray, U64Array
-from ..sources.contents import MemoryCapture
+from ..sources.contents import MemoryCapture, readable
 from ..sources.keys import UNKNOWN
+from ..sources.loading import leaf_pages
 from ..sources.reading import PAGE_ARRAYS, ProcessCapture
+from .before import unmerged
+from .domains import in_domains
 from .estimate import Estimate, Outcome, cost_of, estimate
 from .steady import WATCHED
 
@@ -58,8 +61,7 @@ def estimate_sample(
     -------
     Estimate
         `lower` and `upper` bound freed_bytes, pages_shared, pages_sharing and general_profit: 95 of 100 draws hold the
-        truth between them. full_scans is the larger of the parts'. Huge pages are taken apart: how many would be split is
-        not known.
+        truth between them. full_scans is the larger of the parts'. huge_pages_split is counted over all pages.
 
     Raises
     ------
@@ -82,11 +84,13 @@ def estimate_sample(
         name: heavy.expected.counters[name] + round(light.expected.counters[name] * scale) for name in _SCALED
     }
     counters["full_scans"] = max(heavy.expected.counters["full_scans"], light.expected.counters["full_scans"])
-    counters["huge_pages_split"] = 0
+    what = capture if options.get("take_over", True) else unmerged(capture)
+    what = in_domains(what, heavy.domain, [])
+    counters["huge_pages_split"] = _would_split(what, heavy.mark, bool(heavy.knobs["use_zero_pages"]))
     whole = _added(capture, heavy, light, scale, counters)
     notes = list(dict.fromkeys(heavy.notes + light.notes)) + [
         f"From {part:.3g} of the contents that fewer than {MANY} pages have, and all others: the bounds hold for 95 of 100 draws.",
-        "Huge pages count as small ones here: how many would be split is not said.",
+        "Huge pages count as small ones here, but for how many would be split: of that all pages tell.",
     ]
     lower, upper = dict(counters), dict(counters)
     for name, deviation in _spread(keys, count, part).items():
@@ -127,6 +131,41 @@ def _pages_of(one: ProcessCapture, keys: U64Array) -> ProcessCapture:
     arrays = {name: getattr(one, name)[keep] for name in PAGE_ARRAYS if getattr(one, name) is not None}
     arrays["categories"] = arrays["categories"] & ~np.uint64(pagemap.PAGE_IS_HUGE)
     return dataclasses.replace(one, folios=one.folios[:0], **arrays)
+
+
+def _would_split(capture: MemoryCapture, mark: str, zero_pages: bool) -> int:
+    """Huge pages of which some page merges: with another frame of its content, or with the page of zeros."""
+    keys, frames, blocks = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
+    unseen = 0  # numbers for frames and blocks that can't be seen: each page has a frame of its own
+    for one in capture.processes:
+        if one.key is None:
+            continue
+        searched = readable(one) & (one.key != np.uint64(UNKNOWN))
+        for vma, (first, last) in zip(one.vmas, one.vma_slices(), strict=True):
+            searched[first:last] &= mark == "all" or vma.mergeable
+        if one.ksm is not None:  # a page of KSM's is there for all, wherever it is mapped
+            searched |= one.ksm & (one.key != np.uint64(UNKNOWN))
+        huge = leaf_pages(one)
+        if one.pfn is not None:
+            frame = one.pfn
+            block = (frame >> np.uint64(9)).view(np.int64)
+            huge |= np.isin(block, one.folios >> 9) & ~(one.ksm if one.ksm is not None else np.zeros(one.nr_pages, bool))
+        else:
+            frame = np.arange(one.nr_pages, dtype=np.uint64) | np.uint64(1 << 62) | np.uint64(unseen << 40)
+            block = (one.addr >> np.uint64(21)).view(np.int64) | 1 << 62 | unseen << 44
+            unseen += 1
+        keys.append(one.key[searched])
+        frames.append(frame[searched])
+        blocks.append(np.where(huge, block, -1)[searched])
+    key, frame, block = np.concatenate(keys), np.concatenate(frames), np.concatenate(blocks)
+    _, once = np.unique(frame, return_index=True)
+    key, block = key[once], block[once]
+    _, content, count = np.unique(key, return_inverse=True, return_counts=True)
+    merges = (count[content] > 1) | ((key == 0) & zero_pages)
+    if not zero_pages and not (block[key == 0] < 0).any():
+        # splitting a huge page maps its zeros to the page of zeros: of those that hold some one finds no other left
+        merges[np.flatnonzero(key == 0)[:1]] = False
+    return len(np.unique(block[merges & (block >= 0)]))
 
 
 def _spread(keys: U64Array, count: I64Array, part: float) -> dict[str, float]:

@@ -3,6 +3,7 @@
 The contract of every function stands in `_cursor.pxd`.
 """
 cimport cython
+from cpython.long cimport PyLong_AsLongLongAndOverflow
 from libc.stdint cimport int32_t, int64_t, uint64_t, uint8_t
 
 from ksmwalk._core cimport World, alone, eligible, enter, interrupted, leave, level_index
@@ -14,9 +15,14 @@ from ksmwalk.ksm._items cimport (
 from ksmwalk.ksm._stable cimport unstable_root
 from ksmwalk.layout._layout cimport *
 
+from ksmwalk.gate import as_int
+
 
 cdef extern from "_wide.h" nogil:
     void kw_prefetch(const void *p) noexcept
+
+#: most visits that may be asked for at once
+MOST = (1 << 63) - 1
 
 cdef enum:
     LOOK_AHEAD = 16  # pages: how far ahead of the cursor a frame's flags are fetched
@@ -233,12 +239,41 @@ cdef class Cursor:
             self._fail(item)
         return None
 
+    def scan(self, n):
+        """Hand out up to `n` pages at full speed in compiled code, without looking at them.
 
-def py_scan_batch(World world not None, int64_t n):
-    """(pages handed out, 0 or a negative KW_* code) of one batch of at most n."""
-    cdef int64_t failed = 0, done
-    enter(world)
-    with nogil:
-        done = scan_batch(&world.w, n, &failed)
-    leave(world)
-    return done, failed
+        A batch ends at the end of a full scan and never goes on into the next one.
+
+        Parameters
+        ----------
+        n : int
+            Pages at most.
+
+        Returns
+        -------
+        int
+            Pages handed out (those skipped by smart scan are not among them).
+
+        Raises
+        ------
+        ValueError, TypeError
+            `n` is negative, or no integer.
+        BadEntryError, ArenaFullError
+            As `scan_get_next_rmap_item`; pages handed out before stay handed out.
+
+        Models: the loop of ksm_do_scan() of Linux 6.18 without its merging. Differs: nothing known.
+        """
+        cdef int over = 0
+        cdef int64_t most = -1, failed = 0, done
+        # The gate of all integers costs as much as a scan of a sparse Host: it is for those that are no plain ones.
+        if type(n) is int:
+            most = PyLong_AsLongLongAndOverflow(n, &over)
+        if most < 0:
+            most = as_int(n, "n", 0, MOST)
+        enter(self.world)
+        with nogil:
+            done = scan_batch(&self.world.w, most, &failed)
+        leave(self.world)
+        if failed:
+            self._fail(failed)
+        return done

@@ -14,7 +14,7 @@ from ksmwalk.layout._layout cimport *
 
 cdef extern from "_wide.h" nogil:
     int kw_first(const uint64_t *row, int lo, int hi, uint64_t mask) noexcept
-    int kw_choose(int wide) noexcept
+    int kw_choose(int most) noexcept
     void kw_prefetch_row(const uint64_t *row) noexcept
 
 kw_choose(1)
@@ -22,12 +22,9 @@ kw_choose(1)
 cdef uint64_t PRESENT = PTE_P | PTE_PROTNONE
 
 
-def choose_wide(bint wide):
-    """Use the wide (AVX2) inner loops where the processor has them, or the plain ones; whether wide ones are in use.
-
-    For tests and benchmarks; the choice made on import is the fast one. Each compiled module has its own switch.
-    """
-    return bool(kw_choose(wide))
+def choose_wide(int most):
+    """As `tables._leaves.choose_wide`, for this module."""
+    return kw_choose(most)
 
 
 # ------------------------------------------------------------------ work counts

@@ -14,9 +14,10 @@ from ..gate import as_flag, as_int, shown
 from ..layout import EVENT, PAGE_SIZE, Code
 from ..signatures import AnyArray, RecordArray
 from . import _engine, sysfs
+from ._cursor import MOST
 from .advisor import advise
 from .notebook import Counters, ShownKsm
-from .scan import MOST, KsmScan
+from .scan import KsmScan
 
 __all__ = ["Events", "Ksm"]
 

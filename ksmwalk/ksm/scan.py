@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from ..errors import Strict, check
-from ..gate import as_flag, as_int, shown
+from ..gate import as_flag, shown
 from ..layout import Strategy
 from ..signatures import AddressSpace, AnyArray
 from . import _cursor, _items
 from .rmap import RmapItem
 
-#: most visits that may be asked for at once
-MOST = (1 << 63) - 1
 STRATEGIES = {"range": Strategy.RANGE, "per-address": Strategy.PER_ADDRESS}
 
 
@@ -90,37 +88,7 @@ class KsmScan(Strict, _cursor.Cursor):
         with self._world:
             self._cursor["real_lookups"][0] = on
 
-    # ---------------------------------------------------------- scanning
-
-    def scan(self, n: int) -> int:
-        """Hand out up to `n` pages at full speed in compiled code, without looking at them.
-
-        A batch ends at the end of a full scan and never goes on into the next one.
-
-        Parameters
-        ----------
-        n : int
-            Pages at most.
-
-        Returns
-        -------
-        int
-            Pages handed out (those skipped by smart scan are not among them).
-
-        Raises
-        ------
-        ValueError, TypeError
-            `n` is negative, or no integer.
-        BadEntryError, ArenaFullError
-            As `scan_get_next_rmap_item`; pages handed out before stay handed out.
-
-        Models: the loop of ksm_do_scan() of Linux 6.18 without its merging. Differs: nothing known.
-        """
-        n = as_int(n, "n", 0, MOST)
-        done, code = _cursor.py_scan_batch(self._world, n)
-        if code:
-            self._fail(code)
-        return done
+    # ---------------------------------------------------------- errors
 
     def _fail(self, code: int) -> None:
         check(code, f"mm {int(self._cursor['slot'][0])}, address {self.address:#x}", self._world.arrays["bad"])

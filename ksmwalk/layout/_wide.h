@@ -5,7 +5,8 @@
 #include "_layout.h"
 #if defined(__x86_64__)
 #include <immintrin.h>
-#define KW_AVX2 __attribute__((target("avx2")))
+#define KW_AVX2 __attribute__((target("avx2,popcnt")))
+#define KW_AVX512 __attribute__((target("avx512f,popcnt")))
 #endif
 
 static inline void kw_prefetch(const void *p) { __builtin_prefetch(p, 0, 3); }
@@ -46,10 +47,15 @@ static inline unsigned kw_mask8_plain(const uint64_t *p, uint64_t mask)
 
 /* What the leaves of one pte table have in common. */
 typedef struct {
-    uint64_t addr;     /* of entry 0 */
-    uint64_t present;  /* an entry with one of these bits is a mapping */
-    uint8_t perms;     /* of the levels above */
+    uint64_t addr;         /* of entry 0 */
+    uint64_t present;      /* an entry with one of these bits is a mapping */
+    const uint64_t *next;  /* the table to be read after this one, NULL: not known; it is fetched line by line meanwhile */
+    uint8_t perms;         /* of the levels above */
 } kw_emit;
+
+/* The table of which a line is to be fetched with every line of this one: fetched at once it would keep all else waiting.
+ * The loops hold it in a variable of their own, because what they write could be a kw_emit for all the compiler knows. */
+static inline const uint64_t *kw_next_row(const kw_emit *c, const uint64_t *row) { return c->next ? c->next : row; }
 
 /* The 32-byte record of one pte. */
 static inline void kw_emit_one(kw_mapping *out, uint64_t e, uint64_t addr, uint8_t above)
@@ -68,9 +74,23 @@ static inline void kw_emit_one(kw_mapping *out, uint64_t e, uint64_t addr, uint8
 static int64_t kw_emit_plain(const uint64_t *row, int from, int to, const kw_emit *c, kw_mapping *out)
 {
     int64_t n = 0;
-    for (int i = from; i < to; i++)
+    for (int i = from; i < to; i++) {
         if (row[i] & c->present)
             kw_emit_one(out + n++, row[i], c->addr + ((uint64_t)i << 12), c->perms);
+    }
+    return n;
+}
+
+/* The same as two columns, address and raw entry. Up to as many may be written as entries were asked for. */
+static int64_t kw_pack_plain(const uint64_t *row, int from, int to, const kw_emit *c, uint64_t *addr, uint64_t *entry)
+{
+    int64_t n = 0;
+    for (int i = from; i < to; i++) {
+        if (row[i] & c->present) {
+            addr[n] = c->addr + ((uint64_t)i << 12);
+            entry[n++] = row[i];
+        }
+    }
     return n;
 }
 
@@ -133,6 +153,7 @@ KW_AVX2 static inline void kw_emit_four(kw_mapping *out, __m256i e, __m256i addr
 KW_AVX2 static int64_t kw_emit_avx2(const uint64_t *row, int from, int to, const kw_emit *c, kw_mapping *out)
 {
     const __m256i mask = _mm256_set1_epi64x((long long)c->present);
+    const uint64_t *next = kw_next_row(c, row);
     const __m256i above = _mm256_set1_epi64x((long long)((uint64_t)c->perms << 8));
     int64_t n = 0;
     int i = from;
@@ -140,6 +161,7 @@ KW_AVX2 static int64_t kw_emit_avx2(const uint64_t *row, int from, int to, const
         if (row[i] & c->present)
             kw_emit_one(out + n++, row[i], c->addr + ((uint64_t)i << 12), c->perms);
     for (; i + 8 <= to; i += 8) {
+        kw_prefetch(next + i);
         unsigned m = kw_mask8_avx2(row + i, mask);
         if (m == 0)
             continue;
@@ -163,26 +185,116 @@ KW_AVX2 static int64_t kw_emit_avx2(const uint64_t *row, int from, int to, const
             kw_emit_one(out + n++, row[i], c->addr + ((uint64_t)i << 12), c->perms);
     return n;
 }
+
+/* By which of four entries are wanted: their halves, in front. */
+static const uint32_t KW_FRONT[16][8] = {
+    {0, 1, 2, 3, 4, 5, 6, 7}, {0, 1, 0, 1, 0, 1, 0, 1}, {2, 3, 0, 1, 0, 1, 0, 1}, {0, 1, 2, 3, 0, 1, 0, 1},
+    {4, 5, 0, 1, 0, 1, 0, 1}, {0, 1, 4, 5, 0, 1, 0, 1}, {2, 3, 4, 5, 0, 1, 0, 1}, {0, 1, 2, 3, 4, 5, 0, 1},
+    {6, 7, 0, 1, 0, 1, 0, 1}, {0, 1, 6, 7, 0, 1, 0, 1}, {2, 3, 6, 7, 0, 1, 0, 1}, {0, 1, 2, 3, 6, 7, 0, 1},
+    {4, 5, 6, 7, 0, 1, 0, 1}, {0, 1, 4, 5, 6, 7, 0, 1}, {2, 3, 4, 5, 6, 7, 0, 1}, {0, 1, 2, 3, 4, 5, 6, 7},
+};
+
+/* Those of four that are wanted, at the front; what follows them is written over by the next ones. */
+KW_AVX2 static inline int64_t kw_pack_four(__m256i a, __m256i e, unsigned m, uint64_t *addr, uint64_t *entry)
+{
+    const __m256i front = _mm256_loadu_si256((const __m256i *)KW_FRONT[m]);
+    _mm256_storeu_si256((__m256i *)addr, _mm256_permutevar8x32_epi32(a, front));
+    _mm256_storeu_si256((__m256i *)entry, _mm256_permutevar8x32_epi32(e, front));
+    return __builtin_popcount(m);
+}
+
+KW_AVX2 static int64_t kw_pack_avx2(const uint64_t *row, int from, int to, const kw_emit *c, uint64_t *addr, uint64_t *entry)
+{
+    const __m256i mask = _mm256_set1_epi64x((long long)c->present), four = _mm256_set1_epi64x(4 << 12);
+    const uint64_t *next = kw_next_row(c, row);
+    int i = from, whole = (from + 7) & ~7;
+    int64_t n;
+    if (whole > to)
+        whole = to;
+    n = kw_pack_plain(row, i, whole, c, addr, entry);
+    i = whole;
+    __m256i a = _mm256_set1_epi64x((long long)(c->addr + ((uint64_t)i << 12)));
+    a = _mm256_add_epi64(a, _mm256_set_epi64x(3 << 12, 2 << 12, 1 << 12, 0));
+    for (; i + 8 <= to; i += 8) {
+        __m256i e = _mm256_loadu_si256((const __m256i *)(row + i)), f = _mm256_loadu_si256((const __m256i *)(row + i + 4));
+        __m256i b = _mm256_add_epi64(a, four);
+        kw_prefetch(next + i);
+        if (!_mm256_testz_si256(_mm256_or_si256(e, f), mask)) {
+            unsigned m = kw_mask8_avx2(row + i, mask);
+            if (m == 0xff) {
+                _mm256_storeu_si256((__m256i *)(addr + n), a);
+                _mm256_storeu_si256((__m256i *)(addr + n + 4), b);
+                _mm256_storeu_si256((__m256i *)(entry + n), e);
+                _mm256_storeu_si256((__m256i *)(entry + n + 4), f);
+                n += 8;
+            } else {
+                n += kw_pack_four(a, e, m & 15, addr + n, entry + n);
+                n += kw_pack_four(b, f, m >> 4, addr + n, entry + n);
+            }
+        }
+        a = _mm256_add_epi64(b, four);
+    }
+    return n + kw_pack_plain(row, i, to, c, addr + n, entry + n);
+}
+
+/* Compressed in a register and stored whole: compressing stores are slow on some processors. */
+KW_AVX512 static int64_t kw_pack_avx512(const uint64_t *row, int from, int to, const kw_emit *c, uint64_t *addr, uint64_t *entry)
+{
+    const __m512i mask = _mm512_set1_epi64((long long)c->present), eight = _mm512_set1_epi64(8 << 12);
+    const uint64_t *next = kw_next_row(c, row);
+    int i = from, whole = (from + 7) & ~7;
+    int64_t n;
+    if (whole > to)
+        whole = to;
+    n = kw_pack_plain(row, i, whole, c, addr, entry);
+    i = whole;
+    __m512i a = _mm512_set1_epi64((long long)(c->addr + ((uint64_t)i << 12)));
+    a = _mm512_add_epi64(a, _mm512_set_epi64(7 << 12, 6 << 12, 5 << 12, 4 << 12, 3 << 12, 2 << 12, 1 << 12, 0));
+    for (; i + 8 <= to; i += 8) {
+        __m512i e = _mm512_loadu_si512(row + i);
+        __mmask8 m = _mm512_test_epi64_mask(e, mask);
+        kw_prefetch(next + i);
+        if (m == 0xff) {
+            _mm512_storeu_si512(addr + n, a);
+            _mm512_storeu_si512(entry + n, e);
+            n += 8;
+        } else if (m) {
+            _mm512_storeu_si512(addr + n, _mm512_maskz_compress_epi64(m, a));
+            _mm512_storeu_si512(entry + n, _mm512_maskz_compress_epi64(m, e));
+            n += __builtin_popcount(m);
+        }
+        a = _mm512_add_epi64(a, eight);
+    }
+    return n + kw_pack_plain(row, i, to, c, addr + n, entry + n);
+}
 #endif
 
 typedef int (*kw_first_fn)(const uint64_t *, int, int, uint64_t);
 typedef int64_t (*kw_emit_fn)(const uint64_t *, int, int, const kw_emit *, kw_mapping *);
+typedef int64_t (*kw_pack_fn)(const uint64_t *, int, int, const kw_emit *, uint64_t *, uint64_t *);
 static kw_first_fn kw_first = kw_first_plain;
 static kw_emit_fn kw_emit_row = kw_emit_plain;
+static kw_pack_fn kw_pack_row = kw_pack_plain;
 
-/* Choose for this processor; `wide` 0 forces the plain twins. Answers whether the wide ones are in use. */
-static inline int kw_choose(int wide)
+/* Choose for this processor; `most` 0 forces the plain twins, 256 leaves out AVX-512. Answers with the bits of the widest
+ * in use, 0: plain. */
+static inline int kw_choose(int most)
 {
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (wide && __builtin_cpu_supports("avx2")) {
-        kw_first = kw_first_avx2;
-        kw_emit_row = kw_emit_avx2;
-        return 1;
-    }
-#endif
     kw_first = kw_first_plain;
     kw_emit_row = kw_emit_plain;
+    kw_pack_row = kw_pack_plain;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (most && __builtin_cpu_supports("avx2")) {
+        kw_first = kw_first_avx2;
+        kw_emit_row = kw_emit_avx2;
+        kw_pack_row = kw_pack_avx2;
+        if (most == 256 || !__builtin_cpu_supports("avx512f"))
+            return 256;
+        kw_pack_row = kw_pack_avx512;
+        return 512;
+    }
+#endif
     return 0;
 }
 #endif

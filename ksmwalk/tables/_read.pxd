@@ -17,8 +17,19 @@ cdef class Tables:
     cdef int take_mark(self) except -1
     cdef void drop_mark(self) noexcept
 
+cdef inline uint64_t canonical(uint64_t addr, int64_t levels) noexcept nogil:
+    # The address as the processor has it: the upper half sign-extended.
+    cdef int unused = <int>(64 - 12 - 9 * levels)
+    return <uint64_t>(<int64_t>(addr << unused) >> unused)
+
 cdef void note_bad(kw_tables *t, uint64_t addr, int level, uint64_t raw, int kind) noexcept nogil
-cdef int64_t row_of_frame(const kw_tables *t, uint64_t frame) noexcept nogil
+cdef int64_t row_among_frames(const kw_tables *t, uint64_t frame) noexcept nogil
+
+cdef inline int64_t row_of_frame(const kw_tables *t, uint64_t frame) noexcept nogil:
+    # The row that holds a frame, KW_NONE: none does.
+    if t.frames == NULL:
+        return <int64_t>frame if frame < <uint64_t>t.nrows else KW_NONE
+    return row_among_frames(t, frame)
 
 cdef inline bint own_table(const kw_tables *t, int64_t row, int level) noexcept nogil:
     # May an entry lead to this row as a table of `level`? In an arena as child_row says; of an image nobody knows more.
@@ -27,8 +38,3 @@ cdef inline bint own_table(const kw_tables *t, int64_t row, int level) noexcept 
 cdef inline bint honest_range(int64_t levels, uint64_t start, uint64_t end) noexcept nogil:
     # Does a walk's range lie within what so many levels can map?
     return start <= end and end <= (<uint64_t>1) << (12 + 9 * levels)
-
-cdef int64_t world_mappings(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bint runs, kw_mapping *out,
-                            int64_t cap) noexcept nogil
-    # What read_mappings of an mm's tables does, without a Tables or Python: the records written, KW_EFULL, KW_EINTR,
-    # -EINVAL, or KW_EBADENTRY with the first entry that can't be followed noted in w.bad.

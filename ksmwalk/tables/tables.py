@@ -10,16 +10,15 @@ from numpy.typing import ArrayLike
 
 from .. import _core, entries, layout
 from ..entries import Pte
-from ..errors import ArenaFullError, BadEntryError, Settled, check
-from ..gate import MAX_U64, as_array, as_flag, as_int, shown
+from ..errors import ArenaFullError, BadEntryError, check
+from ..gate import MAX_U64, as_array, as_int, shown
 from ..layout import Code
 from ..layout.arena import reserve
-from ..signatures import I64Array, Integers, Owner, RecordArray, U64Array
-from . import _map, _read, saved
+from ..signatures import Integers, U64Array
+from . import _map, saved
+from .reading import Readable
 
 USER_RW = Pte.P | Pte.RW | Pte.US | Pte.A | Pte.D | Pte.NX
-_BAD_KEPT = 1024  # bad entries kept with their details; all are counted
-_GROW = 1 << 16  # bytes: smaller results are copied out of the reserved array
 #: table pages an arena may reserve: what 47 bits of address space hold
 _MOST_TABLES = 1 << 34
 #: frames that an entry can name
@@ -38,7 +37,7 @@ def _image_rows(rows: object) -> U64Array:
     return np.ascontiguousarray(a)
 
 
-class PageTables(Settled):
+class PageTables(Readable):
     """One set of page tables.
 
     Those of an address space (`mm.tables`) are its own for its life: after its exit or exec every use raises
@@ -76,23 +75,6 @@ class PageTables(Settled):
         world = saved.world_of(rows, ctl, np.zeros(2, layout.MM))
         check(_map.new_root(world, 1))
         self._bind(world, 1, levels, on_bad)
-
-    def _bind(self, world: _core.World, mm: int, levels: int, on_bad: str, life: _core.Life | None = None) -> None:
-        rows = world.arrays["rows"]
-        self._set(world, mm, rows, int(world.arrays["mms"]["root"][mm]), levels, None, None, 0, on_bad, life)
-
-    def _set(
-        self, world: _core.World | None, mm: int, rows: U64Array, root: int, levels: int, frames: U64Array | None,
-        order: I64Array | None, max_pfn: int, on_bad: str, life: _core.Life | None = None,
-    ) -> None:  # fmt: skip
-        self._world, self._mm, self._rows, self._root = world, mm, rows, root
-        self._host: Owner | None = None
-        self._frames, self._order, self._max_pfn = frames, order, max_pfn
-        self._levels = levels
-        self.on_bad = on_bad
-        self._bad = np.zeros(_BAD_KEPT, layout.BAD)
-        self._work = np.zeros(1, layout.WORK)
-        self._tables = _read.Tables(rows, root, levels, frames, order, max_pfn, self._bad, self._work, world, mm, life)
 
     @classmethod
     def of_world(
@@ -156,193 +138,6 @@ class PageTables(Settled):
         self = cls.__new__(cls)
         self._set(None, 0, rows, at, as_int(levels, "levels", 4, 5), ascending, order, max_pfn, on_bad)
         return self
-
-    # ---------------------------------------------------------- looking
-
-    @property
-    def rows(self) -> U64Array:
-        self._tables.check()
-        used = len(self._rows) if self._world is None else int(self._world.arrays["ctl"]["rows_used"][0])
-        view = self._rows[:used]
-        view.flags.writeable = False
-        return view
-
-    @property
-    def levels(self) -> int:
-        """4 or 5."""
-        return self._levels
-
-    @property
-    def max_pfn(self) -> int:
-        """First frame beyond the end of memory, 0: any frame may be mapped."""
-        return self._max_pfn
-
-    @property
-    def on_bad(self) -> str:
-        """What is done with an entry that can't be followed: "raise" or "report"; may be set."""
-        return self._on_bad
-
-    @on_bad.setter
-    def on_bad(self, value: str) -> None:
-        if not isinstance(value, str) or value not in ("raise", "report"):
-            raise ValueError(f"on_bad {shown(value)}: must be 'raise' or 'report'")
-        self._on_bad = value
-
-    @property
-    def root(self) -> int:
-        self._tables.check()
-        return self._root
-
-    @property
-    def readonly(self) -> bool:
-        """Whether this is an image."""
-        return self._world is None
-
-    @property
-    def nr_tables(self) -> int:
-        """Table pages, the top one included (of an image: its rows)."""
-        self._tables.check()
-        return len(self._rows) if self._world is None else int(self._world.arrays["mms"]["nr_tables"][self._mm])
-
-    @property
-    def end(self) -> int:
-        """Bytes that the tables can map, in both halves of the address space together."""
-        return 1 << (12 + 9 * self._levels)
-
-    @property
-    def _high(self) -> int:
-        """What turns an index address of the upper half into a canonical one."""
-        return (1 << 64) - self.end
-
-    def _index(self, addr: int) -> int:
-        """A canonical address as the tables index it: the upper half follows the lower one."""
-        return addr - self._high if addr >= self._high + self.end // 2 else addr
-
-    @property
-    def bad(self) -> RecordArray:
-        """The first bad entries met since `forget_bad` (dtype layout.BAD: addr, raw, level, kind)."""
-        return self._bad[: min(self.bad_count, len(self._bad))]
-
-    @property
-    def bad_count(self) -> int:
-        """Bad entries met since `forget_bad`, kept ones and others."""
-        return self._tables.bad_count
-
-    def forget_bad(self) -> None:
-        """Start counting bad entries anew."""
-        self._tables.forget_bad()
-
-    def mappings(
-        self,
-        start: int = 0,
-        end: int | None = None,
-        view: str = "kernel",
-        runs: bool = False,
-        limit: int | None = None,
-        out: RecordArray | None = None,
-    ) -> RecordArray:
-        """All leaf mappings of a range in ascending order.
-
-        Parameters
-        ----------
-        start, end : int
-            Bytes, half-open, page aligned; default: everything the tables can map. Canonical addresses of the upper half
-            (the very end is 2**64) are taken as well as their low 48 (57) bits. A large leaf that the range cuts is given
-            whole.
-        view : {"kernel", "hardware"}
-            What the kernel's predicates say (PROT_NONE pages are present), or what an MMU sees (P only).
-        runs : bool
-            Merge neighbours that go on in address and frame with equal flags into one record (`nr` entries).
-        limit : int, optional
-            Most records to give; more is a ValueError. Default: what memory holds.
-        out : ndarray of layout.MAPPING, optional
-            Filled instead of a new array, and must be long enough; the result is a part of it.
-
-        Returns
-        -------
-        ndarray of layout.MAPPING
-            addr (bytes, canonical: the upper half sign-extended), pfn, flags (entry without frame bits), level, perms
-            (`Perm` bits effective over all levels), nr.
-
-        Raises
-        ------
-        BadEntryError
-            With on_bad="raise": the first entry that can't be followed.
-        ValueError
-            A bad range or view, or more than `limit` records.
-
-        Models: what walk_page_range() reaches on Linux 6.18; the x86-64 MMU. Differs: nothing known.
-        """
-        if not isinstance(view, str) or view not in ("kernel", "hardware"):
-            raise ValueError(f"view {shown(view)}: must be 'kernel' or 'hardware'")
-        first = as_int(start, "start", 0, 1 << 64)
-        last = self.end if end is None else as_int(end, "end", 0, 1 << 64)
-        runs = as_flag(runs, "runs")
-        if limit is not None:
-            limit = as_int(limit, "limit", 0, MAX_U64)
-        self._tables.check()
-        start, end = self._index(first), self._index(last)
-        if not 0 <= start <= end <= self.end or (start | end) & 4095:
-            raise ValueError(f"range {first:#x}-{last:#x}: must be page aligned, canonical and of {self.levels} levels")
-        before = self.bad_count
-        if self.on_bad == "raise":
-            before = 0
-            self.forget_bad()
-        hardware = view == "hardware"
-        # Honest tables are visited once; an image whose tables are shared a lot deserves some patience, not eternity.
-        budget = 16 * len(self._rows if self._world is None else self.rows) + (1 << 14)
-        if out is not None:
-            if not isinstance(out, np.ndarray) or out.dtype != layout.MAPPING or out.ndim != 1:
-                raise TypeError(f"out {shown(out)}: must be an array of layout.MAPPING, of one dimension")
-            if not out.flags.c_contiguous or not out.flags.writeable:
-                raise TypeError(f"out {shown(out)}: must be contiguous and writable")
-            n = self._read(start, end, hardware, runs, out, budget)
-            if n < 0:
-                raise ValueError(f"out of {len(out)} records: too short")
-            result = out[:n]
-        else:
-            result = self._collect(start, end, hardware, runs, limit, budget)
-        if self.on_bad == "raise" and self.bad_count > before:
-            b = self._bad[0]
-            raise BadEntryError(b["addr"], b["level"], b["raw"], b["kind"])
-        return result
-
-    def _collect(self, start: int, end: int, hardware: bool, runs: bool, limit: int | None, budget: int) -> RecordArray:
-        # Address space for the longest possible answer; only what is written becomes memory. A full table may need
-        # 512 records before they are joined, hence the slack.
-        most = min((end - start >> 12) + 512, 1 << 33)
-        if limit is not None:
-            most = min(most, limit + 512)
-        while True:
-            try:
-                out = reserve(max(most, 1), layout.MAPPING, huge=most > 1 << 20)
-                break
-            except MemoryError:
-                if most < 1 << 12:
-                    raise
-                most >>= 2
-        n = self._read(start, end, hardware, runs, out, budget)
-        if n < 0 or (limit is not None and n > limit):
-            raise ValueError(f"more than {limit if limit is not None else most - 512} mappings in {start:#x}-{end:#x}")
-        out = out[:n]
-        return out.copy() if out.nbytes < _GROW else out
-
-    def _read(self, start: int, end: int, hardware: bool, runs: bool, out: np.ndarray, budget: int) -> int:
-        """Records written; negative: `out` is too short. A signal ends it."""
-        n = _read.read_mappings(self._tables, start, end, hardware, runs, out, budget)
-        return n if n == Code.FULL else check(n, f"mappings of {start:#x}-{end:#x}")
-
-    def lookup(self, addr: int, view: str = "kernel") -> np.void | None:
-        """The mapping (a layout.MAPPING record) that holds an address, None where there is none.
-
-        Models: a one-address walk, as folio_walk_start() or an MMU does. Differs: nothing known.
-        """
-        addr = self._index(as_int(addr, "addr"))
-        if not addr < self.end:
-            raise ValueError(f"address {addr:#x}: beyond {self.levels} levels (0-{self.end:#x})")
-        page = addr & ~4095
-        found = self.mappings(page, page + 4096, view)
-        return found[0] if len(found) else None
 
     # ---------------------------------------------------------- changing
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from seen import capture_of
 
 from ksmwalk import Host
@@ -45,6 +47,35 @@ def test_what_is_known_is_not_scaled_and_time_is(memory):
         assert row["anonymous_pages"] == known["anonymous_pages"] and row["pages"] == known["pages"]
     assert 0.6 * true.cost["cpu_seconds"] < found.cost["cpu_seconds"] < 1.6 * true.cost["cpu_seconds"]
     assert 0.8 * true.cost["seconds"] < found.cost["seconds"] < 1.3 * true.cost["seconds"]
+
+
+@given(st.lists(st.tuples(st.lists(st.integers(0, 6), min_size=1, max_size=6), st.booleans(), st.booleans()),
+                min_size=1, max_size=3), st.booleans(), st.sampled_from(["marked", "all"]),
+       st.sampled_from(["all", "process"]), st.booleans(), st.integers(0, 2))  # fmt: skip
+@settings(max_examples=25)
+def test_huge_pages_that_would_be_split_are_those_of_the_whole(rows, zero, mark, domain, seen, scans):
+    host = Host(1 << 14, thp="always")
+    for number, (odd, marks, forks) in enumerate(rows):
+        mm = host.new_mm()
+        start = mm.mmap(len(odd) * 512 * P, addr=1 << 30)
+        if marks:
+            mm.madvise(start, len(odd) * 512 * P, "mergeable")
+        # each huge page has one page that others may hold, the rest nobody has; 6: that one too; and zeros, where these go to
+        # the page of zeros anyway: else it depends on who is split first
+        keys = np.arange(len(odd) * 512) + 1000 + (number << 20)
+        keys[::512] = [key if key != 6 and (key or zero) else 100 + i + 50 * number for i, key in enumerate(odd)]
+        mm.write(start, keys.astype(np.uint64))
+        if forks:
+            mm.fork()
+    for _ in range(scans):
+        host.ksm.full_scan()
+    what = capture_of(host)
+    if not seen:
+        for one in what.processes:
+            one.pfn = one.exclusive = one.frame_flags = one.frame_counts = None
+    options = {"mark": mark, "domain": domain, "knobs": {"use_zero_pages": int(zero)}}
+    true = estimate(what, changing=False, **options).expected.counters["huge_pages_split"]
+    assert estimate_sample(what, 0.5, **options).expected.counters["huge_pages_split"] == true
 
 
 def test_the_truth_lies_between_the_bounds(memory):

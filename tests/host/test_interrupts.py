@@ -1,6 +1,8 @@
 """A signal ends any long compiled run soon, with the exception of its handler, and leaves the Host as it should be."""
 
+import os
 import signal
+import threading
 import time
 
 import hostcheck
@@ -131,3 +133,23 @@ def test_a_range_is_mapped_whole_or_not_at_all_when_a_signal_comes(alarm):
     assert nothing == sorted(nothing) and any(nothing)
     for at in range(64):
         assert (tables.lookup((at << 38) + (pfns.size - 1) * 4096) is None) == nothing[at]
+
+
+def test_a_walk_in_threads_ends_with_a_signal(alarm):
+    """Tables that are walked again and again; the threads that share the walk are gone when it ends."""
+    rows = np.zeros((515, 512), dtype=np.uint64)
+    rows[0, 0] = 1 << 12 | 0x67
+    rows[1, :16] = 2 << 12 | 0x67
+    rows[2] = (np.arange(512, dtype=np.uint64) + np.uint64(3)) << np.uint64(12) | np.uint64(0x67)
+    rows[3:515] = 0x867
+    tables = PageTables.from_image(rows, 0)
+    out = [np.zeros(1 << 22, np.uint64) for _ in range(2)]
+    before = threading.active_count(), len(os.listdir("/proc/self/task"))
+    alarm()
+    begin = time.perf_counter()
+    with pytest.raises(Enough):
+        for _ in range(100_000):
+            tables.mappings(columns=True, threads=3, out=out)
+    assert time.perf_counter() - begin < SOON
+    assert (threading.active_count(), len(os.listdir("/proc/self/task"))) == before
+    assert len(tables.mappings(columns=True, threads=3, out=out).addr) == 16 * 512 * 512

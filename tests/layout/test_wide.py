@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from ksmwalk import Host, PageTables, layout
 from ksmwalk.ksm import _find
-from ksmwalk.tables import _read
+from ksmwalk.tables import _leaves
 
-SWITCHES = [m.choose_wide for m in (_find, _read)]
+SWITCHES = [m.choose_wide for m in (_find, _leaves)]
 PAGE = 4096
 
 
@@ -21,10 +21,10 @@ def wide_again():
         choose(True)
 
 
-def both(call):
-    """The answer with the wide loops and with the plain ones."""
+def every(call):
+    """The answer with the widest loops, with those of AVX2 and with the plain ones."""
     answers = []
-    for wide in (True, False):
+    for wide in (True, 256, False):
         for choose in SWITCHES:
             choose(wide)
         answers.append(call())
@@ -58,12 +58,39 @@ def test_mappings(seed, first, nr, runs, view):
     rows[4] = random_row(seed)
     tables = PageTables.from_image(rows, 1)
     start, end = first * PAGE, min(first + nr, 512) * PAGE
-    wide, plain = both(lambda: tables.mappings(start, end, view, runs))
+    wide, avx2, plain = every(lambda: tables.mappings(start, end, view, runs))
     assert wide.dtype == layout.MAPPING
     np.testing.assert_array_equal(wide, plain)
+    np.testing.assert_array_equal(avx2, plain)
     out = np.zeros(len(wide), layout.MAPPING)  # no room for a wide store too many
-    for answer in both(lambda: tables.mappings(start, end, view, runs, out=out).copy()):
+    for answer in every(lambda: tables.mappings(start, end, view, runs, out=out).copy()):
         np.testing.assert_array_equal(answer, plain)
+
+
+@given(st.integers(0, 1 << 32), st.integers(0, 511), st.integers(1, 512), VIEWS)
+def test_columns(seed, first, nr, view):
+    rows = np.zeros((5, 512), dtype=np.uint64)
+    for row in (1, 2, 3):
+        rows[row, 0] = (row + 1) << 12 | 0x67
+    rows[4] = random_row(seed)
+    tables = PageTables.from_image(rows, 1)
+    start, end = first * PAGE, min(first + nr, 512) * PAGE
+    at = np.arange(first, min(first + nr, 512))
+    at = at[rows[4, at] & np.uint64(1 if view == "hardware" else 0x101) != 0]
+    guard = np.uint64(0xDEAD)
+    for found in every(lambda: tables.mappings(start, end, view, columns=True)):
+        np.testing.assert_array_equal(found.addr, at * PAGE)
+        np.testing.assert_array_equal(found.entry, rows[4, at])
+
+    def into(size):
+        room = np.full((2, 600), guard)
+        tables.mappings(start, end, view, columns=True, out=(room[0, :size], room[1, :size]))
+        return room
+
+    for size in (len(at), 512):  # without room for wide stores, and with; nothing is written beyond what was asked for
+        for room in every(lambda size=size: into(size)):
+            np.testing.assert_array_equal(room[:, : len(at)], [at * PAGE, rows[4, at]])
+            assert (room[:, max(len(at), min(size, nr)) :] == guard).all()
 
 
 @given(st.integers(0, 1 << 32), st.integers(0, 511), st.integers(1, 512))
@@ -90,8 +117,8 @@ def test_the_finder(seed, first, nr):
             out.append((page[0].address, page[1]))
         return out, host.ksm.scan.work
 
-    wide, plain = both(scan)
-    assert wide == plain
+    wide, avx2, plain = every(scan)
+    assert wide == avx2 == plain
     usable = (row & np.uint64(0x101) != 0) & (row & np.uint64(0x200) == 0)
     expected = [i for i in range(first, first + nr) if usable[i] and int(frames[i]) % 3]
     assert [(addr - (1 << 30)) // PAGE for addr, _ in wide[0]] == expected

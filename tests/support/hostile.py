@@ -450,13 +450,18 @@ def targets(scene):
         "PageTables.on_bad": (set_(tables, "on_bad"), {"value": "report"}, {"value": text("raise")}),
         "PageTables.mappings": (
             tables.mappings,
-            {"start": 0, "end": 2 * AT, "view": "kernel", "runs": False, "limit": None, "out": None},
+            {
+                "start": 0, "end": 2 * AT, "view": "kernel", "runs": False, "limit": None, "out": None, "columns": False,
+                "threads": 1,
+            },
             {
                 "start": span,
                 "end": either(span, none),
                 "view": nothing,
                 "runs": flag,
                 "limit": either(U64, none),
+                "columns": flag,
+                "threads": integer(1, 256),
                 "out": either(none, lambda v: getattr(v, "dtype", None) == layout.MAPPING and v.flags.c_contiguous),
             },
         ),
