@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
 import math
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import KsmwalkError
 from ..gate import shown
+from ..layout.whole import write_whole
 from ..signatures import RecordArray
 
 __all__ = ["FIELDS", "WORK_DTYPE", "BadCosts", "Costs", "default_path", "design", "ksmd_seconds", "nanoseconds"]
@@ -173,25 +172,7 @@ class Costs:
         if path is None:
             target.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"format": "ksmwalk costs", "version": VERSION, **dataclasses.asdict(self)}, indent=1)
-        if target.exists() and not target.is_file():
-            # a device or a pipe is written to, not replaced
-            target.write_text(text + "\n", encoding="utf-8")
-            return target
-        try:
-            fd, name = tempfile.mkstemp(prefix=f".{target.name[:100]}.", dir=target.parent)
-        except OSError as error:
-            # the name that the user gave, not the one made up here
-            raise OSError(error.errno or errno.EIO, error.strerror, str(target)) from None
-        try:
-            with open(fd, "w", encoding="utf-8") as file:
-                file.write(text + "\n")
-            os.chmod(name, 0o644)
-            os.replace(name, target)
-        except BaseException as error:
-            os.unlink(name)
-            if isinstance(error, OSError):
-                raise OSError(error.errno or errno.EIO, error.strerror, str(target)) from None
-            raise
+        write_whole(target, (text + "\n").encode())
         return target
 
     @classmethod

@@ -152,7 +152,7 @@ def test_what_can_not_be_written_leaves_what_was_there(tmp_path, monkeypatch):
     path = Costs().save(tmp_path / "costs.json")
     before = path.read_bytes()
 
-    def full(*args):
+    def full(*args, **options):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", full)
