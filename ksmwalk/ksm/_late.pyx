@@ -3,8 +3,7 @@
 The contract stands in `_late.pxd`.
 """
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uint8_t
-from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memset
+from libc.stdlib cimport calloc, free, realloc
 
 from ksmwalk.ksm._trees cimport rb_erase, rb_insert, rb_replace
 from ksmwalk.layout._layout cimport *
@@ -14,7 +13,19 @@ cdef extern from * nogil:
     """
     /* A function that does nothing but prefetch does nothing in the compiler's eyes, and its calls are left out. */
     #define kw_fetch(p) do { __builtin_prefetch(p); __asm__ volatile(""); } while (0)
+
+    /* The tree is owed to whoever asks for it, and its shape can't be had without this room. */
+    static void *kw_room(size_t n)
+    {
+        void *p = calloc(n, 1);
+        if (p == NULL) {
+            fprintf(stderr, "ksmwalk: no memory (%zu bytes) to build the unstable trees\\n", n);
+            abort();
+        }
+        return p;
+    }
     """
+    void *kw_room(size_t n) noexcept
     void prefetch "kw_fetch"(const void *p) noexcept
 
 cdef enum:
@@ -260,11 +271,9 @@ cdef void late_build(kw_world *w) noexcept nogil:
     s.on = False
     if s.log.n == 0:
         return
-    where = <int32_t *>malloc(w.ctl.items_used * sizeof(int32_t))
-    places = <Place *>malloc((insertions(&s.log) + 1) * sizeof(Place))
-    roots = <int32_t *>calloc(w.ctl.trees_used, sizeof(int32_t))
-    kw_check(where != NULL and places != NULL and roots != NULL)
-    memset(places, 0, sizeof(Place))
+    where = <int32_t *>kw_room(w.ctl.items_used * sizeof(int32_t))
+    places = <Place *>kw_room((insertions(&s.log) + 1) * sizeof(Place))
+    roots = <int32_t *>kw_room(w.ctl.trees_used * sizeof(int32_t))
     n = read_log(w, places, where)
     replay(w, places, where, roots, n)
     for at in range(1, n + 1):

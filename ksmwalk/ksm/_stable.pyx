@@ -152,7 +152,7 @@ cdef void append_item(kw_world *w, int32_t item, int32_t node) noexcept nogil:
     q.flags |= ITEM_STABLE
     q.node = node
     w.mms[q.mm].nr_merging += 1
-    if p.chain:
+    if p.flags & NODE_DUP:
         chain_look(w, p.chain, not has_room(w, node, 0))
 
 
@@ -177,7 +177,7 @@ cdef void node_leave(kw_world *w, int32_t item) noexcept nogil:
     w.mms[q.mm].nr_merging -= 1
     q.flags &= <uint8_t>~ITEM_STABLE
     q.node = 0
-    if p.chain:
+    if p.flags & NODE_DUP:
         chain_look(w, p.chain, False)
 
 
