@@ -9,9 +9,9 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from ..estimates.comparing import Followed, compare
-from ..estimates.costs import Costs
 from ..estimates.estimate import MARKS
 from ..gate import shown
+from ..ksm.costs import Costs
 from ..layout import PAGE_SIZE
 from ..policies import POLICIES, Policy
 from . import report

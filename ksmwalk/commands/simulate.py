@@ -13,6 +13,7 @@ from ..controllers import CONTROLLERS
 from ..estimates.estimate import MARKS, tunables_of, which_mark
 from ..ksm.costs import Costs
 from ..layout import PAGE_SIZE
+from ..layout.whole import write_whole
 from ..signatures import RecordArray
 from ..sources.contents import MemoryCapture
 from ..sources.memory import load_memory
@@ -100,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
         with charts.style():
             drawn = charts.figure(8.4, 3.4)
             charts.memory_over_time(drawn.add_subplot(), runs)
-            files.write_whole(args.png, charts.rendered(drawn, kind))
+            write_whole(args.png, charts.rendered(drawn, kind))
     if args.json:
         report.print_json({
             "seconds": args.seconds, "costs": costs.source, "memory_bytes": int(total),

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..gate import as_int
 from ..host import Host
+from ..ksm.costs import Costs, ksmd_seconds
 from ..layout import PAGE_SIZE, Frame
 from ..policies import ByDomain, Policy
 from ..signatures import RecordArray
@@ -18,7 +19,6 @@ from ..sources.contents import MemoryCapture
 from ..sources.memory import LoadedMemory, load_memory
 from .before import unmerged
 from .changing import Writers, fresh_keys, write_now, write_rates
-from .costs import Costs, ksmd_seconds
 from .domains import domain_of
 from .estimate import NothingToMerge, tunables_of, which_mark
 from .work import count_full_scan

@@ -61,7 +61,7 @@ def counted_scan(host: Host, *, prefix: float = 0.0, pages_to_scan: int | None =
     counts = stretch.row()
     row = np.zeros((), WORK_DTYPE)
     for name, value in counts.items():
-        if name in row.dtype.names:
+        if name in (WORK_DTYPE.names or ()):
             row[name] = value
     row["batches"] = counts["visits"] // batch + 1
     row["prefix"] = prefix

@@ -1,14 +1,17 @@
 """The stub of the compiled module: what Python calls of it."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self, final
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import disjoint_base
 
 from .._core import World
 
+@final
 class Area:
+    def __init__(self, *_: object, **__: object) -> None: ...
     start: int
     end: int
     flags: int
@@ -22,7 +25,9 @@ class Area:
     @property
     def pages(self) -> int: ...
 
+@final
 class Pages:
+    def __init__(self, *_: object, **__: object) -> None: ...
     area: Area
     addr: NDArray[np.uint64]
     pfn: NDArray[np.int64]
@@ -40,10 +45,11 @@ class Pages:
     @property
     def dirty(self) -> NDArray[np.bool_]: ...
 
+@disjoint_base
 class Asking:
-    def __init__(
-        self, world: World, ksm: Callable[[], Any], methods: dict[str, Callable[..., Any]], compiled: object = None
-    ) -> None: ...
+    def __new__(
+        cls, world: World, ksm: Callable[[], Any], methods: dict[str, Callable[..., Any]], compiled: object = None
+    ) -> Self: ...
     def scan(self, n: int) -> tuple[int, int]: ...
 
 def is_compiled(policy: object) -> bool: ...

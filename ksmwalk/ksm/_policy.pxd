@@ -4,16 +4,16 @@
 # Linux 6.18 does and costs nothing. They are called in the middle of a batch and may read all arrays, but change nothing
 # of the Host; a negative answer (KW_EPOLICY) ends the batch.
 #
-#   begin    a full scan starts.
-#   order    at the start of a full scan: mms[n] are the numbers on the list, in its order. They are put into the order of
-#            the scan; the answer says how many of them, from the front, are visited in it. The others keep their
-#            rmap_items and what is merged.
-#   domain   when the cursor enters an mm: whose pages its own may be merged with (_domains.pxd).
-#   area     when the cursor enters an area, once a scan: KW_SCAN; KW_PAUSE: its rmap_items are kept; KW_LEAVE: they go.
-#   pages    when the cursor enters a table: what happens to each page, in `act`.
-#   page     what happens to a page that the cursor has found: asked after `pages`, of what that did not leave out; never
-#            KW_PAGE_OUT.
-#   after    the cursor has left an area that was scanned.
+# begin: a full scan starts.
+# order: at the start of a full scan: mms[n] are the numbers on the list, in its order. They are put into the order of
+#   the scan; the answer says how many of them, from the front, are visited in it. The others keep their
+#   rmap_items and what is merged.
+# domain: when the cursor enters an mm: whose pages its own may be merged with (_domains.pxd).
+# area: when the cursor enters an area, once a scan: KW_SCAN; KW_PAUSE: its rmap_items are kept; KW_LEAVE: they go.
+# pages: when the cursor enters a table: what happens to each page, in `act`.
+# page: what happens to a page that the cursor has found: asked after `pages`, of what that did not leave out; never
+#   KW_PAGE_OUT.
+# after: the cursor has left an area that was scanned.
 #
 # What happens to a page: KW_PAGE_OUT: nothing, it is not visited, its rmap_item is kept if there is one.
 # KW_PAGE_COMPARE: Linux's visit (its content is noted, and compared at a visit that finds it unchanged). KW_PAGE_NOW:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
-from ksmwalk.estimates.costs import Costs
 from servers import memory
 
 from ksmwalk.commands import cli
 from ksmwalk.estimates.comparing import compare
+from ksmwalk.ksm.costs import Costs
 from ksmwalk.policies import POLICIES, ByDomain, Linux, OnRequest
 from ksmwalk.sources.captures import save_capture
 

@@ -10,8 +10,8 @@ MUTATIONS: dict[str, tuple[str, str]] = {
         "    return stable_insert(",
     ),
     "what was merged before gets no items": (
-        "                append_item(w, item, node)\n    leave(world)",
-        "                pass\n    leave(world)",
+        "                    append_item(w, item, node)\n                else:",
+        "                    pass\n                else:",
     ),
     "zero pages that KSM has placed are loaded as others": (
         "            if page & LOADED_WRITABLE:      # one of KSM's",
@@ -407,7 +407,7 @@ EQUIVALENT: dict[str, str] = {
         "its callers have set their counts to 0 already",
     "start: [dropped] c.items = c.nodes = NULL":
         "the checks of memory look at neither, and those of KSM set both themselves",
-    "read_level: if t.budget & 1023 [== -> !=] 0 and interrupted():":
+    "read_level: if t.budget & 1023 [== -> !=] 0 and k.alone and interrupted():":
         "signals are looked for at other entries, and more often",
     "examine: [dropped] w.ksm.changes_seen = w.ctl.changes":
         "keys in the unstable tree are looked up more often, and what a visit itself changes never changes such a key",
