@@ -432,7 +432,7 @@ class TraceSummary:
     """
 
     def __init__(self) -> None:
-        self.events = 0
+        self.events: int = 0
         self.operations: dict[str, int] = {}
         self.footprint: list[tuple[float, int]] = []
         self._pages: dict[int, np.ndarray[Any, Any]] = {}

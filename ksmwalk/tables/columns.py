@@ -34,6 +34,9 @@ class Columns:
 
     __slots__ = ("_odd", "addr", "entry")
 
+    addr: U64Array
+    entry: U64Array
+
     def __init__(self, addr: U64Array, entry: U64Array, odd: I64Array):
         # odd: of leaves whose level does not show, index * 4 + level.
         self.addr, self.entry, self._odd = addr, entry, odd

@@ -125,7 +125,7 @@ MUTATIONS: dict[str, tuple[str, str]] = {
         "if False:",
     ),
     "a changed checksum is kept but does not stop the visit": (
-        "            q.flags |= ITEM_HAS_CHECKSUM\n            return KW_OK",
+        "            w.done.changed += 1\n            return KW_OK",
         "            q.flags |= ITEM_HAS_CHECKSUM",
     ),
     "use_zero_pages does nothing": (
