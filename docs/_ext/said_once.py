@@ -20,13 +20,6 @@ _STRUCT = re.compile(r"^typedef struct \{\n(.*?)^\} kw_(\w+);", re.M | re.S)
 _LINE = re.compile(r"^\s*(?:const )?\w+\s+(?P<names>[^;]+);\s*(?:/\*\s*(?P<comment>.*?)\s*\*/)?", re.S | re.M)
 
 
-#: how the members of an enum begin in `_layout.h`
-PREFIX = {
-    "Frame": "FRAME_", "Vm": "VM_", "MmFlag": "MM_", "Thp": "THP_", "ItemFlag": "ITEM_", "NodeFlag": "NODE_",
-    "Strategy": "STRATEGY_", "Event": "EV_", "Bad": "KW_BAD_", "Code": "KW_E?", "Perm": "PERM_",
-}  # fmt: skip
-
-
 def header() -> str:
     return (Path(ksmwalk.get_include()) / "_layout.h").read_text(encoding="utf-8")
 
@@ -35,6 +28,13 @@ def comment(constant: str) -> str:
     """What `_layout.h` says right behind a constant."""
     found = re.search(rf"\b{constant}\b(?:\s*=\s*\S+?)?,?[ \t]+(?:\w+[ \t]*)?/\*\s*(.*?)\s*\*/", header(), re.S)
     return " ".join(found[1].split()) if found else ""
+
+
+def prefix(kind: type[enum.IntEnum | enum.IntFlag]) -> str:
+    """How the members of an enum begin in `_layout.h`, as a pattern."""
+    said = re.search(rf"/\* {kind.__name__}\(\w+\), (\w+):", header())[1]
+    # of the codes those that are no errors have no E
+    return f"{said}?" if said == "KW_E" else said
 
 
 def comments() -> dict[str, dict[str, str]]:
@@ -93,7 +93,7 @@ class NamedBits(_Table):
     def run(self):
         kind = getattr(layout, self.arguments[0])
         shown = hex if issubclass(kind, enum.IntFlag) else str
-        rows = [[bit.name, shown(bit.value), comment(PREFIX[kind.__name__] + bit.name)] for bit in kind]
+        rows = [[bit.name, shown(bit.value), comment(prefix(kind) + bit.name)] for bit in kind]
         if not any(row[2] for row in rows):
             return self.table(["name", "value"], [row[:2] for row in rows], code=2)
         return self.table(["name", "value", "meaning"], rows, code=2)

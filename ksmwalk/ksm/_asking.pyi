@@ -26,7 +26,7 @@ class Area:
     def pages(self) -> int: ...
 
 @final
-class Pages:
+class TablePages:
     def __init__(self, *_: object, **__: object) -> None: ...
     area: Area
     addr: NDArray[np.uint64]

@@ -86,7 +86,7 @@ cdef object copied(const void *start, int32_t n, object dtype):
 @cython.final
 @cython.auto_pickle(False)
 @cython.embedsignature(False)
-cdef class Pages:
+cdef class TablePages:
     """The pages of one table (2 MiB of addresses) that lie in one area and that KSM would look at, at most 512.
 
     `len(pages)` is their number; every array has that many entries.
@@ -116,7 +116,7 @@ cdef class Pages:
     cdef object item, entry
 
     def __init__(self, *_, **__):
-        raise TypeError("Pages are made by the scan, for a policy")
+        raise TypeError("TablePages are made by the scan, for a policy")
 
     def __len__(self):
         return len(self.addr)
@@ -148,7 +148,7 @@ cdef class Pages:
         return self.entry & np.uint64(PTE_D) != 0
 
     def __repr__(self):
-        return f"<Pages, {len(self)} of {self.area!r}>"
+        return f"<TablePages, {len(self)} of {self.area!r}>"
 
 
 # ------------------------------------------------------------------ a policy at work
@@ -368,7 +368,7 @@ cdef int put_actions(kw_pages *p, object answer) except -1:
 
 cdef int ask_pages(kw_world *w, void *data, kw_pages *p) noexcept with gil:
     cdef Asking a = <Asking>data
-    cdef Pages pages = Pages.__new__(Pages)
+    cdef TablePages pages = TablePages.__new__(TablePages)
     try:
         pages.world = a.world
         pages.area = area_door(a.world, p.mm, p.vma)

@@ -10,12 +10,12 @@ from .. import _core
 from ..gate import as_int, shown
 from ..signatures import AnyArray
 from . import _asking
-from ._asking import Area, Pages
+from ._asking import Area, TablePages
 
 if TYPE_CHECKING:
     from .ksmd import Ksm
 
-__all__ = ["Area", "Chosen", "Pages", "Policy"]
+__all__ = ["Area", "Chosen", "TablePages", "Policy"]
 
 #: methods that the scan asks; one that a policy does not write costs nothing
 ASKED = ("begin", "order", "domain", "area", "pages", "action", "after")
@@ -120,7 +120,7 @@ class Policy:
         """
         return self.SCAN
 
-    def pages(self, pages: Pages) -> AnyArray | None:
+    def pages(self, pages: TablePages) -> AnyArray | None:
         """Which pages of a table to visit; asked when the scan comes to it.
 
         Returns
@@ -130,7 +130,7 @@ class Policy:
         """
         return None
 
-    def action(self, pages: Pages) -> AnyArray | int | None:
+    def action(self, pages: TablePages) -> AnyArray | int | None:
         """What happens to the pages of a table that are visited.
 
         Returns

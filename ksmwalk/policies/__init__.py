@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..ksm.policy import Area, Pages, Policy
+from ..ksm.policy import Area, Policy, TablePages
 from .before import BeforeThePatch
 from .domains import ByDomain
 from .hot import SkipHot
@@ -10,7 +10,7 @@ from .linux import Linux
 from .request import OnRequest
 from .sampling import Sampling
 
-__all__ = ["POLICIES", "Area", "BeforeThePatch", "ByDomain", "Linux", "OnRequest", "Pages", "Policy", "Sampling", "SkipHot"]
+__all__ = ["POLICIES", "Area", "BeforeThePatch", "ByDomain", "Linux", "OnRequest", "TablePages", "Policy", "Sampling", "SkipHot"]
 
 #: those that come with ksmwalk, by name
 POLICIES: dict[str, type[Policy]] = {

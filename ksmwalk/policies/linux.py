@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..ksm.ksmd import Ksm
-from ..ksm.policy import Area, Pages, Policy
+from ..ksm.policy import Area, Policy, TablePages
 from ..signatures import AnyArray
 
 __all__ = ["Linux"]
@@ -35,10 +35,10 @@ class Linux(Policy):
         """Every area that is marked is scanned."""
         return self.SCAN
 
-    def pages(self, pages: Pages) -> None:
+    def pages(self, pages: TablePages) -> None:
         """All of its pages."""
 
-    def action(self, pages: Pages) -> int:
+    def action(self, pages: TablePages) -> int:
         """A page is compared when its content is that of the visit before."""
         return self.COMPARE
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..ksm.ksmd import Ksm
-from ..ksm.policy import Area, Pages, Policy
+from ..ksm.policy import Area, Policy, TablePages
 from ..signatures import AnyArray
 
 __all__ = ["OnRequest"]
@@ -76,14 +76,14 @@ class OnRequest(Policy):
         number = area.mm.number
         return [(a, b) for mm, a, b in self._wanted if mm == number and a < area.end and area.start < b]
 
-    def pages(self, pages: Pages) -> AnyArray:
+    def pages(self, pages: TablePages) -> AnyArray:
         """The pages that it names."""
         mask = pages.addr < 0
         for start, end in self._of(pages.area):
             mask |= (pages.addr >= start) & (pages.addr < end)
         return mask
 
-    def action(self, pages: Pages) -> int:
+    def action(self, pages: TablePages) -> int:
         """Compared at once: the caller says that they will not change."""
         return self.NOW
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..ksm.ksmd import Ksm
-from ..ksm.policy import Area, Pages, Policy
+from ..ksm.policy import Area, Policy, TablePages
 from ..signatures import AnyArray
 
 __all__ = ["Sampling"]
@@ -47,13 +47,13 @@ class Sampling(Policy):
         if self._scan % 256 == 0:
             self._level = {serial: level for serial, level in self._level.items() if level}
 
-    def pages(self, pages: Pages) -> AnyArray:
+    def pages(self, pages: TablePages) -> AnyArray:
         """Every n-th page of the area, from a place that moves on with each scan, and all that are merged already."""
         step = self.steps[self._level.get(pages.area.serial, 0)]
         at = ((pages.addr - np.uint64(pages.area.start)) >> np.uint64(12)).astype(np.int64)
         return ((at + self._scan) % step == 0) | pages.merged  # type: ignore[no-any-return]
 
-    def action(self, pages: Pages) -> int:
+    def action(self, pages: TablePages) -> int:
         """No second visit is waited for."""
         return self.NOW
 

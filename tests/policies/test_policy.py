@@ -378,7 +378,7 @@ def test_only_policies_are_plugged_in():
     assert host.ksm.policy is None
     policy = host.ksm.policy = Linux()
     assert host.ksm.policy is policy
-    for cls in (_asking.Area, _asking.Pages):
+    for cls in (_asking.Area, _asking.TablePages):
         with pytest.raises(TypeError):
             cls()
 
