@@ -62,6 +62,9 @@ LDFLAGS = {
     "release": ["-Wl,-s"],
     "asan": ["-fsanitize=address,undefined"],
 }.get(PROFILE, [])
+# What stands between Python and the loops of other modules, and Cython's own code for buffers with it: small rather than
+# fast, for the wheel's sake. None has a loop that is run for every page of a scan.
+SMALL = {"_advice", "_asking", "_domains", "_doors", "_lackey", "_load", "_takeover", "_touched"}
 
 # a static program without libc at a fixed high address: everything below is free for scenarios
 WORKER_FLAGS = (
@@ -151,7 +154,7 @@ class BuildExt(build_ext):
         """Everything but the files themselves that decides what comes out."""
         tools = {name: os.environ.get(name, "") for name in ("CC", "CFLAGS", "CPPFLAGS", "LDFLAGS", "LDSHARED")}
         tools |= {"cython": cython_version, "platform": self.plat_name, "python": sysconfig.get_config_var("CFLAGS")}
-        return json.dumps([DIRECTIVES, MACROS, CFLAGS, LDFLAGS, tools], indent=1)
+        return json.dumps([DIRECTIVES, MACROS, CFLAGS, sorted(SMALL), LDFLAGS, tools], indent=1)
 
     def generate(self, folder: Path):
         """Have Cython write the C files; it knows by itself which .pxd a .pyx reads.
@@ -210,7 +213,7 @@ def extensions():
             ".".join(source.with_suffix("").parts),
             [str(source)],
             define_macros=MACROS,
-            extra_compile_args=CFLAGS,
+            extra_compile_args=CFLAGS + (["-Os"] if PROFILE == "release" and source.stem in SMALL else []),
             extra_link_args=LDFLAGS,
             include_dirs=[INCLUDE],
             # the headers include each other; which .pxd a module reads is for Cython to know
