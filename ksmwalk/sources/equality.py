@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..layout import PAGE_SIZE
 from ..signatures import BoolArray, I64Array, U8Array, U64Array
@@ -74,6 +75,19 @@ class Equality:
     alone : bool[n]
         Which are equal to nobody because they never stand still.
     """
+
+    pages: AllPages
+    hasher: Hasher
+    progress: Progress
+    hash: NDArray[np.uint64]
+    begins: NDArray[np.uint64]
+    read: NDArray[np.bool_]
+    changes: NDArray[np.uint16]
+    turned: NDArray[np.uint8]
+    alone: NDArray[np.bool_]
+    apart: NDArray[np.uint16]
+    local: threading.local
+    pool: ThreadPoolExecutor
 
     def __init__(self, pages: AllPages, hasher: Hasher, progress: Progress):
         self.pages, self.hasher, self.progress = pages, hasher, progress

@@ -7,6 +7,7 @@ import secrets
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..layout import PAGE_SIZE
 from ..signatures import U8Array, U64Array
@@ -35,7 +36,7 @@ class Folded:
     numbers = 1
 
     def __init__(self) -> None:
-        self.seeds = np.frombuffer(secrets.token_bytes(8 * _bytes.SEEDS), np.uint64)
+        self.seeds: NDArray[np.uint64] = np.frombuffer(secrets.token_bytes(8 * _bytes.SEEDS), np.uint64)
 
     def hash(self, pages: U8Array) -> U64Array:
         """The hashes of uint8[n, 4096], as uint64[1, n]."""
