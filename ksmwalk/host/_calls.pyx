@@ -134,7 +134,6 @@ cdef int move_vma(kw_world *w, int32_t mm, uint64_t old, uint64_t old_len, uint6
     cdef int32_t v = vma_find(w, mm, old), moved, prev
     cdef uint64_t flags = w.vmas[v].flags, pgoff = w.vmas[v].pgoff + ((old - w.vmas[v].start) >> 12)
     cdef int32_t backing = w.vmas[v].backing, anon = w.vmas[v].anon_vma
-    cdef int64_t forked = w.vmas[v].forked
     cdef int rc
     if w.mms[mm].nr_vmas >= MAX_MAP_COUNT - 3:
         return -ENOMEM
@@ -150,6 +149,9 @@ cdef int move_vma(kw_world *w, int32_t mm, uint64_t old, uint64_t old_len, uint6
     prev = vma_find_from(w, mm, new)
     prev = w.vmas[prev].prev if prev else last_vma(w, mm)
     moved = vma_alloc(w, mm)
+    w.vmas[moved].anon_root = w.vmas[v].anon_root
+    w.vmas[moved].policy = w.vmas[v].policy
+    w.vmas[moved].forked = w.vmas[v].forked
     w.vmas[moved].start = new
     w.vmas[moved].end = new + new_len
     w.vmas[moved].flags = flags
@@ -157,7 +159,6 @@ cdef int move_vma(kw_world *w, int32_t mm, uint64_t old, uint64_t old_len, uint6
     w.vmas[moved].pgoff = pgoff
     w.vmas[moved].anon_vma = anon
     w.vmas[moved].page_shift = w.vmas[v].page_shift
-    w.vmas[moved].forked = forked
     if backing:
         w.mms[backing].users += 1
     vma_link(w, moved, prev)
@@ -312,6 +313,7 @@ cdef int32_t sys_fork(kw_world *w, int32_t parent) noexcept nogil:
     w.mms[child].flags |= w.mms[parent].flags & (MM_MERGE_ANY | MM_THP_DISABLED)
     w.mms[child].nid = w.mms[parent].nid
     w.mms[child].domain = w.mms[parent].domain
+    w.mms[child].cpu = w.mms[parent].cpu
     v = w.mms[parent].vma_first
     while v:
         p = &w.vmas[v]
@@ -324,7 +326,7 @@ cdef int32_t sys_fork(kw_world *w, int32_t parent) noexcept nogil:
             q.forked = 0
             q.mm = child
             q.flags &= ~<uint64_t>(VM_LOCKED | VM_UFFD_WP)
-            q.anon_vma = 0
+            q.anon_vma = q.anon_root = 0
             if q.backing:
                 w.mms[q.backing].users += 1
             vma_link(w, c, last)
@@ -332,6 +334,7 @@ cdef int32_t sys_fork(kw_world *w, int32_t parent) noexcept nogil:
             if p.anon_vma and not p.flags & VM_WIPEONFORK:
                 w.ctl.anon_vmas += 1
                 q.anon_vma = <int32_t>w.ctl.anon_vmas
+                q.anon_root = p.anon_root
                 q.forked = 1
             # Tables are copied only where a fault could not bring the pages back.
             if q.anon_vma or p.flags & COPIED and not p.flags & VM_WIPEONFORK:

@@ -124,7 +124,7 @@ def add_vmas(World world not None, int32_t mm, const uint64_t[::1] start, const 
             w.mms[backing[i]].users += 1
         if anon[i]:
             w.ctl.anon_vmas += 1
-            w.vmas[v].anon_vma = <int32_t>w.ctl.anon_vmas
+            w.vmas[v].anon_vma = w.vmas[v].anon_root = <int32_t>w.ctl.anon_vmas
         vma_link(w, v, last)
         last = v
     touched(w, mm)

@@ -3,7 +3,8 @@
 A record is taken over field by field, by name; fields that it did not have are 0. What it holds is checked afterwards
 like that of any other Host.
 
-Version 1 had one pair of trees a NUMA node and no domains: all its address spaces are in domain 0.
+Version 1 had one pair of trees a NUMA node and no domains: all its address spaces are in domain 0. Up to version 2 there
+was one CPU with one LRU batch, kept in `ctl`; no swap, no owners of folios, no other kernel than Linux 6.18.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from .. import layout
 __all__ = ["seen_as_now"]
 
 #: (array, field now) -> its name before
-_RENAMED = {("nodes", "tree"): "nid"}
+_RENAMED = {("nodes", "tree"): "nid", ("vmas", "anon_root"): "anon_vma"}
+#: (array, field) that holds fewer bits now: 0 or 1, and what is neither stays neither
+_NARROWED = {("vmas", "forked")}
 
 
 class _Earlier:
@@ -45,7 +48,8 @@ class _Earlier:
             for field in self.dtype.names:
                 source = _RENAMED.get((self._name, field), field)
                 if source in before.dtype.names:
-                    out[field] = before[source]
+                    narrow = (self._name, field) in _NARROWED
+                    out[field] = np.clip(before[source], -1, 2) if narrow else before[source]
         return out
 
 
@@ -54,10 +58,10 @@ def _known(name: str, dtype: np.dtype[Any]) -> bool:
     want = layout.ARRAYS[name].dtype
     if want.names is None or dtype.names is None:
         return False
-    pairs = [(want[field], dtype[_RENAMED.get((name, field), field)]) for field in want.names
+    pairs = [((name, field) in _NARROWED, want[field], dtype[_RENAMED.get((name, field), field)]) for field in want.names
              if _RENAMED.get((name, field), field) in dtype.names]  # fmt: skip
     return bool(pairs) and all(now.shape == then.shape and now.base.kind in "iu" and then.base.kind in "iu"
-                               and then.base.itemsize <= now.base.itemsize for now, then in pairs)  # fmt: skip
+                               and (narrow or then.base.itemsize <= now.base.itemsize) for narrow, now, then in pairs)  # fmt: skip
 
 
 def seen_as_now(found: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -70,11 +74,28 @@ def seen_as_now(found: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     ctl = found.get("ctl")
     names = getattr(getattr(ctl, "dtype", None), "names", None) or ()
-    if not names or "trees_used" in names or getattr(ctl, "shape", None) != (1,) or "trees" not in found:
+    if not names or "nr_cpus" in names or getattr(ctl, "shape", None) != (1,) or "trees" not in found:
         return found
+    assert ctl is not None
+    if _Earlier("ctl", ctl).dtype == layout.CTL:
+        found = {**found, "ctl": ctl if isinstance(ctl, np.ndarray) else ctl.read()}
     lifted: dict[str, Any] = {name: _Earlier(name, array) if name in layout.ARRAYS else array for name, array in found.items()}
-    if lifted["ctl"].dtype == layout.CTL:
-        ctl = lifted["ctl"].read()
+    if lifted["ctl"].dtype != layout.CTL:
+        return lifted
+    before, ctl = found["ctl"], lifted["ctl"].read()
+    if "trees_used" not in names:
         ctl["trees_used"], ctl["trees_cap"] = ctl["nr_nodes"], layout.TREES
-        lifted["ctl"] = ctl
+    frames = int(ctl["nr_frames"][0])
+    ctl["khuge_none"], ctl["khuge_shared"], ctl["khuge_swap"] = 511, 256, 64
+    ctl["nr_cpus"], ctl["nr_quads"], ctl["slots_used"], ctl["slots_cap"] = 1, -(-frames // 4), 1, slots(frames)
+    batch = np.zeros(1, layout.BATCH)
+    if {"lru", "lru_pending"} <= set(names):
+        batch["nr_lru"], batch["lru"] = before["lru_pending"], before["lru"]
+    lifted |= {"ctl": ctl, "batches": batch, "slots": np.zeros(1, layout.SLOT), "owners": np.zeros(0, layout.OWNERS)}
+    lifted |= {name: np.zeros(0, layout.ARRAYS[name].dtype) for name in ("slot_of", "pins_of")}
     return lifted
+
+
+def slots(nr_frames: int) -> int:
+    """Swap slots that a Host of so many frames has room for."""
+    return nr_frames + 1024

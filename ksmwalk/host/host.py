@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -12,12 +11,13 @@ import numpy as np
 from .. import _core, layout
 from ..errors import check
 from ..gate import as_flag, as_int, counted, shown
-from ..layout import BLOCK, FRAME_FIELDS, Frame, MmFlag, Thp
-from ..memory.frames import Frames
+from ..layout import BLOCK, FRAME_FIELDS, MmFlag, Thp
+from ..memory.frames import Frames, first_frames
 from ..signatures import AnyArray, RecordArray, U64Array
 from . import _doors, saved
 from .mm import Mm
 from .notebook import ShownHost
+from .outside import Outside
 from .running import Running
 from .traces import Driven
 
@@ -40,7 +40,7 @@ def _view(array: AnyArray, n: int) -> AnyArray:
     return view
 
 
-class Host(Driven, ShownHost, Running):
+class Host(Driven, ShownHost, Running, Outside):
     """A machine: frames, page tables, address spaces, KSM.
 
     Parameters
@@ -49,6 +49,8 @@ class Host(Driven, ShownHost, Running):
         Frames of 4 KiB. Frame 0 is the shared zero page.
     nr_nodes : int
         NUMA nodes; the frames are split evenly, in blocks of 512.
+    nr_cpus : int
+        CPUs: each has batches of its own of pages that wait, a reference held to each.
     levels : int
         Levels of page tables, 4 or 5.
     thp : {"madvise", "always", "never"}
@@ -77,13 +79,14 @@ class Host(Driven, ShownHost, Running):
     world: _core.World
 
     def __init__(
-        self, nr_frames: int, nr_nodes: int = 1, levels: int = 4, *, thp: str = "madvise", huge: bool | None = None
-    ):
+        self, nr_frames: int, nr_nodes: int = 1, levels: int = 4, *,
+        nr_cpus: int = 1, thp: str = "madvise", huge: bool | None = None,
+    ):  # fmt: skip
         nr_frames = as_int(nr_frames, "nr_frames", 2, 1 << 31)
         nr_blocks = -(-nr_frames // BLOCK)
         # A block of frames a node at least.
         nr_nodes = as_int(nr_nodes, "nr_nodes", 1, min(255, nr_blocks))
-        levels = as_int(levels, "levels", 4, 5)
+        levels, nr_cpus = as_int(levels, "levels", 4, 5), as_int(nr_cpus, "nr_cpus", 1, saved.CPUS_MOST)
         if huge is not None:
             huge = as_flag(huge, "huge")
         ctl = np.zeros(1, layout.CTL)
@@ -93,13 +96,15 @@ class Host(Driven, ShownHost, Running):
         ctl["nr_frames"], ctl["nr_nodes"], ctl["nr_blocks"] = nr_frames, nr_nodes, nr_blocks
         ctl["trees_used"] = nr_nodes  # of the one domain that all are in
         ctl["huge_zero"], ctl["levels"] = -1, levels
+        ctl["nr_cpus"], ctl["nr_quads"] = nr_cpus, -(-nr_frames // 4)
+        ctl["khuge_none"], ctl["khuge_shared"], ctl["khuge_swap"] = 511, 256, 64
         _thp(thp)
         arrays = saved.new_arrays(ctl, huge)
         arrays["b_heads"][:] = -1
         arrays["cursor"]["cache_base"] = 1
         self._bind(arrays)
         self.thp = thp
-        self._init_frames()
+        first_frames(arrays, nr_frames, nr_nodes)
 
     def _bind(self, arrays: dict[str, AnyArray]) -> None:
         """Take these arrays for one's own."""
@@ -113,42 +118,6 @@ class Host(Driven, ShownHost, Running):
         self._lives: dict[int, _core.Life] = {}
         self._pins: dict[int, int] = {}
         self._ksm: Ksm | None = None
-
-    def _init_frames(self) -> None:
-        a, n, nodes = self._arrays, self.nr_frames, self.nr_nodes
-        blocks = len(a["b_count"])
-        first = np.arange(blocks + 1) * BLOCK
-        first[-1] = n
-        a["b_count"][:] = np.diff(first)
-        a["b_free"][:] = ~np.uint64(0)
-        odd = n % BLOCK
-        if odd:
-            bits = np.arange(64) + np.arange(8)[:, None] * 64 < odd
-            a["b_free"][-1] = (bits.astype(np.uint64) << np.arange(64, dtype=np.uint64)).sum(axis=1, dtype=np.uint64)
-        # Frame 0 is the shared zero page.
-        a["b_free"][0, 0] &= ~np.uint64(1)
-        a["b_count"][0] -= 1
-        a["f_flags"][0] = Frame.ZERO | Frame.USED
-        a["ctl"]["frames_used"] = 1
-        node_of = np.arange(blocks) * nodes // blocks
-        if nodes > 1:
-            a["f_nid"][:] = np.repeat(node_of, np.diff(first))
-        for nid in range(nodes):
-            mine = np.flatnonzero(node_of == nid)
-            whole = a["b_count"][mine] == BLOCK
-            self._chain(mine[~whole & (a["b_count"][mine] > 0)], nid)
-            self._chain(mine[whole], nodes + nid)
-
-    def _chain(self, blocks: AnyArray, head: int) -> None:
-        """Link blocks in this order into one of the allocator's lists."""
-        if not len(blocks):
-            return
-        a = self._arrays
-        a["b_heads"][head] = blocks[0]
-        a["b_next"][blocks[:-1]] = blocks[1:]
-        a["b_next"][blocks[-1]] = -1
-        a["b_prev"][blocks[1:]] = blocks[:-1]
-        a["b_prev"][blocks[0]] = -1
 
     # ---------------------------------------------------------- looking
 
@@ -233,7 +202,7 @@ class Host(Driven, ShownHost, Running):
 
     @property
     def lru_batch(self) -> int:
-        """New pages that wait, a reference held to each, until the batch is drained; 0: drained at once. May be set."""
+        """New pages of a CPU that wait, a reference held to each, until its batch is drained; 0: at once. May be set."""
         return self._ctl("lru_batch")
 
     @lru_batch.setter
@@ -337,81 +306,6 @@ class Host(Driven, ShownHost, Running):
         if not self._mm_flags(number) & MmFlag.BACKING:
             raise ValueError(f"object {shown(number)}: there is none")
         return number
-
-    # ---------------------------------------------------------- world events
-
-    def drain(self) -> None:
-        """Drain the LRU batch: the references it holds go.
-
-        Models: lru_add_drain_all() of Linux 6.18. Differs: one batch, not one per CPU.
-        """
-        _doors.drain(self.world)
-
-    def pin(self, mm: Mm, addr: int) -> int:
-        """Hold a reference to the page at `addr`, as direct I/O does.
-
-        Returns
-        -------
-        int
-            Its frame, for `unpin`.
-
-        Raises
-        ------
-        OSError
-            EFAULT: nothing is present there.
-
-        Models: pin_user_pages() of a present page in Linux 6.18.
-        Differs: nothing is faulted in, the zero page is refused.
-        """
-        if not isinstance(mm, Mm) or mm.host is not self:
-            raise ValueError(f"mm {shown(mm)}: must be an Mm of this Host")
-        pfn = int(mm.read_pfns(as_int(addr, "addr") & -layout.PAGE_SIZE, 1)[0])
-        if not 0 <= pfn < self.nr_frames or self._arrays["f_flags"][pfn] & Frame.ZERO:
-            check(-errno.EFAULT, f"pin at {addr:#x}: no page to pin")
-        _doors.pin(self.world, pfn)
-        head = int(self._arrays["f_head"][pfn])
-        self._pins[head] = self._pins.get(head, 0) + 1
-        return pfn
-
-    def unpin(self, pfn: int) -> None:
-        """Let go of a page that `pin` gave.
-
-        Raises
-        ------
-        ValueError
-            It is not pinned.
-
-        Models: unpin_user_page() of Linux 6.18. Differs: nothing known.
-        """
-        pfn = as_int(pfn, "pfn", 1, self.nr_frames - 1)
-        head = int(self._arrays["f_head"][pfn])
-        pins = self._pins.get(head, 0)
-        if pins < 1 and not self._pinned_before(head) or _doors.extra_refs(self.world, pfn) < 1:
-            raise ValueError(f"frame {pfn}: not pinned")
-        _doors.unpin(self.world, pfn)
-        if pins > 1:
-            self._pins[head] = pins - 1
-        else:
-            self._pins.pop(head, None)
-
-    def _pinned_before(self, head: int) -> bool:
-        """Whether a folio carries a reference that only a pin can be: one that was there when the Host was saved."""
-        flags = int(self._arrays["f_flags"][head])
-        if flags & (Frame.FILE | Frame.DEVICE | Frame.HUGETLB):
-            return False  # an object may hold it
-        return int(_doors.extra_refs(self.world, head)) > bool(flags & Frame.LRU)
-
-    def lock_page(self, pfn: int, on: bool = True) -> None:
-        """Hold (or release) the page lock of a frame, as somebody else's I/O does.
-
-        Models: folio_trylock() failing in Linux 6.18. Differs: only KSM and MADV_COLLAPSE ask for the lock.
-        """
-        pfn, on = as_int(pfn, "pfn", 1, self.nr_frames - 1), as_flag(on, "on")
-        flags = self._arrays["f_flags"]
-        with self.world:
-            if not flags[pfn] & Frame.USED:
-                raise ValueError(f"frame {pfn}: not in use")
-            flags[pfn] = flags[pfn] | Frame.LOCKED if on else flags[pfn] & ~np.uint16(Frame.LOCKED)
 
     # ---------------------------------------------------------- keeping
 

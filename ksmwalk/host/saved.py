@@ -15,7 +15,7 @@ import numpy as np
 from .. import _core, layout
 from ..ksm import _check as _ksm_check
 from ..ksm.sysfs import KNOBS
-from ..layout import BLOCK, stored
+from ..layout import BLOCK, Switch, stored
 from ..layout.arena import reserve, shape_of
 from ..memory import _check
 from . import earlier
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 KIND = "saved Host"
 #: of the arrays and their records; raised when they change. Readers of a version read all before it, from 1 on.
-VERSION = 2
+VERSION = 3
+#: CPUs that a Host may have
+CPUS_MOST = 256
 
 _HUGE_FROM = 1 << 20  # frames
 _BIG = 1 << 61  # counts that only grow: nobody comes so far
@@ -36,8 +38,17 @@ _NUMBERS = [
     ("ksm", "events_on", 0, 1), ("ksm", "long_wait", 0, 1), ("ksm", "now_ms", 0, _BIG), ("ksm", "generation", 0, _BIG),
     ("ksm", "tree_generation", 0, _BIG), ("ksm", "pages_scanned", 0, _BIG), ("ksm", "pages_skipped", 0, _BIG),
     ("ksm", "zero_pages", -_BIG, _BIG), ("ksm", "advisor", -_BIG, _BIG), ("mms", "nr_zero", -_BIG, _BIG),
-    ("event_pos", None, 0, _BIG),
+    ("event_pos", None, 0, _BIG), ("ctl", "mthp", 0, 2), ("ksm", "cpu", 0, CPUS_MOST - 1),
 ]  # fmt: skip
+
+
+#: arrays by frame that are not written to before something is there -> the field of ctl that says so, and from where on
+_RARE = {"slot_of": ("slots_used", 2), "pins_of": ("dma_pins", 1), "owners": ("folios", 1)}
+
+
+def _written(ctl: np.ndarray, name: str) -> bool:
+    field, least = _RARE[name]
+    return int(ctl[field][0]) >= least
 
 
 class _Wrong(ValueError):
@@ -54,6 +65,11 @@ class _Wrong(ValueError):
 def used_records(arrays: Mapping[str, np.ndarray], name: str) -> int:
     """Records of one of a Host's arrays that were ever used."""
     ctl = arrays["ctl"]
+    if name in _RARE:
+        if not _written(ctl, name):
+            return 0
+        frames = used_records(arrays, "f_flags")
+        return -(-frames // 4) if name == "owners" else frames
     if name.startswith("f_"):
         used = np.flatnonzero(arrays["b_count"] < BLOCK)
         return min(int(ctl["nr_frames"][0]), (int(used[-1]) + 1) * BLOCK) if len(used) else 0
@@ -156,6 +172,7 @@ def capacities(nr_frames: int) -> dict[str, int]:
         "items": 8 * nr_frames + (1 << 16),
         "stable": 2 * nr_frames + 1024,
         "trees": layout.TREES,
+        "slots": earlier.slots(nr_frames),
     }
 
 
@@ -228,6 +245,9 @@ def check_sizes(found: Mapping[str, Any]) -> None:
             if shape != found["f_flags"].shape or not 1 <= shape[0] <= want[0]:
                 raise _Wrong(name, f"array {name}: shape {shape}, must be that of f_flags and at most {want}")
             continue
+        if name in _RARE:
+            frames = found["f_flags"].shape[0] if _written(ctl, name) else 0
+            want = (-(-frames // 4) if name == "owners" else frames,)
         if array.shape[0].endswith("_cap"):
             want = (int(ctl[array.shape[0].removesuffix("_cap") + "_used"][0]), *want[1:])
         if shape != want:
@@ -239,10 +259,13 @@ def _check_ctl(ctl: np.ndarray) -> None:
     for field, low, high in (
         ("nr_frames", 2, 1 << 31), ("nr_nodes", 1, 255), ("levels", 4, 5),
         ("nr_blocks", -(-c["nr_frames"] // BLOCK), -(-c["nr_frames"] // BLOCK)),
+        ("nr_quads", -(-c["nr_frames"] // 4), -(-c["nr_frames"] // 4)), ("nr_cpus", 1, CPUS_MOST),
+        ("kernel", 0, 2 * max(Switch) - 1), ("slots_most", 0, c["slots_cap"] - 1), ("folios", 0, _BIG), ("dma_pins", 0, _BIG),
+        ("khuge_none", 0, 511), ("khuge_shared", 0, 512), ("khuge_swap", 0, 512),
         ("nr_nodes", 1, c["nr_blocks"]),
     ):  # fmt: skip
         _within("ctl", field, c[field], low, high)
-    for name in ("rows", "vmas", "mms", "items", "stable"):
+    for name in ("rows", "vmas", "mms", "items", "stable", "slots"):
         # Table pages are numbered with 40 bits, but no Host has use for more than a few to a frame.
         most = 1 << 33 if name == "rows" else 1 << 35 if name == "items" else _INDEXED
         _within("ctl", f"{name}_cap", c[f"{name}_cap"], 1, most)

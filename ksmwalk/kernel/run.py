@@ -113,9 +113,10 @@ class Run:
     def records(self) -> Iterator[dict[str, Any]]:
         session = self.session
         for index, op in self.scenario.steps():
-            if (name := row(op).process(op)) is not None and name not in self.live:
-                where = f"{self.scenario.name}: op {index} {op[0]}"
-                raise ScenarioError(where, "its fork failed, so there is no process", name)
+            for name in row(op).processes(op):
+                if name not in self.live:
+                    where = f"{self.scenario.name}: op {index} {op[0]}"
+                    raise ScenarioError(where, "its fork failed, so there is no process", name)
             session.drain()
             ret = getattr(self, "do_" + op[0])(*op[1:])
             session.settle()

@@ -15,7 +15,8 @@ from ..layout import PAGE_SIZE as PAGE
 from ..proc import processes
 from ..scenarios import records
 from ..scenarios.format import Scenario
-from ..scenarios.ops import KNOB, row
+from ..scenarios.kinds import KNOB
+from ..scenarios.ops import row
 from . import knobs, pages, signals, trace, worker
 from .knobs import KSM, KernelUnavailable
 from .run import PR_GET_MEMORY_MERGE, STAT_NAMES, WITHOUT, Disturbed, Run

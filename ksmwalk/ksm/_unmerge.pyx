@@ -29,7 +29,7 @@ cdef int break_pte(kw_world *w, int32_t mm, uint64_t *pte) noexcept nogil:
     flags = (entry_decode(e) & ~(PTE_PFN_MASK | PTE_RW | PTE_D | PTE_SPECIAL)) | PTE_A
     pte[0] = make_entry(<uint64_t>new, flags)
     frame_map(w, new)
-    lru_add(w, new)
+    lru_add(w, mm, new)
     if pfn < 0:
         ksm_zero_gone(w, mm)
     else:

@@ -40,6 +40,7 @@ enum {
     FRAME_LRU = 0x100,     /* on a per-CPU LRU batch, which holds a reference */
     FRAME_LOCKED = 0x200,  /* page lock held by somebody else */
     FRAME_USED = 0x400,    /* allocated */
+    FRAME_EXCLUSIVE = 0x800, /* anonymous, and of one mapping only: a store goes into it whatever refers to it */
 };
 enum { FRAME_ELIGIBLE_MASK = 0x81 }; /* a page for KSM: of these bits exactly FRAME_ANON is set */
 /* LoadedPage(IntFlag), LOADED_: What a page to be loaded is, besides the FRAME_* bits of its frame (`host._load`). */
@@ -58,6 +59,8 @@ enum {
 #define VM_MAYWRITE 0x20ull
 #define VM_MAYEXEC 0x40ull
 #define VM_MAYSHARE 0x80ull
+#define VM_GROWSDOWN 0x100ull
+#define VM_UFFD_MISSING 0x200ull
 #define VM_PFNMAP 0x400ull
 #define VM_MAYBE_GUARD 0x800ull       /* guard markers were put in once */
 #define VM_UFFD_WP 0x1000ull
@@ -67,6 +70,7 @@ enum {
 #define VM_RAND_READ 0x10000ull
 #define VM_DONTCOPY 0x20000ull
 #define VM_DONTEXPAND 0x40000ull
+#define VM_LOCKONFAULT 0x80000ull
 #define VM_ACCOUNT 0x100000ull
 #define VM_NORESERVE 0x200000ull
 #define VM_HUGETLB 0x400000ull
@@ -87,6 +91,28 @@ enum {
     MM_USED = 16,
     MM_BACKING = 32,       /* no address space: the pages of a file or of shared memory, by offset */
     MM_DEVICE = 64,        /* MM_BACKING whose pages are zone-device (dax) */
+    MM_LOCK_FUTURE = 128,  /* mlockall(MCL_FUTURE): what is mapped from now on is locked */
+    MM_LOCK_ONFAULT = 256, /* and brought in page by page only (MCL_ONFAULT) */
+};
+/* Switch(IntFlag), SWITCH_: In what a kernel differs from Linux 6.18.44; `ksmwalk.kernels` says which has which. */
+enum {
+    SWITCH_SCAN_EACH = 0x1,         /* scans look up one address after the other */
+    SWITCH_UNMERGE_RANGE = 0x2,     /* unmerging walks ranges */
+    SWITCH_STABLE_FIRST = 0x4,      /* a visit searches the stable tree before it compares the checksum */
+    SWITCH_ZERO_UNTRACKED = 0x8,    /* a page merged with the zero page is an ordinary zero page */
+    SWITCH_SPLIT_KEEPS_EMPTY = 0x10,/* empty parts of a split huge page stay pages */
+    SWITCH_OLD_CHAINS = 0x20,       /* full dups are never found, chains of one dup stay chains */
+    SWITCH_NO_SMART_SCAN = 0x40,
+    SWITCH_FORK_INHERITS = 0x80,    /* a child starts with the counts of its parent */
+    SWITCH_FORKED_HUGE_FAILS = 0x100, /* the first merge of a page of a forked huge page fails in its second half */
+    SWITCH_FORGETS = 0x200,         /* a merge forgets checksum and age */
+    SWITCH_NONE_NO_PARTNER = 0x400, /* a search that meets a PROT_NONE page gives up */
+    SWITCH_KEEPS_PROTECTED = 0x800, /* unmerging leaves KSM pages that userfaultfd write-protects */
+    SWITCH_POKE_FAILS = 0x1000,     /* a debugger can't store into PROT_NONE memory */
+    SWITCH_MOVE_ONE_AREA = 0x2000,  /* mremap moves no several areas */
+    SWITCH_NO_MERGE_ANY = 0x4000,   /* no PR_SET_MEMORY_MERGE */
+    SWITCH_NO_COLLAPSE = 0x8000,    /* no MADV_COLLAPSE */
+    SWITCH_BITS_LIE = 0x10000,      /* /proc/kpageflags calls every anonymous page KSM's */
 };
 /* Thp(IntEnum), THP_: Huge pages for anonymous memory: never, where madvise asks for them, always. */
 enum { THP_NEVER = 0, THP_MADVISE = 1, THP_ALWAYS = 2 };
@@ -95,6 +121,8 @@ enum { ITEM_STABLE = 1, ITEM_UNSTABLE = 2, ITEM_HAS_CHECKSUM = 4, ITEM_USED = 8 
 /* NodeFlag(IntFlag), NODE_: State of a stable node. RESTLESS: the head of a chain that a search which passes it may change,
  * prune times aside. */
 enum { NODE_USED = 1, NODE_CHAIN = 2, NODE_DUP = 4, NODE_MIGRATE = 8, NODE_RESTLESS = 16 };
+/* SlotFlag(IntFlag), SLOT_: State of a swap slot. KSM: what went out was a KSM page. */
+enum { SLOT_USED = 1, SLOT_KSM = 2, SLOT_EXCLUSIVE = 4 };
 /* Strategy(IntEnum), STRATEGY_: How the cursor finds the next page: the 2025 range walk, or one address at a time. */
 enum { STRATEGY_RANGE = 0, STRATEGY_PER_ADDRESS = 1 };
 /* Event(IntEnum), EV_: The ksm:* trace events a Host can record. */
@@ -166,7 +194,10 @@ typedef struct {
     int32_t anon_vma;    /* 0: never had an anonymous page */
     int32_t page_shift;  /* 12, or 21/30 for hugetlb */
     int64_t serial;      /* number of this vma among all ever made */
-    int64_t forked;      /* 1: its anon_vma chain came through a fork, its pages may be shared with a parent */
+    int32_t forked;      /* 1: its anon_vma chain came through a fork, its pages may be shared with a parent */
+    int32_t anon_root;   /* the anon_vma that the first of its relatives by fork has, 0: none */
+    int32_t policy;      /* NUMA node that new pages go to + 1, 0: that of the mm */
+    int32_t unused;
 } kw_vma;
 
 /* An address space with its mm slot. Record 0 is the head of the circular slot list. */
@@ -186,6 +217,8 @@ typedef struct {
     int32_t nid;         /* preferred NUMA node */
     int32_t vma_hint;    /* the vma found last */
     int32_t domain;      /* merged only with pages of address spaces of the same number */
+    int32_t cpu;         /* CPU its tasks run on: matters for batches only */
+    int32_t tasks;       /* tasks besides the first that live in it */
     int32_t unused;
     int64_t users;       /* MM_BACKING: vmas that map it, and its maker while it has not let go */
     int64_t nr_pages;    /* MM_BACKING: pages it has, faults beyond fail */
@@ -235,6 +268,34 @@ typedef struct {
     uint8_t colour;      /* bit 0; the other bits belong to the record (little-endian) */
 } kw_rb;
 
+/* Who maps a folio of several pages: the record number head / 4 of one (no such folio is smaller, and each is aligned to
+ * its size). "Maybe shared" is not counted by mappings but by two owners, as the kernel does. */
+typedef struct {
+    int32_t mm[2];       /* owners, 0: free */
+    int32_t nr[2];       /* mappings of each; a leaf pmd counts 1 */
+    int32_t total;       /* mappings of the folio, likewise */
+    uint16_t order;      /* it has 1 << order pages */
+    uint16_t shared;     /* 1: maybe shared */
+} kw_owners;
+
+/* What waits on one CPU, a reference held to each. */
+typedef struct {
+    int32_t nr_lru;      /* new pages, up to ctl.lru_batch */
+    int32_t nr_mlock;    /* small pages of locked areas */
+    int64_t lru[64];     /* pfns */
+    int64_t mlock[32];
+} kw_batch;
+
+/* A slot of the swap device. Record 0 is "none". */
+typedef struct {
+    uint64_t key;        /* content */
+    uint64_t addr;       /* where the page of the swap cache came in first, bytes */
+    int32_t pfn;         /* frame in the swap cache, 0: none */
+    int32_t count;       /* entries that mean it; next free record while nobody does */
+    int32_t root;        /* anon_root of the area where that page came in */
+    int32_t flags;       /* SLOT_* bits */
+} kw_slot;
+
 /* Arena bookkeeping, one record a host: how many records were ever used, and the first free one. */
 typedef struct {
     int64_t rows_used, rows_free, rows_live, rows_cap;
@@ -245,17 +306,24 @@ typedef struct {
     int64_t stable_used, stable_free, stable_live, stable_cap;  /* stable nodes */
     int64_t trees_used, trees_cap; /* pairs of trees: nr_nodes for each domain up to the highest */
     int64_t nr_frames, nr_nodes, nr_blocks;
+    int64_t nr_quads;      /* nr_frames / 4, rounded up */
     int64_t frames_used;   /* frames allocated */
     int64_t anon_vmas;     /* anon_vma families handed out */
     int64_t huge_zero;     /* pfn of the huge zero page, -1: none yet */
     int64_t lru_batch;     /* size of the LRU batch that holds a reference to new pages, 0: none (drained at once) */
-    int64_t lru_pending;   /* pages in it */
+    int64_t nr_cpus;       /* CPUs, each with its batches */
+    int64_t kernel;        /* SWITCH_* bits */
+    int64_t mthp[10];      /* [order]: folios of so many pages for anonymous memory: THP_* */
+    int64_t khuge_none, khuge_shared, khuge_swap; /* khugepaged's max_ptes_none, max_ptes_shared, max_ptes_swap */
+    int64_t slots_used, slots_free, slots_live, slots_cap; /* swap slots */
+    int64_t slots_most;    /* pages of the swap device, 0: no swap */
+    int64_t folios;        /* folios of several pages ever made: 0 means that no record of their owners was written */
+    int64_t dma_pins;      /* DMA pins held */
     int64_t levels;
     int64_t thp;           /* huge pages for anonymous memory: THP_* */
     int64_t vma_serial;    /* vmas ever made */
     int64_t changes;       /* raised with every epoch: what looked before can tell in one read that something changed */
     int64_t mm_serial;     /* address spaces ever made */
-    int64_t lru[64];       /* pfns in the batch */
 } kw_ctl;
 
 /* Tunables and counters of one KSM. */
@@ -268,6 +336,7 @@ typedef struct {
     int64_t now_ms;        /* the clock, an input */
     int64_t migrate;       /* first stable node waiting to change its NUMA tree, 0: none */
     int64_t events_on;
+    int64_t cpu;           /* CPU that ksmd runs on */
     int64_t long_wait;     /* ksmd found nothing to do and sleeps until somebody registers */
     int64_t generation;    /* raised when others were found to have changed an mm since the engine looked last */
     int64_t tree_generation; /* generation when the unstable trees were emptied last */
@@ -400,6 +469,11 @@ struct kw_world {
     int32_t *f_refs;       /* [nr_frames]~ at the folio's head: references, mappings included */
     uint64_t *f_key;       /* [nr_frames]~ content */
     int32_t *f_node;       /* [nr_frames]~ stable node of a KSM page, 0: none */
+    int32_t *slot_of;      /* [nr_frames] swap slot of a page in the swap cache, 0: none. Not written without swap */
+    int32_t *pins_of;      /* [nr_frames] at the folio's head: DMA pins, references all. Not written without any */
+    kw_owners *owners;     /* [nr_quads] of folios of several pages, by head / 4. Not written without any */
+    kw_batch *batches;     /* [nr_cpus] */
+    kw_slot *slots;        /* [slots_cap] */
     /* the frame allocator: blocks of 512 frames */
     uint64_t *b_free;      /* [nr_blocks][8] bit set = free */
     uint16_t *b_count;     /* [nr_blocks] free frames in the block */

@@ -55,7 +55,7 @@ cdef int32_t mm_alloc(kw_world *w) noexcept nogil:
     m.flags = MM_USED
     m.vma_first = m.slot_next = m.slot_prev = m.rmap_list = m.nr_vmas = 0
     m.nr_rmap_items = m.nr_merging = m.nr_zero = m.users = m.nr_pages = 0
-    m.nid = m.vma_hint = m.domain = 0
+    m.nid = m.vma_hint = m.domain = m.cpu = m.tasks = 0
     c.mm_serial += 1
     m.serial = c.mm_serial
     m.root = row_alloc(w, row_owner(mm, <int>c.levels))
@@ -266,6 +266,7 @@ cdef bint vma_join(kw_world *w, int32_t a, int32_t b) noexcept nogil:
             return False
         if q.anon_vma:
             p.anon_vma = q.anon_vma
+            p.anon_root = q.anon_root
     p.end = q.end
     p.flags |= q.flags & VM_MAYBE_GUARD
     vma_free(w, b)
@@ -315,11 +316,13 @@ cdef void anon_vma_prepare(kw_world *w, kw_vma *v) noexcept nogil:
         n = &w.vmas[v.next]
         if n.anon_vma and not n.forked and anon_vma_near(v, n):
             v.anon_vma = n.anon_vma
+            v.anon_root = n.anon_root
             return
     if v.prev:
         n = &w.vmas[v.prev]
         if n.anon_vma and not n.forked and anon_vma_near(n, v):
             v.anon_vma = n.anon_vma
+            v.anon_root = n.anon_root
             return
     w.ctl.anon_vmas += 1
-    v.anon_vma = <int32_t>w.ctl.anon_vmas
+    v.anon_vma = v.anon_root = <int32_t>w.ctl.anon_vmas

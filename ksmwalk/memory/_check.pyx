@@ -121,6 +121,10 @@ cdef int one_mm(Check *c, int32_t i) noexcept nogil:
         return -1
     if within(c, b"mms", b"vma_hint", i, m.vma_hint, 0, c.w.ctl.vmas_used, b"no area"):
         return -1
+    if within(c, b"mms", b"cpu", i, m.cpu, 0, c.w.ctl.nr_cpus, b"no CPU of this Host"):
+        return -1
+    if within(c, b"mms", b"tasks", i, m.tasks, 0, 1 << 30, b"no number of tasks"):
+        return -1
     if within(c, b"mms", b"serial", i, m.serial, 1, c.w.ctl.mm_serial + 1, b"not given out yet"):
         return -1
     if m.flags & MM_BACKING:
@@ -159,6 +163,10 @@ cdef int one_vma(Check *c, int32_t mm, int32_t v, int32_t before) noexcept nogil
     if within(c, b"vmas", b"anon_vma", v, p.anon_vma, 0, w.ctl.anon_vmas + 1, b"not given out yet"):
         return -1
     if within(c, b"vmas", b"forked", v, p.forked, 0, 2, b"must be 0 or 1"):
+        return -1
+    if within(c, b"vmas", b"anon_root", v, p.anon_root, 0, w.ctl.anon_vmas + 1, b"not given out yet"):
+        return -1
+    if within(c, b"vmas", b"policy", v, p.policy, 0, w.ctl.nr_nodes + 1, b"no NUMA node of this Host + 1"):
         return -1
     if within(c, b"vmas", b"serial", v, p.serial, 1, w.ctl.vma_serial + 1, b"not given out yet"):
         return -1

@@ -88,23 +88,37 @@ cdef int block_list(Check *c, int kind, int64_t nid) noexcept nogil:
     return 0
 
 
+cdef bint waits_before(Check *c, int64_t cpu, int64_t at) noexcept nogil:
+    """Is entry `at` of this CPU's batch in a batch before it, too?"""
+    cdef int64_t pfn = c.w.batches[cpu].lru[at], other, i
+    for other in range(cpu + 1):
+        for i in range(at if other == cpu else c.w.batches[other].nr_lru):
+            if c.w.batches[other].lru[i] == pfn:
+                return True
+    return False
+
+
 cdef int lru(Check *c) noexcept nogil:
+    """The batches of new pages: what is in one has its mark, and is in no other."""
     cdef kw_ctl *ctl = c.w.ctl
-    cdef int64_t i, j, marked = 0
-    if within(c, b"ctl", b"lru_batch", 0, ctl.lru_batch, 0, LRU_MOST, b"no size of the batch"):
+    cdef kw_batch *b
+    cdef int64_t cpu, i, marked = 0, waiting = 0
+    if within(c, b"ctl", b"lru_batch", 0, ctl.lru_batch, 0, LRU_MOST, b"no size of a batch"):
         return -1
-    if within(c, b"ctl", b"lru_pending", 0, ctl.lru_pending, 0, max(<int64_t>1, ctl.lru_batch), b"more than the batch takes"):
-        return -1
-    for i in range(ctl.lru_pending):
-        if not 0 < ctl.lru[i] < c.known or c.w.f_head[ctl.lru[i]] != ctl.lru[i] or not c.w.f_flags[ctl.lru[i]] & FRAME_LRU:
-            return refuse(c, b"ctl", b"lru", i, ctl.lru[i], b"no frame that waits in the batch")
-        for j in range(i):
-            if ctl.lru[i] == ctl.lru[j]:
-                return refuse(c, b"ctl", b"lru", i, ctl.lru[i], b"in the batch twice")
-        c.held[ctl.lru[i]] += 1
+    for cpu in range(ctl.nr_cpus):
+        b = &c.w.batches[cpu]
+        if within(c, b"batches", b"nr_lru", cpu, b.nr_lru, 0, max(<int64_t>1, ctl.lru_batch), b"more than a batch takes"):
+            return -1
+        for i in range(b.nr_lru):
+            if not 0 < b.lru[i] < c.known or c.w.f_head[b.lru[i]] != b.lru[i] or not c.w.f_flags[b.lru[i]] & FRAME_LRU:
+                return refuse(c, b"batches", b"lru", cpu, b.lru[i], b"no frame that waits in a batch")
+            if waits_before(c, cpu, i):
+                return refuse(c, b"batches", b"lru", cpu, b.lru[i], b"in a batch twice")
+            c.held[b.lru[i]] += 1
+            waiting += 1
     for i in range(c.known):
         marked += c.w.f_flags[i] & FRAME_LRU != 0
-    return counted(c, b"ctl", b"lru_pending", 0, ctl.lru_pending, marked, b"frames that wait in the batch")
+    return counted(c, b"batches", b"nr_lru", 0, waiting, marked, b"frames that wait in all batches")
 
 
 cdef int frames(Check *c) noexcept nogil:

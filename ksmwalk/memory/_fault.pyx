@@ -145,7 +145,7 @@ cdef int new_anon(kw_world *w, int32_t mm, kw_vma *v, uint64_t *pte, uint64_t ke
         flags |= PTE_RW
     pte[0] = make_entry(<uint64_t>pfn, flags)
     frame_map(w, pfn)
-    lru_add(w, pfn)
+    lru_add(w, mm, pfn)
     touched(w, mm)
     return KW_OK
 

@@ -307,7 +307,7 @@ cdef int collapse(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr) noexcept no
 cdef void map_huge(kw_world *w, int32_t mm, kw_vma *v, uint64_t *pmd, int64_t pfn) noexcept nogil:
     pmd[0] = make_leaf(<uint64_t>pfn, huge_flags(v.flags), 2)
     huge_map(w, pfn)
-    lru_add(w, pfn)
+    lru_add(w, mm, pfn)
     touched(w, mm)
 
 

@@ -8,7 +8,7 @@
 # the LRU batch. "Nobody but the mappings holds a reference" is folio_extra_refs() == 0. A folio is freed as a whole
 # when its refs drop to 0: a huge page that lost some of its mappings stays a folio and keeps all of its 512 frames. The
 # shared zero page (frame 0) and the huge zero page (ctl.huge_zero) are not counted and never freed.
-from libc.stdint cimport int64_t, uint16_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint64_t
 
 from ksmwalk._core cimport entry_pfn
 from ksmwalk.layout._layout cimport *
@@ -79,8 +79,11 @@ cdef inline int64_t normal_pfn(kw_world *w, uint64_t e, int level) noexcept nogi
         return KW_NONE
     return <int64_t>pfn
 
-# ------------------------------------------------------------------ the LRU batch
+# ------------------------------------------------------------------ the LRU batches
 
-cdef void lru_add(kw_world *w, int64_t pfn) noexcept nogil
-    # A new anonymous page goes on the LRU batch (nothing where ctl.lru_batch is 0); a full batch is drained.
+cdef void lru_add(kw_world *w, int32_t mm, int64_t pfn) noexcept nogil
+    # A new anonymous page goes on the LRU batch of the CPU that mm runs on (nothing where ctl.lru_batch is 0); a full
+    # batch is drained.
+cdef void lru_drain_cpu(kw_world *w, int cpu) noexcept nogil
 cdef void lru_drain(kw_world *w) noexcept nogil
+    # Of one CPU, of all.

@@ -14,8 +14,6 @@ cdef extern from * nogil:
 
 # Blocks of 512 frames; a node's blocks with free frames are on one of two lists: partly free (0), wholly free (1).
 
-# Blocks of 512 frames; a node's blocks with free frames are on one of two lists: partly free (0), wholly free (1).
-
 cdef inline void block_unlink(kw_world *w, int kind, int nid, int32_t b) noexcept nogil:
     cdef int32_t next = w.b_next[b], prev = w.b_prev[b]
     if prev >= 0:
@@ -147,39 +145,53 @@ cdef inline void clear_frame(kw_world *w, int64_t pfn) noexcept nogil:
     w.f_key[pfn] = 0
 
 
-# ------------------------------------------------------------------ the LRU batch
+# ------------------------------------------------------------------ the LRU batches
 
 cdef void lru_forget(kw_world *w, int64_t head) noexcept nogil:
-    """Take a folio that is being freed out of the LRU batch."""
-    cdef int i, n = 0
-    for i in range(w.ctl.lru_pending):
-        if w.ctl.lru[i] != head:
-            w.ctl.lru[n] = w.ctl.lru[i]
-            n += 1
-    w.ctl.lru_pending = n
+    """Take a folio that is being freed out of the LRU batch it is in."""
+    cdef kw_batch *b
+    cdef int cpu, i, n
+    for cpu in range(w.ctl.nr_cpus):
+        b = &w.batches[cpu]
+        n = 0
+        for i in range(b.nr_lru):
+            if b.lru[i] != head:
+                b.lru[n] = b.lru[i]
+                n += 1
+        b.nr_lru = n
 
 
-cdef void lru_drain(kw_world *w) noexcept nogil:
-    cdef int64_t n = w.ctl.lru_pending, pfn
+cdef void lru_drain_cpu(kw_world *w, int cpu) noexcept nogil:
+    cdef kw_batch *b = &w.batches[cpu]
+    cdef int32_t n = b.nr_lru
+    cdef int64_t pfn
     cdef int i
-    w.ctl.lru_pending = 0
+    b.nr_lru = 0
     for i in range(n):
-        pfn = w.ctl.lru[i]
+        pfn = b.lru[i]
         w.f_flags[pfn] &= ~FRAME_LRU
         put_refs(w, pfn, 1)
 
 
-cdef void lru_add(kw_world *w, int64_t pfn) noexcept nogil:
-    cdef kw_ctl *c = w.ctl
-    if c.lru_batch == 0:
+cdef void lru_drain(kw_world *w) noexcept nogil:
+    cdef int cpu
+    for cpu in range(w.ctl.nr_cpus):
+        lru_drain_cpu(w, cpu)
+
+
+cdef void lru_add(kw_world *w, int32_t mm, int64_t pfn) noexcept nogil:
+    cdef int32_t cpu = w.mms[mm].cpu
+    cdef kw_batch *b
+    if w.ctl.lru_batch == 0:
         return
+    b = &w.batches[cpu]
     w.f_flags[pfn] |= FRAME_LRU
     w.f_refs[pfn] += 1
-    c.lru[c.lru_pending] = pfn
-    c.lru_pending += 1
+    b.lru[b.nr_lru] = pfn
+    b.nr_lru += 1
     # A huge folio doesn't wait: it drains the batch at once, as the kernel's does.
-    if c.lru_pending >= c.lru_batch or w.f_flags[pfn] & FRAME_HEAD:
-        lru_drain(w)
+    if b.nr_lru >= w.ctl.lru_batch or w.f_flags[pfn] & FRAME_HEAD:
+        lru_drain_cpu(w, cpu)
 
 
 # ------------------------------------------------------------------ counts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,8 +11,8 @@ from numpy.typing import NDArray
 from .. import _core
 from ..errors import Strict
 from ..gate import MAX_U64, as_int, as_row, shown
-from ..layout import FRAME_FIELDS, Frame, MmFlag
-from ..signatures import Integer, Integers
+from ..layout import BLOCK, FRAME_FIELDS, Frame, MmFlag
+from ..signatures import AnyArray, Integer, Integers
 
 _FIXED = Frame.KSM | Frame.ZERO
 
@@ -132,3 +133,49 @@ class Frames(Strict):
 
     def __repr__(self) -> str:
         return f"<Frames of {len(self)}>"
+
+
+def first_frames(arrays: Mapping[str, AnyArray], nr_frames: int, nr_nodes: int) -> None:
+    """Fill the arrays of a fresh Host that the allocator works on; frame 0 becomes the zero page.
+
+    Parameters
+    ----------
+    arrays : dict of str to ndarray
+        All arrays of the Host, zeroed.
+    nr_frames, nr_nodes : int
+        The frames are split evenly among the NUMA nodes, in blocks of 512.
+    """
+    a, n, nodes = arrays, nr_frames, nr_nodes
+    blocks = len(a["b_count"])
+    first = np.arange(blocks + 1) * BLOCK
+    first[-1] = n
+    a["b_count"][:] = np.diff(first)
+    a["b_free"][:] = ~np.uint64(0)
+    odd = n % BLOCK
+    if odd:
+        bits = np.arange(64) + np.arange(8)[:, None] * 64 < odd
+        a["b_free"][-1] = (bits.astype(np.uint64) << np.arange(64, dtype=np.uint64)).sum(axis=1, dtype=np.uint64)
+    # Frame 0 is the shared zero page.
+    a["b_free"][0, 0] &= ~np.uint64(1)
+    a["b_count"][0] -= 1
+    a["f_flags"][0] = Frame.ZERO | Frame.USED
+    a["ctl"]["frames_used"] = 1
+    node_of = np.arange(blocks) * nodes // blocks
+    if nodes > 1:
+        a["f_nid"][:] = np.repeat(node_of, np.diff(first))
+    for nid in range(nodes):
+        mine = np.flatnonzero(node_of == nid)
+        whole = a["b_count"][mine] == BLOCK
+        _chain(a, mine[~whole & (a["b_count"][mine] > 0)], nid)
+        _chain(a, mine[whole], nodes + nid)
+
+
+def _chain(a: Mapping[str, AnyArray], blocks: AnyArray, head: int) -> None:
+    """Link blocks in this order into one of the allocator's lists."""
+    if not len(blocks):
+        return
+    a["b_heads"][head] = blocks[0]
+    a["b_next"][blocks[:-1]] = blocks[1:]
+    a["b_next"][blocks[-1]] = -1
+    a["b_prev"][blocks[1:]] = blocks[:-1]
+    a["b_prev"][blocks[0]] = -1

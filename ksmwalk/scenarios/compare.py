@@ -104,7 +104,7 @@ def without_events(records: Iterable[Record]) -> list[Record]:
 
 def _fields(record: Record, ignore: Collection[str]) -> Iterator[tuple[str, Any]]:
     """Yield (field, value) of one record, finely enough to be named: ``c.full_scans``, ``s.A``, ``p.A``, ``t``."""
-    for key in ("ret", "c", "s", "p", "t"):
+    for key in ("ret", "c", "s", "p", "t", "v", "n"):
         if key not in record or key in ignore:
             continue
         if key in ("ret", "t"):

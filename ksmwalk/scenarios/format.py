@@ -17,8 +17,9 @@ from typing import Any, NoReturn
 
 from ..host import ADVICE
 from ..layout import PAGE_SIZE as PAGE
+from . import environment, kinds
 from . import ops as operations
-from .ops import KNOBS, MOST_RECORDS, VPN_END, Check, Op, ScenarioError, is_int
+from .kinds import KNOBS, MOST_RECORDS, VPN_END, Check, Op, ScenarioError, is_int
 from .records import check_record
 
 __all__ = [
@@ -46,6 +47,12 @@ class Scenario:
     ops: list[Op]
     note: str = ""
     tunables: dict[str, int | str] = field(default_factory=dict)
+    #: settings of the machine around it (`scenarios.environment`)
+    env: dict[str, Any] = field(default_factory=dict)
+    #: whether the batches of all CPUs are drained before each operation
+    settle: bool = True
+    #: counters of /proc/vmstat that records hold
+    vmstat: list[str] = field(default_factory=list)
 
     def steps(self) -> Iterator[tuple[int, Op]]:
         """Yield (index of the operation, operation) once per record, ``["step", k]`` as k times ``["step"]``."""
@@ -60,7 +67,14 @@ class Scenario:
 
     def to_json(self) -> dict[str, Any]:
         """Return the scenario as what a file holds."""
-        return {"name": self.name, "note": self.note, "tunables": self.tunables, "ops": self.ops}
+        out = {"name": self.name, "note": self.note, "tunables": self.tunables, "ops": self.ops}
+        if self.env:
+            out["env"] = self.env
+        if not self.settle:
+            out["settle"] = 0
+        if self.vmstat:
+            out["vmstat"] = self.vmstat
+        return out
 
 
 @dataclass
@@ -95,7 +109,8 @@ def scenario_from_json(data: object, file: str = "scenario") -> Scenario:
     Parameters
     ----------
     data : object
-        Decoded JSON: an object with ``name``, ``ops`` and perhaps ``note`` and ``tunables``.
+        Decoded JSON: an object with ``name``, ``ops`` and perhaps ``note``, ``tunables``, ``env``, ``settle`` and
+        ``vmstat``.
     file : str
         Name used in errors.
 
@@ -112,7 +127,7 @@ def scenario_from_json(data: object, file: str = "scenario") -> Scenario:
     if not isinstance(data, dict):
         check.fail("a scenario is an object, not", data)
     for key in data:
-        if key not in ("name", "note", "tunables", "ops"):
+        if key not in ("name", "note", "tunables", "ops", "env", "settle", "vmstat"):
             check.fail("no part of a scenario", key)
     name, note = data.get("name", _stem(file)), data.get("note", "")
     tunables, ops = data.get("tunables", {}), data.get("ops")
@@ -125,10 +140,15 @@ def scenario_from_json(data: object, file: str = "scenario") -> Scenario:
         check.fail(f"a name is 1 to {_MOST_NAME} letters to be printed, no slash, no dot in front, not", name)
     check.where = f"{file}: tunables"
     tunables = {
-        operations.KNOB(check, [], knob): operations.KNOB_VALUE(check, [knob], value)
+        kinds.KNOB(check, [], knob): kinds.KNOB_VALUE(check, [knob], value)
         for knob, value in tunables.items()
     }
-    made = Scenario(name, [check.op(index, op) for index, op in enumerate(check.listed(ops))], note, tunables)
+    check.where = file
+    env = environment.checked(check, data.get("env", {}))
+    settle = environment.checked_settle(check, data.get("settle", 1))
+    vmstat = environment.checked_vmstat(check, data.get("vmstat", []))
+    done = [check.op(index, op, operations.OPS) for index, op in enumerate(check.listed(ops))]
+    made = Scenario(name, done, note, tunables, env, settle, vmstat)
     check.where = file
     if (steps := made.nr_records) > MOST_RECORDS:
         check.fail(f"a scenario makes {MOST_RECORDS} records at most, not", steps)

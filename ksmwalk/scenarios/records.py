@@ -6,7 +6,8 @@ record: only what changed since the one before, pages as runs of codes. So the c
 Page codes
 ----------
 ``-`` not present (the code of every page not listed), ``a`` anonymous, ``kN`` KSM page number N, ``h`` part of a huge
-page, ``z`` the shared zero page, ``f`` anything else. ``a``, ``h`` and ``f`` pages whose frame is mapped at an earlier
+page, ``z`` the shared zero page, ``f`` anything else, ``s`` a swap entry or a marker.
+``a``, ``h`` and ``f`` pages whose frame is mapped at an earlier
 place too (processes by name, then by page number) carry ``@P:vpn`` with the first such place. A trailing ``'`` says
 that the page was present at the record before and now has another frame; never on ``z``, of which there is one.
 A page is listed when its code or its frame changed.
@@ -14,6 +15,7 @@ A page is listed when its code or its frame changed.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,8 +30,8 @@ COUNTERS = tuple(sysfs.COUNTERS)
 #: what a record holds of a process, in this order
 STATS = ("rmap_items", "zero_pages", "merging_pages", "process_profit", "merge_any", "mergeable")
 
-ANON, KSM, HUGE, ZERO, OTHER = range(1, 6)
-_LETTER = {ANON: "a", KSM: "k", HUGE: "h", ZERO: "z", OTHER: "f"}
+ANON, KSM, HUGE, ZERO, OTHER, SWAP = range(1, 7)
+_LETTER = {ANON: "a", KSM: "k", HUGE: "h", ZERO: "z", OTHER: "f", SWAP: "s"}
 
 #: what a page's frame is told by where it is first mapped: process * 2^48 + vpn + 1; 0 where that is the page itself
 _PROCESS = 1 << 48
@@ -43,7 +45,7 @@ Event = tuple[Any, ...]
 # ---------------------------------------------------------------- the check on the way in
 
 _NAME = "[A-Za-z0-9]{1,100}"
-_CODE = re.compile(rf"-|z|k[0-9]{{1,18}}'?|[ahf](@{_NAME}:[0-9]{{1,18}})?'?")
+_CODE = re.compile(rf"-|z|s|k[0-9]{{1,18}}'?|[ahf](@{_NAME}:[0-9]{{1,18}})?'?")
 _COUNTER = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _EVENT = re.compile(r"[a-z]{1,20}( [!-~]{1,120}){0,8}")
 #: pages that one record may tell of: a state is added up page by page
@@ -60,14 +62,14 @@ def check_record(record: Any, fail: Callable[[str, object], NoReturn]) -> None:
     fail : callable of (str, object)
         Called with what is wrong and the value; does not return.
     """
-    if not isinstance(record, dict) or set(record) - {"op", "ret", "c", "s", "p", "t"}:
+    if not isinstance(record, dict) or set(record) - {"op", "ret", "c", "s", "p", "t", "v", "n"}:
         fail("no record", record)
     if "ret" in record and not _is_number(record["ret"]):
         fail("ret of a record is a whole number, not", record["ret"])
-    for key in ("c", "s", "p"):
+    for key in ("c", "s", "p", "v", "n"):
         if not isinstance(record.get(key, {}), dict):
             fail(f"{key} of a record is an object, not", record[key])
-    for name, value in record.get("c", {}).items():
+    for name, value in itertools.chain(record.get("c", {}).items(), record.get("v", {}).items()):
         if not _COUNTER.fullmatch(name):
             fail("no name of a counter", name)
         if not _is_number(value):
@@ -75,11 +77,13 @@ def check_record(record: Any, fail: Callable[[str, object], NoReturn]) -> None:
     for name, row in record.get("s", {}).items():
         if not re.fullmatch(_NAME, name):
             fail("no name of a process", name)
-        if not isinstance(row, list) or len(row) != len(STATS) or not all(map(_is_number, row)):
+        if not isinstance(row, list) or len(row) != len(STATS) or not all(one is None or _is_number(one) for one in row):
             fail(f"statistics of {name} are {len(STATS)} whole numbers, not", row)
     pages = sum(_check_runs(name, runs, fail) for name, runs in record.get("p", {}).items())
     if pages > MOST_PAGES:
         fail(f"a record tells of {MOST_PAGES} pages at most, not", pages)
+    for name, runs in record.get("n", {}).items():
+        _check_nodes(name, runs, fail)
     told = record.get("t", [])
     if not isinstance(told, list):
         fail("t of a record is a list of events, not", told)
@@ -102,6 +106,17 @@ def _check_runs(name: str, runs: Any, fail: Callable[[str, object], NoReturn]) -
             fail("no code of a page", run[2])
         pages += run[1]
     return pages
+
+
+def _check_nodes(name: str, runs: Any, fail: Callable[[str, object], NoReturn]) -> None:
+    """Check the NUMA nodes of the pages of one process."""
+    if not re.fullmatch(_NAME, name):
+        fail("no name of a process", name)
+    if not isinstance(runs, list):
+        fail(f"nodes of {name} are a list of runs, not", runs)
+    for run in runs:
+        if not isinstance(run, list) or len(run) != 3 or not all(map(_is_number, run)) or min(run[:2]) < 0:
+            fail(f"nodes of {name} are runs [vpn, n, node], not", run)
 
 
 def _is_number(value: object) -> bool:
@@ -187,7 +202,8 @@ class Recorder:
             For each live process the six numbers of `STATS`.
         pages : mapping of str to (vpn, frame, kind)
             For each live process three integer arrays of one length: its *present* pages, ascending in vpn; an
-            identity of the physical frame; `ANON`, `KSM`, `HUGE`, `ZERO` or `OTHER`.
+            identity of the physical frame; `ANON`, `KSM`, `HUGE`, `ZERO`, `OTHER`, or `SWAP` for a swap entry or a
+            marker, whose frame means nothing.
         events : iterable of tuple
             In order: ``("start", seq, items)``, ``("stop", seq, items)``, ``("enter", P)``, ``("exit", P)``,
             ``("new", frame, P, err[, item])``, ``("add", frame, P, err[, item])``, ``("zero", P, err)``,
@@ -288,7 +304,7 @@ class Recorder:
         kind = np.concatenate([view.kind for view in views.values()])
         _, first, back = np.unique(frame, return_index=True, return_inverse=True)
         place = own[first[back]]
-        tag = np.where((place != own) & (kind != KSM) & (kind != ZERO), place, 0)
+        tag = np.where((place != own) & (kind != KSM) & (kind != ZERO) & (kind != SWAP), place, 0)
         start = 0
         for view in views.values():
             stop = start + len(view.vpn)
@@ -307,7 +323,7 @@ class Recorder:
             was = np.zeros(len(now.vpn), bool)
             old_kind = old_tag = old_frame = np.full(len(now.vpn), -1)
         still = (now.kind == KSM) & (old_kind == KSM) & (old_tag == now.tag)  # its frame moved by compaction, if at all
-        moved = was & (old_frame != now.frame) & (now.kind != ZERO) & ~still
+        moved = was & (old_frame != now.frame) & (now.kind != ZERO) & (now.kind != SWAP) & ~still
         changed = ~was | (now.kind != old_kind) | (now.tag != old_tag) | moved
         gone = np.setdiff1d(before.vpn, now.vpn, assume_unique=True)
         none = np.zeros(len(gone), np.int64)

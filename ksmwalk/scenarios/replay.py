@@ -16,13 +16,17 @@ from ..host.mm import Mm
 from ..layout import PAGE_SIZE as PAGE
 from ..layout import Event, Frame, Vm
 from .format import Recording, Scenario
-from .ops import ADVICE_NAME, ScenarioError, row
+from .kinds import ADVICE_NAME, ScenarioError
+from .ops import row
 from .records import ANON, HUGE, KSM, OTHER, ZERO, Record, Recorder
 
 __all__ = ["NotModelled", "Replay", "modelled", "replay", "stream"]
 
 #: raw system calls (x86-64 numbers) the model has: name of the Mm's method
 SYSCALLS = {149: "mlock", 150: "munlock"}
+
+#: parts of an environment the model has: what their names begin with
+ENVIRONMENT: tuple[str, ...] = ()
 
 #: frames of a Host made for a scenario: those it may touch at most, with room for copies
 LEAST_FRAMES = 1 << 14
@@ -48,12 +52,20 @@ class NotModelled(ValueError):
 
 
 def modelled(scenario: Scenario) -> list[Any] | None:
-    """Return the first operation of a scenario that the model does not have, None if it has them all."""
+    """Return the first operation of a scenario, or part of its environment, that the model does not have; None if it
+    has them all."""
+    for key, value in scenario.env.items():
+        if not any(key.startswith(known) for known in ENVIRONMENT):
+            return ["env", key, value]
+    if not scenario.settle:
+        return ["settle", 0]
+    if scenario.vmstat:
+        return ["vmstat", *scenario.vmstat]
     return next((op for op in scenario.ops if not _has(op)), None)
 
 
 def _has(op: list[Any]) -> bool:
-    return op[0] != "syscall" or op[2] in SYSCALLS
+    return op[2] in SYSCALLS if op[0] == "syscall" else hasattr(Replay, "do_" + op[0])
 
 
 # ---------------------------------------------------------------- contents
@@ -166,8 +178,9 @@ class Replay:
             do: Callable[..., int | None] | None = getattr(self, "do_" + op[0], None)
             if do is None or not _has(op):
                 raise NotModelled(where, op)
-            if (name := row(op).process(op)) is not None and name not in self.live:
-                raise ScenarioError(where, "its fork failed, so there is no process", name)
+            for name in row(op).processes(op):
+                if name not in self.live:
+                    raise ScenarioError(where, "its fork failed, so there is no process", name)
             self.host.drain()
             try:
                 ret = do(*op[1:]) or 0
@@ -398,7 +411,8 @@ def stream(scenario: Scenario | Recording) -> Iterator[Record]:
     if isinstance(scenario, Recording):
         scenario = scenario.scenario
     if (op := modelled(scenario)) is not None:
-        raise NotModelled(f"{scenario.name}: op {scenario.ops.index(op)}", op)
+        where = f"op {scenario.ops.index(op)}" if op in scenario.ops else "what surrounds it"
+        raise NotModelled(f"{scenario.name}: {where}", op)
     contents = Contents(scenario.ops)
     told = 0
     while True:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from .format import Scenario, ScenarioError, scenario_from_json
-from .ops import BATCHES, CONTENTS, OPTIONS, PAGES, Op, row, singles
+from .kinds import BATCHES, CONTENTS, OPTIONS, PAGES, Op
+from .ops import row, singles
 
 
 class _Budget:

@@ -101,7 +101,7 @@ def test_a_missing_file_is_named(tmp_path):
         ("mms", lambda a: a["nid"].__setitem__(1, 1), r"mms\.nid: record 1 holds 1: no NUMA node"),
         ("f_nid", lambda a: a.__setitem__(3, 1), "f_nid: record 3 holds 1: no NUMA node"),
         ("event_pos", lambda a: a.__setitem__(0, -1), "event_pos: record 0 holds -1"),
-        ("ctl", lambda a: a["lru_pending"].__setitem__(0, 70), r"ctl\.lru_pending: record 0 holds 70"),
+        ("batches", lambda a: a["nr_lru"].__setitem__(0, 70), r"batches\.nr_lru: record 0 holds 70"),
         ("ctl", lambda a: a["lru_batch"].__setitem__(0, 1 << 40), r"ctl\.lru_batch"),
         ("b_free", lambda a: a.__setitem__((0, 0), 0), "b_count: record 0 holds 510, counted 448 bits set in b_free"),
         ("b_heads", lambda a: a.__setitem__(slice(None), a[::-1].copy()), "b_count: record .* on the list of another NUMA node"),

@@ -12,7 +12,7 @@ import ksmwalk
 from ksmwalk.host import ADVICE
 from ksmwalk.kernel.run import Run
 from ksmwalk.ksm import sysfs
-from ksmwalk.scenarios import ops, records
+from ksmwalk.scenarios import kinds, records
 from ksmwalk.scenarios.format import Scenario, ScenarioError, dumps, scenario_from_json
 from ksmwalk.scenarios.ops import OPS, row
 from ksmwalk.scenarios.replay import Contents, NotModelled, Replay, _NoKeyLeft, replay, stream
@@ -27,7 +27,15 @@ EXAMPLES = [
     ["write", "A", [[100, 1], [105, 2]]], ["pwrite", "A", [[100, 1]]], ["touch", "A", [100, 107]],
     ["memset", "A", 100, 255, 4097], ["prctl", "A", 1], ["prctl_get", "A"], ["thpdisable", "A", 0],
     ["uffd_wp", "A", 100, 2], ["syscall", "A", 149, 409600, 4096], ["set", "pages_to_scan", 5], ["run", 1], ["step"],
-    ["step", 3], ["sleep", 0.5], ["drain"], ["exit", "B"],
+    ["step", 3], ["sleep", 0.5], ["drain"], ["exit", "B"], ["mremap", "A", 300, 2, 2, 400, {"dontunmap": 1}],
+    ["advise", "A", "A", 300, 2, "cold"], ["mlock", "A", 300, 2], ["mlock2", "A", 300, 2, 1], ["munlock", "A", 300, 2],
+    ["mlockall", "A", 3], ["munlockall", "A"], ["uffd", "A", 300, 2, {"missing": 1, "wp": 1}],
+    ["uffd_copy", "A", 300, [1, 2], {"wp": 1}], ["uffd_zero", "A", 302, 1], ["uffd_move", "A", 303, 301, 1],
+    ["uffd_protect", "A", 300, 1, 1], ["uffd_unregister", "A", 300, 2], ["pin", "A", 300], ["unpin", "A", 300],
+    ["dmapin", "A", 300, 2], ["dmaunpin", "A", 300], ["clone", "A", "T"], ["vfork", "A", "V"], ["exit", "V"],
+    ["vforked", "A"], ["watch", "A", 290, 10], ["cpu", "ksmd", 1], ["place", "A", 300, 2, 1], ["place", "A", 300, 2, 1, 2],
+    ["move", "A", [300, 301], 0], ["movepid", "A", [300], 1], ["migrate", "A", 0, 1], ["reclaim"], ["swapoff"], ["swapon"],
+    ["khuge"],
 ]  # fmt: skip
 
 
@@ -56,17 +64,20 @@ def test_the_rows_say_pages_and_processes():
     assert spans["['memset', 'A', 100, 255, 4097]"] == [(100, 2)]
     assert spans["['prctl', 'A', 1]"] == [] and spans["['set', 'pages_to_scan', 5]"] == []
     acts = {op[0]: row(op).process(op) for op in EXAMPLES}
-    assert {name for name, process in acts.items() if process is None} == {"spawn", "set", "run", "step", "sleep", "drain"}
-    assert {op[0]: row(op).made(op) for op in EXAMPLES if row(op).made(op)} == {"spawn": "A", "fork": "B"}
+    assert {name for name, process in acts.items() if process is None} == {
+        "spawn", "set", "run", "step", "sleep", "drain", "cpu", "reclaim", "swapoff", "swapon", "khuge",
+    }  # fmt: skip
+    assert {op[0]: row(op).made(op) for op in EXAMPLES if row(op).made(op)} == {
+        "spawn": "A", "fork": "B", "clone": "T", "vfork": "V",
+    }  # fmt: skip
     assert [name for name, one in OPS.items() if one.ends] == ["exit"]
 
 
 @pytest.mark.parametrize("op", EXAMPLES, ids=str)
 def test_every_argument_of_every_operation_is_checked(op):
     """Whatever is put in an argument's place is refused or kept as a value of its kind; one too many, one too few too."""
-    before = [["spawn", "A"], ["spawn", "B"]] if op[0] not in ("spawn", "fork") else [["spawn", "A"]]
-    if op[0] == "spawn":
-        before = []
+    makes, acts = row(op).made(op), row(op).process(op)
+    before = [["spawn", name] for name in sorted({"A", acts or "A"}) if name != makes]
     scenario_from_json({"ops": [*before, op]})
     for place in range(1, len(op)):
         for wrong in (None, -1, 1 << 70, 1.5, "no such thing", [], {}, [[]], {"x": 1}, True, [None, "x"]):
@@ -79,7 +90,8 @@ def test_every_argument_of_every_operation_is_checked(op):
                 assert (op[0], wrong) in [
                     ("mremap", None), ("fill", []), ("write", []), ("pwrite", []), ("touch", []), ("run", -1),
                     ("run", 1 << 70), ("set", -1), ("set", 1 << 70), ("set", "no such thing"), ("sleep", 1.5),
-                    ("syscall", -1), ("mmap", {}),
+                    ("syscall", -1), ("mmap", {}), ("mremap", {}), ("uffd", {}), ("uffd_copy", []), ("uffd_copy", {}),
+                    ("move", []), ("movepid", []),
                 ]  # fmt: skip
     with pytest.raises(ScenarioError, match="arguments"):
         scenario_from_json({"ops": [*before, [*op, *[1] * 8]]})
@@ -93,7 +105,7 @@ def test_the_canonical_text_has_one_form_of_what_is_on():
 def test_facts_are_said_once():
     """Names of knobs and counters, advice and errors come from their tables."""
     assert records.COUNTERS == tuple(sysfs.COUNTERS)
-    assert set(ops.KNOBS) == set(sysfs.KNOBS) - {"run", "sleep_millisecs"}
+    assert set(kinds.KNOBS) == set(sysfs.KNOBS) - {"run", "sleep_millisecs"}
     assert len(set(ADVICE.values())) == len(ADVICE)
     said = []
     for path in SOURCE.rglob("*.py"):

@@ -97,7 +97,7 @@ def directed_values(state: dict) -> list[tuple]:
                 for flags in (0, 1, 0x67, 0xE7, 0x100, 0x267):
                     out.append((name, None, row * 512 + entry, pfn << 12 | flags))
             continue
-        for field, view in columns(array):
+        for field, view in columns(array) if len(array) else ():
             own = [(record, 0) for record in sample(name, array)] if view.ndim == 1 else [(0, i) for i in (0, 1, view.shape[1] - 1)]
             for record, part in own:
                 at = record if view.ndim == 1 else record * view.shape[1] + part
