@@ -91,9 +91,9 @@ def seen_as_now(found: Mapping[str, Any]) -> Mapping[str, Any]:
     batch = np.zeros(1, layout.BATCH)
     if {"lru", "lru_pending"} <= set(names):
         batch["nr_lru"], batch["lru"] = before["lru_pending"], before["lru"]
-    lifted |= {"ctl": ctl, "batches": batch, "slots": np.zeros(1, layout.SLOT), "owners": np.zeros(0, layout.OWNERS)}
-    lifted |= {name: np.zeros(0, layout.ARRAYS[name].dtype) for name in ("slot_of", "pins_of")}
-    return lifted
+    new = {"batches": batch, "slots": np.zeros(1, layout.SLOT)}
+    new |= {name: np.zeros(0, layout.ARRAYS[name].dtype) for name in ("owners", "slot_of", "pins_of")}
+    return {**lifted, **{name: _Earlier(name, array) for name, array in new.items()}, "ctl": ctl}
 
 
 def slots(nr_frames: int) -> int:
