@@ -46,6 +46,18 @@ def test_no_cost_is_negative_however_the_scans_scatter():
     assert min(getattr(found, name) for name in FIELDS) >= 0 and found.residual > 0.1
 
 
+def test_trees_that_hardly_outgrow_the_caches_give_no_wild_cost():
+    """A thousandth of a level beyond the caches is no measure of what such a level costs."""
+    samples = made_up(Costs(), n=80, noise=0.1)
+    for sample in samples:
+        sample.work["stable_nodes"] = min(int(sample.work["stable_nodes"]), 1 << 13)
+        sample.work["unstable_items"] = min(int(sample.work["unstable_items"]), 1 << 13)
+    for most in (8193, 23178, 32769):  # as many levels as one of the places tried for where the caches end, and a bit
+        samples[0].work["stable_nodes"] = samples[0].work["unstable_items"] = most
+        found = fit(samples)
+        assert max(found.stable_far_ns, found.unstable_far_ns, found.cold_ns) < 20_000
+
+
 def test_too_little_memory_is_said(monkeypatch):
     with pytest.raises(knobs.KernelUnavailable, match="100 MiB of memory to measure with, 512 are needed"):
         calibrate.stories(100 << 20)
