@@ -6,7 +6,8 @@ record: only what changed since the one before, pages as runs of codes. So the c
 Page codes
 ----------
 ``-`` not present (the code of every page not listed), ``a`` anonymous, ``kN`` KSM page number N, ``h`` part of a huge
-page, ``z`` the shared zero page, ``f`` anything else, ``s`` a swap entry or a marker.
+page, ``z`` the shared zero page, ``f`` anything else, ``s`` a swap entry or a marker; ``k?`` is a KSM page that was
+undone as soon as it was made, where somebody else still has it.
 ``a``, ``h`` and ``f`` pages whose frame is mapped at an earlier
 place too (processes by name, then by page number) carry ``@P:vpn`` with the first such place. A trailing ``'`` says
 that the page was present at the record before and now has another frame; never on ``z``, of which there is one.
@@ -35,6 +36,10 @@ _LETTER = {ANON: "a", KSM: "k", HUGE: "h", ZERO: "z", OTHER: "f", SWAP: "s"}
 
 #: what a page's frame is told by where it is first mapped: process * 2^48 + vpn + 1; 0 where that is the page itself
 _PROCESS = 1 << 48
+#: what stands for the frame of a swap entry, which has none
+_NO_FRAME = -2
+#: in the place of the number of a KSM page that was made, and undone, and is there still
+_NAMELESS = -1
 
 Record = dict[str, Any]
 Pages = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -45,7 +50,7 @@ Event = tuple[Any, ...]
 # ---------------------------------------------------------------- the check on the way in
 
 _NAME = "[A-Za-z0-9]{1,100}"
-_CODE = re.compile(rf"-|z|s|k[0-9]{{1,18}}'?|[ahf](@{_NAME}:[0-9]{{1,18}})?'?")
+_CODE = re.compile(rf"-|z|s'?|k([0-9]{{1,18}}|\?)'?|[ahf](@{_NAME}:[0-9]{{1,18}})?'?")
 _COUNTER = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _EVENT = re.compile(r"[a-z]{1,20}( [!-~]{1,120}){0,8}")
 #: pages that one record may tell of: a state is added up page by page
@@ -186,6 +191,7 @@ class Recorder:
         stats: Mapping[str, Sequence[int]],
         pages: Mapping[str, Pages],
         events: Iterable[Event] = (),
+        vmstat: Mapping[str, int] | None = None,
     ) -> Record:
         """Return the record of one operation.
 
@@ -210,11 +216,13 @@ class Recorder:
             ``("rmi", frame, P[, item])``, ``("rmk", frame)``. `frame` is the identity as in `pages`. Where a frame's
             identity can come back while a stale node still names its earlier life, `item` (anything hashable that
             stands for the rmap_item) tells them apart; unique identities need none.
+        vmstat : mapping of str to int, optional
+            By what counters of /proc/vmstat changed with the operation.
 
         Returns
         -------
         dict
-            Holds ``op`` and of ``ret``, ``c``, ``s``, ``p``, ``t`` what changed.
+            Holds ``op`` and of ``ret``, ``c``, ``s``, ``p``, ``t``, ``v`` what changed.
 
         Raises
         ------
@@ -239,6 +247,8 @@ class Recorder:
         if told:
             # who registers when is raced against the scan that this wakes
             record["t"] = sorted(told, key=lambda text: not text.startswith(("enter ", "exit ")))
+        if grown := {name: int(by) for name, by in (vmstat or {}).items() if by}:
+            record["v"] = grown
         return record
 
     # ------------------------------------------------------------ pages
@@ -251,7 +261,7 @@ class Recorder:
                 raise ValueError(f"pages of {name}: {len(vpn)} vpns, {len(frame)} frames, {len(kind)} kinds")
             if len(vpn) and (np.diff(vpn) <= 0).any():
                 raise ValueError(f"pages of {name}: vpns are not ascending")
-            arrays[name] = vpn, frame, kind
+            arrays[name] = vpn, np.where(kind == SWAP, _NO_FRAME, frame), kind
             if name not in self._index:
                 self._index[name] = len(self._names)
                 self._names.append(name)
@@ -287,9 +297,10 @@ class Recorder:
             place = int(np.searchsorted(before.vpn, vpn))
             if place < len(before.vpn) and before.vpn[place] == vpn and before.kind[place] == KSM:
                 number = int(before.tag[place])
-                self._of_frame.setdefault(frame, []).append(number)
+                if number != _NAMELESS:
+                    self._of_frame.setdefault(frame, []).append(number)
                 return number
-        return self._new_number(frame)
+        return _NAMELESS if self._events else self._new_number(frame)
 
     def _new_number(self, frame: int) -> int:
         number = self._numbers
@@ -323,7 +334,7 @@ class Recorder:
             was = np.zeros(len(now.vpn), bool)
             old_kind = old_tag = old_frame = np.full(len(now.vpn), -1)
         still = (now.kind == KSM) & (old_kind == KSM) & (old_tag == now.tag)  # its frame moved by compaction, if at all
-        moved = was & (old_frame != now.frame) & (now.kind != ZERO) & (now.kind != SWAP) & ~still
+        moved = was & (old_frame != now.frame) & (now.kind != ZERO) & ~still
         changed = ~was | (now.kind != old_kind) | (now.tag != old_tag) | moved
         gone = np.setdiff1d(before.vpn, now.vpn, assume_unique=True)
         none = np.zeros(len(gone), np.int64)
@@ -347,7 +358,7 @@ class Recorder:
         if kind == 0:
             return "-"
         if kind == KSM:
-            return f"k{tag}"
+            return f"k{tag if tag != _NAMELESS else '?'}"
         if tag:
             index, vpn = divmod(tag - 1, _PROCESS)
             return f"{_LETTER[kind]}@{self._names[index]}:{vpn}"

@@ -12,7 +12,7 @@ from ksmwalk.scenarios import format as scenario
 from ksmwalk.scenarios import records
 from ksmwalk.scenarios.compare import first_difference, states, without_events
 from ksmwalk.scenarios.format import Scenario, ScenarioError, dumps, load, recording_from_json, scenario_from_json
-from ksmwalk.scenarios.records import ANON, HUGE, KSM, OTHER, ZERO, Recorder
+from ksmwalk.scenarios.records import ANON, HUGE, KSM, OTHER, SWAP, ZERO, Recorder
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("*.json"))
 KINDS = {"a": ANON, "k": KSM, "h": HUGE, "z": ZERO, "f": OTHER}
@@ -164,6 +164,29 @@ def test_zero_page_never_counts_as_moved_but_what_replaces_it_does():
     assert recorder.record(["drain"], 0, {}, {}, {"A": pages((5, 1, ZERO))})["p"] == {"A": [[5, 1, "z"]]}
     assert "p" not in recorder.record(["drain"], 0, {}, {}, {"A": pages((5, 2, ZERO))})
     assert recorder.record(["drain"], 0, {}, {}, {"A": pages((5, 10, ANON))})["p"] == {"A": [[5, 1, "a'"]]}
+
+
+def test_a_swap_entry_stands_for_another_frame_and_is_like_any_other():
+    recorder = Recorder()
+    recorder.record(["drain"], 0, {}, {}, {"A": pages((5, 10, ANON), (6, 11, ANON))})
+    out = pages((5, 77, SWAP), (6, 11, ANON), (7, 78, SWAP))  # what is given as their frame means nothing
+    record = recorder.record(["reclaim"], 0, {}, {}, {"A": out, "B": out}, vmstat={"pswpout": 2, "pswpin": 0})
+    assert record["p"] == {"A": [[5, 1, "s'"], [7, 1, "s"]], "B": [[5, 1, "s"], [6, 1, "a@A:6"], [7, 1, "s"]]}
+    assert record["v"] == {"pswpout": 2}
+    again = pages((5, 88, SWAP), (6, 12, ANON), (7, 13, ANON))
+    assert recorder.record(["drain"], 0, {}, {}, {"A": again})["p"] == {"A": [[6, 2, "a'"]]}
+
+
+def test_a_ksm_page_that_was_undone_and_is_still_mapped_has_no_number():
+    """As where the partner of a merge turns out to be pinned, and a forked process has the new KSM page too."""
+    recorder = Recorder()
+    recorder.record(["drain"], 0, {}, {}, {"A": pages((5, 10, ANON)), "B": pages((5, 10, ANON))})
+    told = [("new", 10, "A", 0), ("add", 10, "A", -14)]
+    for frame in (20, 21):
+        now = {"A": pages((5, frame, ANON)), "B": pages((5, 10, KSM))}
+        record = recorder.record(["step"], 0, {}, {}, now, told if frame == 20 else ())
+        assert record["p"] == ({"A": [[5, 1, "a'"]], "B": [[5, 1, "k?"]]} if frame == 20 else {"A": [[5, 1, "a'"]]})
+    assert recorder.record(["step"], 0, {}, {}, {"A": pages((5, 21, KSM))}, [("new", 21, "A", 0)])["t"] == ["new k1 A 0 A:5"]
 
 
 def test_a_frame_used_again_while_its_stale_node_lives():
