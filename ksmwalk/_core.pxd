@@ -89,6 +89,9 @@ cdef inline bint eligible(uint16_t flags) noexcept nogil:
 
 cdef void *pointer(object array, bint writable) except? NULL
     # Of the first byte of a C-contiguous array; the caller keeps the array alive.
+cdef void *records(object array, bint writable, int64_t itemsize, int64_t size, int64_t *n) except? NULL
+    # The same of one that holds whole records of `size` bytes, made of numbers of `itemsize` bytes, and how many; else
+    # ValueError. A typed memoryview would do as well, at 100 KB of code a module.
 
 cdef class World:
     cdef kw_world w

@@ -2,7 +2,7 @@
 
 The contract of every function stands in `_core.pxd`.
 """
-from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport PyBUF_ND, PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.ref cimport Py_REFCNT
 cimport cython
@@ -45,6 +45,20 @@ cdef void *pointer(object array, bint writable) except? NULL:
     PyObject_GetBuffer(array, &view, PyBUF_WRITABLE if writable else PyBUF_SIMPLE)
     p = view.buf
     PyBuffer_Release(&view)
+    return p
+
+
+cdef void *records(object array, bint writable, int64_t itemsize, int64_t size, int64_t *n) except? NULL:
+    cdef Py_buffer view
+    cdef void *p
+    PyObject_GetBuffer(array, &view, PyBUF_ND | (PyBUF_WRITABLE if writable else 0))
+    p = view.buf
+    n[0] = view.len // size
+    itemsize -= view.itemsize
+    size = view.len - n[0] * size
+    PyBuffer_Release(&view)
+    if itemsize or size:
+        raise ValueError("an array of the wrong type or shape")
     return p
 
 

@@ -5,7 +5,7 @@ stays as it is, because KSM and mprotect decide by it; special entries (zero pag
 """
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
-from ksmwalk._core cimport World, below, enter, entry_leaf, entry_none, entry_present, leave, level_size
+from ksmwalk._core cimport World, below, enter, entry_leaf, entry_none, entry_present, leave, level_size, records
 from ksmwalk.layout._layout cimport *
 
 
@@ -73,7 +73,7 @@ cdef int whole(kw_world *w, Sweep *s, int32_t mm) noexcept nogil:
     return sweep(w, s, w.mms[mm].root, levels, 0) if s.start < s.end else KW_OK
 
 
-def touched(World world not None, int32_t mm, uint64_t start, uint64_t end, bint written, uint64_t[::1] out):
+def touched(World world not None, int32_t mm, uint64_t start, uint64_t end, bint written, out):
     """How many pages in [start, end) were accessed (or written to), their addresses into `out` (None: only counted)."""
     cdef Sweep s
     cdef int rc
@@ -81,10 +81,9 @@ def touched(World world not None, int32_t mm, uint64_t start, uint64_t end, bint
     s.mask = PTE_D | PTE_CLEAN | PTE_SPECIAL if written else PTE_A
     s.bits = PTE_D if written else PTE_A
     if out is not None:
-        s.room = out.shape[0]
+        s.out = <uint64_t *>records(out, True, 8, 8, &s.room)
         if s.room == 0:
             return 0
-        s.out = &out[0]
     enter(world)
     with nogil:
         rc = whole(&world.w, &s, mm)

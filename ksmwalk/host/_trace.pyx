@@ -7,7 +7,7 @@ what a processor does without asking the kernel is done here.
 from libc.errno cimport EEXIST, EFAULT, EINVAL, ENOMEM, ESRCH
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
-from ksmwalk._core cimport World, enter, entry_pfn, entry_stored, interrupted, leave, pte_find
+from ksmwalk._core cimport World, enter, entry_pfn, entry_stored, interrupted, leave, pte_find, records
 from ksmwalk.memory._frames cimport normal_pfn
 from ksmwalk.memory._leaves cimport touched
 from ksmwalk.memory._areas cimport mm_alloc, user_end, vma_find, vma_find_from
@@ -281,23 +281,25 @@ cdef int64_t trace_apply(kw_world *w, const kw_trace_event *events, int64_t n, P
     return n
 
 
-def apply(World world not None, const uint64_t[:, ::1] events, int32_t[::1] mms, int32_t[:, ::1] changes,
-          int64_t[::1] errors, bint map_missing):
+def apply(World world not None, events, mms, changes, errors, bint map_missing):
     """(events done, code, changes written) of applying `events`: records of layout.TRACE_EVENT, four words each."""
     cdef Player player
     cdef int code = 0
-    cdef int64_t done = 0, n = events.shape[0]
-    if events.shape[1] * 8 != sizeof(kw_trace_event) or changes.shape[1] != 2 or changes.shape[0] < 1 or mms.shape[0] < 1:
+    cdef int64_t done = 0, n, counts
+    cdef const kw_trace_event *event = <const kw_trace_event *>records(events, False, 8, sizeof(kw_trace_event), &n)
+    player.mms = <int32_t *>records(mms, True, 4, 4, &player.nr_ids)
+    player.changes = <int32_t *>records(changes, True, 4, 2 * 4, &player.max_changes)
+    player.errors = NULL
+    if errors is not None:
+        player.errors = <int64_t *>records(errors, True, 8, 8, &counts)
+        if counts <= MAX_ERRNO:
+            raise ValueError(f"{counts} counts for {MAX_ERRNO} errnos")
+    if player.nr_ids < 1 or player.max_changes < 1:
         raise ValueError("arrays of the wrong shape")
-    if errors is not None and errors.shape[0] <= MAX_ERRNO:
-        raise ValueError(f"{errors.shape[0]} counts for {MAX_ERRNO} errnos")
-    player.mms, player.nr_ids = &mms[0], mms.shape[0]
-    player.changes, player.nr_changes, player.max_changes = &changes[0, 0], 0, changes.shape[0]
-    player.errors = &errors[0] if errors is not None else NULL
-    player.map_missing = map_missing
+    player.nr_changes, player.map_missing = 0, map_missing
     enter(world)
     if n:
         with nogil:
-            done = trace_apply(&world.w, <const kw_trace_event *>&events[0, 0], n, &player, &code)
+            done = trace_apply(&world.w, event, n, &player, &code)
     leave(world)
     return done, code, player.nr_changes

@@ -3,6 +3,8 @@ from libc.errno cimport EINTR, ENOMEM, ESRCH, errno
 from libc.stdint cimport int64_t, uint64_t, uint8_t
 from libc.stdlib cimport free, malloc
 
+from ksmwalk._core cimport records as array_of
+
 cdef extern from *:
     """
     #include <sys/ioctl.h>
@@ -168,25 +170,25 @@ cdef int64_t count_odd(const uint64_t *before, const uint64_t *after, int64_t n,
     return odd
 
 
-def records(int fd, const int64_t[::1] index, int64_t gap, uint64_t[::1] out):
+def records(int fd, index, int64_t gap, out):
     """Read the 64-bit records with these numbers; neighbours up to `gap` apart and ascending share a call.
 
     0, -errno of the read that failed, or 1 where the file ended before.
     """
-    cdef int64_t n = index.shape[0], answer = 0
+    cdef int64_t n, room, answer
+    cdef const int64_t *wanted = <const int64_t *>array_of(index, False, 8, 8, &n)
+    cdef uint64_t *found = <uint64_t *>array_of(out, True, 8, 8, &room)
     cdef uint64_t *buffer = NULL
-    if out.shape[0] != n:
+    if room != n:
         raise ValueError("a place for each record is needed")
     with nogil:
-        if n:
-            answer = gather(fd, &index[0], n, gap, &out[0], &buffer)
+        answer = gather(fd, wanted, n, gap, found, &buffer)
         free(buffer)
     return answer
 
 
 def present(
-    int pagemap, int mem, const int64_t[::1] vpn, int64_t gap, bint by_scan, uint8_t[:, ::1] into,
-    uint64_t[::1] before, uint64_t[::1] after, uint8_t[::1] done, const uint64_t[::1] seeds, uint64_t[::1] hashes, between=None
+    int pagemap, int mem, vpn, int64_t gap, bint by_scan, into, before, after, done, seeds, hashes, between=None
 ):
     """Read the present ones of some pages of a process, each looked up in pagemap right before it is read and right after.
 
@@ -198,31 +200,38 @@ def present(
     How many pages call for a second thought: not read, gone since, in another frame since. -errno; -ESRCH also where
     pagemap ended.
     """
-    cdef int64_t at = 0, some, n = vpn.shape[0], odd = 0, answer = 0
+    cdef int64_t at = 0, i, n, hashed, odd = 0, answer = 0, some
+    cdef int64_t[5] room
+    cdef const int64_t *page = <const int64_t *>array_of(vpn, False, 8, 8, &n)
+    cdef uint8_t *bytes_ = <uint8_t *>array_of(into, True, 1, PAGE, &room[0])
+    cdef uint64_t *first = <uint64_t *>array_of(before, True, 8, 8, &room[1])
+    cdef uint64_t *second = <uint64_t *>array_of(after, True, 8, 8, &room[2])
+    cdef uint8_t *mark = <uint8_t *>array_of(done, True, 1, 1, &room[3])
+    cdef const uint64_t *seed = <const uint64_t *>array_of(seeds, False, 8, 8, &hashed)
+    cdef uint64_t *hash_ = <uint64_t *>array_of(hashes, True, 8, 8, &room[4])
     cdef uint64_t *buffer = NULL
     cdef bint told = between is not None
-    cdef int64_t i, hashed = seeds.shape[0]
-    if min(before.shape[0], after.shape[0], done.shape[0], into.shape[0]) < n or into.shape[1] != PAGE:
+    if min(min(room[0], room[1]), min(room[2], room[3])) < n:
         raise ValueError("two entries, a mark and 4096 bytes for each page are needed")
-    if hashed and (hashed != KW_FOLD_SEEDS or hashes.shape[0] < n):
+    if hashed and (hashed != KW_FOLD_SEEDS or room[4] < n):
         raise ValueError("all seeds and a place for each hash are needed")
     with nogil:
         while at < n:
             some = min(<int64_t>WINDOW, n - at)
-            answer = look(pagemap, &vpn[at], some, gap, by_scan, &before[at], &buffer)
+            answer = look(pagemap, page + at, some, gap, by_scan, first + at, &buffer)
             if answer:
                 break
             if told:
                 with gil:
                     between()
-            read_pages(mem, &vpn[at], &before[at], some, &into[at, 0], &done[at])
-            answer = look(pagemap, &vpn[at], some, gap, by_scan, &after[at], &buffer)
+            read_pages(mem, page + at, first + at, some, bytes_ + at * PAGE, mark + at)
+            answer = look(pagemap, page + at, some, gap, by_scan, second + at, &buffer)
             if answer:
                 break
             if hashed:
                 for i in range(at, at + some):
-                    hashes[i] = kw_hash_page(<const uint64_t *>&into[i, 0], &seeds[0], 1)
-            odd += count_odd(&before[at], &after[at], some, &done[at])
+                    hash_[i] = kw_hash_page(<const uint64_t *>(bytes_ + i * PAGE), seed, 1)
+            odd += count_odd(first + at, second + at, some, mark + at)
             at += some
         free(buffer)
     return odd if not answer else -ESRCH if answer > 0 else answer

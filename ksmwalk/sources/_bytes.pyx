@@ -7,8 +7,11 @@ from libc.stdint cimport int64_t, uint64_t, uint8_t
 from libc.stdlib cimport free, malloc, qsort
 from libc.string cimport memcmp
 
+from ksmwalk._core cimport records
+
 cdef enum:
     WORDS = 512
+    PAGE = 4096
 
 cdef extern from *:
     uint64_t big_endian "__builtin_bswap64"(uint64_t) nogil
@@ -23,87 +26,111 @@ cdef extern from "_fold.h" nogil:
 SEEDS = KW_FOLD_SEEDS
 
 
-def hashes(const uint64_t[:, ::1] pages, const uint64_t[::1] seeds, uint64_t[::1] out, bint wide=True):
+cdef const uint64_t *words_of(object pages, int64_t *n) except? NULL:
+    """Pages of 512 words, and how many."""
+    return <const uint64_t *>records(pages, False, 8, PAGE, n)
+
+
+def hashes(pages, seeds, out, bint wide=True):
     """A hash of each page by random numbers: pages with different ones differ, others have to be compared.
 
     wide: by what the processor has for it; the answer is the same.
     """
-    cdef int64_t i, n = pages.shape[0]
-    if pages.shape[1] != WORDS or seeds.shape[0] != KW_FOLD_SEEDS or out.shape[0] != n:
+    cdef int64_t i, n, nr_seeds, room
+    cdef const uint64_t *page = words_of(pages, &n)
+    cdef const uint64_t *seed = <const uint64_t *>records(seeds, False, 8, 8, &nr_seeds)
+    cdef uint64_t *answer = <uint64_t *>records(out, True, 8, 8, &room)
+    if nr_seeds != KW_FOLD_SEEDS or room != n:
         raise ValueError("pages of 512 words, all seeds and a place for each hash are needed")
     with nogil:
         for i in range(n):
-            out[i] = kw_hash_page(&pages[i, 0], &seeds[0], wide)
+            answer[i] = kw_hash_page(page + i * WORDS, seed, wide)
 
 
-def beginnings(const uint64_t[:, ::1] pages, uint64_t[:, ::1] out):
+def beginnings(pages, out):
     """How each page begins, as four numbers that compare as the pages do unless all four are equal.
 
     out[i, 0]: 512 less the number of words that are 0 before the first that isn't: 0 for a page of zeros; out[i, 1:]:
     that word and the next two, big-endian.
     """
-    cdef int64_t i, k, j, n = pages.shape[0]
-    if pages.shape[1] != WORDS or out.shape[0] != n or out.shape[1] != 4:
+    cdef int64_t _i, k, j, n, room
+    cdef const uint64_t *page = words_of(pages, &n)
+    cdef uint64_t *answer = <uint64_t *>records(out, True, 8, 4 * 8, &room)
+    if room != n:
         raise ValueError("pages of 512 words and four numbers for each are needed")
     with nogil:
-        for i in range(n):
+        for _i in range(n):
             k = 0
-            while k < WORDS and pages[i, k] == 0:
+            while k < WORDS and page[k] == 0:
                 k += 1
-            out[i, 0] = <uint64_t>(WORDS - k)
+            answer[0] = <uint64_t>(WORDS - k)
             for j in range(3):
-                out[i, 1 + j] = big_endian(pages[i, k + j]) if k + j < WORDS else 0
+                answer[1 + j] = big_endian(page[k + j]) if k + j < WORDS else 0
+            page += WORDS
+            answer += 4
 
 
-def equal(const uint64_t[:, ::1] pages, const int64_t[::1] other, uint8_t[::1] out):
+def equal(pages, other, out):
     """Whether page i has the bytes of page other[i] of the same array."""
-    cdef int64_t i, n = pages.shape[0]
-    if pages.shape[1] != WORDS or other.shape[0] != n or out.shape[0] != n:
+    cdef int64_t i, n, others, room
+    cdef const uint64_t *page = words_of(pages, &n)
+    cdef const int64_t *second = <const int64_t *>records(other, False, 8, 8, &others)
+    cdef uint8_t *answer = <uint8_t *>records(out, True, 1, 1, &room)
+    if others != n or room != n:
         raise ValueError("pages of 512 words, and another page and an answer for each, are needed")
     for i in range(n):
-        if not 0 <= other[i] < n:
-            raise IndexError(f"page {other[i]} of {n}")
+        if not 0 <= second[i] < n:
+            raise IndexError(f"page {second[i]} of {n}")
     with nogil:
         for i in range(n):
-            out[i] = other[i] == i or memcmp(&pages[i, 0], &pages[other[i], 0], 4096) == 0
+            answer[i] = second[i] == i or memcmp(page + i * WORDS, page + second[i] * WORDS, PAGE) == 0
 
 
-def against(const uint64_t[:, ::1] pages, const uint64_t[::1] reference, uint64_t[:, ::1] out):
+def against(pages, reference, out):
     """Where each page first differs from a reference, as two numbers that compare as the pages do unless both are equal.
 
     out[i, 0]: which side, and how early; 512 for an equal page. out[i, 1]: the word there, big-endian.
     """
-    cdef int64_t i, k, n = pages.shape[0]
+    cdef int64_t _i, k, n, references, room
+    cdef const uint64_t *page = words_of(pages, &n)
+    cdef const uint64_t *one = words_of(reference, &references)
+    cdef uint64_t *answer = <uint64_t *>records(out, True, 8, 2 * 8, &room)
     cdef uint64_t word
-    if pages.shape[1] != WORDS or reference.shape[0] != WORDS or out.shape[0] != n or out.shape[1] != 2:
+    if references != 1 or room != n:
         raise ValueError("pages and a reference of 512 words, and two numbers for each page, are needed")
     with nogil:
-        for i in range(n):
+        for _i in range(n):
             k = 0
-            while k < WORDS and pages[i, k] == reference[k]:
+            while k < WORDS and page[k] == one[k]:
                 k += 1
-            out[i, 1] = 0
-            out[i, 0] = WORDS
+            answer[1] = 0
+            answer[0] = WORDS
             if k < WORDS:
-                word = big_endian(pages[i, k])
-                out[i, 1] = word
+                word = big_endian(page[k])
+                answer[1] = word
                 # below the reference: the earlier it differs the lower it is; above: the higher
-                out[i, 0] = <uint64_t>k if word < big_endian(reference[k]) else <uint64_t>(2 * WORDS - k)
+                answer[0] = <uint64_t>k if word < big_endian(one[k]) else <uint64_t>(2 * WORDS - k)
+            page += WORDS
+            answer += 2
 
 
 cdef int by_bytes(const void *one, const void *other) noexcept nogil:
     return memcmp((<const void *const *>one)[0], (<const void *const *>other)[0], 4096)
 
 
-def sort_runs(const uint64_t[:, ::1] pages, int64_t[::1] row, const int64_t[::1] first):
-    """Sort each run row[first[k]:first[k + 1]] of row numbers by the bytes of the pages in these rows."""
-    cdef int64_t i, k, n = row.shape[0], runs = first.shape[0] - 1
+def sort_runs(pages, rows, starts):
+    """Sort each run rows[starts[k]:starts[k + 1]] of row numbers by the bytes of the pages in these rows."""
+    cdef int64_t i, k, n, nr_pages, runs
+    cdef const uint64_t *all = words_of(pages, &nr_pages)
+    cdef int64_t *row = <int64_t *>records(rows, True, 8, 8, &n)
+    cdef const int64_t *first = <const int64_t *>records(starts, False, 8, 8, &runs)
     cdef const uint64_t **page
-    if pages.shape[1] != WORDS or runs < 0 or first[0] != 0 or first[runs] != n:
+    runs -= 1
+    if runs < 0 or first[0] != 0 or first[runs] != n:
         raise ValueError("pages of 512 words, and runs that cover the rows, are needed")
     for i in range(n):
-        if not 0 <= row[i] < pages.shape[0]:
-            raise IndexError(f"row {row[i]} of {pages.shape[0]}")
+        if not 0 <= row[i] < nr_pages:
+            raise IndexError(f"row {row[i]} of {nr_pages}")
     for k in range(runs):
         if not first[k] <= first[k + 1] <= n:
             raise IndexError(f"run {k} ends at {first[k + 1]} of {n}")
@@ -112,10 +139,10 @@ def sort_runs(const uint64_t[:, ::1] pages, int64_t[::1] row, const int64_t[::1]
         raise MemoryError("pointers to pages")
     with nogil:
         for i in range(n):
-            page[i] = &pages[row[i], 0]
+            page[i] = all + row[i] * WORDS
         for k in range(runs):
             if first[k + 1] - first[k] > 1:
                 qsort(&page[first[k]], <size_t>(first[k + 1] - first[k]), sizeof(void *), by_bytes)
         for i in range(n):
-            row[i] = (page[i] - &pages[0, 0]) // WORDS
+            row[i] = (page[i] - all) // WORDS
         free(page)

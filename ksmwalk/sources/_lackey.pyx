@@ -5,6 +5,7 @@ in hexadecimal digits, the size in bytes; lines of valgrind itself begin with ==
 """
 from libc.stdint cimport int64_t, uint64_t
 
+from ksmwalk._core cimport records
 from ksmwalk.layout._layout cimport *
 
 
@@ -100,24 +101,24 @@ cdef bint one_line(Parser *s) noexcept nogil:
     return s.at == s.n or s.text[s.at] == c'\n'
 
 
-def parse(const unsigned char[::1] text not None, bint fetches, uint64_t mm, uint64_t instructions, uint64_t stores,
-          uint64_t[:, ::1] out not None):
+def parse(text, bint fetches, uint64_t mm, uint64_t instructions, uint64_t stores, out):
     """(events, bytes and lines taken, whether the next line is wrong, instructions, stores) of text in whole lines.
 
     `out`: records of layout.TRACE_EVENT, four words each; text ends early where fewer than 40 are left, the most that a
     line can give. Times are instructions; a store leaves a content that no other has: 1 << 63 | mm << 40 | its number.
     """
     cdef Parser s
-    cdef int64_t lines = 0
+    cdef int64_t lines = 0, room
     cdef bint wrong = False
-    s.text, s.n, s.at = (&text[0] if text.shape[0] else NULL), text.shape[0], 0
+    s.text = <const unsigned char *>records(text, False, 1, 1, &s.n)
+    s.at = 0
     s.fetches, s.mm, s.instructions, s.stores, s.found = fetches, mm, instructions, stores, 0
-    if out.shape[1] != 4 or out.shape[0] < text.shape[0] // 6 * 2 + 40:
+    s.out = <uint64_t *>records(out, True, 8, sizeof(kw_trace_event), &room)
+    if room < s.n // 6 * 2 + 40:
         raise ValueError("no room for the events of so much text")
-    s.out = &out[0, 0]
     with nogil:
         while s.at < s.n:
-            if s.found + 40 > out.shape[0]:
+            if s.found + 40 > room:
                 break
             if not one_line(&s):
                 wrong = True

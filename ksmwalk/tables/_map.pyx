@@ -3,7 +3,7 @@ from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from ksmwalk._core cimport (
     World, alone, bad_entry, below, enter, entry_leaf, entry_make, entry_none, entry_present, interrupted,
-    leaf_find, leave, level_index, level_shift, level_size, make_leaf, mm_changed, no_entry, row_alloc,
+    leaf_find, leave, level_index, level_shift, level_size, make_leaf, mm_changed, no_entry, records, row_alloc,
     row_owner, split_leaf, table_empty, table_free,
 )
 from ksmwalk.tables._read cimport honest_range
@@ -48,17 +48,19 @@ cdef int map_into(kw_world *w, int32_t mm, uint64_t *addr, const uint64_t *pfns,
     return KW_OK
 
 
-def map_pages(World world not None, int32_t mm, uint64_t addr, const uint64_t[::1] pfns, uint64_t flags, int level):
+def map_pages(World world not None, int32_t mm, uint64_t addr, pfns, uint64_t flags, int level):
     """Map pfns[i] at addr + i * the size of a leaf; (0 or a KW_* code, entries written).
 
     Nothing is written if any of the places is taken. Tables made on the way to a full arena stay, empty.
     """
     cdef int code = KW_OK
-    if not pfns.shape[0]:
+    cdef int64_t n
+    cdef const uint64_t *frames = <const uint64_t *>records(pfns, False, 8, 8, &n)
+    if not n:
         return 0, addr
     enter(world)
     with nogil:
-        code = map_into(&world.w, mm, &addr, &pfns[0], pfns.shape[0], flags, level)
+        code = map_into(&world.w, mm, &addr, frames, n, flags, level)
     leave(world)
     return code, addr
 
