@@ -301,7 +301,7 @@ cdef int64_t mm_remap(kw_world *w, int32_t mm, uint64_t addr, uint64_t old, uint
     cdef int code = ranged(w, mm, addr, old, &end)
     if code == 0:
         code = ranged(w, mm, 0, length, &other)
-    return code if code < 0 else sys_mremap(w, mm, addr, end - addr, other, True, to != ANYWHERE, to)
+    return code if code < 0 else sys_mremap(w, mm, addr, end - addr, other, True, to != ANYWHERE, to, False)
 
 
 cdef int mm_merge_any(kw_world *w, int32_t mm, int on) noexcept nogil:

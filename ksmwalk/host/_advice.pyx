@@ -114,6 +114,8 @@ cdef int collapse_all(kw_world *w, int32_t mm, int32_t at, uint64_t start, uint6
     end &= ~(KW_PMD_SIZE - 1)
     if first + KW_PMD_SIZE > v.end or v.flags & VM_NOHUGEPAGE or w.mms[mm].flags & MM_THP_DISABLED:
         return -EINVAL
+    if v.backing and ((v.start >> 12) - v.pgoff) & 511:
+        return -EINVAL      # no huge page of the object lies right for one here
     if not v.backing and v.anon_vma == 0 or addr > end:
         return -EINVAL
     while addr < end:

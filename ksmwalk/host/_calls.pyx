@@ -6,9 +6,9 @@ from libc.errno cimport EFAULT, EINVAL, ENOMEM
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from ksmwalk._core cimport level_size, rows_left, tables_sound
-from ksmwalk.memory._leaves cimport copy_range, free_tables, move_range, protect_range, touched, zap_range
+from ksmwalk.memory._leaves cimport copy_range, free_tables, move_range, protect_range, touched, wp_range, zap_range
 from ksmwalk.memory._areas cimport (
-    MAX_MAP_COUNT, VM_ACCESS, drop_tables, find_place, join_around, last_vma, mm_alloc, mm_free, set_flags,
+    MAX_MAP_COUNT, VM_ACCESS, VM_WATCHED, drop_tables, find_place, join_around, last_vma, mm_alloc, mm_free, set_flags,
     user_end, vma_alloc, vma_compatible, vma_find, vma_find_from, vma_free, vma_join, vma_link, vma_split,
     vmas_left,
 )
@@ -20,7 +20,7 @@ from ksmwalk.layout._layout cimport *
 
 
 cdef enum:
-    COPIED = VM_PFNMAP | VM_MIXEDMAP | VM_UFFD_WP | VM_MAYBE_GUARD   # by fork, pages or none
+    COPIED = VM_PFNMAP | VM_MIXEDMAP | VM_MAYBE_GUARD    # by fork, pages or none
 
 
 # ------------------------------------------------------------------ mmap, munmap, mprotect
@@ -128,9 +128,22 @@ cdef int sys_mprotect(kw_world *w, int32_t mm, uint64_t start, uint64_t end, uin
 
 # ------------------------------------------------------------------ mremap
 
-cdef int move_vma(kw_world *w, int32_t mm, uint64_t old, uint64_t old_len, uint64_t new,
-                  uint64_t new_len) noexcept nogil:
-    """Move [old, old + old_len), inside one vma, to the free place at new, there new_len long."""
+cdef int leave_empty(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil:
+    """What MREMAP_DONTUNMAP leaves: the area with its marks, no more locked, and as if it never had pages where all of
+    it went."""
+    cdef int32_t v = vma_find(w, mm, start)
+    if w.vmas[v].flags & VM_LOCKED:
+        v = set_flags(w, v, start, end, w.vmas[v].flags & ~<uint64_t>(VM_LOCKED | VM_LOCKONFAULT))
+        if v < 0:
+            return v
+    if w.vmas[v].start == start and w.vmas[v].end == end:
+        w.vmas[v].anon_vma = w.vmas[v].anon_root = w.vmas[v].forked = 0
+    return 0
+
+
+cdef int move_vma(kw_world *w, int32_t mm, uint64_t old, uint64_t old_len, uint64_t new, uint64_t new_len,
+                  bint keep) noexcept nogil:
+    """Move [old, old + old_len), inside one vma, to the free place at new, there new_len long; keep: the area stays."""
     cdef int32_t v = vma_find(w, mm, old), moved, prev
     cdef uint64_t flags = w.vmas[v].flags, pgoff = w.vmas[v].pgoff + ((old - w.vmas[v].start) >> 12)
     cdef int32_t backing = w.vmas[v].backing, anon = w.vmas[v].anon_vma
@@ -154,7 +167,7 @@ cdef int move_vma(kw_world *w, int32_t mm, uint64_t old, uint64_t old_len, uint6
     w.vmas[moved].forked = w.vmas[v].forked
     w.vmas[moved].start = new
     w.vmas[moved].end = new + new_len
-    w.vmas[moved].flags = flags
+    w.vmas[moved].flags = flags & ~<uint64_t>VM_WATCHED     # no userfaultfd watches the new place
     w.vmas[moved].backing = backing
     w.vmas[moved].pgoff = pgoff
     w.vmas[moved].anon_vma = anon
@@ -167,8 +180,12 @@ cdef int move_vma(kw_world *w, int32_t mm, uint64_t old, uint64_t old_len, uint6
         move_range(w, mm, new, old, old_len)
         sys_munmap(w, mm, new, new + new_len)
         return rc
+    if flags & VM_UFFD_WP:
+        rc = wp_range(w, mm, new, new + old_len, False)
+        if rc < 0:
+            return rc
     join_around(w, moved)
-    return sys_munmap(w, mm, old, old + old_len)
+    return leave_empty(w, mm, old, old + old_len) if keep else sys_munmap(w, mm, old, old + old_len)
 
 
 cdef int vma_expand(kw_world *w, int32_t v, uint64_t length) noexcept nogil:
@@ -190,29 +207,43 @@ cdef int64_t second_mapping(kw_world *w, int32_t mm, uint64_t addr, uint64_t new
     return made if made < 0 else <int64_t>to
 
 
-cdef int64_t move_areas(kw_world *w, int32_t mm, uint64_t addr, uint64_t old_len, uint64_t to,
-                        uint64_t new_len) noexcept nogil:
+cdef inline uint64_t vma_end(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil:
+    """End of the vma that contains addr, 0: there is none."""
+    return w.vmas[vma_find(w, mm, addr)].end
+
+
+cdef int64_t move_areas(kw_world *w, int32_t mm, uint64_t addr, uint64_t old_len, uint64_t to, uint64_t new_len,
+                        bint keep) noexcept nogil:
     """Move what lies in [addr, addr + old_len), area by area; only a single area may grow. Gaps stay: where there is
-    nothing to move, what is mapped at the new place stays too."""
+    nothing to move, what is mapped at the new place stays too. One that userfaultfd watches moves by itself only."""
     cdef uint64_t at = addr, stop, length
+    cdef bint several = vma_end(w, mm, addr) < addr + old_len
     cdef int32_t v
     cdef int rc
     while at < addr + old_len:
         v = vma_find_from(w, mm, at)
         if v == 0 or w.vmas[v].start >= addr + old_len:
             break
+        if several and w.vmas[v].flags & VM_WATCHED:
+            return -EFAULT
         at = max(at, w.vmas[v].start)
         stop = min(w.vmas[v].end, addr + old_len)
         length = new_len if new_len != old_len else stop - at
         rc = sys_munmap(w, mm, to + (at - addr), to + (at - addr) + length)
         if rc == 0:
-            rc = move_vma(w, mm, at, stop - at, to + (at - addr), length)
+            rc = move_vma(w, mm, at, stop - at, to + (at - addr), length, keep)
         if rc == 0 and new_len > old_len and w.vmas[vma_find(w, mm, to)].flags & VM_LOCKED:
             rc = sys_mlock(w, mm, to, to + length, True)
         if rc < 0:
             return rc
         at = stop
     return <int64_t>to
+
+
+cdef uint64_t place_for(kw_world *w, int32_t mm, const kw_vma *v, uint64_t length) noexcept nogil:
+    """Where mremap moves such an area if nobody says where; 0: there is no room."""
+    return find_place(w, mm, length, KW_PMD_SIZE if not length & (KW_PMD_SIZE - 1) and not v.flags & VM_SHARED
+                      and not v.backing else KW_PAGE_SIZE)
 
 
 cdef int64_t resize(kw_world *w, int32_t mm, int32_t v, uint64_t addr, uint64_t old_len, uint64_t new_len, bint maymove,
@@ -234,13 +265,12 @@ cdef int64_t resize(kw_world *w, int32_t mm, int32_t v, uint64_t addr, uint64_t 
             return rc if rc < 0 else <int64_t>addr
     if not maymove:
         return -ENOMEM
-    to[0] = find_place(w, mm, new_len, KW_PMD_SIZE if not new_len & (KW_PMD_SIZE - 1) and not p.flags & VM_SHARED
-                       and not p.backing else KW_PAGE_SIZE)
+    to[0] = place_for(w, mm, p, new_len)
     return KW_NONE if to[0] else -ENOMEM
 
 
 cdef int64_t sys_mremap(kw_world *w, int32_t mm, uint64_t addr, uint64_t old_len, uint64_t new_len, bint maymove,
-                        bint fixed, uint64_t to) noexcept nogil:
+                        bint fixed, uint64_t to, bint keep) noexcept nogil:
     cdef uint64_t top = user_end(w)
     cdef int32_t v
     cdef kw_vma *p
@@ -253,10 +283,14 @@ cdef int64_t sys_mremap(kw_world *w, int32_t mm, uint64_t addr, uint64_t old_len
             return -EINVAL
         if addr < to + new_len and (to < addr or to - addr < old_len):
             return -EINVAL
+    if keep and (not maymove or old_len != new_len):
+        return -EINVAL
     v = vma_find(w, mm, addr)
     if v == 0:
         return -EFAULT
     p = &w.vmas[v]
+    if keep and p.flags & (VM_DONTEXPAND | VM_PFNMAP):
+        return -EINVAL
     if p.page_shift > 12:
         old_len = (old_len + KW_PMD_SIZE - 1) & ~(KW_PMD_SIZE - 1)
         new_len = (new_len + KW_PMD_SIZE - 1) & ~(KW_PMD_SIZE - 1)
@@ -268,7 +302,13 @@ cdef int64_t sys_mremap(kw_world *w, int32_t mm, uint64_t addr, uint64_t old_len
         return -EINVAL
     if (old_len == 0 or new_len > old_len) and p.flags & (VM_DONTEXPAND | VM_PFNMAP):
         return -EINVAL if old_len == 0 else -EFAULT
-    if not fixed:
+    if keep and not fixed:
+        if old_len > p.end - addr:
+            return -EFAULT
+        to = place_for(w, mm, p, new_len)
+        if to == 0:
+            return -ENOMEM
+    elif not fixed:
         done = resize(w, mm, v, addr, old_len, new_len, maymove, &to)
         if done != KW_NONE:
             return done
@@ -284,7 +324,7 @@ cdef int64_t sys_mremap(kw_world *w, int32_t mm, uint64_t addr, uint64_t old_len
             return rc
     if old_len == 0:
         return second_mapping(w, mm, addr, new_len, to)
-    return move_areas(w, mm, addr, old_len, to, new_len)
+    return move_areas(w, mm, addr, old_len, to, new_len, keep)
 
 
 # ------------------------------------------------------------------ fork, exec, exit, prctl
@@ -325,7 +365,7 @@ cdef int32_t sys_fork(kw_world *w, int32_t parent) noexcept nogil:
             q.serial = serial
             q.forked = 0
             q.mm = child
-            q.flags &= ~<uint64_t>(VM_LOCKED | VM_UFFD_WP)
+            q.flags &= ~<uint64_t>(VM_LOCKED | VM_WATCHED)
             q.anon_vma = q.anon_root = 0
             if q.backing:
                 w.mms[q.backing].users += 1
@@ -358,7 +398,11 @@ cdef int mm_sound(kw_world *w, int32_t mm) noexcept nogil:
 
 
 cdef int sys_exit(kw_world *w, int32_t mm) noexcept nogil:
-    cdef int rc = mm_sound(w, mm)
+    cdef int rc
+    if w.mms[mm].tasks > 0:
+        w.mms[mm].tasks -= 1     # its memory is the others' still
+        return KW_OK
+    rc = mm_sound(w, mm)
     if rc < 0:
         return rc
     slot_exit(w, mm)
@@ -382,6 +426,7 @@ cdef int32_t sys_exec(kw_world *w, int32_t mm) noexcept nogil:
         return new
     w.mms[new].nid = w.mms[mm].nid
     w.mms[new].domain = w.mms[mm].domain
+    w.mms[new].cpu = w.mms[mm].cpu
     w.mms[new].flags |= w.mms[mm].flags & (MM_MERGE_ANY | MM_THP_DISABLED)
     if w.mms[mm].flags & MM_MERGE_ANY:
         slot_insert(w, new)     # the new one enters first, then the old one exits

@@ -8,7 +8,7 @@ from libc.stdint cimport int32_t, int64_t, uint16_t, uint64_t
 from ksmwalk._core cimport World, alone, enter, interrupted_at, leave, make_entry, no_entry, pte_make
 from ksmwalk.memory._frames cimport folio_extra_refs, folio_get, folio_put, frame_alloc, lru_drain
 from ksmwalk.memory._leaves cimport prot_bits, touched
-from ksmwalk.memory._areas cimport backing_put, find_place, mm_alloc, vma_find, vma_find_from
+from ksmwalk.memory._areas cimport backing_put, find_place, mm_alloc, vma_find_from, vma_for
 from ksmwalk.memory._folio cimport split_folio_at
 from ksmwalk.memory._fault cimport fault_write, look_range, read_range, write_range
 from ksmwalk.memory._scattered cimport read_scattered, write_scattered
@@ -104,14 +104,14 @@ def uffd_wp(World world not None, int32_t mm, uint64_t start, uint64_t end, bint
 
 
 def mremap(World world not None, int32_t mm, uint64_t addr, uint64_t old_len, uint64_t new_len, bint maymove,
-           object new_addr):
+           object new_addr, bint keep):
     """The address the memory has now; new_addr None: wherever there is room."""
     cdef int64_t at
     cdef bint fixed = new_addr is not None
     cdef uint64_t to = new_addr if fixed else 0
     enter(world)
     with nogil:
-        at = sys_mremap(&world.w, mm, addr, old_len, new_len, maymove, fixed, to)
+        at = sys_mremap(&world.w, mm, addr, old_len, new_len, maymove, fixed, to, keep)
     leave(world)
     return at
 
@@ -152,7 +152,7 @@ def place(World world not None, int32_t mm, uint64_t length, uint64_t align):
 
 def write_one(World world not None, int32_t mm, uint64_t addr, uint64_t key, int mode):
     alone(world)
-    cdef int32_t v = vma_find(&world.w, mm, addr)
+    cdef int32_t v = vma_for(&world.w, mm, addr)
     if v == 0:
         return -EFAULT
     return fault_write(&world.w, mm, &world.w.vmas[v], addr, key, mode)

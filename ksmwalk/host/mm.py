@@ -10,21 +10,19 @@ from ..gate import MAX_U64, as_flag, as_int, counted, shown
 from ..ksm.rmap import RmapItem, rmap_items
 from ..layout import PAGE_SIZE, PMD_SIZE, MmFlag, Vm
 from ..tables.tables import PageTables
-from . import _advice, _doors
+from . import _doors
 from .door import refuse, up
 from .notebook import ShownMm
+from .tasks import ADVICE_NUMBERS, Tasks, advice_number
 from .touched import Touched
 from .vma import Vma
-
-#: advice names of madvise(2) with their numbers
-ADVICE: dict[str, int] = _advice.advice_numbers()
-_ADVICE_NUMBERS = frozenset(ADVICE.values())
 
 # Plain integers: arithmetic on enum members takes a microsecond.
 _MAY = int(Vm.MAYREAD | Vm.MAYWRITE | Vm.MAYEXEC)
 _READ, _WRITE, _EXEC, _MERGEABLE = int(Vm.READ), int(Vm.WRITE), int(Vm.EXEC), int(Vm.MERGEABLE)
 _SHARED = int(Vm.SHARED | Vm.MAYSHARE)
 _NORESERVE, _ACCOUNT, _LOCKED = int(Vm.NORESERVE), int(Vm.ACCOUNT), int(Vm.LOCKED)
+_GROWSDOWN = int(Vm.GROWSDOWN)
 _NOT_ACCOUNTED = int(Vm.NORESERVE | Vm.SHARED | Vm.HUGETLB)
 #: what makes each kind of mapping what it is
 KINDS = {
@@ -44,7 +42,7 @@ _MOST_PFN = (1 << 40) - 1
 #: what `mmap` takes as further flags: what MAP_* flags and madvise could have set; the rest is said by prot, shared, kind
 _FURTHER = int(
     Vm.LOCKED | Vm.IO | Vm.SEQ_READ | Vm.RAND_READ | Vm.DONTCOPY | Vm.DONTEXPAND | Vm.ACCOUNT | Vm.NORESERVE
-    | Vm.WIPEONFORK | Vm.DONTDUMP | Vm.HUGEPAGE | Vm.NOHUGEPAGE
+    | Vm.WIPEONFORK | Vm.DONTDUMP | Vm.HUGEPAGE | Vm.NOHUGEPAGE | Vm.GROWSDOWN
 )  # fmt: skip
 
 
@@ -58,7 +56,7 @@ def _prot(prot: str) -> int:
     return (_READ if "r" in prot else 0) | (_WRITE if "w" in prot else 0) | (_EXEC if "x" in prot else 0)
 
 
-class Mm(Touched, ShownMm):
+class Mm(Touched, Tasks, ShownMm):
     """An address space; `Host.new_mm`, `fork` make them. `Mm(host, number)` is the same door as `host.mm_by_number`.
 
     A bad call raises the `OSError` that the system call would fail with, and does what the system call does
@@ -231,7 +229,7 @@ class Mm(Touched, ShownMm):
         offset : int
             Bytes into the object.
         flags : int
-            Further `layout.Vm` bits.
+            Further `layout.Vm` bits; with Vm.GROWSDOWN it is a stack, which loads and stores below it grow down.
         pfn : int
             First raw frame of a pfnmap mapping, 0: nothing is mapped in it.
 
@@ -263,6 +261,8 @@ class Mm(Touched, ShownMm):
             raise refuse(errno.EINVAL, f"mmap of {length} bytes at {addr}, offset {offset}")
         if kind == "droppable" and shared:
             raise refuse(errno.EINVAL, "droppable memory can't be shared")
+        if flags & _GROWSDOWN and (shared or kind != "anon"):
+            raise refuse(errno.EINVAL, "a stack is private anonymous memory")
         length = up(length, size)
         if length > self.task_size:
             raise refuse(errno.ENOMEM, f"no place for {length:#x} bytes")
@@ -354,19 +354,16 @@ class Mm(Touched, ShownMm):
 
         Models: madvise(2) of Linux 6.18. Differs: cold, pageout and willneed only check their arguments.
         """
-        if isinstance(advice, str):
-            if advice not in ADVICE:
-                raise ValueError(f"advice {shown(advice)}: must be one of {', '.join(ADVICE)}")
-            number = ADVICE[advice]
-        else:
-            number = as_int(advice, "advice", -1 << 31, (1 << 31) - 1)
+        number = advice_number(advice)
         start, end = self._range(addr, length, f"madvise {advice}")
-        if number not in _ADVICE_NUMBERS:
+        if number not in ADVICE_NUMBERS:
             raise refuse(errno.EINVAL, f"advice {advice!r}")
         code = _doors.madvise(self._world, self.index, start, end, number)
         self._check(code, f"madvise {advice} {start:#x}-{end:#x}")
 
-    def mremap(self, addr: int, old: int, new: int, new_addr: int | None = None, *, maymove: bool = True) -> int:
+    def mremap(
+        self, addr: int, old: int, new: int, new_addr: int | None = None, *, maymove: bool = True, dontunmap: bool = False
+    ) -> int:
         """Grow, shrink or move memory.
 
         Parameters
@@ -380,19 +377,22 @@ class Mm(Touched, ShownMm):
             and gaps.
         maymove : bool
             MREMAP_MAYMOVE.
+        dontunmap : bool
+            MREMAP_DONTUNMAP: only the pages move, the areas stay where they were, empty, marks and all; new == old.
 
         Returns
         -------
         int
             Its address now.
 
-        Models: mremap(2) of Linux 6.18. Differs: no MREMAP_DONTUNMAP.
+        Models: mremap(2) of Linux 6.18. Differs: nothing known.
         """
         at = self._at()
         # Lengths are rounded in 64 bits: the last 4095 wrap to nothing.
         addr, old, new = as_int(addr, "addr"), up(as_int(old, "old")) & MAX_U64, up(as_int(new, "new")) & MAX_U64
         new_addr = None if new_addr is None else as_int(new_addr, "new_addr")
-        code = _doors.mremap(self._world, at, addr, old, new, as_flag(maymove, "maymove"), new_addr)
+        maymove, dontunmap = as_flag(maymove, "maymove"), as_flag(dontunmap, "dontunmap")
+        code = _doors.mremap(self._world, at, addr, old, new, maymove, new_addr, dontunmap)
         where = "" if new_addr is None else f", to {new_addr:#x}"
         return self._check(code, f"mremap of {addr:#x}, {old:#x} to {new:#x} bytes{where}")
 
@@ -406,32 +406,6 @@ class Mm(Touched, ShownMm):
         """
         with self._world:
             return self.host._adopt(self._check(_doors.mm_fork(self._world, self._at()), "fork"))
-
-    def exec(self) -> Mm:
-        """Replace this address space by an empty one; merge_any stays.
-
-        Returns
-        -------
-        Mm
-            Itself, with another `index`.
-
-        Models: exec_mmap() of Linux 6.18. Differs: the new address space is empty; map what the program would.
-        """
-        with self._world:
-            new = self._check(_doors.mm_exec(self._world, self._at()), "exec")
-            self.host._moved(self, new)
-            self.__dict__["index"] = new
-            self._tables = None
-        return self
-
-    def exit(self) -> None:
-        """Give up everything; ksmd cleans up behind when it comes by.
-
-        Models: __mmput() of Linux 6.18. Differs: nothing known.
-        """
-        with self._world:
-            self._check(_doors.mm_exit(self._world, self._at()), "exit")
-            self._life.end()
 
     def prctl_merge(self, on: bool) -> None:
         """PR_SET_MEMORY_MERGE: mark all areas, present and future, as mergeable; off unmerges every one.

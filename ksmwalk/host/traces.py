@@ -12,7 +12,8 @@ from ..gate import as_flag, as_int, as_row, shown
 from ..layout import TRACE_EVENT, Code, Operation
 from ..signatures import AnyArray, I32Array, I64Array, Integer, Integers, RecordArray
 from . import _trace
-from .mm import ADVICE, Mm
+from .mm import Mm
+from .tasks import ADVICE
 
 if TYPE_CHECKING:
     from .host import Host

@@ -129,12 +129,43 @@ cdef int32_t vma_find(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil:
     return v if v and w.vmas[v].start <= addr else 0
 
 
+cdef inline uint64_t room_below(const kw_vma *v) noexcept nogil:
+    """Where the memory ends that others may be mapped into: a stack keeps a gap."""
+    if not v.flags & VM_GROWSDOWN:
+        return v.start
+    return v.start - STACK_GAP if v.start > STACK_GAP else 0
+
+
+cdef int32_t vma_for(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil:
+    cdef int32_t at = vma_find_from(w, mm, addr), before
+    cdef kw_vma *v = &w.vmas[at]
+    cdef kw_vma *p
+    cdef uint64_t start = addr & ~(KW_PAGE_SIZE - 1), more
+    if at == 0 or v.start <= addr:
+        return at
+    if not v.flags & VM_GROWSDOWN:
+        return 0
+    more = (v.start - start) >> 12
+    before = v.prev
+    p = &w.vmas[before]
+    if before and not p.flags & VM_GROWSDOWN and p.flags & VM_ACCESS and start - p.end < STACK_GAP:
+        return 0
+    if v.end - start > STACK_MOST or start < LOWEST or v.pgoff < more:
+        return 0
+    if not v.backing:
+        anon_vma_prepare(w, v)
+    v.start = start
+    v.pgoff -= more
+    touched(w, mm)
+    return at
+
+
 cdef uint64_t gap_end(kw_world *w, int32_t mm, uint64_t length, uint64_t high) noexcept nogil:
     """End of the highest gap of at least `length` bytes below `high`, 0: none."""
     cdef uint64_t best = 0, at = LOWEST, end
     cdef int32_t v = w.mms[mm].vma_first
     while True:
-        end = min(w.vmas[v].start, high) if v else high
+        end = min(room_below(&w.vmas[v]), high) if v else high
         if end > at and end - at >= length:
             best = end
         if v == 0:

@@ -14,7 +14,7 @@ from ksmwalk.memory._frames cimport (
     huge_unmap, hugetlb_alloc, lru_add, normal_pfn,
 )
 from ksmwalk.memory._leaves cimport huge_flags, ksm_zero_gone, pmd_split, prot_bits, pte_ksm_zero, touched
-from ksmwalk.memory._areas cimport VM_ACCESS, anon_vma_prepare, vma_find, vma_find_from
+from ksmwalk.memory._areas cimport VM_ACCESS, anon_vma_prepare, vma_find_from, vma_for
 from ksmwalk.memory._folio cimport make_huge_zero, map_huge, page_ours
 from ksmwalk.layout._layout cimport *
 
@@ -237,7 +237,7 @@ cdef int fault_write(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t
 
 
 cdef int write_fault(kw_world *w, int32_t mm, uint64_t addr, uint64_t key) noexcept nogil:
-    cdef int32_t v = vma_find(w, mm, addr)
+    cdef int32_t v = vma_for(w, mm, addr)
     if v == 0:
         return -EFAULT
     return fault_write(w, mm, &w.vmas[v], addr, key, 0)
@@ -337,7 +337,7 @@ cdef void map_around(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t
 
 
 cdef int64_t read_fault(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil:
-    cdef int32_t v = vma_find(w, mm, addr)
+    cdef int32_t v = vma_for(w, mm, addr)
     if v == 0:
         return -EFAULT
     return fault_read(w, mm, &w.vmas[v], addr, 0)
@@ -359,7 +359,7 @@ cdef int64_t write_range(kw_world *w, int32_t mm, uint64_t addr, int64_t n, cons
     while addr < end:
         while at and w.vmas[at].end <= addr:
             at = w.vmas[at].next
-        if at == 0 or w.vmas[at].start > addr:
+        if at == 0 or w.vmas[at].start > addr and vma_for(w, mm, addr) == 0:
             code[0] = -EFAULT
             return done
         if interrupted_at(addr):
@@ -422,7 +422,7 @@ cdef int64_t read_range(kw_world *w, int32_t mm, uint64_t addr, int64_t n, uint6
     for i in range(n):
         while at and w.vmas[at].end <= addr:
             at = w.vmas[at].next
-        if at == 0 or w.vmas[at].start > addr:
+        if at == 0 or w.vmas[at].start > addr and vma_for(w, mm, addr) == 0:
             code[0] = -EFAULT
             return i
         if i & 0xffff == 0xffff and interrupted():

@@ -9,7 +9,7 @@ from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from ksmwalk._core cimport entry_pfn, entry_stored, mm_changed, pte_find
 from ksmwalk.memory._frames cimport normal_pfn
-from ksmwalk.memory._areas cimport vma_find
+from ksmwalk.memory._areas cimport vma_for
 from ksmwalk.memory._fault cimport fault_read, fault_write
 from ksmwalk.layout._layout cimport *
 
@@ -73,7 +73,7 @@ cdef int64_t write_scattered(kw_world *w, int32_t mm, const uint64_t *addrs, int
         look_ahead(w, root, addrs, i, n, &ahead)
         addr = addrs[i]
         if not v.start <= addr < v.end:
-            at = vma_find(w, mm, addr)
+            at = vma_for(w, mm, addr)
             if at == 0:
                 code[0] = -EFAULT
                 break
@@ -112,7 +112,7 @@ cdef int64_t read_scattered(kw_world *w, int32_t mm, const uint64_t *addrs, int6
         look_ahead(w, root, addrs, i, n, &ahead)
         addr = addrs[i] & ~(KW_PAGE_SIZE - 1)
         if not v.start <= addr < v.end:
-            at = vma_find(w, mm, addr)
+            at = vma_for(w, mm, addr)
             if at == 0:
                 code[0] = -EFAULT
                 return i

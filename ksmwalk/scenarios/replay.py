@@ -19,6 +19,7 @@ from .format import Recording, Scenario
 from .kinds import ADVICE_NAME, ScenarioError
 from .ops import row
 from .records import ANON, HUGE, KSM, OTHER, ZERO, Record, Recorder
+from .replay_life import Life
 
 __all__ = ["NotModelled", "Replay", "modelled", "replay", "stream"]
 
@@ -127,7 +128,7 @@ def _page_of(number: int) -> bytes:
 # ---------------------------------------------------------------- one run
 
 
-class Replay:
+class Replay(Life):
     """One scenario on a Host of its own.
 
     Parameters
@@ -153,6 +154,7 @@ class Replay:
         self.contents: Contents = contents or Contents(scenario.ops)
         self.recorder: Recorder = Recorder()
         self.live: dict[str, Mm] = {}
+        self.lodgers: set[str] = set()
         self.name_of: dict[int, str] = {}
         self._arrays = self.host.world.arrays
         ksm = self.host.ksm
@@ -202,7 +204,7 @@ class Replay:
         return {name: [int(value) for value in mm.ksm_stat().values()] for name, mm in self.live.items()}
 
     def _pages(self) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        return {name: self._pages_of(mm) for name, mm in self.live.items()}
+        return {name: self._pages_of(mm) for name, mm in self.live.items() if name not in self.lodgers}
 
     def _pages_of(self, mm: Mm) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         leaves = mm.tables.mappings()
@@ -263,14 +265,6 @@ class Replay:
         mm = self.live[parent].fork()
         self._born(child, mm)
 
-    def do_exit(self, name: str) -> None:
-        self.live.pop(name).exit()
-
-    def do_exec(self, name: str) -> None:
-        mm = self.live[name].exec()
-        self._program(mm)
-        self._born(name, mm)
-
     def do_prctl(self, name: str, on: int) -> None:
         self.live[name].prctl_merge(bool(on))
 
@@ -291,6 +285,8 @@ class Replay:
             options.get("prot", "rw"),
             shared=bool(options.get("shared")),
             noreserve=bool(options.get("noreserve")),
+            kind="file" if options.get("file") else "anon",
+            flags=Vm.GROWSDOWN if options.get("growsdown") else 0,
         )
         if options.get("populate"):
             mm.populate(vpn * PAGE, n * PAGE)
@@ -298,10 +294,13 @@ class Replay:
     def do_munmap(self, name: str, vpn: int, n: int) -> None:
         self.live[name].munmap(vpn * PAGE, n * PAGE)
 
-    def do_mremap(self, name: str, vpn: int, n: int, new_n: int, new_vpn: int | None) -> None:
+    def do_mremap(
+        self, name: str, vpn: int, n: int, new_n: int, new_vpn: int | None, options: dict[str, int] | None = None
+    ) -> None:
         # Without a new place the call is made without MREMAP_MAYMOVE: grow in place or fail.
         to = None if new_vpn is None else new_vpn * PAGE
-        self.live[name].mremap(vpn * PAGE, n * PAGE, new_n * PAGE, to, maymove=to is not None)
+        keep = bool((options or {}).get("dontunmap"))
+        self.live[name].mremap(vpn * PAGE, n * PAGE, new_n * PAGE, to, maymove=to is not None, dontunmap=keep)
 
     def do_mprotect(self, name: str, vpn: int, n: int, prot: str) -> None:
         self.live[name].mprotect(vpn * PAGE, n * PAGE, prot)

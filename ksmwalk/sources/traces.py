@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import KsmwalkError
 from ..gate import as_flag, as_int, shown
-from ..host.mm import ADVICE
+from ..host.tasks import ADVICE
 from ..host.traces import MAX_IDS, trace_events
 from ..layout import PAGE_SIZE, TRACE_EVENT, Operation
 from ..proc.processes import printable

@@ -33,6 +33,30 @@ MUTATIONS: dict[str, tuple[str, str]] = {
         "else <uint64_t>(2 * WORDS - k)",
         "else <uint64_t>(WORDS + 1 + k)",
     ),
+    "memory goes with the first task that ends": (
+        "    if w.mms[mm].tasks > 0:\n",
+        "    if False:\n",
+    ),
+    "nothing grows a stack": (
+        "    if not v.flags & VM_GROWSDOWN:\n        return 0\n",
+        "    if True:\n        return 0\n",
+    ),
+    "a stack grows right up to what lies below it": (
+        "p.flags & VM_ACCESS and start - p.end < STACK_GAP:",
+        "p.flags & VM_ACCESS and start < p.end:",
+    ),
+    "MREMAP_DONTUNMAP unmaps": (
+        "return leave_empty(w, mm, old, old + old_len) if keep else sys_munmap",
+        "return sys_munmap",
+    ),
+    "an area that all pages left keeps its anon_vma": (
+        "w.vmas[v].anon_vma = w.vmas[v].anon_root = w.vmas[v].forked = 0",
+        "pass",
+    ),
+    "several areas move, watched ones too": (
+        "if several and w.vmas[v].flags & VM_WATCHED:",
+        "if False:",
+    ),
     "a node without items takes newcomers": (
         "return count > 0 and count + more <",
         "return count + more <",
