@@ -1,18 +1,16 @@
-"""madvise, mlock, populate and userfaultfd on address spaces, compiled.
+"""madvise and userfaultfd on address spaces, compiled.
 
 The contract of every function stands in `_advice.pxd`; what Python calls is in `_doors.pyx`.
 """
-from libc.errno cimport EAGAIN, EFAULT, EINVAL, ENOMEM
-from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.errno cimport EAGAIN, EINVAL, ENOMEM
+from libc.stdint cimport int32_t, uint64_t
 
-from ksmwalk.memory._leaves cimport discard_range, guard_range, wp_range
-from ksmwalk.memory._areas cimport (
-    VM_ACCESS, VM_SPECIAL, anon_vma_prepare, set_flags, vma_compatible, vma_find, vma_find_from,
-)
+from ksmwalk.memory._leaves cimport discard_range, guard_range, mlock_range, wp_range
+from ksmwalk.memory._areas cimport VM_SPECIAL, anon_vma_prepare, set_flags, vma_compatible, vma_find, vma_find_from
 from ksmwalk.memory._folio cimport clean_range, collapse
-from ksmwalk.memory._fault cimport FAULT_KEEP, read_range, write_range
 from ksmwalk.ksm._items cimport slot_insert
 from ksmwalk.ksm._unmerge cimport unmerge_range
+from ksmwalk.host._locks cimport sys_populate
 from ksmwalk.layout._layout cimport *
 
 
@@ -61,14 +59,21 @@ cdef int unmergeable(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint64_
     if not w.vmas[v].flags & VM_MERGEABLE:
         return 0
     if w.vmas[v].anon_vma:
-        rc = unmerge_range(w, mm, start, end, w.cursor.strategy)
+        rc = unmerge_range(w, mm, start, end, w.cursor.strategy, w.mms[mm].cpu)
         if rc < 0:
             return rc
     return change_flags(w, mm, v, start, end, a)
 
 
 cdef int dont_need(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint64_t end, const Advice *a) noexcept nogil:
-    return -EINVAL if w.vmas[v].flags & a.refused else discard_range(w, mm, start, end)
+    cdef int rc
+    if w.vmas[v].flags & a.refused:
+        return -EINVAL
+    if w.vmas[v].flags & VM_LOCKED:
+        rc = mlock_range(w, mm, start, end)
+        if rc < 0:
+            return rc
+    return discard_range(w, mm, start, end)
 
 
 cdef int free_lazily(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint64_t end, const Advice *a) noexcept nogil:
@@ -128,29 +133,6 @@ cdef int collapse_all(kw_world *w, int32_t mm, int32_t at, uint64_t start, uint6
     return last
 
 
-cdef int sys_populate(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bint write) noexcept nogil:
-    cdef int code = 0
-    cdef int32_t v = vma_find(w, mm, start)
-    cdef uint64_t stop
-    while start < end:
-        if v == 0 or w.vmas[v].start > start:
-            return -ENOMEM
-        if w.vmas[v].flags & (VM_PFNMAP | VM_IO):
-            return -EINVAL
-        if not w.vmas[v].flags & (VM_WRITE if write else VM_ACCESS):
-            return -EINVAL
-        stop = min(end, w.vmas[v].end)
-        if write:
-            write_range(w, mm, start, <int64_t>((stop - start) >> 12), NULL, 0, FAULT_KEEP, &code)
-        else:
-            read_range(w, mm, start, <int64_t>((stop - start) >> 12), NULL, 0, &code)
-        if code < 0:
-            return code
-        start = stop
-        v = vma_find_from(w, mm, start)
-    return 0
-
-
 cdef int sys_madvise(kw_world *w, int32_t mm, uint64_t start, uint64_t end, int advice) noexcept nogil:
     """Holes are passed over, what is there is done, and the holes are told of at the end."""
     cdef const Advice *a = advice_of(advice)
@@ -176,38 +158,6 @@ cdef int sys_madvise(kw_world *w, int32_t mm, uint64_t start, uint64_t end, int 
             return rc
         start = stop
     return hole
-
-
-cdef int sys_mlock(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bint on) noexcept nogil:
-    cdef int32_t v
-    cdef uint64_t at = start, stop, flags
-    cdef int code = 0
-    while at < end:
-        v = vma_find(w, mm, at)
-        if v == 0:
-            return -ENOMEM
-        stop = min(end, w.vmas[v].end)
-        flags = w.vmas[v].flags
-        if not flags & (VM_SPECIAL | VM_HUGETLB | VM_DROPPABLE):
-            v = set_flags(w, v, at, stop, flags | VM_LOCKED if on else flags & ~<uint64_t>VM_LOCKED)
-            if v < 0:
-                return v
-        at = stop
-    # Locking brings everything in that can be had; what can't is told of like a hole.
-    while on and start < end:
-        v = vma_find(w, mm, start)
-        stop = min(end, w.vmas[v].end)
-        if w.vmas[v].flags & VM_LOCKED:
-            if not w.vmas[v].flags & VM_ACCESS:
-                return -ENOMEM
-            if (w.vmas[v].flags & (VM_WRITE | VM_SHARED)) == VM_WRITE:
-                write_range(w, mm, start, <int64_t>((stop - start) >> 12), NULL, 0, FAULT_KEEP, &code)
-            else:
-                read_range(w, mm, start, <int64_t>((stop - start) >> 12), NULL, 0, &code)
-            if code < 0:
-                return -ENOMEM if code == -EFAULT else code
-        start = stop
-    return 0
 
 
 cdef int sys_uffd_wp(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bint on) noexcept nogil:

@@ -6,16 +6,17 @@ from libc.errno cimport EFAULT, EINVAL, ENOMEM
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from ksmwalk._core cimport level_size, rows_left, tables_sound
-from ksmwalk.memory._leaves cimport copy_range, free_tables, move_range, protect_range, touched, wp_range, zap_range
+from ksmwalk.memory._leaves cimport (
+    copy_range, free_tables, mlock_range, move_range, protect_range, touched, wp_range, zap_range,
+)
 from ksmwalk.memory._areas cimport (
     MAX_MAP_COUNT, VM_ACCESS, VM_WATCHED, drop_tables, find_place, join_around, last_vma, mm_alloc, mm_free, set_flags,
     user_end, vma_alloc, vma_compatible, vma_find, vma_find_from, vma_free, vma_join, vma_link, vma_split,
     vmas_left,
 )
-from ksmwalk.memory._fault cimport FAULT_KEEP, write_range
 from ksmwalk.ksm._items cimport slot_exit, slot_insert
 from ksmwalk.ksm._unmerge cimport unmerge_mm, unmerge_range
-from ksmwalk.host._advice cimport sys_mlock
+from ksmwalk.host._locks cimport bring_in
 from ksmwalk.layout._layout cimport *
 
 
@@ -50,6 +51,13 @@ cdef int32_t sys_mmap(kw_world *w, int32_t mm, uint64_t start, uint64_t length, 
     return join_around(w, v)
 
 
+cdef void zap_area(kw_world *w, int32_t mm, int32_t v) noexcept nogil:
+    """All pages of an area go."""
+    if w.vmas[v].flags & VM_LOCKED:
+        mlock_range(w, mm, w.vmas[v].start, w.vmas[v].end)
+    zap_range(w, mm, w.vmas[v].start, w.vmas[v].end)
+
+
 cdef int sys_munmap(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil:
     cdef int32_t v = vma_find_from(w, mm, start), next, prev
     cdef int need, rc
@@ -80,7 +88,7 @@ cdef int sys_munmap(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexc
         if w.vmas[v].end > end:
             vma_split(w, v, end)
         next = w.vmas[v].next
-        zap_range(w, mm, w.vmas[v].start, w.vmas[v].end)
+        zap_area(w, mm, v)
         vma_free(w, v)
         v = next
     floor = w.vmas[prev].end if prev else 0
@@ -92,7 +100,7 @@ cdef int sys_munmap(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexc
 cdef int sys_mprotect(kw_world *w, int32_t mm, uint64_t start, uint64_t end, uint64_t prot) noexcept nogil:
     cdef int32_t v = vma_find(w, mm, start)
     cdef uint64_t flags, stop
-    cdef int rc, code = 0
+    cdef int rc
     cdef bint fill
     while start < end:
         if v == 0 or w.vmas[v].start > start:
@@ -118,9 +126,9 @@ cdef int sys_mprotect(kw_world *w, int32_t mm, uint64_t start, uint64_t end, uin
             if rc < 0:
                 return rc
             if fill:
-                write_range(w, mm, start, <int64_t>((stop - start) >> 12), NULL, 0, FAULT_KEEP, &code)
-                if code < 0 and code != -EFAULT:
-                    return code
+                rc = bring_in(w, mm, start, stop, True)
+                if rc < 0 and rc != -ENOMEM:
+                    return rc
         start = stop
         v = vma_find_from(w, mm, start)
     return 0
@@ -154,7 +162,7 @@ cdef int move_vma(kw_world *w, int32_t mm, uint64_t old, uint64_t old_len, uint6
         return KW_ENOVMAS
     # KSM pages don't move: they are broken first, whatever becomes of their rmap_items.
     if flags & VM_MERGEABLE and anon:
-        rc = unmerge_range(w, mm, old, old + old_len, w.cursor.strategy)
+        rc = unmerge_range(w, mm, old, old + old_len, w.cursor.strategy, w.mms[mm].cpu)
         if rc < 0:
             return rc
     if backing == 0 and anon == 0:
@@ -188,6 +196,12 @@ cdef int move_vma(kw_world *w, int32_t mm, uint64_t old, uint64_t old_len, uint6
     return leave_empty(w, mm, old, old + old_len) if keep else sys_munmap(w, mm, old, old + old_len)
 
 
+cdef int locked_more(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil:
+    """A locked area has grown by this: what can be had of it is brought in."""
+    cdef int rc = bring_in(w, mm, start, end, True)
+    return 0 if rc == -ENOMEM else rc
+
+
 cdef int vma_expand(kw_world *w, int32_t v, uint64_t length) noexcept nogil:
     """Grow v at its end, where nothing is mapped."""
     cdef uint64_t start = w.vmas[v].end
@@ -196,7 +210,7 @@ cdef int vma_expand(kw_world *w, int32_t v, uint64_t length) noexcept nogil:
     if w.vmas[v].next:
         vma_join(w, v, w.vmas[v].next)
     if w.vmas[v].flags & VM_LOCKED:
-        return sys_mlock(w, w.vmas[v].mm, start, start + length, True)
+        return locked_more(w, w.vmas[v].mm, start, start + length)
     return 0
 
 
@@ -233,7 +247,7 @@ cdef int64_t move_areas(kw_world *w, int32_t mm, uint64_t addr, uint64_t old_len
         if rc == 0:
             rc = move_vma(w, mm, at, stop - at, to + (at - addr), length, keep)
         if rc == 0 and new_len > old_len and w.vmas[vma_find(w, mm, to)].flags & VM_LOCKED:
-            rc = sys_mlock(w, mm, to, to + length, True)
+            rc = locked_more(w, mm, to + old_len, to + new_len)
         if rc < 0:
             return rc
         at = stop
@@ -333,7 +347,7 @@ cdef void mm_clear(kw_world *w, int32_t mm) noexcept nogil:
     """Everything an mm maps goes, and all of its tables."""
     cdef int32_t v = w.mms[mm].vma_first
     while v:
-        zap_range(w, mm, w.vmas[v].start, w.vmas[v].end)
+        zap_area(w, mm, v)
         vma_free(w, v)
         v = w.mms[mm].vma_first
     drop_tables(w, mm)
@@ -365,7 +379,7 @@ cdef int32_t sys_fork(kw_world *w, int32_t parent) noexcept nogil:
             q.serial = serial
             q.forked = 0
             q.mm = child
-            q.flags &= ~<uint64_t>(VM_LOCKED | VM_WATCHED)
+            q.flags &= ~<uint64_t>(VM_LOCKED | VM_LOCKONFAULT | VM_WATCHED)
             q.anon_vma = q.anon_root = 0
             if q.backing:
                 w.mms[q.backing].users += 1
@@ -448,7 +462,7 @@ cdef int sys_prctl_merge(kw_world *w, int32_t mm, bint on) noexcept nogil:
             v = w.vmas[v].next
         return 0
     # Areas that madvise marked are unmerged as well. None are joined here, as none were.
-    rc = unmerge_mm(w, mm, w.cursor.strategy)
+    rc = unmerge_mm(w, mm, w.cursor.strategy, w.mms[mm].cpu)
     if rc < 0:
         return rc
     while v:

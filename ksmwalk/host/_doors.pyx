@@ -6,7 +6,7 @@ from libc.errno cimport EFAULT
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint64_t
 
 from ksmwalk._core cimport World, alone, enter, interrupted_at, leave, make_entry, no_entry, pte_make
-from ksmwalk.memory._frames cimport folio_extra_refs, folio_get, folio_put, frame_alloc, lru_drain
+from ksmwalk.memory._frames cimport folio_extra_refs, folio_get, folio_put, frame_alloc, lru_drain, lru_drain_cpu
 from ksmwalk.memory._leaves cimport prot_bits, touched
 from ksmwalk.memory._areas cimport backing_put, find_place, mm_alloc, vma_find_from, vma_for
 from ksmwalk.memory._folio cimport split_folio_at
@@ -16,7 +16,8 @@ from ksmwalk.ksm._unmerge cimport break_ksm, unmerge_range
 from ksmwalk.host._calls cimport (
     sys_exec, sys_exit, sys_fork, sys_mmap, sys_mprotect, sys_mremap, sys_munmap, sys_prctl_merge,
 )
-from ksmwalk.host._advice cimport sys_madvise, sys_mlock, sys_populate, sys_uffd_wp
+from ksmwalk.host._advice cimport sys_madvise, sys_uffd_wp
+from ksmwalk.host._locks cimport VM_LOCKS, bring_in, sys_mlock, sys_mlockall
 from ksmwalk.layout._layout cimport *
 
 
@@ -84,16 +85,32 @@ def madvise(World world not None, int32_t mm, uint64_t start, uint64_t end, int 
     return rc
 
 
-def mlock(World world not None, int32_t mm, uint64_t start, uint64_t end, bint on):
-    alone(world)
-    return sys_mlock(&world.w, mm, start, end, on)
-
-
-def populate(World world not None, int32_t mm, uint64_t start, uint64_t end, bint write):
+def mlock(World world not None, int32_t mm, uint64_t start, uint64_t end, uint64_t locks):
+    """locks: VM_LOCKED and VM_LOCKONFAULT, 0: munlock."""
     cdef int rc
     enter(world)
     with nogil:
-        rc = sys_populate(&world.w, mm, start, end, write)
+        rc = sys_mlock(&world.w, mm, start, end, locks & VM_LOCKS)
+    leave(world)
+    return rc
+
+
+def mlockall(World world not None, int32_t mm, int flags):
+    """flags: MCL_*, 0: munlockall."""
+    cdef int rc
+    enter(world)
+    with nogil:
+        rc = sys_mlockall(&world.w, mm, flags)
+    leave(world)
+    return rc
+
+
+def populate(World world not None, int32_t mm, uint64_t start, uint64_t end):
+    """What MAP_POPULATE, or locking, brings into memory."""
+    cdef int rc
+    enter(world)
+    with nogil:
+        rc = bring_in(&world.w, mm, start, end, True)
     leave(world)
     return rc
 
@@ -303,17 +320,22 @@ def drain(World world not None):
     lru_drain(&world.w)
 
 
+def drain_cpu(World world not None, int cpu):
+    alone(world)
+    lru_drain_cpu(&world.w, cpu)
+
+
 def break_page(World world not None, int32_t mm, uint64_t addr):
     """1: the KSM page or KSM-placed zero page at addr became a private copy; 0: there was none."""
     alone(world)
-    return break_ksm(&world.w, mm, addr)
+    return break_ksm(&world.w, mm, addr, world.w.mms[mm].cpu)
 
 
 def unmerge(World world not None, int32_t mm, uint64_t start, uint64_t end, int strategy):
     cdef int rc
     enter(world)
     with nogil:
-        rc = unmerge_range(&world.w, mm, start, end, strategy)
+        rc = unmerge_range(&world.w, mm, start, end, strategy, world.w.mms[mm].cpu)
     leave(world)
     return rc
 

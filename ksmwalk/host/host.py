@@ -135,6 +135,11 @@ class Host(Driven, ShownHost, Running, Outside):
         return self._ctl("nr_nodes")
 
     @property
+    def nr_cpus(self) -> int:
+        """CPUs, each with batches in which pages wait."""
+        return self._ctl("nr_cpus")
+
+    @property
     def levels(self) -> int:
         """Levels of page tables, 4 or 5."""
         return self._ctl("levels")

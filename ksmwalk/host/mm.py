@@ -12,6 +12,7 @@ from ..layout import PAGE_SIZE, PMD_SIZE, MmFlag, Vm
 from ..tables.tables import PageTables
 from . import _doors
 from .door import refuse, up
+from .locking import Locking
 from .notebook import ShownMm
 from .tasks import ADVICE_NUMBERS, Tasks, advice_number
 from .touched import Touched
@@ -23,6 +24,9 @@ _READ, _WRITE, _EXEC, _MERGEABLE = int(Vm.READ), int(Vm.WRITE), int(Vm.EXEC), in
 _SHARED = int(Vm.SHARED | Vm.MAYSHARE)
 _NORESERVE, _ACCOUNT, _LOCKED = int(Vm.NORESERVE), int(Vm.ACCOUNT), int(Vm.LOCKED)
 _GROWSDOWN = int(Vm.GROWSDOWN)
+_LOCKS = int(Vm.LOCKED | Vm.LOCKONFAULT)
+#: areas that can't be locked: what would lock them brings them in, no more
+_NEVER_LOCKED = int(Vm.IO | Vm.DONTEXPAND | Vm.PFNMAP | Vm.MIXEDMAP | Vm.HUGETLB | Vm.DAX)
 _NOT_ACCOUNTED = int(Vm.NORESERVE | Vm.SHARED | Vm.HUGETLB)
 #: what makes each kind of mapping what it is
 KINDS = {
@@ -56,7 +60,7 @@ def _prot(prot: str) -> int:
     return (_READ if "r" in prot else 0) | (_WRITE if "w" in prot else 0) | (_EXEC if "x" in prot else 0)
 
 
-class Mm(Touched, Tasks, ShownMm):
+class Mm(Touched, Tasks, Locking, ShownMm):
     """An address space; `Host.new_mm`, `fork` make them. `Mm(host, number)` is the same door as `host.mm_by_number`.
 
     A bad call raises the `OSError` that the system call would fail with, and does what the system call does
@@ -184,16 +188,6 @@ class Mm(Touched, Tasks, ShownMm):
             raise refuse(errno.EINVAL, f"{what} {start:#x}-{end:#x}: empty, or beyond {self.task_size:#x}")
         return start, end
 
-    def _locked_range(self, addr: int, length: int, what: str) -> tuple[int, int]:
-        """The pages that [addr, addr + length) touches, as mlock rounds them: a length that wraps is 0."""
-        self._at()
-        addr, length = as_int(addr, "addr"), as_int(length, "length")
-        start = addr & -PAGE_SIZE
-        end = start + (up(length + (addr - start)) & MAX_U64)
-        if end > MAX_U64:
-            raise refuse(errno.EINVAL, f"{what} {addr:#x}, length {length:#x}")
-        return start, end
-
     def mmap(
         self,
         length: int,
@@ -203,6 +197,8 @@ class Mm(Touched, Tasks, ShownMm):
         shared: bool = False,
         kind: str = "anon",
         noreserve: bool = False,
+        locked: bool = False,
+        populate: bool = False,
         backing: int | None = None,
         offset: int = 0,
         flags: int = 0,
@@ -224,6 +220,10 @@ class Mm(Touched, Tasks, ShownMm):
             "anon", "file", "hugetlb", "pfnmap", "io", "dontexpand", "mixedmap", "droppable" or "dax".
         noreserve : bool
             MAP_NORESERVE.
+        locked : bool
+            MAP_LOCKED: it is brought into memory and stays there. What can't be brought in is passed over.
+        populate : bool
+            MAP_POPULATE: it is brought into memory as for `locked`.
         backing : int, optional
             Object to map (`Host.new_object`). None: a fresh one where the kind needs one.
         offset : int
@@ -252,6 +252,7 @@ class Mm(Touched, Tasks, ShownMm):
             raise ValueError(f"kind {shown(kind)}: must be one of {', '.join(KINDS)}")
         access = _prot(prot)
         shared, noreserve = as_flag(shared, "shared"), as_flag(noreserve, "noreserve")
+        locked, populate = as_flag(locked, "locked"), as_flag(populate, "populate")
         size = PMD_SIZE if kind == "hugetlb" else PAGE_SIZE
         length, offset, flags = as_int(length, "length"), as_int(offset, "offset"), as_int(flags, "flags")
         addr = None if addr is None else as_int(addr, "addr")
@@ -276,8 +277,20 @@ class Mm(Touched, Tasks, ShownMm):
             vm |= _NORESERVE
         if access & _WRITE and not vm & _NOT_ACCOUNTED:
             vm |= _ACCOUNT
+        vm |= self._future_locks() | (_LOCKED if locked else 0)
+        populate = populate or bool(vm & _LOCKED)
+        if vm & _NEVER_LOCKED:
+            vm &= ~_LOCKS
         with self._world:
-            return self._place(length, addr, size, vm, kind, shared, backing, offset, pfn)
+            start = self._place(length, addr, size, vm, kind, shared, backing, offset, pfn)
+            if populate:
+                self._brought(_doors.populate(self._world, self.index, start, start + length), f"mmap at {start:#x}")
+            return start
+
+    def _brought(self, code: int, what: str) -> None:
+        """What can't be brought in is passed over; a Host that is full is not."""
+        if code != -errno.ENOMEM:
+            self._check(code, what)
 
     def _place(
         self, length: int, addr: int | None, size: int, vm: int, kind: str, shared: bool, backing: int | None, offset: int, pfn: int
@@ -313,8 +326,6 @@ class Mm(Touched, Tasks, ShownMm):
             if code < 0:
                 _doors.munmap(self._world, self.index, start, start + length)
                 self._check(code, what)
-        if vm & _LOCKED:
-            self.mlock(start, length)
         return start
 
     def munmap(self, addr: int, length: int) -> None:
@@ -425,22 +436,6 @@ class Mm(Touched, Tasks, ShownMm):
             flags[at] = flags[at] | MmFlag.THP_DISABLED if on else flags[at] & ~np.uint32(MmFlag.THP_DISABLED)
 
     thpdisable = thp_disable
-
-    def mlock(self, addr: int, length: int) -> None:
-        """Lock memory, faulting it in; ENOMEM where there is none.
-
-        Models: mlock(2) of Linux 6.18. Differs: no limit on locked memory.
-        """
-        start, end = self._locked_range(addr, length, "mlock")
-        self._check(_doors.mlock(self._world, self.index, start, end, True), f"mlock {start:#x}-{end:#x}")
-
-    def munlock(self, addr: int, length: int) -> None:
-        """Unlock memory.
-
-        Models: munlock(2) of Linux 6.18. Differs: nothing known.
-        """
-        start, end = self._locked_range(addr, length, "munlock")
-        self._check(_doors.mlock(self._world, self.index, start, end, False), f"munlock {start:#x}-{end:#x}")
 
     def uffd_wp(self, addr: int, length: int, on: bool = True) -> None:
         """Register the range with a userfaultfd and write-protect its present pages (off: let stores through again).

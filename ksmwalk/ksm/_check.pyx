@@ -245,6 +245,8 @@ cdef int cursor(Check *c) noexcept nogil:
         return refuse(c, b"cursor", b"link", 0, p.link, b"no rmap_item of the address space at hand")
     if p.address & (KW_PAGE_SIZE - 1) or p.address >> 57 or p.link and w.items[p.link].addr >= p.address:
         return refuse(c, b"cursor", b"address", 0, <int64_t>p.address, b"no page address, or not beyond the last rmap_item")
+    if within(c, b"ksm", b"cpu", 0, w.ksm.cpu, 0, w.ctl.nr_cpus, b"no CPU of this Host"):
+        return -1
     if within(c, b"cursor", b"vma", 0, p.vma, 0, w.ctl.vmas_used, b"no area"):
         return -1
     if within(c, b"cursor", b"strategy", 0, p.strategy, 0, 2, b"no strategy"):

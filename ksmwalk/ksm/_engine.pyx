@@ -27,6 +27,7 @@ from ksmwalk.ksm._late cimport (
     late_erase, late_force, late_scan, late_watch,
 )
 from ksmwalk.ksm._unmerge cimport break_ksm, unmerge_mm
+from ksmwalk.ksm._locked cimport mlock_merged
 from ksmwalk.ksm._stable cimport (
     append_item, drop_stable_nodes, migrate_add, migrate_drop_stale, migrate_search, node_leave,
     stable_insert, stable_search, tree_of, unstable_root,
@@ -263,6 +264,7 @@ cdef int merge_one(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn, int64_t 
         else:
             pte[0] = make_entry(<uint64_t>kpfn, flags)
             frame_map(w, kpfn)
+        mlock_merged(w, mm, addr, pfn, kpfn)
         frame_unmap(w, pfn)
     mm_changed(w, mm, 1)
     return 0
@@ -286,14 +288,14 @@ cdef int merge_two(kw_world *w, int32_t item, int64_t pfn, int32_t other, int64_
     err = merge_one(w, b.mm, b.addr, twin, pfn)
     event(w, EV_ADD, b.mm, pfn, other, 0, err)
     if err:
-        err = break_ksm(w, a.mm, a.addr)
+        err = break_ksm(w, a.mm, a.addr, <int>w.ksm.cpu)
         return err if err < 0 else KW_OK
     leave_tree(w, other)
     node = stable_insert(w, pfn, key, tree)
     if node < 0:
-        err = break_ksm(w, b.mm, b.addr)
+        err = break_ksm(w, b.mm, b.addr, <int>w.ksm.cpu)
         if err >= 0:
-            err = break_ksm(w, a.mm, a.addr)
+            err = break_ksm(w, a.mm, a.addr, <int>w.ksm.cpu)
         return node
     append_item(w, other, node)
     append_item(w, item, node)
@@ -425,7 +427,7 @@ cdef int unmerge_all(kw_world *w) noexcept nogil:
         following = w.mms[mm].slot_next
         cursor_reset(w, mm)
         if not w.mms[mm].flags & MM_EXITING:
-            err = unmerge_mm(w, mm, w.cursor.strategy)
+            err = unmerge_mm(w, mm, w.cursor.strategy, w.mms[0].cpu)
             if err < 0:
                 return err
         items_drop(w, mm)

@@ -8,13 +8,13 @@ from ksmwalk._core cimport (
     below, entry_decode, entry_leaf, entry_none, interrupted, interrupted_at, level_index, level_size,
     make_entry, pte_find, pte_present,
 )
-from ksmwalk.memory._frames cimport frame_alloc, frame_map, frame_unmap, lru_add, normal_pfn
+from ksmwalk.memory._frames cimport frame_alloc, frame_map, frame_unmap, mlock_page, new_page, normal_pfn
 from ksmwalk.memory._leaves cimport ksm_zero_gone, pte_ksm_zero, touched
-from ksmwalk.memory._areas cimport vma_mergeable
+from ksmwalk.memory._areas cimport vma_find, vma_mergeable
 from ksmwalk.layout._layout cimport *
 
 
-cdef int break_pte(kw_world *w, int32_t mm, uint64_t *pte) noexcept nogil:
+cdef int break_pte(kw_world *w, int32_t mm, uint64_t vm_flags, int cpu, uint64_t *pte) noexcept nogil:
     cdef uint64_t e = pte[0], flags
     cdef int64_t pfn = KW_NONE, new
     if not pte_present(e):
@@ -29,24 +29,25 @@ cdef int break_pte(kw_world *w, int32_t mm, uint64_t *pte) noexcept nogil:
     flags = (entry_decode(e) & ~(PTE_PFN_MASK | PTE_RW | PTE_D | PTE_SPECIAL)) | PTE_A
     pte[0] = make_entry(<uint64_t>new, flags)
     frame_map(w, new)
-    lru_add(w, mm, new)
+    new_page(w, cpu, vm_flags, new)
     if pfn < 0:
         ksm_zero_gone(w, mm)
     else:
+        mlock_page(w, cpu, vm_flags, pfn)
         frame_unmap(w, pfn)
     touched(w, mm)
     return 1
 
 
-cdef int break_ksm(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil:
+cdef int break_ksm(kw_world *w, int32_t mm, uint64_t addr, int cpu) noexcept nogil:
     cdef uint64_t *pte = pte_find(w, w.mms[mm].root, addr)
     if pte == NULL:
         return 0
-    return break_pte(w, mm, pte)
+    return break_pte(w, mm, w.vmas[vma_find(w, mm, addr)].flags, cpu, pte)
 
 
-cdef int64_t unmerge_level(kw_world *w, int32_t mm, int64_t row, int level, uint64_t addr, uint64_t end,
-                           bint count) noexcept nogil:
+cdef int64_t unmerge_level(kw_world *w, int32_t mm, uint64_t vm_flags, int cpu, int64_t row, int level, uint64_t addr,
+                           uint64_t end, bint count) noexcept nogil:
     """Break the KSM pages below one table; how many, or KW_ENOFRAMES."""
     cdef uint64_t size = level_size(level), next, e
     cdef uint64_t *p = w.rows + row * 512 + level_index(addr, level)
@@ -59,7 +60,7 @@ cdef int64_t unmerge_level(kw_world *w, int32_t mm, int64_t row, int level, uint
                 w.work.ptes += 1
             # Only what can be a KSM page is looked at further: present, and not write-enabled.
             if pte_present(e) and not e & PTE_RW:
-                got = break_pte(w, mm, p)
+                got = break_pte(w, mm, vm_flags, cpu, p)
                 if got < 0:
                     return got
                 n += got
@@ -77,7 +78,7 @@ cdef int64_t unmerge_level(kw_world *w, int32_t mm, int64_t row, int level, uint
                         return KW_EINTR
                     got = below(w, p, level, addr)
                     if got >= 0:
-                        got = unmerge_level(w, mm, got, level - 1, addr, next, count)
+                        got = unmerge_level(w, mm, vm_flags, cpu, got, level - 1, addr, next, count)
                     if got >= 0:
                         n += got
                     elif got != KW_NONE:
@@ -87,7 +88,8 @@ cdef int64_t unmerge_level(kw_world *w, int32_t mm, int64_t row, int level, uint
     return n
 
 
-cdef int unmerge_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end, int strategy) noexcept nogil:
+cdef int unmerge_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end, int strategy, int cpu) noexcept nogil:
+    cdef uint64_t flags
     cdef int64_t n = 0, pages = <int64_t>((end - start) >> 12)
     cdef int rc
     cdef uint64_t addr = start
@@ -95,7 +97,7 @@ cdef int unmerge_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end, in
         return KW_OK
     if strategy == STRATEGY_PER_ADDRESS and w.cursor.real_lookups:
         while addr < end:
-            rc = break_ksm(w, mm, addr)
+            rc = break_ksm(w, mm, addr, cpu)
             if rc < 0:
                 return rc
             n += rc
@@ -103,7 +105,8 @@ cdef int unmerge_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end, in
             if addr & 0xfffffff == 0 and interrupted():
                 return KW_EINTR
     else:
-        n = unmerge_level(w, mm, w.mms[mm].root, <int>w.ctl.levels, start, end, strategy == STRATEGY_RANGE)
+        flags = w.vmas[vma_find(w, mm, start)].flags
+        n = unmerge_level(w, mm, flags, cpu, w.mms[mm].root, <int>w.ctl.levels, start, end, strategy == STRATEGY_RANGE)
         if n < 0:
             return <int>n
     w.work.found += n
@@ -117,12 +120,12 @@ cdef int unmerge_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end, in
     return KW_OK
 
 
-cdef int unmerge_mm(kw_world *w, int32_t mm, int strategy) noexcept nogil:
+cdef int unmerge_mm(kw_world *w, int32_t mm, int strategy, int cpu) noexcept nogil:
     cdef int32_t v = w.mms[mm].vma_first
     cdef int rc
     while v:
         if vma_mergeable(&w.vmas[v]) and w.vmas[v].anon_vma:
-            rc = unmerge_range(w, mm, w.vmas[v].start, w.vmas[v].end, strategy)
+            rc = unmerge_range(w, mm, w.vmas[v].start, w.vmas[v].end, strategy, cpu)
             if rc < 0:
                 return rc
         v = w.vmas[v].next

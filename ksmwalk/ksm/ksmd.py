@@ -17,6 +17,7 @@ from . import _engine, sysfs
 from ._cursor import MOST
 from .advisor import advise
 from .clock import end_sleep
+from .cpus import Cpus
 from .notebook import Counters, ShownKsm
 from .policy import Chosen
 from .scan import KsmScan
@@ -104,7 +105,7 @@ class Events(Strict):
         return f"<Events {'on' if self.on else 'off'}, {len(self)} to take, {self.lost} lost>"
 
 
-class Ksm(Strict, ShownKsm, sysfs.Files, Chosen):
+class Ksm(Strict, Cpus, ShownKsm, sysfs.Files, Chosen):
     """KSM of a Host: tunables, counters and the daemon, which runs when told to.
 
     Every file of /sys/kernel/mm/ksm is an attribute with the kernel's name: tunables, with the kernel's defaults, may
@@ -120,6 +121,10 @@ class Ksm(Strict, ShownKsm, sysfs.Files, Chosen):
     now_ms, cpu_ms : int
         Inputs, in milliseconds: the clock (for chain pruning and the advisor), and the CPU time ksmd has used so far
         (for the advisor).
+    cpu : int
+        Input: the CPU ksmd runs on, in whose batch pages of locked areas wait that it merges.
+    writer_cpu : int
+        Input: the CPU of whoever writes `run`, in whose batch pages of locked areas wait that run = 2 unmerges.
 
     Models: ksmd and /sys/kernel/mm/ksm of Linux 6.18.
     Differs: merge_across_nodes = 0 with several nodes was not compared with a real one.

@@ -209,6 +209,8 @@ cdef int areas(Check *c) noexcept nogil:
         return -1
     if w.mms[0].flags or w.mms[0].root or w.mms[0].vma_first or w.mms[0].rmap_list or w.mms[0].nr_vmas:
         return refuse(c, b"mms", NULL, 0, w.mms[0].flags, b"record 0 is the head of the slot list and nothing else")
+    if within(c, b"mms", b"cpu", 0, w.mms[0].cpu, 0, ctl.nr_cpus, b"no CPU of this Host"):
+        return -1
     if free_list(c, b"vmas", b"vmas_free", b"next", <char *>w.vmas, sizeof(kw_vma), <char *>&w.vmas[0].next - <char *>w.vmas,
                  ctl.vmas_used, ctl.vmas_free, c.vmas):
         return -1

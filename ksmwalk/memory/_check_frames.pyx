@@ -4,6 +4,7 @@ The contract stands in `_check.pxd`.
 """
 from libc.stdint cimport int32_t, int64_t, uint16_t
 
+from ksmwalk.memory._frames cimport MLOCK_BATCH
 from ksmwalk.memory._check cimport SEEN_LISTED, Check, counted, refuse, within
 from ksmwalk.layout._layout cimport *
 
@@ -15,6 +16,7 @@ cdef enum:
     FRAME_BITS = 0x7ff                   # all of FRAME_*
     MOST_REFS = 1 << 30                  # of a folio: far from where a count would wrap
     LRU_MOST = 64
+    NO_SMALL_PAGE = FRAME_USED | FRAME_HEAD | FRAME_TAIL | FRAME_ZERO
 
 
 cdef int one_frame(Check *c, int64_t pfn) noexcept nogil:
@@ -121,6 +123,22 @@ cdef int lru(Check *c) noexcept nogil:
     return counted(c, b"batches", b"nr_lru", 0, waiting, marked, b"frames that wait in all batches")
 
 
+cdef int mlock(Check *c) noexcept nogil:
+    """The batches of pages of locked areas: small pages in use, each as often as it may be."""
+    cdef kw_world *w = c.w
+    cdef kw_batch *b
+    cdef int64_t cpu, i
+    for cpu in range(w.ctl.nr_cpus):
+        b = &w.batches[cpu]
+        if within(c, b"batches", b"nr_mlock", cpu, b.nr_mlock, 0, MLOCK_BATCH, b"more than a batch takes"):
+            return -1
+        for i in range(b.nr_mlock):
+            if not 0 < b.mlock[i] < c.known or (w.f_flags[b.mlock[i]] & NO_SMALL_PAGE) != FRAME_USED:
+                return refuse(c, b"batches", b"mlock", cpu, b.mlock[i], b"no small page in use")
+            c.held[b.mlock[i]] += 1
+    return 0
+
+
 cdef int frames(Check *c) noexcept nogil:
     cdef kw_world *w = c.w
     cdef int64_t i, used = 0
@@ -136,7 +154,7 @@ cdef int frames(Check *c) noexcept nogil:
     for i in range(c.known):
         if one_frame(c, i):
             return -1
-    if lru(c):
+    if lru(c) or mlock(c):
         return -1
     for i in range(c.known):
         if w.f_refs[i] < c.held[i] and not w.f_flags[i] & FRAME_ZERO:

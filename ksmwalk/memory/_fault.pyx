@@ -11,7 +11,7 @@ from ksmwalk._core cimport (
 )
 from ksmwalk.memory._frames cimport (
     folio_get, folio_mappings, frame_alloc, frame_map, frame_new, frame_unmap, huge_alloc, huge_map,
-    huge_unmap, hugetlb_alloc, lru_add, normal_pfn,
+    huge_unmap, hugetlb_alloc, mlock_page, new_page, normal_pfn,
 )
 from ksmwalk.memory._leaves cimport huge_flags, ksm_zero_gone, pmd_split, prot_bits, pte_ksm_zero, touched
 from ksmwalk.memory._areas cimport VM_ACCESS, anon_vma_prepare, vma_find_from, vma_for
@@ -145,7 +145,7 @@ cdef int new_anon(kw_world *w, int32_t mm, kw_vma *v, uint64_t *pte, uint64_t ke
         flags |= PTE_RW
     pte[0] = make_entry(<uint64_t>pfn, flags)
     frame_map(w, pfn)
-    lru_add(w, mm, pfn)
+    new_page(w, w.mms[mm].cpu, v.flags, pfn)
     touched(w, mm)
     return KW_OK
 
@@ -171,6 +171,7 @@ cdef int write_pte(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *
             if v.flags & VM_SHARED:
                 pte[0] = make_entry(<uint64_t>pfn, prot_bits(v.flags) | PTE_D)
                 frame_map(w, pfn)
+                mlock_page(w, w.mms[mm].cpu, v.flags, pfn)
                 store(w, mm, pfn, key, mode)
                 touched(w, mm)
                 return KW_OK
@@ -200,6 +201,7 @@ cdef int write_pte(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *
     anon_vma_prepare(w, v)
     rc = new_anon(w, mm, v, pte, w.f_key[pfn] if mode & FAULT_KEEP else key)
     if rc == KW_OK:
+        mlock_page(w, w.mms[mm].cpu, v.flags, pfn)
         frame_unmap(w, pfn)
     return rc
 
@@ -310,6 +312,7 @@ cdef int64_t fault_read(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, int m
         return pfn
     pte[0] = make_entry(<uint64_t>pfn, prot_bits(v.flags))
     frame_map(w, pfn)
+    mlock_page(w, w.mms[mm].cpu, v.flags, pfn)
     return pfn
 
 
@@ -332,6 +335,7 @@ cdef void map_around(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t
             if pfn >= 0:
                 p[0] = make_entry(<uint64_t>pfn, prot_bits(v.flags))
                 frame_map(w, pfn)
+                mlock_page(w, w.mms[mm].cpu, v.flags, pfn)
         p += 1
         a += KW_PAGE_SIZE
 
@@ -354,6 +358,7 @@ cdef int64_t write_range(kw_world *w, int32_t mm, uint64_t addr, int64_t n, cons
     cdef kw_vma *v
     cdef int32_t at
     cdef int nid = w.mms[mm].nid
+    cdef bint waits     # new pages do in a batch
     code[0] = KW_OK
     at = vma_find_from(w, mm, addr)
     while addr < end:
@@ -379,10 +384,11 @@ cdef int64_t write_range(kw_world *w, int32_t mm, uint64_t addr, int64_t n, cons
                     code[0] = no_entry(w, mm, addr)
                     return done
                 anon_vma_prepare(w, v)
+                waits = w.ctl.lru_batch != 0 or v.flags & VM_LOCKED
                 flags = prot_bits(v.flags) | PTE_D | PTE_RW
                 mm_changed(w, mm, (stop - addr) >> 12)
                 while addr < stop:
-                    if pte[0] == 0 and w.ctl.lru_batch == 0:
+                    if pte[0] == 0 and not waits:
                         pfn = frame_new(w, nid, keys[done * stride] if keys != NULL else 0)
                         if pfn < 0:
                             code[0] = KW_ENOFRAMES

@@ -5,9 +5,10 @@
 #
 # Counting. f_mapcount[pfn] = entries that map this very frame; a leaf pmd counts once for each of its 512 frames.
 # f_refs[head] = sum of f_mapcount over the folio's frames (so splitting a pmd does not change it) + pins + 1 while on
-# the LRU batch. "Nobody but the mappings holds a reference" is folio_extra_refs() == 0. A folio is freed as a whole
-# when its refs drop to 0: a huge page that lost some of its mappings stays a folio and keeps all of its 512 frames. The
-# shared zero page (frame 0) and the huge zero page (ctl.huge_zero) are not counted and never freed.
+# the LRU batch + 1 for each entry of the mlock batches. "Nobody but the mappings holds a reference" is
+# folio_extra_refs() == 0. A folio is freed as a whole when its refs drop to 0: a huge page that lost some of its
+# mappings stays a folio and keeps all of its 512 frames. The shared zero page (frame 0) and the huge zero page
+# (ctl.huge_zero) are not counted and never freed.
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint64_t
 
 from ksmwalk._core cimport entry_pfn
@@ -64,7 +65,7 @@ cdef void folio_put(kw_world *w, int64_t pfn) noexcept nogil
 cdef int64_t folio_mappings(kw_world *w, int64_t head) noexcept nogil
     # Entries that map any frame of the folio.
 cdef int64_t folio_extra_refs(kw_world *w, int64_t pfn) noexcept nogil
-    # References of pfn's folio besides its mappings: pins and the LRU batch.
+    # References of pfn's folio besides its mappings: pins and what waits in batches.
 
 cdef inline int64_t normal_pfn(kw_world *w, uint64_t e, int level) noexcept nogil:
     # Frame of a present leaf that maps a counted page; KW_NONE for zero pages, raw, unallocated and impossible frames
@@ -79,11 +80,24 @@ cdef inline int64_t normal_pfn(kw_world *w, uint64_t e, int level) noexcept nogi
         return KW_NONE
     return <int64_t>pfn
 
-# ------------------------------------------------------------------ the LRU batches
+# ------------------------------------------------------------------ what waits on a CPU
 
 cdef void lru_add(kw_world *w, int32_t mm, int64_t pfn) noexcept nogil
     # A new anonymous page goes on the LRU batch of the CPU that mm runs on (nothing where ctl.lru_batch is 0); a full
     # batch is drained.
 cdef void lru_drain_cpu(kw_world *w, int cpu) noexcept nogil
 cdef void lru_drain(kw_world *w) noexcept nogil
-    # Of one CPU, of all.
+    # Both batches of one CPU; of all.
+cdef void new_page(kw_world *w, int cpu, uint64_t flags, int64_t pfn) noexcept nogil
+    # A new anonymous page was mapped, by who runs on this CPU, in an area with these VM_* bits: onto the one batch or
+    # the other.
+cdef void mlock_add(kw_world *w, int cpu, int64_t pfn) noexcept nogil
+    # A page was mapped in a locked area, or is about to be unmapped from one, by who runs on this CPU: one entry more of
+    # its mlock batch, a reference to it. The entry that makes MLOCK_BATCH empties the batch, a page of a folio of
+    # several does so at once.
+cdef enum:
+    MLOCK_BATCH = 31
+cdef inline void mlock_page(kw_world *w, int cpu, uint64_t flags, int64_t pfn) noexcept nogil:
+    # The same for an area with these VM_* bits, locked or not.
+    if KW_UNLIKELY(flags & VM_LOCKED):
+        mlock_add(w, cpu, pfn)

@@ -1,4 +1,4 @@
-"""Frames of a Host, compiled: the allocator, the counts of mappings and references, the LRU batch.
+"""Frames of a Host, compiled: the allocator, the counts of mappings and references, the batches of CPUs.
 
 The contract of every function stands in `_frames.pxd`.
 """
@@ -145,7 +145,7 @@ cdef inline void clear_frame(kw_world *w, int64_t pfn) noexcept nogil:
     w.f_key[pfn] = 0
 
 
-# ------------------------------------------------------------------ the LRU batches
+# ------------------------------------------------------------------ what waits on a CPU
 
 cdef void lru_forget(kw_world *w, int64_t head) noexcept nogil:
     """Take a folio that is being freed out of the LRU batch it is in."""
@@ -161,7 +161,7 @@ cdef void lru_forget(kw_world *w, int64_t head) noexcept nogil:
         b.nr_lru = n
 
 
-cdef void lru_drain_cpu(kw_world *w, int cpu) noexcept nogil:
+cdef void lru_empty(kw_world *w, int cpu) noexcept nogil:
     cdef kw_batch *b = &w.batches[cpu]
     cdef int32_t n = b.nr_lru
     cdef int64_t pfn
@@ -173,25 +173,60 @@ cdef void lru_drain_cpu(kw_world *w, int cpu) noexcept nogil:
         put_refs(w, pfn, 1)
 
 
+cdef void mlock_empty(kw_world *w, int cpu) noexcept nogil:
+    cdef kw_batch *b = &w.batches[cpu]
+    cdef int32_t n = b.nr_mlock
+    cdef int i
+    b.nr_mlock = 0
+    for i in range(n):
+        put_refs(w, w.f_head[b.mlock[i]], 1)
+
+
+cdef void lru_drain_cpu(kw_world *w, int cpu) noexcept nogil:
+    mlock_empty(w, cpu)
+    lru_empty(w, cpu)
+
+
 cdef void lru_drain(kw_world *w) noexcept nogil:
     cdef int cpu
     for cpu in range(w.ctl.nr_cpus):
         lru_drain_cpu(w, cpu)
 
 
-cdef void lru_add(kw_world *w, int32_t mm, int64_t pfn) noexcept nogil:
-    cdef int32_t cpu = w.mms[mm].cpu
-    cdef kw_batch *b
+cdef void lru_wait(kw_world *w, int cpu, int64_t pfn) noexcept nogil:
+    cdef kw_batch *b = &w.batches[cpu]
     if w.ctl.lru_batch == 0:
         return
-    b = &w.batches[cpu]
     w.f_flags[pfn] |= FRAME_LRU
     w.f_refs[pfn] += 1
     b.lru[b.nr_lru] = pfn
     b.nr_lru += 1
     # A huge folio doesn't wait: it drains the batch at once, as the kernel's does.
     if b.nr_lru >= w.ctl.lru_batch or w.f_flags[pfn] & FRAME_HEAD:
-        lru_drain_cpu(w, cpu)
+        lru_empty(w, cpu)
+
+
+cdef void lru_add(kw_world *w, int32_t mm, int64_t pfn) noexcept nogil:
+    lru_wait(w, w.mms[mm].cpu, pfn)
+
+
+cdef void mlock_add(kw_world *w, int cpu, int64_t pfn) noexcept nogil:
+    cdef kw_batch *b = &w.batches[cpu]
+    if w.f_flags[pfn] & (FRAME_HEAD | FRAME_TAIL):
+        mlock_empty(w, cpu)
+        return
+    w.f_refs[pfn] += 1
+    b.mlock[b.nr_mlock] = pfn
+    b.nr_mlock += 1
+    if b.nr_mlock >= MLOCK_BATCH:
+        mlock_empty(w, cpu)
+
+
+cdef void new_page(kw_world *w, int cpu, uint64_t flags, int64_t pfn) noexcept nogil:
+    if KW_UNLIKELY(flags & VM_LOCKED):
+        mlock_add(w, cpu, pfn)
+    else:
+        lru_wait(w, cpu, pfn)
 
 
 # ------------------------------------------------------------------ counts

@@ -67,6 +67,8 @@ cdef int over_leaves(kw_world *w, LeafOp *op, uint64_t start, uint64_t end) noex
     # op.pte for each pte that is not 0, op.pmd for each leaf pmd that lies wholly in the range; the first code that is
     # not 0 ends it (of op.pmd: a negative one).
 cdef int zap_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil
+cdef int mlock_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil
+    # Before the pages of a locked area go: each that is mapped goes onto the mlock batch of the CPU that mm runs on.
 cdef int discard_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil
     # MADV_DONTNEED: the same, but markers stay, and empty pte tables that lie wholly in the range go: a huge page fits
     # there again.

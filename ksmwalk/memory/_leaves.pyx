@@ -9,7 +9,7 @@ from ksmwalk._core cimport (
     level_index, level_size, make_entry, make_leaf, no_entry, pmd_find, pmd_make, pte_find, pte_make,
     pte_present, row_alloc, row_owner, split_leaf, table_empty, table_entry, table_free,
 )
-from ksmwalk.memory._frames cimport frame_map, frame_unmap, huge_map, huge_unmap, normal_pfn
+from ksmwalk.memory._frames cimport frame_map, frame_unmap, huge_map, huge_unmap, mlock_add, normal_pfn
 from ksmwalk.layout._layout cimport *
 
 
@@ -127,6 +127,28 @@ cdef int zap_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexce
     cdef LeafOp op
     op.pte = op_zap_pte
     op.pmd = op_zap_pmd
+    op.mm = mm
+    return over_leaves(w, &op, start, end)
+
+
+cdef int op_mlock_pte(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
+    cdef int64_t pfn = normal_pfn(w, entry[0], 1) if pte_present(entry[0]) else KW_NONE
+    if pfn >= 0:
+        mlock_add(w, w.mms[op.mm].cpu, pfn)
+    return 0
+
+
+cdef int op_mlock_pmd(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
+    cdef int64_t pfn = normal_pfn(w, entry[0], 2) if entry_present(entry[0], 2) else KW_NONE
+    if pfn >= 0:
+        mlock_add(w, w.mms[op.mm].cpu, pfn)
+    return 0
+
+
+cdef int mlock_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil:
+    cdef LeafOp op
+    op.pte = op_mlock_pte
+    op.pmd = op_mlock_pmd
     op.mm = mm
     return over_leaves(w, &op, start, end)
 

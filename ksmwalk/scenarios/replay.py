@@ -20,11 +20,12 @@ from .kinds import ADVICE_NAME, ScenarioError
 from .ops import row
 from .records import ANON, HUGE, KSM, OTHER, ZERO, Record, Recorder
 from .replay_life import Life
+from .replay_locks import LRU_BATCH, Locks, host_options
 
 __all__ = ["NotModelled", "Replay", "modelled", "replay", "stream"]
 
-#: raw system calls (x86-64 numbers) the model has: name of the Mm's method
-SYSCALLS = {149: "mlock", 150: "munlock"}
+#: raw system calls (x86-64 numbers) the model has: mlock, munlock, mlockall, munlockall, mlock2
+SYSCALLS = (149, 150, 151, 152, 325)
 
 #: parts of an environment the model has: what their names begin with
 ENVIRONMENT: tuple[str, ...] = ()
@@ -58,8 +59,6 @@ def modelled(scenario: Scenario) -> list[Any] | None:
     for key, value in scenario.env.items():
         if not any(key.startswith(known) for known in ENVIRONMENT):
             return ["env", key, value]
-    if not scenario.settle:
-        return ["settle", 0]
     if scenario.vmstat:
         return ["vmstat", *scenario.vmstat]
     return next((op for op in scenario.ops if not _has(op)), None)
@@ -128,7 +127,7 @@ def _page_of(number: int) -> bytes:
 # ---------------------------------------------------------------- one run
 
 
-class Replay(Life):
+class Replay(Life, Locks):
     """One scenario on a Host of its own.
 
     Parameters
@@ -150,7 +149,7 @@ class Replay(Life):
 
     def __init__(self, scenario: Scenario, host: Host | None = None, contents: Contents | None = None):
         self.scenario = scenario
-        self.host: Host = host or Host(_frames_for(scenario))
+        self.host: Host = host or Host(_frames_for(scenario), **host_options(scenario))
         self.contents: Contents = contents or Contents(scenario.ops)
         self.recorder: Recorder = Recorder()
         self.live: dict[str, Mm] = {}
@@ -159,6 +158,8 @@ class Replay(Life):
         self._arrays = self.host.world.arrays
         ksm = self.host.ksm
         ksm.events.on = True
+        if not scenario.settle:
+            self.host.lru_batch = LRU_BATCH
         for knob, value in scenario.tunables.items():
             try:
                 ksm.write(knob, value)
@@ -183,7 +184,8 @@ class Replay(Life):
             for name in row(op).processes(op):
                 if name not in self.live:
                     raise ScenarioError(where, "its fork failed, so there is no process", name)
-            self.host.drain()
+            if self.scenario.settle:
+                self.host.drain()
             try:
                 ret = do(*op[1:]) or 0
             except OSError as error:
@@ -208,6 +210,7 @@ class Replay(Life):
 
     def _pages_of(self, mm: Mm) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         leaves = mm.tables.mappings()
+        leaves = leaves[leaves["addr"] < PROGRAM]  # which a record does not show
         small = 9 * (leaves["level"].astype(np.int64) - 1)
         pages = np.left_shift(1, small)
         within = np.arange(int(pages.sum())) - np.repeat(np.cumsum(pages) - pages, pages)
@@ -287,9 +290,9 @@ class Replay(Life):
             noreserve=bool(options.get("noreserve")),
             kind="file" if options.get("file") else "anon",
             flags=Vm.GROWSDOWN if options.get("growsdown") else 0,
+            locked=bool(options.get("locked")),
+            populate=bool(options.get("populate")),
         )
-        if options.get("populate"):
-            mm.populate(vpn * PAGE, n * PAGE)
 
     def do_munmap(self, name: str, vpn: int, n: int) -> None:
         self.live[name].munmap(vpn * PAGE, n * PAGE)
@@ -317,9 +320,7 @@ class Replay(Life):
         self.live[name].uffd_wp(vpn * PAGE, n * PAGE)
 
     def do_syscall(self, name: str, number: int, *words: int) -> None:
-        # registers that are not given are zero, and hold 64 bits
-        addr, length = (word & (1 << 64) - 1 for word in (*words, 0, 0)[:2])
-        getattr(self.live[name], SYSCALLS[number])(addr, length)
+        self._locks_syscall(name, number, words)
 
     # ------------------------------------------------------------ loads and stores
 

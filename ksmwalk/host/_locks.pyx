@@ -1,0 +1,137 @@
+"""Locked memory, compiled: mlock, mlock2, munlock, mlockall, munlockall, and what brings pages in beforehand.
+
+The contract of every function stands in `_locks.pxd`; what Python calls is in `_doors.pyx`.
+"""
+from libc.errno cimport EFAULT, EINVAL, ENOMEM
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+
+from ksmwalk.memory._frames cimport lru_drain_cpu
+from ksmwalk.memory._areas cimport VM_ACCESS, VM_SPECIAL, set_flags, vma_find, vma_find_from
+from ksmwalk.memory._fault cimport FAULT_KEEP, read_range, write_range
+from ksmwalk.layout._layout cimport *
+
+
+cdef enum:
+    NEVER_LOCKED = VM_SPECIAL | VM_HUGETLB | VM_DROPPABLE
+    MCL_CURRENT = 1
+    MCL_FUTURE = 2
+    MCL_ONFAULT = 4
+
+
+cdef inline void drain_here(kw_world *w, int32_t mm) noexcept nogil:
+    lru_drain_cpu(w, w.mms[mm].cpu)
+
+
+# ------------------------------------------------------------------ bringing pages in
+
+cdef int bring_in_area(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint64_t end) noexcept nogil:
+    cdef uint64_t flags = w.vmas[v].flags
+    cdef int code = 0
+    if flags & VM_LOCKONFAULT:
+        return 0
+    if not flags & VM_ACCESS:
+        code = -EFAULT
+    elif (flags & (VM_WRITE | VM_SHARED)) == VM_WRITE:
+        write_range(w, mm, start, <int64_t>((end - start) >> 12), NULL, 0, FAULT_KEEP, &code)
+    else:
+        read_range(w, mm, start, <int64_t>((end - start) >> 12), NULL, 0, &code)
+    drain_here(w, mm)
+    return -ENOMEM if code == -EFAULT else code
+
+
+cdef int bring_in(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bint all) noexcept nogil:
+    cdef int32_t v = vma_find_from(w, mm, start)
+    cdef int rc, missed = 0
+    while v and w.vmas[v].start < end:
+        if not w.vmas[v].flags & (VM_PFNMAP | VM_IO):
+            rc = bring_in_area(w, mm, v, max(start, w.vmas[v].start), min(end, w.vmas[v].end))
+            if rc < 0 and (rc != -ENOMEM or not all):
+                return rc
+            if rc < 0:
+                missed = rc
+        v = w.vmas[v].next
+    return missed
+
+
+cdef int sys_populate(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bint write) noexcept nogil:
+    cdef int code = 0
+    cdef int32_t v = vma_find(w, mm, start)
+    cdef uint64_t stop
+    drain_here(w, mm)
+    while start < end:
+        if v == 0 or w.vmas[v].start > start:
+            return -ENOMEM
+        if w.vmas[v].flags & (VM_PFNMAP | VM_IO):
+            return -EINVAL
+        if not w.vmas[v].flags & (VM_WRITE if write else VM_ACCESS):
+            return -EINVAL
+        stop = min(end, w.vmas[v].end)
+        if write:
+            write_range(w, mm, start, <int64_t>((stop - start) >> 12), NULL, 0, FAULT_KEEP, &code)
+        else:
+            read_range(w, mm, start, <int64_t>((stop - start) >> 12), NULL, 0, &code)
+        drain_here(w, mm)
+        if code < 0:
+            return code
+        start = stop
+        v = vma_find_from(w, mm, start)
+    return 0
+
+
+# ------------------------------------------------------------------ mlock
+
+cdef int32_t lock_area(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint64_t end, uint64_t locks) noexcept nogil:
+    """Give a part of an area these locks; the record that holds it."""
+    cdef uint64_t flags = w.vmas[v].flags
+    cdef uint64_t now = (flags & ~<uint64_t>VM_LOCKS) | locks
+    if flags & NEVER_LOCKED or flags == now:
+        return v
+    v = set_flags(w, v, start, end, now)
+    if v > 0 and (flags ^ now) & VM_LOCKED:
+        drain_here(w, mm)
+    return v
+
+
+cdef int sys_mlock(kw_world *w, int32_t mm, uint64_t start, uint64_t end, uint64_t locks) noexcept nogil:
+    cdef int32_t v
+    cdef uint64_t at = start, stop
+    if locks:
+        drain_here(w, mm)
+    while at < end:
+        v = vma_find(w, mm, at)
+        if v == 0:
+            return -ENOMEM
+        stop = min(end, w.vmas[v].end)
+        v = lock_area(w, mm, v, at, stop, locks)
+        if v < 0:
+            return v
+        at = stop
+    # Locking brings everything in that can be had; what can't is told of like a hole.
+    return bring_in(w, mm, start, end, False) if locks else 0
+
+
+cdef int sys_mlockall(kw_world *w, int32_t mm, int flags) noexcept nogil:
+    cdef uint32_t future = 0
+    cdef uint64_t locks = 0
+    cdef int32_t v
+    cdef int rc
+    if flags & ~(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) or flags == MCL_ONFAULT:
+        return -EINVAL
+    if flags & MCL_FUTURE:
+        future = MM_LOCK_FUTURE | (MM_LOCK_ONFAULT if flags & MCL_ONFAULT else 0)
+    w.mms[mm].flags = (w.mms[mm].flags & ~<uint32_t>(MM_LOCK_FUTURE | MM_LOCK_ONFAULT)) | future
+    if flags and not flags & MCL_CURRENT:
+        return 0
+    if flags:
+        locks = VM_LOCKED | (VM_LOCKONFAULT if flags & MCL_ONFAULT else 0)
+        drain_here(w, mm)
+    v = w.mms[mm].vma_first
+    while v:
+        v = lock_area(w, mm, v, w.vmas[v].start, w.vmas[v].end, locks)
+        if v < 0:
+            return v
+        v = w.vmas[v].next
+    if not flags:
+        return 0
+    rc = bring_in(w, mm, 0, ~<uint64_t>0, True)
+    return 0 if rc == -ENOMEM else rc
