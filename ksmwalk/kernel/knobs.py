@@ -12,11 +12,11 @@ from pathlib import Path
 from ..drawing.words import printable
 from ..ksm import sysfs
 from ..proc import processes
-from . import applied, signals, state
+from . import applied, devices, signals, state
 from .state import KernelUnavailable, lock, to_stderr
 
 __all__ = [
-    "AROUND", "DEFAULTS", "KSM", "MAY_CHANGE", "THP", "KernelUnavailable", "changed", "lock", "mergeable_processes",
+    "AROUND", "DEFAULTS", "KHUGEPAGED", "KSM", "MAY_CHANGE", "THP", "KernelUnavailable", "changed", "lock", "mergeable_processes",
     "put_back_after_killed", "read", "reset", "restore", "saved", "taken", "to_stderr", "unusable", "why_not", "write",
     "write_file",
 ]  # fmt: skip
@@ -36,11 +36,16 @@ DEFAULTS = {
 }
 
 THP = Path("/sys/kernel/mm/transparent_hugepage")
+KHUGEPAGED = THP / "khugepaged"
 #: knobs outside KSM that are set while KSM is stepped: awake, khugepaged rebuilds the huge pages that KSM split
-AROUND = {Path("/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs"): "4294967295"}
+AROUND = {KHUGEPAGED / "scan_sleep_millisecs": "4294967295"}
 
 #: what can be changed for a while besides, and is put back: see `changed`
-MAY_CHANGE = {THP / "enabled", *(THP / f"hugepages-{16 << order}kB" / "enabled" for order in range(7))}
+MAY_CHANGE = {
+    THP / "enabled",
+    *(THP / f"hugepages-{16 << order}kB" / "enabled" for order in range(7)),
+    *(KHUGEPAGED / name for name in ("pages_to_scan", "max_ptes_none", "max_ptes_shared", "max_ptes_swap")),
+}
 
 #: seconds that the processes of a killed run are given to end
 _LAST_BREATH = 2.0
@@ -283,6 +288,7 @@ def put_back_after_killed(say: Callable[[str], None]) -> dict[Path, str]:
     if KSM.is_dir():
         with signals.held():
             applied.put_back_unfinished(read, write, say)
+            devices.put_back_left(say)
     journal = state.read_journal()
     if journal is None:
         return {}

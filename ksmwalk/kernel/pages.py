@@ -9,13 +9,15 @@ import numpy as np
 from ..layout import PAGE_SHIFT
 from ..proc.frames import Kpf, frame_records, has
 from ..proc.gather import read_span
-from ..proc.pagemap import PM_PFN, PM_PRESENT, scan_regions
-from ..scenarios.records import ANON, HUGE, KSM, OTHER, ZERO
+from ..proc.pagemap import PAGE_IS_PRESENT, PAGE_IS_SWAPPED, PM_PFN, PM_PRESENT, PM_SWAP, scan_regions
+from ..scenarios.records import ANON, HUGE, KSM, OTHER, SWAP, ZERO
 
 #: larger spans are not read entry by entry: their present parts are asked for first
 _LARGE = 1 << 14
 #: entries between two wanted ones that are cheaper to read along than to make another call for
 _GAP = 256
+#: what stands for the frame of a swap entry or a marker
+NO_FRAME = -1
 
 
 class FrameKinds:
@@ -38,8 +40,13 @@ class FrameKinds:
         Returns
         -------
         int64[n]
-            `ANON`, `KSM`, `HUGE`, `ZERO` or `OTHER`.
+            `ANON`, `KSM`, `HUGE`, `ZERO` or `OTHER`; `SWAP` for `NO_FRAME`.
         """
+        none = frames == NO_FRAME
+        if none.any():
+            kind = np.full(len(frames), SWAP)
+            kind[~none] = self(frames[~none])
+            return kind
         flags = frame_records(self._fd, frames, gap=_GAP)
         kind = np.full(len(frames), OTHER)
         anon = has(flags, Kpf.ANON)
@@ -50,7 +57,9 @@ class FrameKinds:
         return kind
 
 
-def present(fd: int, spans: list[tuple[int, int]], pid: int) -> tuple[np.ndarray, np.ndarray]:
+def present(
+    fd: int, spans: list[tuple[int, int]], pid: int, swapped: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the present pages of some spans of an address space.
 
     Parameters
@@ -61,11 +70,13 @@ def present(fd: int, spans: list[tuple[int, int]], pid: int) -> tuple[np.ndarray
         Ascending and apart.
     pid : int
         Named if it ends meanwhile.
+    swapped : bool
+        Whether swap entries and markers are wanted as well.
 
     Returns
     -------
     (int64[k], int64[k])
-        Page numbers, ascending, and frames.
+        Page numbers, ascending, and frames, `NO_FRAME` for a swap entry or a marker.
 
     Raises
     ------
@@ -76,13 +87,14 @@ def present(fd: int, spans: list[tuple[int, int]], pid: int) -> tuple[np.ndarray
     """
     parts = []
     for vpn, n in _coalesced(spans):
-        parts += [(vpn, n)] if n <= _LARGE else _regions(fd, pid, vpn, n)
+        parts += [(vpn, n)] if n <= _LARGE else _regions(fd, pid, vpn, n, PAGE_IS_PRESENT | swapped * PAGE_IS_SWAPPED)
     vpns, frames = [], []
     for vpn, n in parts:
         entries = read_span(fd, vpn, n, pid)
-        here = np.flatnonzero(entries & np.uint64(PM_PRESENT))
+        here = np.flatnonzero(entries & np.uint64(PM_PRESENT | swapped * PM_SWAP))
         vpns.append(here + vpn)
-        frames.append((entries[here] & np.uint64(PM_PFN)).astype(np.int64))
+        there = entries[here] & np.uint64(PM_PRESENT) != 0
+        frames.append(np.where(there, (entries[here] & np.uint64(PM_PFN)).astype(np.int64), NO_FRAME))
     if not parts:
         return np.empty(0, np.int64), np.empty(0, np.int64)
     return np.concatenate(vpns), np.concatenate(frames)
@@ -98,20 +110,33 @@ def _coalesced(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return joined
 
 
-def _regions(fd: int, pid: int, vpn: int, n: int) -> list[tuple[int, int]]:
-    """Return the present parts of a span by PAGEMAP_SCAN."""
-    found = scan_regions(fd, pid, vpn << PAGE_SHIFT, vpn + n << PAGE_SHIFT)
+def _regions(fd: int, pid: int, vpn: int, n: int, any_of: int) -> list[tuple[int, int]]:
+    """Return the parts of a span that are wanted by PAGEMAP_SCAN."""
+    found = scan_regions(fd, pid, vpn << PAGE_SHIFT, vpn + n << PAGE_SHIFT, any_of=any_of)
     shift = np.uint64(PAGE_SHIFT)
     starts, lengths = found.start >> shift, (found.end - found.start) >> shift
     return list(zip(starts.tolist(), lengths.tolist(), strict=True))
 
 
 class Process:
-    """One live process: what of its address space the scenario may have used, and its files in /proc."""
+    """One live process: what of its address space the scenario may have used, its files in /proc, what it holds.
 
-    def __init__(self, pid: int, spans: dict[int, int] | None = None):
+    Parameters
+    ----------
+    pid : int
+    spans : dict of int to int, optional
+        vpn -> n of every mapping ever made.
+    shown_under : str, optional
+        In whose memory it runs, where that is not its own: the pages are shown under that name.
+    """
+
+    def __init__(self, pid: int, spans: dict[int, int] | None = None, shown_under: str | None = None):
         self.pid = pid
-        self.spans: dict[int, int] = dict(spans or {})  # vpn -> n of every mapping ever made
+        self.shown_under = shown_under
+        # those who share a memory share its mappings
+        self.spans: dict[int, int] = spans if spans is not None and shown_under else dict(spans or {})
+        self.child: str | None = None  # whose exec or end vfork waits for
+        self.descriptors: dict[tuple[str, int], tuple[int, ...]] = {}  # of pins and the like, by kind and vpn
         self._opened: tuple[int, int] | None = None
 
     def files(self) -> tuple[int, int]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import mmap
 import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,14 @@ from ..scenarios import records
 from ..scenarios.format import Scenario
 from ..scenarios.kinds import KNOB
 from ..scenarios.ops import row
-from . import knobs, pages, signals, trace, worker
+from . import devices, knobs, pages, signals, surround, trace, worker
 from .knobs import KSM, KernelUnavailable
 from .run import PR_GET_MEMORY_MERGE, STAT_NAMES, WITHOUT, Disturbed, Run
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_MOVE_PAGES = 279
+_MOVE_PAGES, _USERFAULTFD, _IO_URING_SETUP = 279, 323, 425
+_MERGE_ANY = "PR_SET_MEMORY_MERGE"
+_NODES = Path("/sys/devices/system/node")
 
 #: two huge times between batches: writing the other one wakes ksmd for exactly one batch
 LONG = ("4000000000", "4000000001")
@@ -56,6 +60,7 @@ class Session:
         address = ctypes.addressof(ctypes.c_char.from_buffer(self._page))
         self._drain_args = (ctypes.c_void_p * 1)(address), (ctypes.c_int * 1)(0), (ctypes.c_int * 1)(0)
         self._look_for_features()
+        surround.engage()
 
     def _look_for_features(self) -> None:
         self.left_out: list[str] = []
@@ -78,8 +83,30 @@ class Session:
         # what operations need and this kernel lacks
         self.lacking: set[str] = set()
         if _libc.prctl(PR_GET_MEMORY_MERGE, 0, 0, 0, 0) < 0:
-            self.lacking.add("PR_SET_MEMORY_MERGE")
-        self.left_out += [f"no {what}" for what in sorted(self.lacking)]
+            self.lacking.add(_MERGE_ANY)
+            self.left_out.append(f"no {_MERGE_ANY}")
+        for what, number in (("userfaultfd", _USERFAULTFD), ("io_uring", _IO_URING_SETUP)):
+            # with arguments that it refuses where it is
+            if _libc.syscall(number, -1, 0) < 0 and ctypes.get_errno() in (errno.ENOSYS, errno.EPERM):
+                self.lacking.add(what)
+        if len(list(_NODES.glob("node[0-9]*"))) < 2:
+            self.lacking.add("two NUMA nodes")
+        if devices.no_swap():
+            self.lacking.add("a swap device")
+
+    def lacks(self, scenario: Scenario) -> str | None:
+        """Return what a scenario needs and this machine has not, in words, or None.
+
+        Parameters
+        ----------
+        scenario : Scenario
+
+        Returns
+        -------
+        str or None
+        """
+        needed = (row(op).needs for op in scenario.ops)
+        return next((f"no {what}" for what in needed if what in self.lacking), surround.lacking(scenario.env))
 
     def fit(self, scenario: Scenario) -> Scenario | None:
         """Return a scenario as this kernel can run it, the model likewise.
@@ -94,14 +121,14 @@ class Session:
             Itself where the kernel lacks nothing it uses; without the knobs that there are not; None where it is
             about something that there is not.
         """
-        if any(row(op).needs in self.lacking for op in scenario.ops):
+        if self.lacks(scenario):
             return None
         if not self.missing:
             return scenario
         tunables = {knob: value for knob, value in scenario.tunables.items() if knob not in self.missing}
         tunables |= {knob: value for knob, value in WITHOUT.items() if knob in self.missing}
         ops = [op for op in scenario.ops if row(op).arg(op, KNOB) not in self.missing]
-        return Scenario(scenario.name, ops, scenario.note, tunables)
+        return replace(scenario, ops=ops, tunables=tunables)
 
     def close(self) -> None:
         """Close all files."""
@@ -117,6 +144,13 @@ class Session:
         if _libc.syscall(_MOVE_PAGES, 0, 1, address, node, status, 2) < 0:
             number = ctypes.get_errno()
             raise OSError(number, f"move_pages: {os.strerror(number)}")
+
+    def move_pages(self, pid: int, address: int, node: int, flags: int) -> int:
+        """Move one page of a process; the node where it is then, or -errno."""
+        where, to, status = (ctypes.c_void_p * 1)(address), (ctypes.c_int * 1)(node), (ctypes.c_int * 1)(0)
+        if _libc.syscall(_MOVE_PAGES, pid, 1, where, to, status, flags) < 0:
+            return -ctypes.get_errno()
+        return status[0]
 
     def settle(self) -> None:
         """Wait until ksmd sleeps and KSM's mutex has been had once."""

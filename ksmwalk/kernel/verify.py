@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +192,7 @@ class _Pair:
     def judge(self, scenario: Scenario, nondet: Sequence[str]) -> Verdict:
         fitted = self.session.fit(scenario)
         if fitted is None:
-            return Verdict(scenario, "left out", reason="; ".join(self.session.left_out))
+            return Verdict(scenario, "left out", reason=self.session.lacks(scenario) or "")
         scenario = fitted
         try:
             model = self.model(scenario)
@@ -288,7 +288,7 @@ def _in_full(verdict: Verdict) -> str:
 
 def _shrink(pair: _Pair, verdict: Verdict, seconds: float, save_to: Path | None, say: Callable[[str], None]) -> None:
     small = shrinking.shrink(verdict.scenario, pair.differs, seconds=seconds)
-    small = Scenario(f"{verdict.scenario.name}_min", small.ops, f"shrunk from {verdict.scenario.name}", small.tunables)
+    small = replace(small, name=f"{verdict.scenario.name}_min", note=f"shrunk from {verdict.scenario.name}")
     verdict.minimal = small
     judged = pair.judge(small, ())
     say(f"{small.name}: {len(small.ops)} operations\n{_in_full(judged)}")

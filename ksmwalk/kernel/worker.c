@@ -14,15 +14,17 @@ typedef long s64;
 #define WORKER 0x7ff000000000UL
 #define STACK 0x7ff100000000UL
 #define STACK_SIZE 0x20000UL
+#define NEXT_STACK 0x100000UL /* from the stack of one task in this memory to that of another */
 #define ABOVE 0x7ff200000000UL
 #define TOP 0x7ffffffff000UL
 #define MAX_WORDS 1024
 
-enum { DO_SYSCALL, DO_STORE, DO_TOUCH, DO_MEMSET, DO_FORK, DO_EXEC, DO_UFFD_WP };
+enum { DO_SYSCALL, DO_STORE, DO_TOUCH, DO_MEMSET, DO_FORK, DO_EXEC, DO_UFFD_WP, DO_TASK, DO_CALL_WITH };
 
 enum {
     NR_read = 0, NR_write = 1, NR_close = 3, NR_mmap = 9, NR_munmap = 11, NR_rt_sigaction = 13, NR_ioctl = 16,
-    NR_clone = 56, NR_execve = 59, NR_ftruncate = 77, NR_exit_group = 231, NR_memfd_create = 319, NR_userfaultfd = 323,
+    NR_getpid = 39, NR_clone = 56, NR_execve = 59, NR_ftruncate = 77, NR_exit_group = 231, NR_memfd_create = 319,
+    NR_userfaultfd = 323, NR_close_range = 436,
 };
 
 static inline s64 call(s64 nr, u64 a, u64 b, u64 c, u64 d, u64 e, u64 f)
@@ -93,11 +95,13 @@ static s64 read_all(int fd, void *into, u64 length)
     return 0;
 }
 
-/* Child of this process with its own stack: the shared one is not touched between the clone and the new mapping. */
-static s64 do_fork(u64 slot)
+/* Child of this process with its own stack: the shared one is not touched between the clone and the new mapping. The
+ * child has no descriptor of the parent's from `first` on: what they hold (pinned pages, say) is the parent's. */
+static s64 do_fork(u64 slot, u64 first)
 {
     s64 ret;
     __asm__ volatile("mov %[slot], %%r12\n"
+                     "mov %[first], %%r13\n"
                      "mov %[clone], %%eax\n"
                      "mov $0x8011, %%edi\n" /* CLONE_PARENT: whoever drives us waits for the child too; SIGCHLD */
                      "xor %%esi, %%esi\n"
@@ -108,12 +112,42 @@ static s64 do_fork(u64 slot)
                      "test %%rax, %%rax\n"
                      "jz new_stack\n"
                      : "=a"(ret)
-                     : [slot] "r"(slot), [clone] "i"(NR_clone)
-                     : "rcx", "r11", "rdi", "rsi", "rdx", "r8", "r10", "r12", "memory");
+                     : [slot] "r"(slot), [first] "r"(first), [clone] "i"(NR_clone)
+                     : "rcx", "r11", "rdi", "rsi", "rdx", "r8", "r10", "r12", "r13", "memory");
     return ret;
 }
 
-/* Entered without a stack, slot in r12: map a fresh memfd as the stack, go on in serve(slot). */
+/* A task in this process's memory (CLONE_VM) with a stack of its own there; with CLONE_VFORK in `flags` this returns
+ * when it has ended or made itself a memory of its own. */
+static s64 do_task(u64 slot, u64 first, u64 flags)
+{
+    char name[] = "stack";
+    u64 stack = STACK + (slot + 1) * NEXT_STACK;
+    s64 ret, fd = call3(NR_memfd_create, name, 1, 0);
+    if (fd < 0)
+        return fd;
+    ret = call3(NR_ftruncate, fd, STACK_SIZE, 0);
+    if (ret == 0)
+        ret = call(NR_mmap, stack, STACK_SIZE, 3, 0x11, fd, 0);
+    call3(NR_close, fd, 0, 0);
+    if (ret < 0)
+        return ret;
+    __asm__ volatile("mov %[slot], %%r12\n"
+                     "mov %[first], %%r13\n"
+                     "xor %%edx, %%edx\n"
+                     "xor %%r10d, %%r10d\n"
+                     "xor %%r8d, %%r8d\n"
+                     "syscall\n"
+                     "test %%rax, %%rax\n"
+                     "jz new_task\n"
+                     : "=a"(ret)
+                     : [slot] "r"(slot), [first] "r"(first), "a"(NR_clone), "D"(0x8111 | flags), /* CLONE_VM too */
+                       "S"(stack + STACK_SIZE)
+                     : "rcx", "r11", "rdx", "r8", "r10", "r12", "r13", "memory");
+    return ret;
+}
+
+/* Entered without a stack, slot in r12: map a fresh memfd as the stack, go on in serve(slot, first). */
 __asm__("new_stack:\n"
         "  mov $319, %eax\n" /* memfd_create */
         "  lea stack_name(%rip), %rdi\n"
@@ -137,8 +171,10 @@ __asm__("new_stack:\n"
         "  mov %r8, %rdi\n"
         "  syscall\n"
         "  mov $0x7ff100020000, %rsp\n"
+        "new_task:\n"
         "  xor %ebp, %ebp\n"
         "  mov %r12, %rdi\n"
+        "  mov %r13, %rsi\n"
         "  call serve\n"
         "no_stack:\n"
         "  mov $231, %eax\n" /* exit_group */
@@ -179,6 +215,19 @@ static s64 do_uffd_wp(u64 addr, u64 length)
     return ret;
 }
 
+/* A system call with structures: words 0 to 6 are number and arguments, those named in the mask of word 7 are offsets,
+ * in bytes from word 0, of what they point to. Word 8, if not 0, tells which word is the answer where the call does not
+ * fail (-EAGAIN: it has done a part); word 9, if not 0, which word is such an offset as well. */
+static s64 do_call_with(u64 *word)
+{
+    if (word[9])
+        word[word[9]] += (u64)word;
+    for (u64 i = 0; i < 6; i++)
+        word[1 + i] += word[7] >> i & 1 ? (u64)word : 0;
+    s64 ret = call(word[0], word[1], word[2], word[3], word[4], word[5], word[6]);
+    return word[8] && (ret >= 0 || ret == -11) ? (s64)word[word[8]] : ret;
+}
+
 static s64 obey(u64 what, u64 n, u64 *word)
 {
     s64 ret = 0;
@@ -196,20 +245,26 @@ static s64 obey(u64 what, u64 n, u64 *word)
     case DO_MEMSET:
         return store_bytes(word[0], word[1], word[2]);
     case DO_FORK:
-        return do_fork(word[0]);
+        return do_fork(word[0], word[1]);
     case DO_EXEC:
         return do_exec(word[0]);
     case DO_UFFD_WP:
         return do_uffd_wp(word[0], word[1]);
+    case DO_TASK:
+        return do_task(word[0], word[1], word[2]);
+    case DO_CALL_WITH:
+        return do_call_with(word);
     }
     return -38;
 }
 
-__attribute__((noreturn, used)) void serve(u64 slot)
+__attribute__((noreturn, used)) void serve(u64 slot, u64 first)
 {
     int commands = 3 + 2 * slot, answers = 4 + 2 * slot;
     u64 head[2], word[MAX_WORDS];
-    s64 ret = 0;
+    s64 ret = call3(NR_getpid, 0, 0, 0); /* of a vfork child nobody else tells */
+    if (first)
+        call3(NR_close_range, first, ~0U, 0);
     u64 action[4] = {(u64)on_fault, 0x44000000 /* restorer, nodefer */ | 4 /* siginfo */, (u64)restorer, 0};
     call(NR_rt_sigaction, 11, (u64)action, 0, 8, 0, 0);
     call(NR_rt_sigaction, 7, (u64)action, 0, 8, 0, 0);
@@ -227,6 +282,7 @@ __asm__(".globl _start\n"
         "_start:\n"
         "  mov 16(%rsp), %rsi\n" /* argv[1]: the slot in decimal */
         "  xor %r12d, %r12d\n"
+        "  xor %r13d, %r13d\n"
         "1: movzbl (%rsi), %eax\n"
         "  test %eax, %eax\n"
         "  jz new_stack\n"

@@ -17,8 +17,11 @@ PROGRAM = Path(__file__).with_name("worker")
 #: the worker itself lives from here on; all below belongs to the scenario
 LIMIT_VPN = 0x7FF000000
 
-SYSCALL, STORE, TOUCH, MEMSET, FORK, EXEC, UFFD_WP = range(7)
+SYSCALL, STORE, TOUCH, MEMSET, FORK, EXEC, UFFD_WP, TASK, CALL_WITH = range(9)
 _CHUNK = 1000
+_CLONE_VFORK = 0x4000
+#: words in front of the data of a system call with structures: number, six arguments, mask, answer, pointer
+_CALL_HEAD = 10
 
 _ADDR_NO_RANDOMIZE = 0x0040000
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -58,6 +61,8 @@ class Pool:
             raise KernelUnavailable(reason)
         self.slot: dict[str, int] = {name: index for index, name in enumerate(names)}
         self.pid: dict[str, int] = {}
+        #: descriptors from here on are a process's own: a child does not get them
+        self.first_own: int = 3 + 2 * len(names)
         self._to: list[int] = []  # our ends: commands to, answers from
         self._from: list[int] = []
         self._theirs: list[int] = []  # read end and write end of each slot in turn
@@ -99,15 +104,39 @@ class Pool:
 
     def fork(self, parent: str, child: str) -> int:
         """Fork; returns the child's pid, or -errno."""
-        pid = self.do(parent, FORK, [self.slot[child]])
+        return self._begun(child, self.do(parent, FORK, [self.slot[child], self.first_own]))
+
+    def task(self, parent: str, child: str) -> int:
+        """Start a process in the parent's memory (CLONE_VM); returns its pid, or -errno."""
+        return self._begun(child, self.do(parent, TASK, [self.slot[child], self.first_own, 0]))
+
+    def _begun(self, child: str, pid: int) -> int:
         if pid > 0:
             self.pid[child] = pid
             self._answer(child)
         return pid
 
+    def vfork(self, parent: str, child: str) -> int:
+        """Start a process in the parent's memory, which answers no more until that ends or execs; pid or -errno."""
+        self._send(parent, TASK, [self.slot[child], self.first_own, _CLONE_VFORK])
+        poll = select.poll()
+        for name in (parent, child):
+            poll.register(self._from[self.slot[name]], select.POLLIN)
+        poll.poll()
+        if any(fd == self._from[self.slot[parent]] for fd, _ in poll.poll(0)) and (error := self._answer(parent)) < 0:
+            return error
+        self.pid[child] = 0  # its first answer is who it is
+        self.pid[child] = self._answer(child)
+        return self.pid[child]
+
+    def vforked(self, parent: str) -> int:
+        """Wait until a parent is back from vfork; returns the child's pid."""
+        return self._answer(parent)
+
     def exec(self, name: str) -> int:
         """Replace the process's memory by a fresh worker's; 0 or -errno."""
-        return self.do(name, EXEC, [self.slot[name]])
+        # who it is, once it is another program
+        return min(self.do(name, EXEC, [self.slot[name]]), 0)
 
     def exit(self, name: str) -> None:
         """Let the process end and wait until its memory is gone."""
@@ -122,6 +151,37 @@ class Pool:
         """Let the process make a system call; returns what it returns."""
         words = [number, *args]
         return self.do(name, SYSCALL, words + [0] * (7 - len(words)))
+
+    def call_with(
+        self, name: str, number: int, args: list[int | bytes], answer: int | None = None, pointer: int | None = None
+    ) -> int:
+        """Let the process make a system call with structures.
+
+        Parameters
+        ----------
+        name : str
+        number : int
+        args : list of int or bytes
+            Up to six; for bytes the process passes a pointer to them.
+        answer : int, optional
+            Which 8 bytes of all the bytes given, one after the other, are to be returned where the call does not fail.
+        pointer : int, optional
+            Which 8 bytes are a place in all those bytes, for which the process puts a pointer.
+        """
+        head, mask, data = [number], 0, b""
+        for place, arg in enumerate(args):
+            if isinstance(arg, bytes):
+                mask |= 1 << place
+                head.append(8 * _CALL_HEAD + len(data))
+                data += arg + bytes(-len(arg) % 8)
+            else:
+                head.append(arg)
+        head += [0] * (7 - len(head))
+        words = list(struct.unpack(f"={len(data) // 8}Q", data))
+        if pointer is not None:
+            words[pointer] += 8 * _CALL_HEAD
+        places = (0 if place is None else _CALL_HEAD + place for place in (answer, pointer))
+        return self.do(name, CALL_WITH, [*head, mask, *places, *words])
 
     def do(self, name: str, what: int, words: list[int]) -> int:
         """Send one command; a list longer than the worker's buffer goes in parts, up to the first that fails."""

@@ -74,8 +74,11 @@ class ScanMissing(OSError):
     """The kernel has no PAGEMAP_SCAN."""
 
 
-def scan_regions(fd: int, pid: int, start: int, end: int, regions_per_call: int = REGIONS_PER_CALL) -> Regions:
-    """The present pages of [start, end) as the PAGEMAP_SCAN ioctl on an open pagemap lists them.
+def scan_regions(
+    fd: int, pid: int, start: int, end: int, regions_per_call: int = REGIONS_PER_CALL, any_of: int = PAGE_IS_PRESENT
+) -> Regions:
+    """The present pages of [start, end) as the PAGEMAP_SCAN ioctl on an open pagemap lists them, or those of `any_of`
+    the given categories.
 
     Raises ScanMissing where the kernel has no such call, ProcessExited where the address space is gone.
     """
@@ -84,7 +87,7 @@ def scan_regions(fd: int, pid: int, start: int, end: int, regions_per_call: int 
     while start < end:
         arg = bytearray(
             _SCAN_ARG.pack(
-                _SCAN_ARG.size, 0, start, end, 0, vec.ctypes.data, len(vec), 0, 0, PAGE_IS_PRESENT, 0, _RETURN
+                _SCAN_ARG.size, 0, start, end, 0, vec.ctypes.data, len(vec), 0, 0, 0, any_of, _RETURN
             )
         )
         try:

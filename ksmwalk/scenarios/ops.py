@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..layout import PAGE_SIZE
 from .kinds import (
@@ -47,6 +47,9 @@ from .kinds import (
     Op,
     Span,
 )  # fmt: skip
+
+if TYPE_CHECKING:
+    from .format import Scenario
 
 # ---------------------------------------------------------------- pages an operation speaks of
 
@@ -183,6 +186,7 @@ class Operation:
 _MERGE_ANY = "PR_SET_MEMORY_MERGE"
 _NODES = "two NUMA nodes"
 _SWAP = "a swap device"
+_UFFD, _IO_URING = "userfaultfd", "io_uring"
 #: every operation there is, by its name
 OPS: dict[str, Operation] = {
     "spawn": Operation((NEWBORN,)),
@@ -208,19 +212,19 @@ OPS: dict[str, Operation] = {
     "prctl": Operation((PROCESS, FLAG), needs=_MERGE_ANY),
     "prctl_get": Operation((PROCESS,), needs=_MERGE_ANY),
     "thpdisable": Operation((PROCESS, FLAG)),
-    "uffd_wp": Operation((PROCESS, VPN, PAGES), spans=_span),
-    "uffd": Operation((PROCESS, VPN, PAGES, UFFD_MODES), spans=_span),
-    "uffd_unregister": Operation((PROCESS, VPN, PAGES), spans=_span),
-    "uffd_protect": Operation((PROCESS, VPN, PAGES, FLAG), spans=_span),
+    "uffd_wp": Operation((PROCESS, VPN, PAGES), spans=_span, needs=_UFFD),
+    "uffd": Operation((PROCESS, VPN, PAGES, UFFD_MODES), spans=_span, needs=_UFFD),
+    "uffd_unregister": Operation((PROCESS, VPN, PAGES), spans=_span, needs=_UFFD),
+    "uffd_protect": Operation((PROCESS, VPN, PAGES, FLAG), spans=_span, needs=_UFFD),
     "uffd_copy": Operation(
-        (PROCESS, VPN, ALL_CONTENTS, UFFD_COPY_OPTIONS), 1, spans=_row_of_pages, present=_all, contents=_listed
+        (PROCESS, VPN, ALL_CONTENTS, UFFD_COPY_OPTIONS), 1, spans=_row_of_pages, present=_all, contents=_listed, needs=_UFFD
     ),
-    "uffd_zero": Operation((PROCESS, VPN, PAGES), spans=_span, present=_all),
-    "uffd_move": Operation((PROCESS, VPN, VPN, PAGES), spans=_to_and_from),
+    "uffd_zero": Operation((PROCESS, VPN, PAGES), spans=_span, present=_all, needs=_UFFD),
+    "uffd_move": Operation((PROCESS, VPN, VPN, PAGES), spans=_to_and_from, needs=_UFFD),
     "pin": Operation((PROCESS, VPN), spans=_one, present=_all),
     "unpin": Operation((PROCESS, VPN), spans=_one),
-    "dmapin": Operation((PROCESS, VPN, PAGES), spans=_span, present=_all),
-    "dmaunpin": Operation((PROCESS, VPN), spans=_one),
+    "dmapin": Operation((PROCESS, VPN, PAGES), spans=_span, present=_all, needs=_IO_URING),
+    "dmaunpin": Operation((PROCESS, VPN), spans=_one, needs=_IO_URING),
     "clone": Operation((PROCESS, NEWBORN)),
     "vfork": Operation((PROCESS, NEWBORN)),
     "vforked": Operation((PROCESS,)),
@@ -243,6 +247,10 @@ OPS: dict[str, Operation] = {
 }
 
 
+#: what leaves markers where a page is absent; not so ``uffd_wp``, which is older than the code for them
+_MARKING = ("uffd", "uffd_protect", "uffd_copy")
+
+
 def row(op: Op) -> Operation:
     """Return the row of an operation."""
     return OPS[op[0]]
@@ -253,6 +261,11 @@ def singles(op: Op) -> Iterable[Op]:
     if BATCHES not in OPS[op[0]].args:
         return (op,)
     return ([op[0]] for _ in range(OPS[op[0]].arg(op, BATCHES, 1)))
+
+
+def shows_swap_entries(scenario: Scenario) -> bool:
+    """Whether records tell swap entries and markers of userfaultfd from pages that are absent: where there are any."""
+    return "swap_mib" in scenario.env or any(op[0] in _MARKING for op in scenario.ops)
 
 
 def nr_records(op: Op) -> int:

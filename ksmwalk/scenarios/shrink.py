@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from .format import Scenario, ScenarioError, scenario_from_json
@@ -62,7 +63,7 @@ def shrink(scenario: Scenario, shows: Callable[[Scenario], bool], tries: int = 2
 
 
 def _with_ops(scenario: Scenario, ops: list[Op]) -> Scenario:
-    return Scenario(scenario.name, ops, scenario.note, scenario.tunables)
+    return replace(scenario, ops=ops)
 
 
 def _size(scenario: Scenario) -> tuple[int, int, int]:
@@ -162,7 +163,7 @@ def _variants(op: Op) -> Iterator[Op]:
 def _fewer_tunables(scenario: Scenario, ask: _Budget) -> Scenario:
     for knob in list(scenario.tunables):
         rest = {name: value for name, value in scenario.tunables.items() if name != knob}
-        trial = Scenario(scenario.name, scenario.ops, scenario.note, rest)
+        trial = replace(scenario, tunables=rest)
         if ask(trial):
             scenario = trial
     return scenario

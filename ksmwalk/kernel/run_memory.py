@@ -1,0 +1,119 @@
+"""Mappings, loads and stores of a scenario, in the real kernel."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from ..host import ADVICE
+from ..layout import PAGE_SIZE as PAGE
+from . import worker
+from .run_side import Side, errno_of
+
+# numbers of x86-64, which the worker is made for
+_CLOSE, _MMAP, _MPROTECT, _MUNMAP, _MREMAP, _MADVISE, _FTRUNCATE, _MEMFD_CREATE = 3, 9, 10, 11, 25, 28, 77, 319
+_PIDFD_OPEN, _PROCESS_MADVISE = 434, 440
+_MAP_SHARED, _MAP_PRIVATE, _MAP_FIXED, _MAP_ANON = 1, 2, 0x10, 0x20
+_OPTIONS = {"growsdown": 0x100, "locked": 0x2000, "noreserve": 0x4000, "populate": 0x8000}
+_MREMAP_MAYMOVE, _MREMAP_FIXED, _MREMAP_DONTUNMAP = 1, 2, 4
+_MFD_CLOEXEC = 1
+
+
+class Memory(Side):
+    """Operations on mappings and on what is in them."""
+
+    def do_mmap(self, name: str, vpn: int, n: int, options: dict[str, Any] | None = None) -> int:
+        """Map anonymous memory, or a fresh memfd, at exactly this place."""
+        options = options or {}
+        flags = _MAP_FIXED | (_MAP_SHARED if options.get("shared") else _MAP_PRIVATE)
+        flags |= sum(bit for key, bit in _OPTIONS.items() if options.get(key))
+        prot = _prot(options.get("prot", "rw"))
+        fd = -1
+        if options.get("file"):
+            fd = self.own_fd(name, _MEMFD_CREATE, [b"scenario\0", _MFD_CLOEXEC])
+            if fd < 0:
+                return fd
+            self.pool.syscall(name, _FTRUNCATE, fd, n * PAGE)
+        else:
+            flags |= _MAP_ANON
+        ret = errno_of(self.pool.syscall(name, _MMAP, vpn * PAGE, n * PAGE, prot, flags, fd, 0))
+        if fd >= 0:
+            self.pool.syscall(name, _CLOSE, fd)
+        if ret == 0:
+            self.live[name].add(vpn, n)
+        return ret
+
+    def do_watch(self, name: str, vpn: int, n: int) -> int:
+        """Show these pages as well."""
+        self.live[name].add(vpn, n)
+        return 0
+
+    def do_munmap(self, name: str, vpn: int, n: int) -> int:
+        """Unmap."""
+        return self.pool.syscall(name, _MUNMAP, vpn * PAGE, n * PAGE)
+
+    def do_mremap(
+        self, name: str, vpn: int, n: int, new_n: int, new_vpn: int | None, options: dict[str, int] | None = None
+    ) -> int:
+        """Grow or shrink in place, or move."""
+        flags = 0 if new_vpn is None else _MREMAP_MAYMOVE | _MREMAP_FIXED
+        flags |= _MREMAP_DONTUNMAP | _MREMAP_MAYMOVE if (options or {}).get("dontunmap") else 0
+        to = (new_vpn or 0) * PAGE
+        ret = errno_of(self.pool.syscall(name, _MREMAP, vpn * PAGE, n * PAGE, new_n * PAGE, flags, to))
+        if ret == 0:
+            self.live[name].add(vpn if new_vpn is None else new_vpn, new_n)
+        return ret
+
+    def do_mprotect(self, name: str, vpn: int, n: int, prot: str) -> int:
+        """Protect."""
+        return self.pool.syscall(name, _MPROTECT, vpn * PAGE, n * PAGE, _prot(prot))
+
+    def do_madvise(self, name: str, vpn: int, n: int, advice: str) -> int:
+        """Advise for one's own memory."""
+        return self.pool.syscall(name, _MADVISE, vpn * PAGE, n * PAGE, ADVICE[advice])
+
+    def do_advise(self, name: str, other: str, vpn: int, n: int, advice: str) -> int:
+        """Advise for another's memory; 0 where all of it is."""
+        fd = self.own_fd(name, _PIDFD_OPEN, [self.live[other].pid, 0])
+        if fd < 0:
+            return fd
+        where = (vpn * PAGE).to_bytes(8, "little") + (n * PAGE).to_bytes(8, "little")
+        ret = self.pool.call_with(name, _PROCESS_MADVISE, [fd, where, 1, ADVICE[advice], 0])
+        self.close_fds(name, (fd,))
+        return 0 if ret == n * PAGE else ret
+
+    # ------------------------------------------------------------ loads and stores
+
+    def do_fill(self, name: str, vpn: int, contents: list[int | None]) -> int:
+        """Store contents page by page."""
+        pairs = [[vpn + i, content] for i, content in enumerate(contents) if content is not None]
+        return self.do_write(name, pairs)
+
+    def do_write(self, name: str, pairs: list[list[int]]) -> int:
+        """Store contents, in this order."""
+        return self.pool.do(name, worker.STORE, [word for pair in pairs for word in pair])
+
+    def do_touch(self, name: str, vpns: list[int]) -> int:
+        """Load a byte of each."""
+        return self.pool.do(name, worker.TOUCH, vpns)
+
+    def do_memset(self, name: str, vpn: int, byte: int, length: int) -> int:
+        """Store equal bytes."""
+        return self.pool.do(name, worker.MEMSET, [vpn * PAGE, byte, length])
+
+    def do_pwrite(self, name: str, pairs: list[list[int]]) -> int:
+        """Store as a debugger does."""
+        try:
+            fd = os.open(f"/proc/{self.live[name].pid}/mem", os.O_RDWR)
+            try:
+                for vpn, content in pairs:
+                    os.pwrite(fd, content.to_bytes(8, "big") + bytes(PAGE - 8), vpn * PAGE)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            return -(error.errno or 0)
+        return 0
+
+
+def _prot(text: str) -> int:
+    return 0 if text == "none" else sum({"r": 1, "w": 2, "x": 4}[letter] for letter in text)
