@@ -13,9 +13,9 @@ from ..tables.tables import PageTables
 from . import _doors
 from .door import refuse, up
 from .locking import Locking
+from .nodes import Placed
 from .notebook import ShownMm
 from .tasks import ADVICE_NUMBERS, Tasks, advice_number
-from .touched import Touched
 from .vma import Vma
 
 # Plain integers: arithmetic on enum members takes a microsecond.
@@ -60,7 +60,7 @@ def _prot(prot: str) -> int:
     return (_READ if "r" in prot else 0) | (_WRITE if "w" in prot else 0) | (_EXEC if "x" in prot else 0)
 
 
-class Mm(Touched, Tasks, Locking, ShownMm):
+class Mm(Placed, Tasks, Locking, ShownMm):
     """An address space; `Host.new_mm`, `fork` make them. `Mm(host, number)` is the same door as `host.mm_by_number`.
 
     A bad call raises the `OSError` that the system call would fail with, and does what the system call does

@@ -163,10 +163,10 @@ cdef int32_t indexed_search(kw_world *w, int32_t item, int64_t pfn, uint64_t key
     page = item_page(w, t)
     if page < 0 or page == pfn:
         return GAVE_UP
-    if not w.ksm.merge_across_nodes and w.f_nid[page] != 0:
-        return GAVE_UP
     if w.f_key[page] != key:
         return NO_INDEX
+    if not w.ksm.merge_across_nodes and w.f_nid[page] != 0:
+        return GAVE_UP
     twin[0] = page
     return t
 
@@ -201,12 +201,12 @@ cdef int32_t unstable_search(kw_world *w, int32_t item, int64_t pfn, uint64_t ke
             page = item_page(w, t)
             if page < 0 or page == pfn:
                 return GAVE_UP
-            if not w.ksm.merge_across_nodes and tree_of(w, w.items[t].mm, page) != tree:
-                return GAVE_UP      # it moved to another NUMA node: its own visit will sort that out
             other = w.f_key[page]
             link.key = other
             link.aux = (link.aux & 1) | (generation << 1)
             if other == key:
+                if not w.ksm.merge_across_nodes and tree_of(w, w.items[t].mm, page) != tree:
+                    return GAVE_UP      # it moved to another NUMA node: its own visit will sort that out
                 twin[0] = page
                 return t
         parent = t
@@ -238,7 +238,7 @@ cdef int merge_one(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn, int64_t 
     cdef uint64_t e, flags
     if pfn == kpfn:
         return 0                # shared by fork: the page is there already
-    if not page_eligible(w, pfn) or w.f_flags[w.f_head[pfn]] & FRAME_LOCKED:
+    if not page_eligible(w, pfn) or w.f_flags[w.f_head[pfn]] & FRAME_LOCKED or w.f_flags[pfn] & FRAME_KSM:
         return -EFAULT
     if w.f_flags[pfn] & LARGE and split(w, pfn, addr) != KW_OK:
         return -EFAULT
@@ -303,11 +303,17 @@ cdef int merge_two(kw_world *w, int32_t item, int64_t pfn, int32_t other, int64_
     return KW_OK
 
 
+cdef int merge_unstable(kw_world *w, int32_t item, int64_t pfn, int tree) noexcept nogil:
+    """No stable node will have it: merge it with an equal page of the unstable tree, or put it there."""
+    cdef int64_t twin = 0
+    cdef int32_t other = unstable_search(w, item, pfn, w.f_key[pfn], tree, &twin)
+    return merge_two(w, item, pfn, other, twin, tree) if other > 0 else KW_OK
+
+
 cdef int compare_and_merge(kw_world *w, int32_t item, int64_t pfn) noexcept nogil:
     cdef kw_item *q = &w.items[item]
-    cdef int32_t node = 0, target, other
+    cdef int32_t node = 0, target
     cdef uint64_t key
-    cdef int64_t twin = 0
     cdef int err, tree
     if w.f_flags[pfn] & FRAME_KSM:
         node = w.f_node[pfn]
@@ -333,6 +339,9 @@ cdef int compare_and_merge(kw_world *w, int32_t item, int64_t pfn) noexcept nogi
             if target == node and q.flags & ITEM_STABLE and q.node == node:
                 return KW_OK
         leave_tree(w, item)
+        if target == 0:
+            spoil(w)    # a KSM page among those that are none
+            return merge_unstable(w, item, pfn, tree)
     else:
         leave_tree(w, item)
         key = w.f_key[pfn]
@@ -350,10 +359,7 @@ cdef int compare_and_merge(kw_world *w, int32_t item, int64_t pfn) noexcept nogi
                 return KW_OK
         target = stable_search(w, key, tree)
         if target == 0:
-            other = unstable_search(w, item, pfn, key, tree, &twin)
-            if other <= 0:
-                return KW_OK
-            return merge_two(w, item, pfn, other, twin, tree)
+            return merge_unstable(w, item, pfn, tree)
         w.done.hits += 1
     err = merge_one(w, q.mm, q.addr, pfn, w.nodes[target].pfn)
     event(w, EV_ADD, q.mm, w.nodes[target].pfn, item, target, err)

@@ -45,6 +45,6 @@ cdef int drop_stable_nodes(kw_world *w) noexcept nogil
 cdef void migrate_add(kw_world *w, int32_t node) noexcept nogil
     # Out of its tree, on the list of those that wait (ksm.migrate, NODE_MIGRATE).
 cdef int32_t migrate_search(kw_world *w, int32_t node, int tree) noexcept nogil
-    # Where the items of a node that waits belong: a node of its content with room, else itself, now in its tree;
-    # KW_ENONODES: it goes on waiting.
+    # Where the items of a node that waits belong: itself, now in its tree, or another node of its content, if it is
+    # mapped once (which then fails, and it goes on waiting); 0: all of them are full. KW_ENONODES: it goes on waiting.
 cdef void migrate_drop_stale(kw_world *w) noexcept nogil

@@ -87,13 +87,7 @@ cdef void node_unlink(kw_world *w, int32_t node) noexcept nogil:
     cdef int32_t chain = p.chain
     stable_build(w)
     if p.flags & NODE_MIGRATE:
-        if p.right:
-            w.nodes[p.right].left = p.left
-        else:
-            w.ksm.migrate = p.left
-        if p.left:
-            w.nodes[p.left].right = p.right
-        p.flags &= <uint8_t>~NODE_MIGRATE
+        wait_no_more(w, node)
     elif p.flags & NODE_DUP:
         dup_unlink(w, node)     # the chain stays, even if this was its last
         w.ksm.dups -= 1
@@ -243,28 +237,40 @@ cdef void chain_free(kw_world *w, int32_t chain) noexcept nogil:
     node_free(w, chain)
 
 
-cdef int32_t stable_search(kw_world *w, uint64_t key, int tree) noexcept nogil:
-    """The node that a page of this content joins, 0 if there is none with room."""
-    cdef int32_t entry, page, roomy
+cdef int32_t stable_entry(kw_world *w, uint64_t key, int tree, int32_t *roomy) noexcept nogil:
+    """The entry of the tree with this content, 0: none; `roomy`: the node in it that a page of this content joins, 0 if
+    there is none with room."""
+    cdef int32_t entry, page
+    roomy[0] = 0
     stable_ready(w)
     if KW_LIKELY(stable_quiet(w)):
         entry = stable_find(w, key, tree)
         if entry:
-            pick_dup(w, &entry, True, &roomy)
-            return roomy
-        return 0
+            pick_dup(w, &entry, True, roomy)
+        return entry
     stable_build(w)
     while True:
         entry = stable_root(w, tree)[0]
         while entry:
-            page = pick_dup(w, &entry, True, &roomy)
+            page = pick_dup(w, &entry, True, roomy)
             if page == AGAIN:
                 break
             if key == w.nodes[page].key:
-                return roomy
+                return entry
             entry = w.nodes[entry].right if key > w.nodes[page].key else w.nodes[entry].left
         if entry == 0:
+            roomy[0] = 0
             return 0
+
+
+cdef int32_t stable_search(kw_world *w, uint64_t key, int tree) noexcept nogil:
+    """The node that a page of this content joins, 0 if there is none with room."""
+    cdef int32_t found
+    stable_entry(w, key, tree, &found)
+    if found and misplaced(w, found):
+        migrate_add(w, found)
+        return 0
+    return found
 
 
 cdef int32_t chain_make(kw_world *w, int32_t node) noexcept nogil:
@@ -348,10 +354,20 @@ cdef int32_t stable_insert(kw_world *w, int64_t pfn, uint64_t key, int tree) noe
 
 # ------------------------------------------------------------------ NUMA: nodes that wait to change trees
 
+cdef inline bint misplaced(kw_world *w, int32_t node) noexcept nogil:
+    """Is the page of a node in a tree on another NUMA node than that is for?"""
+    return not w.ksm.merge_across_nodes and w.nodes[node].tree % <int>w.ctl.nr_nodes != w.f_nid[w.nodes[node].pfn]
+
+
 cdef void migrate_add(kw_world *w, int32_t node) noexcept nogil:
     """The page is on another NUMA node than its tree: out of it, and on the list."""
-    cdef kw_node *p = &w.nodes[node]
     node_unlink(w, node)
+    wait(w, node)
+
+
+cdef void wait(kw_world *w, int32_t node) noexcept nogil:
+    """On the list, as its first."""
+    cdef kw_node *p = &w.nodes[node]
     p.flags |= NODE_MIGRATE
     p.right = 0
     p.left = <int32_t>w.ksm.migrate
@@ -360,23 +376,51 @@ cdef void migrate_add(kw_world *w, int32_t node) noexcept nogil:
     w.ksm.migrate = node
 
 
+cdef void wait_no_more(kw_world *w, int32_t node) noexcept nogil:
+    """Off the list of those that wait."""
+    cdef kw_node *p = &w.nodes[node]
+    if p.right:
+        w.nodes[p.right].left = p.left
+    else:
+        w.ksm.migrate = p.left
+    if p.left:
+        w.nodes[p.left].right = p.right
+    p.left = p.right = 0
+    p.flags &= <uint8_t>~NODE_MIGRATE
+
+
+cdef int replace_dup(kw_world *w, int32_t entry, int32_t old, int32_t node, int tree) noexcept nogil:
+    """A node takes the place of one whose page is on another NUMA node: that one waits now."""
+    if old != entry:
+        migrate_add(w, old)
+        dup_add(w, entry, node)
+        w.ksm.dups += 1
+        chain_look(w, entry, False)
+    else:
+        stable_build(w)
+        stable_swap(w, old, node)
+        wait(w, old)
+    w.nodes[node].tree = <uint16_t>tree
+    return KW_OK
+
+
 cdef int32_t migrate_search(kw_world *w, int32_t node, int tree) noexcept nogil:
-    """Where the items of a page that waits belong: a node of its content with room, else itself, now in its tree."""
-    cdef int32_t found = stable_search(w, w.nodes[node].key, tree)
-    cdef int err
-    if found:
-        return found
-    node_unlink(w, node)
-    err = stable_place(w, node, tree)
-    if err < 0:
-        w.nodes[node].flags |= NODE_MIGRATE
-        w.nodes[node].right = 0
-        w.nodes[node].left = <int32_t>w.ksm.migrate
-        if w.nodes[node].left:
-            w.nodes[w.nodes[node].left].right = node
-        w.ksm.migrate = node
-        return err
-    return node
+    """Where the items of a page that waits belong: itself, now in its tree, or a node of its content; 0: nowhere."""
+    cdef int32_t found, entry = stable_entry(w, w.nodes[node].key, tree, &found)
+    cdef int err = KW_OK
+    if entry and w.f_mapcount[w.nodes[node].pfn] <= 1:
+        # Mapped once: it might as well join another one that has room.
+        if found == 0 or not misplaced(w, found):
+            return found
+        wait_no_more(w, node)
+        replace_dup(w, entry, found, node, tree)
+    else:
+        wait_no_more(w, node)
+        err = stable_place(w, node, tree)
+        if err < 0:
+            wait(w, node)
+            return err
+    return node if has_room(w, node, 0) else 0
 
 
 cdef void migrate_drop_stale(kw_world *w) noexcept nogil:

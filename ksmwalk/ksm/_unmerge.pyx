@@ -10,11 +10,12 @@ from ksmwalk._core cimport (
 )
 from ksmwalk.memory._frames cimport frame_alloc, frame_map, frame_unmap, mlock_page, new_page, normal_pfn
 from ksmwalk.memory._leaves cimport ksm_zero_gone, pte_ksm_zero, touched
-from ksmwalk.memory._areas cimport vma_find, vma_mergeable
+from ksmwalk.memory._areas cimport node_of, vma_find, vma_mergeable
 from ksmwalk.layout._layout cimport *
 
 
-cdef int break_pte(kw_world *w, int32_t mm, uint64_t vm_flags, int cpu, uint64_t *pte) noexcept nogil:
+cdef int break_pte(kw_world *w, int32_t mm, const kw_vma *v, int cpu, uint64_t *pte) noexcept nogil:
+    """The same at a pte of an area: the copy goes where the area's pages go, not where the KSM page was."""
     cdef uint64_t e = pte[0], flags
     cdef int64_t pfn = KW_NONE, new
     if not pte_present(e):
@@ -23,17 +24,17 @@ cdef int break_pte(kw_world *w, int32_t mm, uint64_t vm_flags, int cpu, uint64_t
         pfn = normal_pfn(w, e, 1)
         if pfn < 0 or not w.f_flags[pfn] & FRAME_KSM:
             return 0
-    new = frame_alloc(w, w.mms[mm].nid, 0 if pfn < 0 else w.f_key[pfn], FRAME_ANON)
+    new = frame_alloc(w, node_of(w, v), 0 if pfn < 0 else w.f_key[pfn], FRAME_ANON)
     if new < 0:
         return KW_ENOFRAMES
     flags = (entry_decode(e) & ~(PTE_PFN_MASK | PTE_RW | PTE_D | PTE_SPECIAL)) | PTE_A
     pte[0] = make_entry(<uint64_t>new, flags)
     frame_map(w, new)
-    new_page(w, cpu, vm_flags, new)
+    new_page(w, cpu, v.flags, new)
     if pfn < 0:
         ksm_zero_gone(w, mm)
     else:
-        mlock_page(w, cpu, vm_flags, pfn)
+        mlock_page(w, cpu, v.flags, pfn)
         frame_unmap(w, pfn)
     touched(w, mm)
     return 1
@@ -43,10 +44,10 @@ cdef int break_ksm(kw_world *w, int32_t mm, uint64_t addr, int cpu) noexcept nog
     cdef uint64_t *pte = pte_find(w, w.mms[mm].root, addr)
     if pte == NULL:
         return 0
-    return break_pte(w, mm, w.vmas[vma_find(w, mm, addr)].flags, cpu, pte)
+    return break_pte(w, mm, &w.vmas[vma_find(w, mm, addr)], cpu, pte)
 
 
-cdef int64_t unmerge_level(kw_world *w, int32_t mm, uint64_t vm_flags, int cpu, int64_t row, int level, uint64_t addr,
+cdef int64_t unmerge_level(kw_world *w, int32_t mm, const kw_vma *v, int cpu, int64_t row, int level, uint64_t addr,
                            uint64_t end, bint count) noexcept nogil:
     """Break the KSM pages below one table; how many, or KW_ENOFRAMES."""
     cdef uint64_t size = level_size(level), next, e
@@ -60,7 +61,7 @@ cdef int64_t unmerge_level(kw_world *w, int32_t mm, uint64_t vm_flags, int cpu, 
                 w.work.ptes += 1
             # Only what can be a KSM page is looked at further: present, and not write-enabled.
             if pte_present(e) and not e & PTE_RW:
-                got = break_pte(w, mm, vm_flags, cpu, p)
+                got = break_pte(w, mm, v, cpu, p)
                 if got < 0:
                     return got
                 n += got
@@ -78,7 +79,7 @@ cdef int64_t unmerge_level(kw_world *w, int32_t mm, uint64_t vm_flags, int cpu, 
                         return KW_EINTR
                     got = below(w, p, level, addr)
                     if got >= 0:
-                        got = unmerge_level(w, mm, vm_flags, cpu, got, level - 1, addr, next, count)
+                        got = unmerge_level(w, mm, v, cpu, got, level - 1, addr, next, count)
                     if got >= 0:
                         n += got
                     elif got != KW_NONE:
@@ -89,7 +90,7 @@ cdef int64_t unmerge_level(kw_world *w, int32_t mm, uint64_t vm_flags, int cpu, 
 
 
 cdef int unmerge_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end, int strategy, int cpu) noexcept nogil:
-    cdef uint64_t flags
+    cdef kw_vma *v
     cdef int64_t n = 0, pages = <int64_t>((end - start) >> 12)
     cdef int rc
     cdef uint64_t addr = start
@@ -105,8 +106,8 @@ cdef int unmerge_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end, in
             if addr & 0xfffffff == 0 and interrupted():
                 return KW_EINTR
     else:
-        flags = w.vmas[vma_find(w, mm, start)].flags
-        n = unmerge_level(w, mm, flags, cpu, w.mms[mm].root, <int>w.ctl.levels, start, end, strategy == STRATEGY_RANGE)
+        v = &w.vmas[vma_find(w, mm, start)]
+        n = unmerge_level(w, mm, v, cpu, w.mms[mm].root, <int>w.ctl.levels, start, end, strategy == STRATEGY_RANGE)
         if n < 0:
             return <int>n
     w.work.found += n

@@ -66,5 +66,11 @@ cdef int32_t join_around(kw_world *w, int32_t v) noexcept nogil
     # Join v with its neighbours where they allow it; the record that holds its range now.
 cdef int32_t set_flags(kw_world *w, int32_t v, uint64_t start, uint64_t end, uint64_t flags) noexcept nogil
     # Give [start, end) of v other flags: cut at its ends, joined with what is alike. The record that holds it.
+cdef int32_t set_policy(kw_world *w, int32_t v, uint64_t start, uint64_t end, int32_t policy) noexcept nogil
+    # The same with the NUMA node its new pages go to (kw_vma.policy).
+
+cdef inline int node_of(kw_world *w, const kw_vma *v) noexcept nogil:
+    # NUMA node that new pages of an area come from, while it has any.
+    return v.policy - 1 if v.policy else w.mms[v.mm].nid
 cdef void anon_vma_prepare(kw_world *w, kw_vma *v) noexcept nogil
     # The vma gets anonymous pages: its own anon_vma, or that of a neighbour it could be joined with.

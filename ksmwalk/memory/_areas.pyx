@@ -289,7 +289,7 @@ cdef bint vma_join(kw_world *w, int32_t a, int32_t b) noexcept nogil:
     cdef kw_vma *q = &w.vmas[b]
     if a == 0 or b == 0 or p.end != q.start or (p.flags ^ q.flags) & ~<uint64_t>VM_MAYBE_GUARD or p.flags & VM_SPECIAL:
         return False
-    if p.backing != q.backing or q.pgoff != p.pgoff + ((p.end - p.start) >> 12):
+    if p.backing != q.backing or q.pgoff != p.pgoff + ((p.end - p.start) >> 12) or p.policy != q.policy:
         return False
     if p.anon_vma != q.anon_vma:
         # One without anonymous pages may join one that has some, unless those may still be shared with a parent.
@@ -314,9 +314,18 @@ cdef int32_t join_around(kw_world *w, int32_t v) noexcept nogil:
 
 
 cdef int32_t set_flags(kw_world *w, int32_t v, uint64_t start, uint64_t end, uint64_t flags) noexcept nogil:
-    """Give [start, end) of v other flags: cut at its ends, joined with what is alike. The record that holds it."""
+    return set_area(w, v, start, end, flags, w.vmas[v].policy)
+
+
+cdef int32_t set_policy(kw_world *w, int32_t v, uint64_t start, uint64_t end, int32_t policy) noexcept nogil:
+    return set_area(w, v, start, end, w.vmas[v].flags, policy)
+
+
+cdef int32_t set_area(kw_world *w, int32_t v, uint64_t start, uint64_t end, uint64_t flags,
+                      int32_t policy) noexcept nogil:
+    """Change [start, end) of v: cut at its ends, joined with what is alike. The record that holds it."""
     cdef int need = (start > w.vmas[v].start) + (end < w.vmas[v].end)
-    if w.vmas[v].flags == flags:
+    if w.vmas[v].flags == flags and w.vmas[v].policy == policy:
         return v
     if w.mms[w.vmas[v].mm].nr_vmas + need > MAX_MAP_COUNT:
         return -ENOMEM
@@ -329,13 +338,14 @@ cdef int32_t set_flags(kw_world *w, int32_t v, uint64_t start, uint64_t end, uin
     if end < w.vmas[v].end:
         vma_split(w, v, end)
     w.vmas[v].flags = flags
+    w.vmas[v].policy = policy
     touched(w, w.vmas[v].mm)    # pages may have become, or ceased to be, mergeable
     return join_around(w, v)
 
 
 cdef inline bint anon_vma_near(kw_vma *a, kw_vma *b) noexcept nogil:
     """Could a and b, b right after a, become one vma by mprotect? Then they had better share their anon_vma."""
-    return (a.end == b.start and a.backing == b.backing and b.pgoff == a.pgoff + ((a.end - a.start) >> 12)
+    return (a.end == b.start and a.backing == b.backing and a.policy == b.policy and b.pgoff == a.pgoff + ((a.end - a.start) >> 12)
             and ((a.flags ^ b.flags) & ~<uint64_t>(VM_READ | VM_WRITE | VM_EXEC)) == 0)
 
 

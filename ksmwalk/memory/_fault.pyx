@@ -14,7 +14,7 @@ from ksmwalk.memory._frames cimport (
     huge_unmap, hugetlb_alloc, mlock_page, new_page, normal_pfn,
 )
 from ksmwalk.memory._leaves cimport huge_flags, ksm_zero_gone, pmd_split, prot_bits, pte_ksm_zero, touched
-from ksmwalk.memory._areas cimport VM_ACCESS, anon_vma_prepare, vma_find_from, vma_for
+from ksmwalk.memory._areas cimport VM_ACCESS, anon_vma_prepare, node_of, vma_find_from, vma_for
 from ksmwalk.memory._folio cimport make_huge_zero, map_huge, page_ours
 from ksmwalk.layout._layout cimport *
 
@@ -31,8 +31,9 @@ cdef bint thp_fits(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr) noexcept n
     return base >= v.start and base + KW_PMD_SIZE <= v.end
 
 
-cdef int64_t backing_page(kw_world *w, int32_t backing, uint64_t pgoff, bint huge) noexcept nogil:
-    """The frame of a file or shared object at this offset, made (empty) where missing."""
+cdef int64_t backing_page(kw_world *w, kw_vma *v, uint64_t pgoff, bint huge) noexcept nogil:
+    """The frame of the file or shared object an area maps at this offset, made (empty) where missing."""
+    cdef int32_t backing = v.backing
     cdef uint64_t *p
     cdef int64_t pfn
     if pgoff >= <uint64_t>w.mms[backing].nr_pages:
@@ -50,9 +51,9 @@ cdef int64_t backing_page(kw_world *w, int32_t backing, uint64_t pgoff, bint hug
         pfn = normal_pfn(w, p[0], 2 if huge else 1)
         return pfn if pfn >= 0 else bad_entry(w, pgoff << 12, 2 if huge else 1, p[0], BAD_PFN)
     if huge:
-        pfn = hugetlb_alloc(w, 0)
+        pfn = hugetlb_alloc(w, node_of(w, v))
     else:
-        pfn = frame_alloc(w, 0, 0, FRAME_DEVICE if w.mms[backing].flags & MM_DEVICE else FRAME_FILE)
+        pfn = frame_alloc(w, node_of(w, v), 0, FRAME_DEVICE if w.mms[backing].flags & MM_DEVICE else FRAME_FILE)
     if pfn < 0:
         return pfn
     folio_get(w, pfn)   # the object's own reference
@@ -79,7 +80,7 @@ cdef int write_huge(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t 
     if pfn < 0:
         if entry_pfn(e, 2) != <uint64_t>w.ctl.huge_zero:
             return -EFAULT
-        huge = huge_alloc(w, w.mms[mm].nid)
+        huge = huge_alloc(w, node_of(w, v))
         if huge < 0:
             return pmd_split(w, mm, addr, pmd)
         map_huge(w, mm, v, pmd, huge)
@@ -111,7 +112,7 @@ cdef int write_hugetlb(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64
             store(w, mm, old + sub, key, mode)
             return KW_OK
     elif v.flags & VM_SHARED:
-        old = backing_page(w, v.backing, v.pgoff + ((base - v.start) >> 12), True)
+        old = backing_page(w, v, v.pgoff + ((base - v.start) >> 12), True)
         if old < 0:
             return <int>old
         pmd[0] = make_leaf(<uint64_t>old, prot_bits(v.flags) | PTE_PS | PTE_D, 2)
@@ -120,7 +121,7 @@ cdef int write_hugetlb(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64
         touched(w, mm)
         return KW_OK
     anon_vma_prepare(w, v)
-    pfn = hugetlb_alloc(w, w.mms[mm].nid)
+    pfn = hugetlb_alloc(w, node_of(w, v))
     if pfn < 0:
         return KW_ENOFRAMES
     pmd[0] = make_leaf(<uint64_t>pfn, huge_flags(v.flags), 2)
@@ -136,7 +137,7 @@ cdef int write_hugetlb(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64
 
 cdef int new_anon(kw_world *w, int32_t mm, kw_vma *v, uint64_t *pte, uint64_t key) noexcept nogil:
     """A new anonymous page with this content at an empty or replaced pte."""
-    cdef int64_t pfn = frame_alloc(w, w.mms[mm].nid, key, FRAME_ANON)
+    cdef int64_t pfn = frame_alloc(w, node_of(w, v), key, FRAME_ANON)
     cdef uint64_t flags
     if pfn < 0:
         return KW_ENOFRAMES
@@ -165,7 +166,7 @@ cdef int write_pte(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *
         if not entry_none(e):
             return -EFAULT   # a guard marker, say
         if v.backing:
-            pfn = backing_page(w, v.backing, v.pgoff + ((addr - v.start) >> 12), False)
+            pfn = backing_page(w, v, v.pgoff + ((addr - v.start) >> 12), False)
             if pfn < 0:
                 return <int>pfn
             if v.flags & VM_SHARED:
@@ -223,7 +224,7 @@ cdef int fault_write(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t
     if entry_none(pmd[0]):
         if thp_fits(w, mm, v, addr):
             anon_vma_prepare(w, v)
-            huge = huge_alloc(w, w.mms[mm].nid)
+            huge = huge_alloc(w, node_of(w, v))
             if huge >= 0:
                 map_huge(w, mm, v, pmd, huge)
                 store(w, mm, huge + ((addr & (KW_PMD_SIZE - 1)) >> 12), key, mode)
@@ -264,7 +265,7 @@ cdef int64_t fault_read(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, int m
                 # A private huge page of its own right away: hugetlb has no zero page.
                 pfn = write_hugetlb(w, mm, v, addr, 0, FAULT_KEEP)
                 return pfn if pfn < 0 else <int64_t>entry_pfn(pmd[0], 2) + sub
-            pfn = backing_page(w, v.backing, v.pgoff + (((addr & ~(KW_PMD_SIZE - 1)) - v.start) >> 12), True)
+            pfn = backing_page(w, v, v.pgoff + (((addr & ~(KW_PMD_SIZE - 1)) - v.start) >> 12), True)
             if pfn < 0:
                 return pfn
             e = prot_bits(v.flags)
@@ -307,7 +308,7 @@ cdef int64_t fault_read(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, int m
     map_around(w, mm, v, addr, pte)
     if pte[0]:
         return <int64_t>entry_pfn(pte[0], 1)
-    pfn = backing_page(w, v.backing, v.pgoff + ((addr - v.start) >> 12), False)
+    pfn = backing_page(w, v, v.pgoff + ((addr - v.start) >> 12), False)
     if pfn < 0:
         return pfn
     pte[0] = make_entry(<uint64_t>pfn, prot_bits(v.flags))
@@ -357,7 +358,7 @@ cdef int64_t write_range(kw_world *w, int32_t mm, uint64_t addr, int64_t n, cons
     cdef uint64_t *pte
     cdef kw_vma *v
     cdef int32_t at
-    cdef int nid = w.mms[mm].nid
+    cdef int nid
     cdef bint waits     # new pages do in a batch
     code[0] = KW_OK
     at = vma_find_from(w, mm, addr)
@@ -386,6 +387,7 @@ cdef int64_t write_range(kw_world *w, int32_t mm, uint64_t addr, int64_t n, cons
                 anon_vma_prepare(w, v)
                 waits = w.ctl.lru_batch != 0 or v.flags & VM_LOCKED
                 flags = prot_bits(v.flags) | PTE_D | PTE_RW
+                nid = node_of(w, v)
                 mm_changed(w, mm, (stop - addr) >> 12)
                 while addr < stop:
                     if pte[0] == 0 and not waits:

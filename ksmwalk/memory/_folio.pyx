@@ -13,7 +13,7 @@ from ksmwalk.memory._frames cimport (
     folio_extra_refs, folio_mappings, frame_free, huge_alloc, huge_map, lru_add, lru_drain, normal_pfn,
 )
 from ksmwalk.memory._leaves cimport LeafOp, huge_flags, over_leaves, pmd_split, touched, whole_pmd, zap_pte
-from ksmwalk.memory._areas cimport vma_find
+from ksmwalk.memory._areas cimport node_of, vma_find
 from ksmwalk.layout._layout cimport *
 
 
@@ -289,7 +289,7 @@ cdef int collapse(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr) noexcept no
             for j in range(i):
                 if pte_present(row[j]) and normal_pfn(w, row[j], 1) == pfn:
                     return -EAGAIN
-    huge = huge_alloc(w, w.mms[mm].nid)
+    huge = huge_alloc(w, node_of(w, v))
     if huge < 0:
         return -ENOMEM
     for i in range(512):

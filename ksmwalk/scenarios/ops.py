@@ -184,7 +184,8 @@ class Operation:
 
 
 _MERGE_ANY = "PR_SET_MEMORY_MERGE"
-_NODES = "two NUMA nodes"
+#: where an operation needs these, a scenario runs on two
+NODES = "two NUMA nodes"
 _SWAP = "a swap device"
 _UFFD, _IO_URING = "userfaultfd", "io_uring"
 #: every operation there is, by its name
@@ -230,10 +231,10 @@ OPS: dict[str, Operation] = {
     "vforked": Operation((PROCESS,)),
     "watch": Operation((PROCESS, VPN, PAGES), spans=_span),
     "cpu": Operation((RUNNER, CPU)),
-    "place": Operation((PROCESS, VPN, PAGES, NODE, MOVE_FLAGS), 1, spans=_span, needs=_NODES),
-    "move": Operation((PROCESS, VPNS, NODE, MOVE_FLAGS), 1, spans=_each, needs=_NODES),
-    "movepid": Operation((PROCESS, VPNS, NODE), spans=_each, needs=_NODES),
-    "migrate": Operation((PROCESS, NODE, NODE), needs=_NODES),
+    "place": Operation((PROCESS, VPN, PAGES, NODE, MOVE_FLAGS), 1, spans=_span, needs=NODES),
+    "move": Operation((PROCESS, VPNS, NODE, MOVE_FLAGS), 1, spans=_each, needs=NODES),
+    "movepid": Operation((PROCESS, VPNS, NODE), spans=_each, needs=NODES),
+    "migrate": Operation((PROCESS, NODE, NODE), needs=NODES),
     "syscall": Operation((PROCESS, *[WORD] * 7), 6),
     "set": Operation((KNOB, KNOB_VALUE)),
     "run": Operation((RUN,)),

@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ..ksm import sysfs
+from .nodes import Nodes
 
 #: counters of /sys/kernel/mm/ksm that a record holds
 COUNTERS = tuple(sysfs.COUNTERS)
@@ -40,6 +41,9 @@ _PROCESS = 1 << 48
 _NO_FRAME = -2
 #: in the place of the number of a KSM page that was made, and undone, and is there still
 _NAMELESS = -1
+
+#: operations that move pages from one NUMA node to another, KSM pages too
+MOVING = ("place", "move", "movepid", "migrate")
 
 Record = dict[str, Any]
 Pages = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -69,8 +73,8 @@ def check_record(record: Any, fail: Callable[[str, object], NoReturn]) -> None:
     """
     if not isinstance(record, dict) or set(record) - {"op", "ret", "c", "s", "p", "t", "v", "n"}:
         fail("no record", record)
-    if "ret" in record and not _is_number(record["ret"]):
-        fail("ret of a record is a whole number, not", record["ret"])
+    if "ret" in record and not _is_answer(record["ret"]):
+        fail("ret of a record is a whole number, or one and a list of them, not", record["ret"])
     for key in ("c", "s", "p", "v", "n"):
         if not isinstance(record.get(key, {}), dict):
             fail(f"{key} of a record is an object, not", record[key])
@@ -124,6 +128,13 @@ def _check_nodes(name: str, runs: Any, fail: Callable[[str, object], NoReturn]) 
             fail(f"nodes of {name} are runs [vpn, n, node], not", run)
 
 
+def _is_answer(value: object) -> bool:
+    """Whether it is what a call returned, or that with what it said of each page."""
+    if isinstance(value, list):
+        return len(value) == 2 and _is_number(value[0]) and isinstance(value[1], list) and all(map(_is_number, value[1]))
+    return _is_number(value)
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and -(1 << 64) < value < 1 << 64
 
@@ -171,6 +182,8 @@ class Recorder:
         self._counters: dict[str, int] = dict.fromkeys(COUNTERS, 0)
         self._stats: dict[str, list[int]] = {}
         self._views: dict[str, _View] = {}
+        self._nodes = Nodes()
+        self._moving = False  # the operation at hand moves pages between NUMA nodes
         self._index: dict[str, int] = {}  # process name -> its number in a tag
         self._names: list[str] = []
         self._numbers = 0
@@ -186,12 +199,13 @@ class Recorder:
     def record(
         self,
         op: list[Any],
-        ret: int,
+        ret: int | list[Any],
         counters: Mapping[str, int],
         stats: Mapping[str, Sequence[int]],
         pages: Mapping[str, Pages],
         events: Iterable[Event] = (),
         vmstat: Mapping[str, int] | None = None,
+        nodes: Mapping[str, np.ndarray] | None = None,
     ) -> Record:
         """Return the record of one operation.
 
@@ -199,8 +213,8 @@ class Recorder:
         ----------
         op : list
             The operation, ``["step"]`` for each batch of a longer step.
-        ret : int
-            What the call returned, or -errno.
+        ret : int, or list of an int and a list of int
+            What the call returned, or -errno; with what it said of each page, where that is not what was asked for.
         counters : mapping of str to int
             All counters now, `pages_scanned` and `pages_skipped` since the scenario's start. Names that are missing
             are left out of the record.
@@ -215,9 +229,13 @@ class Recorder:
             ``("new", frame, P, err[, item])``, ``("add", frame, P, err[, item])``, ``("zero", P, err)``,
             ``("rmi", frame, P[, item])``, ``("rmk", frame)``. `frame` is the identity as in `pages`. Where a frame's
             identity can come back while a stale node still names its earlier life, `item` (anything hashable that
-            stands for the rmap_item) tells them apart; unique identities need none.
+            stands for the rmap_item) tells them apart; unique identities need none. ``("moved", {frame:
+            frame})``: these KSM pages are in other frames now, which is no event of a record.
         vmstat : mapping of str to int, optional
             By what counters of /proc/vmstat changed with the operation.
+        nodes : mapping of str to array of int, optional
+            For each live process the NUMA nodes of its pages, one for each of `pages`, -1 of what
+            is not to be said; None: there is one.
 
         Returns
         -------
@@ -230,10 +248,11 @@ class Recorder:
             Page arrays are of different lengths or not ascending in vpn.
         """
         arrays = self._check(pages)
-        told = [self._event(event, arrays) for event in events]
+        self._moving = op[0] in MOVING
+        told = [self._event(event, arrays) for event in events if not self._moved(event)]
         record: Record = {"op": op}
         if ret:
-            record["ret"] = int(ret)
+            record["ret"] = ret if isinstance(ret, list) else int(ret)
         changed = {name: int(value) for name, value in counters.items() if self._counters.get(name) != value}
         self._counters.update(changed)
         if changed:
@@ -244,6 +263,8 @@ class Recorder:
         self._stats = rows
         if runs := self._pages(arrays):
             record["p"] = runs
+        if nodes is not None and (runs := self._nodes.changes({name: arrays[name][0] for name in arrays}, nodes)):
+            record["n"] = runs
         if told:
             # who registers when is raced against the scan that this wakes
             record["t"] = sorted(told, key=lambda text: not text.startswith(("enter ", "exit ")))
@@ -298,6 +319,7 @@ class Recorder:
             if place < len(before.vpn) and before.vpn[place] == vpn and before.kind[place] == KSM:
                 number = int(before.tag[place])
                 if number != _NAMELESS:
+                    self._retire(int(before.frame[place]), number)
                     self._of_frame.setdefault(frame, []).append(number)
                 return number
         return _NAMELESS if self._events else self._new_number(frame)
@@ -333,7 +355,8 @@ class Recorder:
         else:
             was = np.zeros(len(now.vpn), bool)
             old_kind = old_tag = old_frame = np.full(len(now.vpn), -1)
-        still = (now.kind == KSM) & (old_kind == KSM) & (old_tag == now.tag)  # its frame moved by compaction, if at all
+        # moved by compaction, if at all, where nobody asked for it
+        still = (now.kind == KSM) & (old_kind == KSM) & (old_tag == now.tag) & (not self._moving)
         moved = was & (old_frame != now.frame) & (now.kind != ZERO) & ~still
         changed = ~was | (now.kind != old_kind) | (now.tag != old_tag) | moved
         gone = np.setdiff1d(before.vpn, now.vpn, assume_unique=True)
@@ -365,6 +388,19 @@ class Recorder:
         return _LETTER[kind]
 
     # ------------------------------------------------------------ events
+
+    def _moved(self, event: Event) -> bool:
+        """Whether that is all an event says: KSM pages are in other frames, and keep their numbers."""
+        if event[0] != "moved":
+            return False
+        # all at once: where one is now another one may have been
+        number = {new: self._of_frame[old][-1] for old, new in event[1].items() if old in self._of_frame}
+        for old, new in event[1].items():
+            if new in number:
+                self._retire(old, number[new])
+        for new, its in number.items():
+            self._of_frame.setdefault(new, []).append(its)
+        return True
 
     def _event(self, event: Event, arrays: dict[str, Pages]) -> str:
         what, *rest = event

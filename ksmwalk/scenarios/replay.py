@@ -17,10 +17,11 @@ from ..layout import PAGE_SIZE as PAGE
 from ..layout import Event, Frame, Vm
 from .format import Recording, Scenario
 from .kinds import ADVICE_NAME, ScenarioError
-from .ops import row
-from .records import ANON, HUGE, KSM, OTHER, ZERO, Record, Recorder
+from .ops import NODES, row
+from .records import ANON, HUGE, KSM, OTHER, ZERO, Pages, Record, Recorder
 from .replay_life import Life
 from .replay_locks import LRU_BATCH, Locks, host_options
+from .replay_nodes import NodeOps
 
 __all__ = ["NotModelled", "Replay", "modelled", "replay", "stream"]
 
@@ -127,7 +128,7 @@ def _page_of(number: int) -> bytes:
 # ---------------------------------------------------------------- one run
 
 
-class Replay(Life, Locks):
+class Replay(Life, Locks, NodeOps):
     """One scenario on a Host of its own.
 
     Parameters
@@ -149,7 +150,8 @@ class Replay(Life, Locks):
 
     def __init__(self, scenario: Scenario, host: Host | None = None, contents: Contents | None = None):
         self.scenario = scenario
-        self.host: Host = host or Host(_frames_for(scenario), **host_options(scenario))
+        nodes = 2 if any(row(op).needs == NODES for op in scenario.ops) else 1
+        self.host: Host = host or Host(nodes * _frames_for(scenario), nodes, **host_options(scenario))
         self.contents: Contents = contents or Contents(scenario.ops)
         self.recorder: Recorder = Recorder()
         self.live: dict[str, Mm] = {}
@@ -178,7 +180,7 @@ class Replay(Life, Locks):
         """
         for index, op in self.scenario.steps():
             where = f"{self.scenario.name}: op {index}"
-            do: Callable[..., int | None] | None = getattr(self, "do_" + op[0], None)
+            do: Callable[..., int | list[Any] | None] | None = getattr(self, "do_" + op[0], None)
             if do is None or not _has(op):
                 raise NotModelled(where, op)
             for name in row(op).processes(op):
@@ -198,17 +200,19 @@ class Replay(Life, Locks):
                 raise NotModelled(where, op) from None
             self.host.ksm.wake()
             told = self._told(where, op)
-            yield self.recorder.record(op, ret, self.host.ksm.counters(), self._stats(), self._pages(), told)
+            pages = self._pages()
+            nodes = self._nodes_of(pages)
+            yield self.recorder.record(op, ret, self.host.ksm.counters(), self._stats(), pages, told, nodes=nodes)
 
     # ------------------------------------------------------------ what can be seen
 
     def _stats(self) -> dict[str, list[int]]:
         return {name: [int(value) for value in mm.ksm_stat().values()] for name, mm in self.live.items()}
 
-    def _pages(self) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    def _pages(self) -> dict[str, Pages]:
         return {name: self._pages_of(mm) for name, mm in self.live.items() if name not in self.lodgers}
 
-    def _pages_of(self, mm: Mm) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _pages_of(self, mm: Mm) -> Pages:
         leaves = mm.tables.mappings()
         leaves = leaves[leaves["addr"] < PROGRAM]  # which a record does not show
         small = 9 * (leaves["level"].astype(np.int64) - 1)
@@ -227,7 +231,7 @@ class Replay(Life, Locks):
 
     def _told(self, where: str, op: list[Any]) -> list[tuple[Any, ...]]:
         events = self.host.ksm.events
-        told: list[tuple[Any, ...]] = []
+        told: list[tuple[Any, ...]] = self._took()
         for kind, mm, a, b, _, err in events.take().tolist():
             name = self.name_of.get(mm, "?")
             match kind:

@@ -1,0 +1,121 @@
+"""Pages of a Host moved from one NUMA node to another, compiled: all mappings of a folio follow it.
+
+The contract of every function stands in `_moving.pxd`.
+"""
+from libc.stdint cimport int32_t, int64_t, uint64_t
+
+from ksmwalk._core cimport (
+    child_row, entry_decode, entry_leaf, entry_none, leaf_find, make_entry, make_leaf, pte_present,
+)
+from ksmwalk.memory._frames cimport (
+    folio_extra_refs, folio_mappings, frame_alloc, frame_free, huge_alloc, lru_add, normal_pfn,
+)
+from ksmwalk.memory._leaves cimport touched
+from ksmwalk.layout._layout cimport *
+
+
+cdef struct Move:
+    int64_t old, new   # heads of the folios
+    int64_t pages
+    int64_t left       # mappings that still have to follow
+
+
+cdef inline void follow(kw_world *w, Move *m, int32_t mm, uint64_t *entry, int level) noexcept nogil:
+    """A leaf that maps the folio maps it where it is now."""
+    cdef int64_t pfn
+    if level == 1 and not pte_present(entry[0]):
+        return
+    pfn = normal_pfn(w, entry[0], level)
+    if pfn < m.old or pfn >= m.old + m.pages:
+        return
+    pfn += m.new - m.old
+    if level == 1:
+        entry[0] = make_entry(<uint64_t>pfn, entry_decode(entry[0]) & ~PTE_PFN_MASK)
+    else:
+        entry[0] = make_leaf(<uint64_t>pfn, entry_decode(entry[0]) & ~PTE_PFN_MASK, level)
+    m.left -= 1 if level == 1 else 512
+    touched(w, mm)
+
+
+cdef void follow_at(kw_world *w, Move *m, int32_t mm, uint64_t addr) noexcept nogil:
+    """Where one page of the folio is mapped most likely."""
+    cdef int level
+    cdef uint64_t *entry
+    if w.mms[mm].root == 0 or w.mms[mm].flags & MM_BACKING:
+        return
+    entry = leaf_find(w, w.mms[mm].root, addr, &level)
+    if entry != NULL and level <= 2:
+        follow(w, m, mm, entry, level)
+
+
+cdef void follow_below(kw_world *w, Move *m, int32_t mm, int64_t row, int level) noexcept nogil:
+    """Wherever else it is mapped, in all tables from this row on."""
+    cdef uint64_t *p = w.rows + row * 512
+    cdef int64_t child
+    cdef int i
+    for i in range(512):
+        if entry_none(p[i]):
+            continue
+        if level <= 2 and entry_leaf(p[i], level):
+            follow(w, m, mm, &p[i], level)
+        elif not entry_leaf(p[i], level):
+            child = child_row(w, &p[i])
+            if child >= 0:
+                follow_below(w, m, mm, child, level - 1)
+
+
+cdef void follow_all(kw_world *w, Move *m, uint64_t addr, int32_t node) noexcept nogil:
+    """All mappings: relatives by fork have it at the same address, those that KSM made stand on its node's list."""
+    cdef int32_t mm, item = w.nodes[node].items if node else 0, used = <int32_t>w.ctl.mms_used
+    if m.pages == 1:
+        for mm in range(1, used):
+            if m.left > 0:
+                follow_at(w, m, mm, addr)
+        while item and m.left > 0:
+            follow_at(w, m, w.items[item].mm, w.items[item].addr)
+            item = w.links[item].left
+    for mm in range(1, used):
+        if m.left > 0 and w.mms[mm].root and not w.mms[mm].flags & MM_BACKING:
+            follow_below(w, m, mm, w.mms[mm].root, <int>w.ctl.levels)
+
+
+cdef void take_over(kw_world *w, Move *m) noexcept nogil:
+    """The new frames are what the old ones were, and those are free."""
+    cdef int64_t i, old, new
+    cdef int32_t node
+    for i in range(m.pages):
+        old = m.old + i
+        new = m.new + i
+        w.f_flags[new] = w.f_flags[old]
+        w.f_mapcount[new] = w.f_mapcount[old]
+        w.f_key[new] = w.f_key[old]
+        node = w.f_node[old]
+        if node:
+            w.f_node[new] = node
+            w.f_node[old] = 0
+            w.nodes[node].pfn = w.nodes[node].last_pfn = <int32_t>new
+        w.f_mapcount[old] = 0
+    w.f_refs[m.new] = w.f_refs[m.old]
+    w.f_refs[m.old] = 0
+    if w.ctl.folios and m.pages > 1:
+        w.owners[m.new >> 2] = w.owners[m.old >> 2]
+    frame_free(w, m.old)
+
+
+cdef int move_folio(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn, int nid) noexcept nogil:
+    cdef Move m
+    m.old = w.f_head[pfn]
+    m.pages = 512 if w.f_flags[m.old] & FRAME_HEAD else 1
+    m.left = folio_mappings(w, m.old)
+    if folio_extra_refs(w, m.old) != 0 or w.f_flags[m.old] & (FRAME_LOCKED | FRAME_LRU):
+        return KW_EBUSYENTRY
+    m.new = frame_alloc(w, nid, 0, FRAME_ANON) if m.pages == 1 else huge_alloc(w, nid)
+    if m.new < 0:
+        return KW_ENOFRAMES
+    if w.f_nid[m.new] != nid:
+        frame_free(w, m.new)
+        return KW_ENOFRAMES
+    follow_all(w, &m, addr, w.f_node[m.old])
+    take_over(w, &m)
+    lru_add(w, mm, m.new)
+    return KW_OK
