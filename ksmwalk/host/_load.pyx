@@ -7,11 +7,27 @@ own allocators, does it in a tenth of the time.
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t, uint8_t
 
 from ksmwalk._core cimport World, alone, enter, leave, make_entry, make_leaf, pmd_make, pte_make
-from ksmwalk.memory._frames cimport frame_take
+from ksmwalk.memory._frames cimport HUGE_ORDER, LARGE, frame_map, frame_take, owners_add
 from ksmwalk.memory._leaves cimport prot_bits, touched
 from ksmwalk.memory._areas cimport vma_alloc, vma_link, vmas_left
 from ksmwalk.ksm._items cimport slot_insert
 from ksmwalk.layout._layout cimport *
+
+
+cdef inline void new_folio(kw_world *w, uint64_t head) noexcept nogil:
+    # Parts of it may be mapped already: their owners stay.
+    w.owners[head >> 2].order = HUGE_ORDER
+    w.ctl.folios += 1
+
+
+cdef inline void owned(kw_world *w, int64_t pfn, bint writable) noexcept nogil:
+    # A page just mapped: exclusive if it may be stored to and nobody else has it.
+    if writable and w.f_mapcount[pfn] == 1 and w.f_flags[pfn] & (FRAME_ANON | FRAME_KSM) == FRAME_ANON:
+        w.f_flags[pfn] |= FRAME_EXCLUSIVE
+        return
+    w.f_flags[pfn] &= ~FRAME_EXCLUSIVE
+    if w.f_mapcount[pfn] > 1 and w.f_flags[pfn] & LARGE:
+        w.f_flags[w.f_head[pfn]] &= ~FRAME_EXCLUSIVE    # it may stand there for the whole folio
 
 
 cdef inline void take(kw_world *w, uint64_t pfn, uint64_t key, uint16_t *kind) noexcept nogil:
@@ -26,6 +42,8 @@ cdef inline void take(kw_world *w, uint64_t pfn, uint64_t key, uint16_t *kind) n
     if page & LOADED_FOLIO:
         w.f_head[pfn] = <uint32_t>(pfn & ~<uint64_t>511)
         flags |= FRAME_TAIL if pfn & 511 else FRAME_HEAD
+        if flags & FRAME_HEAD:
+            new_folio(w, pfn)
     w.f_flags[pfn] = flags
     w.f_key[pfn] = 0 if flags & FRAME_ZERO else key
 
@@ -56,6 +74,9 @@ cdef int64_t load(kw_world *w, int32_t mm, uint64_t vm_flags, const uint64_t *ad
                     w.f_mapcount[pfn + k] += 1
             if not page & FRAME_ZERO:
                 w.f_refs[w.f_head[pfn]] += 512
+                if w.f_flags[pfn] & FRAME_HEAD:
+                    owners_add(w, mm, pfn, 1)
+                    owned(w, pfn, flags & PTE_RW != 0)
             i += 512
             continue
         if addr[i] >> 21 != region:
@@ -72,8 +93,8 @@ cdef int64_t load(kw_world *w, int32_t mm, uint64_t vm_flags, const uint64_t *ad
                 w.mms[mm].nr_zero += 1
         else:
             take(w, pfn, keys[i] if keys != NULL else pfn, &pages[i])
-            w.f_mapcount[pfn] += 1
-            w.f_refs[w.f_head[pfn]] += 1
+            frame_map(w, mm, pfn)
+            owned(w, pfn, flags & PTE_RW != 0 and not vm_flags & VM_SHARED)
         i += 1
     return last
 
@@ -233,4 +254,6 @@ def fill_folios(World world not None, const int64_t[::1] heads):
                 w.f_head[pfn] = <uint32_t>heads[i]
                 w.f_flags[pfn] = FRAME_ANON | FRAME_USED | (FRAME_TAIL if k else FRAME_HEAD)
                 w.f_key[pfn] = <uint64_t>pfn | <uint64_t>1 << 63
+                if k == 0:
+                    new_folio(w, pfn)
     leave(world)

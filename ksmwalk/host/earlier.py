@@ -4,7 +4,8 @@ A record is taken over field by field, by name; fields that it did not have are 
 like that of any other Host.
 
 Version 1 had one pair of trees a NUMA node and no domains: all its address spaces are in domain 0. Up to version 2 there
-was one CPU with one LRU batch, kept in `ctl`; no swap, no owners of folios, no other kernel than Linux 6.18.
+was one CPU with one LRU batch, kept in `ctl`; no swap, no other kernel than Linux 6.18. Who owns a page was found out by
+counting: owners of folios, and which pages are exclusive, follow from the page tables.
 """
 
 from __future__ import annotations
@@ -15,13 +16,17 @@ from typing import Any
 import numpy as np
 
 from .. import layout
+from ..layout import Frame, MmFlag
 
-__all__ = ["seen_as_now"]
+__all__ = ["find_owners", "seen_as_now"]
 
 #: (array, field now) -> its name before
 _RENAMED = {("nodes", "tree"): "nid", ("vmas", "anon_root"): "anon_vma"}
 #: (array, field) that holds fewer bits now: 0 or 1, and what is neither stays neither
 _NARROWED = {("vmas", "forked")}
+
+#: bits of page-table entries: present or PROT_NONE, leaf of 2 MiB, not a counted page, frame number
+_PRESENT, _LEAF, _SPECIAL, _PFN = np.uint64(0x101), np.uint64(0x80), np.uint64(0x200), np.uint64(0x000FFFFFFFFFF000)
 
 
 class _Earlier:
@@ -99,3 +104,54 @@ def seen_as_now(found: Mapping[str, Any]) -> Mapping[str, Any]:
 def slots(nr_frames: int) -> int:
     """Swap slots that a Host of so many frames has room for."""
     return nr_frames + 1024
+
+
+def find_owners(arrays: Mapping[str, np.ndarray]) -> None:
+    """Give folios their owners and make exclusive what can be stored to, by what the page tables say.
+
+    Parameters
+    ----------
+    arrays : dict of str to ndarray
+        All arrays of a Host, not checked yet: what they should not hold is passed by.
+    """
+    flags, owners, frames = arrays["f_flags"], arrays["owners"], len(arrays["f_flags"])
+    heads = np.flatnonzero(flags & Frame.HEAD)
+    owners["order"][heads >> 2] = 9
+    arrays["ctl"]["folios"] = len(heads)
+    mm, pfn, level, writable = _mappings(arrays)
+    anon = flags[pfn] & (Frame.ANON | Frame.KSM | Frame.ZERO) == Frame.ANON
+    once = arrays["f_mapcount"][pfn] == 1
+    flags[pfn[anon & once & writable]] |= np.uint16(Frame.EXCLUSIVE)
+    large = (flags[pfn] & Frame.ANON != 0) & (flags[pfn] & (Frame.HEAD | Frame.TAIL) != 0)
+    at = np.minimum(arrays["f_head"][pfn[large]].astype(np.int64), frames - 1) >> 2
+    who, number = np.unique(at << 32 | mm[large], return_counts=True)
+    np.add.at(owners["total"], who >> 32, number.astype(np.int32))
+    # The kernel's owners depend on who came when; here they come in the order of their numbers.
+    first = np.searchsorted(who, who >> 32 << 32)
+    for one in range(2):
+        mine = np.flatnonzero(np.arange(len(who)) - first == one)
+        owners["mm"][who[mine] >> 32, one] = who[mine] & 0xFFFFFFFF
+        owners["nr"][who[mine] >> 32, one] = number[mine]
+    owners["shared"] = owners["nr"][:, 0] != owners["total"]
+
+
+def _mappings(arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Address space, frame, level and whether it may be stored to of all ptes and leaf pmds of private memory."""
+    mms, frames = arrays["mms"], len(arrays["f_flags"])
+    rows = np.flatnonzero(np.isin(arrays["r_owner"] & 7, (1, 2)))
+    rows = rows[rows < int(arrays["ctl"]["rows_used"][0])]
+    found = []
+    for some in np.array_split(rows, len(rows) // 4096 + 1):
+        row, entry = np.nonzero(arrays["rows"][some])
+        row = some[row]
+        e = arrays["rows"][row, entry]
+        owner = arrays["r_owner"][row].astype(np.int64)
+        level, mm = owner & 7, owner >> 3
+        present = np.where(level == 1, e & _PRESENT != 0, e & _LEAF != 0) & (e & _SPECIAL == 0) & (mm < len(mms))
+        e, level, mm = e[present], level[present], mm[present]
+        pfn = (np.where(e & 1, e, e ^ _PFN) & _PFN).astype(np.int64) >> 12
+        pfn = np.where(level == 1, pfn, pfn & -512)
+        keep = (pfn < frames) & (mms["flags"][mm] & np.uint32(MmFlag.BACKING) == 0)
+        found.append(np.stack([mm[keep], pfn[keep], level[keep], (e[keep] & 2).astype(np.int64)]))
+    mm, pfn, level, writable = np.concatenate(found, axis=1)
+    return mm, pfn, level, writable != 0

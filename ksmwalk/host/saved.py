@@ -120,7 +120,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         try:
             ctl = _shaped(found, "ctl")
             ctl = ctl if isinstance(ctl, np.ndarray) else ctl.read()
-            return _built({**found, "ctl": ctl}, lambda name, out: found[name].read(out))
+            return _built({**found, "ctl": ctl}, lambda name, out: found[name].read(out), found is not files)
         except _Wrong as err:
             where = files[err.array].where if err.array in files else path
             raise ValueError(f"{where}: {err}") from None
@@ -137,17 +137,20 @@ def from_state(state: object) -> dict[str, np.ndarray]:
     if strange:
         raise ValueError(f"array {strange[0]}: of type {type(arrays[strange[0]]).__name__}, must be an array")
 
-    arrays = earlier.seen_as_now(arrays)
+    kept, arrays = arrays, earlier.seen_as_now(arrays)
 
     def fill(name: str, out: np.ndarray) -> None:
         array = arrays[name]
         out[...] = array if isinstance(array, np.ndarray) else array.read()
 
-    return _built({**arrays, "ctl": _shaped(arrays, "ctl").copy()}, fill)
+    return _built({**arrays, "ctl": _shaped(arrays, "ctl").copy()}, fill, arrays is not kept)
 
 
-def _built(found: Mapping[str, Any], fill: Callable[[str, np.ndarray], object]) -> dict[str, np.ndarray]:
-    """Reserve all arrays, once their sizes are known to be right, fill them and check what is in them."""
+def _built(found: Mapping[str, Any], fill: Callable[[str, np.ndarray], object], before: bool) -> dict[str, np.ndarray]:
+    """Reserve all arrays, once their sizes are known to be right, fill them and check what is in them.
+
+    `before`: they come from an earlier version.
+    """
     check_sizes(found)
     ctl = found["ctl"]
     arrays = new_arrays(ctl)
@@ -159,6 +162,8 @@ def _built(found: Mapping[str, Any], fill: Callable[[str, np.ndarray], object]) 
     if nr_nodes > 1 and known < nr_frames:
         blocks = np.arange(known, nr_frames) // BLOCK
         arrays["f_nid"][known:] = blocks * nr_nodes // int(ctl["nr_blocks"][0])
+    if before:
+        earlier.find_owners(arrays)
     check_world(_core.World(arrays), known)
     return arrays
 

@@ -16,7 +16,7 @@ from ksmwalk._core cimport (
     World, alone, enter, entry_pfn, interrupted, leaf_find, leave, looked_at, make_entry, mm_changed, pte_find,
     pte_present,
 )
-from ksmwalk.memory._frames cimport folio_extra_refs, frame_map, frame_unmap, lru_drain
+from ksmwalk.memory._frames cimport LARGE, folio_extra_refs, frame_map, frame_unmap, lru_drain
 from ksmwalk.memory._areas cimport vma_find
 from ksmwalk.memory._folio cimport split_folio_at
 from ksmwalk.ksm._trees cimport rb_erase, rb_insert
@@ -41,7 +41,6 @@ cdef enum:
     GENERATION_BITS = 0x7FFFFFFF
     NO_INDEX = -2      # a search that can't be answered by look-up
     BECOME_KSM = -1    # instead of a frame to merge with
-    LARGE = FRAME_HEAD | FRAME_TAIL
 
 
 # ------------------------------------------------------------------ which tree
@@ -251,7 +250,7 @@ cdef int merge_one(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn, int64_t 
         return -EFAULT
     flags = e & ~(PTE_PFN_MASK | PTE_RW | PTE_D)
     if kpfn == BECOME_KSM:
-        w.f_flags[pfn] |= FRAME_KSM
+        w.f_flags[pfn] = (w.f_flags[pfn] | FRAME_KSM) & ~FRAME_EXCLUSIVE
         pte[0] = make_entry(<uint64_t>pfn, flags)
     else:
         if w.f_key[pfn] != w.f_key[kpfn]:
@@ -263,9 +262,9 @@ cdef int merge_one(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn, int64_t 
             w.mms[mm].nr_zero += 1
         else:
             pte[0] = make_entry(<uint64_t>kpfn, flags)
-            frame_map(w, kpfn)
+            frame_map(w, mm, kpfn)
         mlock_merged(w, mm, addr, pfn, kpfn)
-        frame_unmap(w, pfn)
+        frame_unmap(w, mm, pfn)
     mm_changed(w, mm, 1)
     return 0
 

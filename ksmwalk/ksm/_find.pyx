@@ -7,8 +7,9 @@ from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from ksmwalk._core cimport (
     bad_entry, below, child_row, eligible, entry_decode, entry_leaf, entry_none, entry_pfn, entry_present,
-    interrupted, level_index, level_shift, level_size, split_leaf,
+    interrupted, level_index, level_shift, level_size,
 )
+from ksmwalk.memory._frames cimport leaf_split
 from ksmwalk.layout._layout cimport *
 
 
@@ -202,7 +203,7 @@ cdef int64_t one_entry(Search *s, uint64_t *p) noexcept nogil:
         return in_huge(s, p[0]) if entry_leaf(p[0], 2) else in_table(s, p)
     if entry_leaf(p[0], s.level):
         # Within a vma a leaf is split before the walk goes below it; then it is read again.
-        rc = split_leaf(w, s.mm, p, s.level)
+        rc = leaf_split(w, s.mm, p, s.level)
         if rc == KW_OK and not s.per_address:
             w.work.entries[s.level] -= 1
         return rc if rc < 0 else KW_NONE

@@ -24,18 +24,18 @@ cdef int break_pte(kw_world *w, int32_t mm, const kw_vma *v, int cpu, uint64_t *
         pfn = normal_pfn(w, e, 1)
         if pfn < 0 or not w.f_flags[pfn] & FRAME_KSM:
             return 0
-    new = frame_alloc(w, node_of(w, v), 0 if pfn < 0 else w.f_key[pfn], FRAME_ANON)
+    new = frame_alloc(w, node_of(w, v), 0 if pfn < 0 else w.f_key[pfn], FRAME_ANON | FRAME_EXCLUSIVE)
     if new < 0:
         return KW_ENOFRAMES
     flags = (entry_decode(e) & ~(PTE_PFN_MASK | PTE_RW | PTE_D | PTE_SPECIAL)) | PTE_A
     pte[0] = make_entry(<uint64_t>new, flags)
-    frame_map(w, new)
+    frame_map(w, mm, new)
     new_page(w, cpu, v.flags, new)
     if pfn < 0:
         ksm_zero_gone(w, mm)
     else:
         mlock_page(w, cpu, v.flags, pfn)
-        frame_unmap(w, pfn)
+        frame_unmap(w, mm, pfn)
     touched(w, mm)
     return 1
 

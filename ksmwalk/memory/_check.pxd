@@ -30,6 +30,8 @@ ctypedef struct Check:
     uint8_t *blocks
     int32_t *mapped     # entries found that map a frame
     int32_t *held       # references to a folio found, at its head
+    int32_t *owned      # entries found that map any page of an anonymous folio, by its head / 4: a leaf pmd counts 1
+    int64_t tails       # frames of folios behind their heads
     int64_t *users      # areas found that map an object
     int64_t reached     # table pages found
     int32_t area        # the area at hand: addresses of the tables only grow

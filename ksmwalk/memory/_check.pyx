@@ -7,6 +7,7 @@ from libc.stdlib cimport calloc, free
 
 from ksmwalk._core cimport World, enter, entry_leaf, entry_pfn, entry_present, leave, level_size, row_owner
 from ksmwalk.memory._check_frames cimport frames
+from ksmwalk.memory._frames cimport HUGE_ORDER
 from ksmwalk.layout._layout cimport *
 from ksmwalk.layout._poison cimport kw_peek_byte, kw_peek_entry
 
@@ -259,7 +260,7 @@ cdef int leaf(Check *c, int32_t mm, int64_t row, int i, int level, uint64_t addr
     cdef kw_world *w = c.w
     cdef uint64_t e = w.rows[row * 512 + i]
     cdef int64_t pfn, k, n = <int64_t>1 << (9 * (level - 1))
-    cdef bint backing = w.mms[mm].flags & MM_BACKING != 0
+    cdef bint backing = w.mms[mm].flags & MM_BACKING != 0, huge
     if backing:
         if not e & PTE_P or e & PTE_SPECIAL or level > 2:
             return at_entry(c, row, i, b"an object's pages are present, of 4 KiB or 2 MiB")
@@ -280,6 +281,8 @@ cdef int leaf(Check *c, int32_t mm, int64_t row, int i, int level, uint64_t addr
             return at_entry(c, row, i, b"an object holds no zero page")
         if not w.f_flags[pfn] & FRAME_TAIL:
             c.held[pfn] += 1
+    # Of a huge page, and not of many other frames: the head says so.
+    huge = level == 2 and w.f_flags[pfn] & FRAME_HEAD and w.owners[pfn >> 2].order == HUGE_ORDER
     for k in range(pfn, pfn + n):
         if not w.f_flags[k] & FRAME_USED:
             return at_entry(c, row, i, b"maps a frame that is free")
@@ -287,6 +290,8 @@ cdef int leaf(Check *c, int32_t mm, int64_t row, int i, int level, uint64_t addr
             return at_entry(c, row, i, b"a KSM page, which is never shared memory's, nor to be written to")
         if not backing and not w.f_flags[k] & FRAME_ZERO:
             c.mapped[k] += 1
+            if w.f_flags[k] & (FRAME_HEAD | FRAME_TAIL) and w.f_flags[k] & FRAME_ANON and (k == pfn or not huge):
+                c.owned[min(w.f_head[k], c.known - 1) >> 2] += 1
     return 0
 
 
@@ -384,16 +389,17 @@ def check_memory(World world not None, int64_t known):
     c.blocks = <uint8_t *>calloc(nr_blocks, 1)
     c.mapped = <int32_t *>calloc(known, 4)
     c.held = <int32_t *>calloc(known, 4)
+    c.owned = <int32_t *>calloc(known // 4 + 1, 4)
     c.users = <int64_t *>calloc(ctl.mms_used, 8)
     try:
-        if not (c.rows and c.mms and c.vmas and c.blocks and c.mapped and c.held and c.users):
+        if not (c.rows and c.mms and c.vmas and c.blocks and c.mapped and c.held and c.owned and c.users):
             raise MemoryError("no memory to check a Host in")
         with nogil:
             code = areas(&c) or tables(&c) or frames(&c)
     finally:
         leave(world)
         for p in (<size_t>c.rows, <size_t>c.mms, <size_t>c.vmas, <size_t>c.blocks, <size_t>c.mapped, <size_t>c.held,
-                  <size_t>c.users):
+                  <size_t>c.owned, <size_t>c.users):
             free(<void *><size_t>p)
     return answer(&c) if code else None
 
@@ -423,7 +429,7 @@ cdef void start(Check *c, kw_world *w) noexcept:
     c.rows = <uint8_t *>calloc(w.ctl.rows_used, 1)
     c.mms = <uint8_t *>calloc(w.ctl.mms_used, 1)
     c.items = c.nodes = NULL
-    c.reached = c.counted = 0
+    c.reached = c.counted = c.tails = 0
     c.array = c.field = c.why = NULL
     c.record = c.value = c.wanted = 0
     c.entry = -1

@@ -4,7 +4,7 @@ The contract stands in `_check.pxd`.
 """
 from libc.stdint cimport int32_t, int64_t, uint16_t
 
-from ksmwalk.memory._frames cimport MLOCK_BATCH
+from ksmwalk.memory._frames cimport HUGE_ORDER, MLOCK_BATCH
 from ksmwalk.memory._check cimport SEEN_LISTED, Check, counted, refuse, within
 from ksmwalk.layout._layout cimport *
 
@@ -13,7 +13,8 @@ cdef extern from * nogil:
     int popcount "__builtin_popcountll"(unsigned long long) noexcept
 
 cdef enum:
-    FRAME_BITS = 0x7ff                   # all of FRAME_*
+    FRAME_BITS = 0xfff                   # all of FRAME_*
+    EXCLUSIVE_BITS = FRAME_EXCLUSIVE | FRAME_ANON | FRAME_KSM | FRAME_ZERO
     MOST_REFS = 1 << 30                  # of a folio: far from where a count would wrap
     LRU_MOST = 64
     NO_SMALL_PAGE = FRAME_USED | FRAME_HEAD | FRAME_TAIL | FRAME_ZERO
@@ -22,7 +23,7 @@ cdef enum:
 cdef int one_frame(Check *c, int64_t pfn) noexcept nogil:
     cdef kw_world *w = c.w
     cdef uint16_t f = w.f_flags[pfn]
-    cdef int64_t head = pfn & ~<int64_t>511
+    cdef int64_t head = w.f_head[pfn]
     cdef bint unused = (w.b_free[pfn >> 6] >> (pfn & 63)) & 1
     if f & ~FRAME_BITS or unused == (f & FRAME_USED != 0):
         return refuse(c, b"f_flags", NULL, pfn, f, b"bits that no frame has, or not what b_free says")
@@ -36,18 +37,71 @@ cdef int one_frame(Check *c, int64_t pfn) noexcept nogil:
         return within(c, b"f_head", NULL, pfn, w.f_head[pfn], 0, w.ctl.nr_frames, b"no frame")
     if not f & FRAME_ZERO and counted(c, b"f_mapcount", NULL, pfn, w.f_mapcount[pfn], c.mapped[pfn], b"entries that map it"):
         return -1
-    if f & (FRAME_HEAD | FRAME_TAIL) == 0:
-        head = pfn
-    elif f & FRAME_HEAD:
-        if f & FRAME_TAIL or head != pfn or pfn + 512 > c.known:
-            return refuse(c, b"f_flags", NULL, pfn, f, b"no place for the head of a folio")
-    elif head == pfn or not w.f_flags[head] & FRAME_HEAD or w.f_refs[pfn]:
-        return refuse(c, b"f_flags", NULL, pfn, f, b"part of a folio without a head, or with references of its own")
-    if w.f_head[pfn] != head:
-        return refuse(c, b"f_head", NULL, pfn, w.f_head[pfn], b"not the head of its folio")
-    if pfn & 511 and not f & FRAME_TAIL and w.f_flags[pfn & ~<int64_t>511] & FRAME_HEAD:
-        return refuse(c, b"f_flags", NULL, pfn, f, b"in the midst of a folio, but not part of it")
+    if f & FRAME_EXCLUSIVE and (f & EXCLUSIVE_BITS != FRAME_EXCLUSIVE | FRAME_ANON or w.f_mapcount[pfn] > 1):
+        return refuse(c, b"f_flags", NULL, pfn, f, b"exclusive, but no anonymous page of one mapping")
+    if f & FRAME_TAIL:
+        if f & FRAME_HEAD or head >= pfn or not w.f_flags[head] & FRAME_HEAD or w.f_refs[pfn]:
+            return refuse(c, b"f_flags", NULL, pfn, f, b"part of a folio without a head, or with references of its own")
+    elif head != pfn:
+        return refuse(c, b"f_head", NULL, pfn, head, b"not the head of its folio")
+    elif f & FRAME_HEAD and one_folio(c, pfn):
+        return -1
     c.held[head] += c.mapped[pfn]
+    return 0
+
+
+cdef int one_folio(Check *c, int64_t head) noexcept nogil:
+    """A folio of several pages: as many frames as its order says, in their place, all its own."""
+    cdef kw_world *w = c.w
+    cdef int order = w.owners[head >> 2].order
+    cdef int64_t n, i
+    if not 2 <= order <= HUGE_ORDER:
+        return refuse(c, b"owners", b"order", head >> 2, order, b"no order of a folio")
+    n = <int64_t>1 << order
+    if head & (n - 1) or head + n > c.known:
+        return refuse(c, b"f_flags", NULL, head, w.f_flags[head], b"no place for the head of a folio")
+    for i in range(head + 1, head + n):
+        if not w.f_flags[i] & FRAME_TAIL or w.f_head[i] != head:
+            return refuse(c, b"f_flags", NULL, i, w.f_flags[i], b"in the midst of a folio, but not part of it")
+    c.tails += n - 1
+    return 0
+
+
+cdef int one_owners(Check *c, int64_t at) noexcept nogil:
+    """Who maps a folio: address spaces that there are, with numbers that come to no more than all its mappings."""
+    cdef kw_owners *o = &c.w.owners[at]
+    cdef uint16_t f = c.w.f_flags[at * 4]
+    cdef int64_t sum = 0
+    cdef int i
+    if counted(c, b"owners", b"total", at, o.total, c.owned[at], b"entries that map the folio"):
+        return -1
+    if f & (FRAME_HEAD | FRAME_ANON) != FRAME_HEAD | FRAME_ANON and (o.mm[0] or o.mm[1] or o.shared):
+        return refuse(c, b"owners", NULL, at, o.mm[0], b"owners of no anonymous folio")
+    if o.order and not f & FRAME_HEAD:
+        return refuse(c, b"owners", b"order", at, o.order, b"the order of no folio")
+    for i in range(2):
+        if (o.nr[i] > 0) != (o.mm[i] != 0) or o.nr[i] < 0:
+            return refuse(c, b"owners", b"nr", at, o.nr[i], b"no number of mappings of an owner")
+        if not 0 <= o.mm[i] < c.w.ctl.mms_used or o.mm[i] and (c.mms[o.mm[i]] or c.w.mms[o.mm[i]].flags & MM_BACKING):
+            return refuse(c, b"owners", b"mm", at, o.mm[i], b"no address space")
+        sum += o.nr[i]
+    if sum > o.total or (o.mm[0] == o.mm[1] and o.mm[0]):
+        return refuse(c, b"owners", b"nr", at, sum, b"more mappings than there are, or an owner that is there twice")
+    if o.shared > 1 or not o.shared and o.nr[0] != o.total and o.nr[1] != o.total:
+        return refuse(c, b"owners", b"shared", at, o.shared, b"not whether others than one owner have mappings")
+    return 0
+
+
+cdef int all_owners(Check *c) noexcept nogil:
+    cdef kw_world *w = c.w
+    cdef int64_t i, tails = 0
+    for i in range(c.known):
+        tails += w.f_flags[i] & FRAME_TAIL != 0
+    if counted(c, b"f_flags", NULL, 0, tails, c.tails, b"parts of folios that have a head"):
+        return -1
+    for i in range((c.known + 3) // 4):
+        if one_owners(c, i):
+            return -1
     return 0
 
 
@@ -154,7 +208,7 @@ cdef int frames(Check *c) noexcept nogil:
     for i in range(c.known):
         if one_frame(c, i):
             return -1
-    if lru(c) or mlock(c):
+    if lru(c) or mlock(c) or all_owners(c):
         return -1
     for i in range(c.known):
         if w.f_refs[i] < c.held[i] and not w.f_flags[i] & FRAME_ZERO:

@@ -10,12 +10,12 @@ from ksmwalk._core cimport (
     make_entry, make_leaf, mm_changed, no_entry, pmd_make, pmd_present, pte_find, pte_make, pte_present,
 )
 from ksmwalk.memory._frames cimport (
-    folio_get, folio_mappings, frame_alloc, frame_map, frame_new, frame_unmap, huge_alloc, huge_map,
-    huge_unmap, hugetlb_alloc, mlock_page, new_page, normal_pfn,
+    folio_get, folio_mappings, frame_alloc, frame_map, frame_new, frame_unmap, huge_alloc, huge_map, huge_ours,
+    huge_unmap, hugetlb_alloc, mlock_page, new_page, normal_pfn, page_ours,
 )
 from ksmwalk.memory._leaves cimport huge_flags, ksm_zero_gone, pmd_split, prot_bits, pte_ksm_zero, touched
 from ksmwalk.memory._areas cimport VM_ACCESS, anon_vma_prepare, node_of, vma_find_from, vma_for
-from ksmwalk.memory._folio cimport make_huge_zero, map_huge, page_ours
+from ksmwalk.memory._folio cimport make_huge_zero, map_huge
 from ksmwalk.layout._layout cimport *
 
 
@@ -87,8 +87,10 @@ cdef int write_huge(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t 
         store(w, mm, huge + sub, key, mode)
         return 1
     if not e & PTE_RW:
-        if folio_mappings(w, pfn) != 512:
-            return pmd_split(w, mm, addr, pmd)
+        if not v.flags & VM_SHARED:
+            if not huge_ours(w, pfn):
+                return pmd_split(w, mm, addr, pmd)
+            w.f_flags[pfn] |= FRAME_EXCLUSIVE
         if v.flags & VM_WRITE:
             pmd[0] = e | PTE_RW
     pmd[0] = entry_stored(pmd[0])
@@ -116,7 +118,7 @@ cdef int write_hugetlb(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64
         if old < 0:
             return <int>old
         pmd[0] = make_leaf(<uint64_t>old, prot_bits(v.flags) | PTE_PS | PTE_D, 2)
-        huge_map(w, old)
+        huge_map(w, mm, old)
         store(w, mm, old + sub, key, mode)
         touched(w, mm)
         return KW_OK
@@ -125,11 +127,11 @@ cdef int write_hugetlb(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64
     if pfn < 0:
         return KW_ENOFRAMES
     pmd[0] = make_leaf(<uint64_t>pfn, huge_flags(v.flags), 2)
-    huge_map(w, pfn)
+    huge_map(w, mm, pfn)
     if old >= 0:
         for i in range(512):
             w.f_key[pfn + i] = w.f_key[old + i]
-        huge_unmap(w, old)
+        huge_unmap(w, mm, old)
     store(w, mm, pfn + sub, key, mode)
     touched(w, mm)
     return KW_OK
@@ -137,7 +139,7 @@ cdef int write_hugetlb(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64
 
 cdef int new_anon(kw_world *w, int32_t mm, kw_vma *v, uint64_t *pte, uint64_t key) noexcept nogil:
     """A new anonymous page with this content at an empty or replaced pte."""
-    cdef int64_t pfn = frame_alloc(w, node_of(w, v), key, FRAME_ANON)
+    cdef int64_t pfn = frame_alloc(w, node_of(w, v), key, FRAME_ANON | FRAME_EXCLUSIVE)
     cdef uint64_t flags
     if pfn < 0:
         return KW_ENOFRAMES
@@ -145,7 +147,7 @@ cdef int new_anon(kw_world *w, int32_t mm, kw_vma *v, uint64_t *pte, uint64_t ke
     if v.flags & VM_WRITE:
         flags |= PTE_RW
     pte[0] = make_entry(<uint64_t>pfn, flags)
-    frame_map(w, pfn)
+    frame_map(w, mm, pfn)
     new_page(w, w.mms[mm].cpu, v.flags, pfn)
     touched(w, mm)
     return KW_OK
@@ -171,7 +173,7 @@ cdef int write_pte(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *
                 return <int>pfn
             if v.flags & VM_SHARED:
                 pte[0] = make_entry(<uint64_t>pfn, prot_bits(v.flags) | PTE_D)
-                frame_map(w, pfn)
+                frame_map(w, mm, pfn)
                 mlock_page(w, w.mms[mm].cpu, v.flags, pfn)
                 store(w, mm, pfn, key, mode)
                 touched(w, mm)
@@ -195,7 +197,9 @@ cdef int write_pte(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *
     pfn = normal_pfn(w, e, 1)
     if pfn < 0:
         return -EFAULT
-    if v.flags & VM_SHARED or page_ours(w, mm, addr, pfn):
+    if v.flags & VM_SHARED or page_ours(w, mm, pfn):
+        if not v.flags & VM_SHARED:
+            w.f_flags[pfn] |= FRAME_EXCLUSIVE
         pte[0] = entry_stored(e) | (PTE_RW if v.flags & VM_WRITE else 0)
         store(w, mm, pfn, key, mode)
         return KW_OK
@@ -203,7 +207,7 @@ cdef int write_pte(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *
     rc = new_anon(w, mm, v, pte, w.f_key[pfn] if mode & FAULT_KEEP else key)
     if rc == KW_OK:
         mlock_page(w, w.mms[mm].cpu, v.flags, pfn)
-        frame_unmap(w, pfn)
+        frame_unmap(w, mm, pfn)
     return rc
 
 
@@ -270,7 +274,7 @@ cdef int64_t fault_read(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, int m
                 return pfn
             e = prot_bits(v.flags)
             pmd[0] = make_leaf(<uint64_t>pfn, e | PTE_PS, 2)
-            huge_map(w, pfn)
+            huge_map(w, mm, pfn)
             touched(w, mm)
             return pfn + sub
         if thp_fits(w, mm, v, addr):
@@ -312,7 +316,7 @@ cdef int64_t fault_read(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, int m
     if pfn < 0:
         return pfn
     pte[0] = make_entry(<uint64_t>pfn, prot_bits(v.flags))
-    frame_map(w, pfn)
+    frame_map(w, mm, pfn)
     mlock_page(w, w.mms[mm].cpu, v.flags, pfn)
     return pfn
 
@@ -335,7 +339,7 @@ cdef void map_around(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t
             pfn = normal_pfn(w, have[0], 1) if have != NULL and have[0] else KW_NONE
             if pfn >= 0:
                 p[0] = make_entry(<uint64_t>pfn, prot_bits(v.flags))
-                frame_map(w, pfn)
+                frame_map(w, mm, pfn)
                 mlock_page(w, w.mms[mm].cpu, v.flags, pfn)
         p += 1
         a += KW_PAGE_SIZE

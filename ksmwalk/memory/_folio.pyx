@@ -3,14 +3,15 @@
 The contract of every function stands in `_folio.pxd`.
 """
 from libc.errno cimport EAGAIN, EINVAL, ENOMEM
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from ksmwalk._core cimport (
-    child_row, entry_decode, entry_leaf, entry_none, entry_pfn, leaf_find, level_shift, make_entry, make_leaf,
+    child_row, entry_decode, entry_leaf, entry_none, entry_pfn, level_shift, make_entry, make_leaf,
     pmd_find, pte_find, pte_present, table_free,
 )
 from ksmwalk.memory._frames cimport (
-    folio_extra_refs, folio_mappings, frame_free, huge_alloc, huge_map, lru_add, lru_drain, normal_pfn,
+    folio_extra_refs, folio_mappings, folio_pages, folio_unmake, frame_free, huge_alloc, huge_map, is_huge, lru_add,
+    lru_drain, maybe_shared, normal_pfn,
 )
 from ksmwalk.memory._leaves cimport LeafOp, huge_flags, over_leaves, pmd_split, touched, whole_pmd, zap_pte
 from ksmwalk.memory._areas cimport node_of, vma_find
@@ -124,8 +125,7 @@ cdef int64_t folio_visit(kw_world *w, int64_t head, uint64_t addr, bint replace,
 
 
 cdef int split_folio_at(kw_world *w, int64_t pfn, uint64_t addr) noexcept nogil:
-    cdef int64_t head = w.f_head[pfn], expected, got, p
-    cdef int i
+    cdef int64_t head = w.f_head[pfn], expected, got, i, n
     if w.f_flags[head] & (FRAME_HEAD | FRAME_HUGETLB) != FRAME_HEAD:
         return KW_OK
     expected = folio_mappings(w, head)
@@ -137,39 +137,16 @@ cdef int split_folio_at(kw_world *w, int64_t pfn, uint64_t addr) noexcept nogil:
     if got < 0:
         return <int>got
     folio_visit(w, head, addr, True, expected)
-    for i in range(512):
-        p = head + i
-        w.f_head[p] = <uint32_t>p
-        w.f_flags[p] = (w.f_flags[p] & ~(FRAME_HEAD | FRAME_TAIL)) | FRAME_ANON | FRAME_USED
-        w.f_refs[p] = w.f_mapcount[p]
-    for i in range(512):
-        if w.f_refs[head + i] == 0:
-            frame_free(w, head + i)
+    n = folio_pages(w, head)
+    folio_unmake(w, head)
+    for i in range(head, head + n):
+        if w.f_refs[i] == 0:
+            frame_free(w, i)
     return KW_OK
 
 
 cdef int split_folio(kw_world *w, int64_t pfn) noexcept nogil:
     return split_folio_at(w, pfn, 1)
-
-
-cdef bint page_ours(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn) noexcept nogil:
-    """Is this anonymous page (the folio it is part of) mapped by nobody but this mm, so that a store may go into it?"""
-    cdef int64_t head = w.f_head[pfn], all, ours = 0
-    cdef uint64_t a
-    cdef uint64_t *p
-    cdef int i, level
-    if (w.f_flags[pfn] & (FRAME_ANON | FRAME_KSM)) != FRAME_ANON:
-        return False
-    if not w.f_flags[head] & FRAME_HEAD:
-        return w.f_mapcount[pfn] == 1
-    all = folio_mappings(w, head)
-    a = addr - (<uint64_t>(pfn - head) << 12)
-    for i in range(512):
-        p = leaf_find(w, w.mms[mm].root, a, &level)
-        if p != NULL and level == 1 and normal_pfn(w, p[0], 1) == head + i:
-            ours += 1
-        a += KW_PAGE_SIZE
-    return ours == all
 
 
 # ------------------------------------------------------------------ MADV_FREE
@@ -196,7 +173,7 @@ cdef int split_sticking_out(kw_world *w, int32_t mm, uint64_t addr) noexcept nog
     if pmd == NULL or not entry_leaf(pmd[0], 2) or entry_none(pmd[0]):
         return KW_OK
     pfn = normal_pfn(w, pmd[0], 2)
-    if pfn < 0 or folio_mappings(w, pfn) != 512:
+    if pfn < 0 or maybe_shared(w, pfn):
         return KW_OK
     if split_folio_at(w, pfn, addr & ~(KW_PMD_SIZE - 1)) == KW_ENOROWS:
         return KW_ENOROWS
@@ -207,7 +184,7 @@ cdef bint maps_whole_pmd(kw_world *w, const uint64_t *row) noexcept nogil:
     """Does this pte table map one huge page from its first to its last part?"""
     cdef int64_t head = normal_pfn(w, row[0], 1) if pte_present(row[0]) else KW_NONE
     cdef int i
-    if head < 0 or w.f_head[head] != head:
+    if head < 0 or not is_huge(w, head):
         return False
     for i in range(512):
         if not pte_present(row[i]) or normal_pfn(w, row[i], 1) != head + i:
@@ -230,7 +207,7 @@ cdef int split_in_parts(kw_world *w, int32_t mm, uint64_t start, uint64_t end) n
         while addr < next:
             pfn = normal_pfn(w, pte[0], 1) if pte_present(pte[0]) else KW_NONE
             if pfn >= 0 and w.f_flags[w.f_head[pfn]] & FRAME_HEAD and w.f_head[pfn] != passed:
-                if page_ours(w, mm, addr, pfn):
+                if not maybe_shared(w, pfn):
                     rc = split_folio_at(w, pfn, addr)
                     if rc == KW_ENOROWS:
                         return rc
@@ -306,7 +283,8 @@ cdef int collapse(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr) noexcept no
 
 cdef void map_huge(kw_world *w, int32_t mm, kw_vma *v, uint64_t *pmd, int64_t pfn) noexcept nogil:
     pmd[0] = make_leaf(<uint64_t>pfn, huge_flags(v.flags), 2)
-    huge_map(w, pfn)
+    huge_map(w, mm, pfn)
+    w.f_flags[pfn] |= FRAME_EXCLUSIVE
     lru_add(w, mm, pfn)
     touched(w, mm)
 

@@ -9,11 +9,47 @@
 # folio_extra_refs() == 0. A folio is freed as a whole when its refs drop to 0: a huge page that lost some of its
 # mappings stays a folio and keeps all of its 512 frames. The shared zero page (frame 0) and the huge zero page
 # (ctl.huge_zero) are not counted and never freed.
+#
+# Owners. Of an anonymous folio of several pages `owners[head >> 2]` says besides who maps it, as the kernel knows it; every
+# such folio, anonymous or not, has its order there. FRAME_EXCLUSIVE is a page's, but where a leaf pmd maps a folio its
+# head's, for all of it. Whoever maps or unmaps says for which mm.
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint64_t
 
 from ksmwalk._core cimport entry_pfn
 from ksmwalk.layout._layout cimport *
 
+
+cdef enum:
+    LARGE = FRAME_HEAD | FRAME_TAIL     # of a folio of several pages
+    HUGE_ORDER = 9
+
+# ------------------------------------------------------------------ folios
+
+cdef inline int64_t folio_pages(kw_world *w, int64_t head) noexcept nogil:
+    # How many frames a folio has, by its head.
+    return <int64_t>1 << w.owners[head >> 2].order if w.f_flags[head] & FRAME_HEAD else 1
+
+cdef inline bint is_huge(kw_world *w, int64_t head) noexcept nogil:
+    # The head of a folio that one leaf pmd maps whole.
+    return w.f_flags[head] & FRAME_HEAD and w.owners[head >> 2].order == HUGE_ORDER
+
+cdef void folio_make(kw_world *w, int64_t pfn, int order) noexcept nogil
+    # 1 << order free frames, taken out of the allocator, become an anonymous folio that nobody maps yet: keys 0, not
+    # exclusive. pfn is a multiple of their number; order: 2 to 9.
+cdef void folio_unmake(kw_world *w, int64_t head) noexcept nogil
+    # Its frames are small pages from now on, each with its own references.
+cdef void owners_add(kw_world *w, int32_t mm, int64_t pfn, int32_t n) noexcept nogil
+cdef void owners_drop(kw_world *w, int32_t mm, int64_t pfn, int32_t n) noexcept nogil
+    # n mappings more (fewer) by this mm of any pages of the folio of pfn; nothing where it is not anonymous.
+cdef int leaf_split(kw_world *w, int32_t mm, uint64_t *entry, int level) noexcept nogil
+    # split_leaf, and where it was the leaf pmd of a folio its owners hear of it; each page is as exclusive as the whole
+    # was. KW_ENOROWS.
+cdef bint maybe_shared(kw_world *w, int64_t pfn) noexcept nogil
+    # Does the kernel think that others may map this anonymous folio, too?
+cdef bint page_ours(kw_world *w, int32_t mm, int64_t pfn) noexcept nogil
+    # May a store of this mm, through a pte, go into this page? Else it has to be copied.
+cdef bint huge_ours(kw_world *w, int64_t head) noexcept nogil
+    # May a store through a leaf pmd go into this huge page? Else the pmd has to be split.
 
 # ------------------------------------------------------------------ the allocator
 
@@ -21,10 +57,9 @@ cdef int64_t frame_alloc(kw_world *w, int nid, uint64_t key, uint16_t flags) noe
     # One frame with this content, flags | FRAME_USED, mapcount 0, refs 0, head itself, node 0: map it or free it. From
     # node `nid`, else from the next one that has a frame; lowest frame of a partly free block first. KW_ENOFRAMES.
 cdef int64_t frame_new(kw_world *w, int nid, uint64_t key) noexcept nogil
-    # frame_alloc of an anonymous page that one pte maps already.
+    # frame_alloc of an anonymous page that one pte maps already, exclusive.
 cdef int64_t huge_alloc(kw_world *w, int nid) noexcept nogil
-    # The first pfn of 512 aligned frames, flags ANON|USED|HEAD or TAIL, keys 0, head set, mapcount and refs 0.
-    # KW_ENOFRAMES: no wholly free block on any node.
+    # The first pfn of 512 aligned frames after folio_make. KW_ENOFRAMES: no wholly free block on any node.
 cdef int64_t hugetlb_alloc(kw_world *w, int nid) noexcept nogil
     # The same with pages of hugetlbfs: not anonymous.
 cdef bint frame_take(kw_world *w, int64_t pfn) noexcept nogil
@@ -41,24 +76,28 @@ cdef inline void put_refs(kw_world *w, int64_t head, int n) noexcept nogil:
     elif w.f_flags[head] & FRAME_USED:
         frame_free(w, head)
 
-cdef inline void frame_map(kw_world *w, int64_t pfn) noexcept nogil:
-    # One pte more maps pfn.
+cdef inline void frame_map(kw_world *w, int32_t mm, int64_t pfn) noexcept nogil:
+    # One pte more of this mm maps pfn.
     kw_check(0 <= pfn < w.ctl.nr_frames and w.f_flags[pfn] & FRAME_USED)
     w.f_mapcount[pfn] += 1
     w.f_refs[w.f_head[pfn]] += 1
+    if KW_UNLIKELY(w.f_flags[pfn] & LARGE):
+        owners_add(w, mm, pfn, 1)
 
-cdef inline void frame_unmap(kw_world *w, int64_t pfn) noexcept nogil:
-    # One pte less; the last reference of the folio frees it.
+cdef inline void frame_unmap(kw_world *w, int32_t mm, int64_t pfn) noexcept nogil:
+    # One pte of this mm less; the last reference of the folio frees it.
     # An entry written by hand (PageTables.map) maps what was never counted: nothing to take back.
     kw_check(0 <= pfn < w.ctl.nr_frames)
     if w.f_mapcount[pfn] <= 0 or not w.f_flags[pfn] & FRAME_USED:
         return
     w.f_mapcount[pfn] -= 1
+    if KW_UNLIKELY(w.f_flags[pfn] & LARGE):
+        owners_drop(w, mm, pfn, 1)
     put_refs(w, w.f_head[pfn], 1)
 
-cdef void huge_map(kw_world *w, int64_t head) noexcept nogil
-cdef void huge_unmap(kw_world *w, int64_t head) noexcept nogil
-    # One leaf pmd more (or less) maps the 512 frames from head on.
+cdef void huge_map(kw_world *w, int32_t mm, int64_t head) noexcept nogil
+cdef void huge_unmap(kw_world *w, int32_t mm, int64_t head) noexcept nogil
+    # One leaf pmd more (or less) of this mm maps the 512 frames from head on.
 cdef void folio_get(kw_world *w, int64_t pfn) noexcept nogil
 cdef void folio_put(kw_world *w, int64_t pfn) noexcept nogil
     # A reference of the folio that is not a mapping (pin); the last one frees it.

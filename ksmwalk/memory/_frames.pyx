@@ -1,10 +1,11 @@
-"""Frames of a Host, compiled: the allocator, the counts of mappings and references, the batches of CPUs.
+"""Frames of a Host, compiled: the allocator, mappings and references, owners of folios, the batches of CPUs.
 
 The contract of every function stands in `_frames.pxd`.
 """
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
+from ksmwalk._core cimport split_leaf
 from ksmwalk.layout._layout cimport *
 
 
@@ -99,14 +100,13 @@ cdef int64_t frame_alloc(kw_world *w, int nid, uint64_t key, uint16_t flags) noe
 cdef int64_t frame_new(kw_world *w, int nid, uint64_t key) noexcept nogil:
     cdef int64_t pfn = take_frame(w, nid)
     if pfn >= 0:
-        frame_init(w, pfn, key, FRAME_ANON, 1)
+        frame_init(w, pfn, key, FRAME_ANON | FRAME_EXCLUSIVE, 1)
     return pfn
 
 
 cdef int64_t huge_alloc(kw_world *w, int nid) noexcept nogil:
-    cdef int n = <int>w.ctl.nr_nodes, i, nearest, node
+    cdef int n = <int>w.ctl.nr_nodes, nearest, node
     cdef int32_t b
-    cdef int64_t pfn
     for nearest in range(n):
         node = (nid + nearest) % n
         b = w.b_heads[n + node]
@@ -116,12 +116,8 @@ cdef int64_t huge_alloc(kw_world *w, int nid) noexcept nogil:
         w.b_count[b] = 0
         memset(&w.b_free[b * <int64_t>8], 0, 64)
         w.ctl.frames_used += 512
-        pfn = b * <int64_t>512
-        for i in range(512):
-            frame_init(w, pfn + i, 0, FRAME_ANON | FRAME_TAIL, 0)
-            w.f_head[pfn + i] = <uint32_t>pfn
-        w.f_flags[pfn] = FRAME_ANON | FRAME_HEAD | FRAME_USED
-        return pfn
+        folio_make(w, b * <int64_t>512, HUGE_ORDER)
+        return b * <int64_t>512
     return KW_ENOFRAMES
 
 
@@ -232,53 +228,53 @@ cdef void new_page(kw_world *w, int cpu, uint64_t flags, int64_t pfn) noexcept n
 # ------------------------------------------------------------------ counts
 
 cdef void frame_free(kw_world *w, int64_t pfn) noexcept nogil:
-    cdef int64_t head = w.f_head[pfn]
+    cdef int64_t head = w.f_head[pfn], n, i
     cdef int32_t b = <int32_t>(head >> 9)
-    cdef int nid = 0 if w.ctl.nr_nodes == 1 else w.f_nid[head], i
+    cdef int nid = 0 if w.ctl.nr_nodes == 1 else w.f_nid[head]
+    cdef uint16_t before = w.b_count[b]
     kw_check(w.f_flags[head] & FRAME_USED != 0)
     if w.f_flags[head] & FRAME_LRU:
         lru_forget(w, head)
-    if w.f_flags[head] & FRAME_HEAD:
-        for i in range(512):
-            clear_frame(w, head + i)
-        memset(&w.b_free[b * <int64_t>8], 0xff, 64)
-        w.b_count[b] = 512
-        block_push(w, 1, nid, b)
-        w.ctl.frames_used -= 512
-        return
-    clear_frame(w, head)
-    w.b_free[head >> 6] |= <uint64_t>1 << (head & 63)
-    w.b_count[b] += 1
-    w.ctl.frames_used -= 1
-    if w.b_count[b] == 1:
-        block_push(w, 0, nid, b)
+    n = 1
+    if KW_UNLIKELY(w.f_flags[head] & FRAME_HEAD):
+        n = folio_pages(w, head)
+        memset(&w.owners[head >> 2], 0, sizeof(kw_owners))
+    for i in range(head, head + n):
+        clear_frame(w, i)
+        w.b_free[i >> 6] |= <uint64_t>1 << (i & 63)
+    w.b_count[b] += <uint16_t>n
+    w.ctl.frames_used -= n
+    if before == 0:
+        block_push(w, w.b_count[b] == 512, nid, b)
     elif w.b_count[b] == 512:
         block_unlink(w, 0, nid, b)
         block_push(w, 1, nid, b)
 
 
-cdef void huge_map(kw_world *w, int64_t head) noexcept nogil:
+cdef void huge_map(kw_world *w, int32_t mm, int64_t head) noexcept nogil:
     cdef int i
     kw_check(0 <= head and head + 511 < w.ctl.nr_frames)
-    if not w.f_flags[head] & FRAME_HEAD:
+    if not is_huge(w, head):
         for i in range(512):
             if w.f_flags[head + i] & FRAME_USED:
-                frame_map(w, head + i)
+                frame_map(w, mm, head + i)
         return
     for i in range(512):
         w.f_mapcount[head + i] += 1
     w.f_refs[head] += 512
+    owners_add(w, mm, head, 1)
 
 
-cdef void huge_unmap(kw_world *w, int64_t head) noexcept nogil:
+cdef void huge_unmap(kw_world *w, int32_t mm, int64_t head) noexcept nogil:
     cdef int i
     kw_check(0 <= head and head + 511 < w.ctl.nr_frames)
-    if not w.f_flags[head] & FRAME_HEAD or w.f_mapcount[head] <= 0:
+    if not is_huge(w, head) or w.f_mapcount[head] <= 0:
         for i in range(512):
-            frame_unmap(w, head + i)
+            frame_unmap(w, mm, head + i)
         return
     for i in range(512):
         w.f_mapcount[head + i] -= 1
+    owners_drop(w, mm, head, 1)
     put_refs(w, head, 512)
 
 
@@ -291,15 +287,115 @@ cdef void folio_put(kw_world *w, int64_t pfn) noexcept nogil:
 
 
 cdef int64_t folio_mappings(kw_world *w, int64_t head) noexcept nogil:
-    cdef int64_t n = 0
-    cdef int i
-    if not w.f_flags[head] & FRAME_HEAD:
-        return w.f_mapcount[head]
-    for i in range(512):
-        n += w.f_mapcount[head + i]
+    cdef int64_t n = 0, i
+    for i in range(head, head + folio_pages(w, head)):
+        n += w.f_mapcount[i]
     return n
 
 
 cdef int64_t folio_extra_refs(kw_world *w, int64_t pfn) noexcept nogil:
     cdef int64_t head = w.f_head[pfn]
     return w.f_refs[head] - folio_mappings(w, head)
+
+
+# ------------------------------------------------------------------ folios and their owners
+
+cdef void folio_make(kw_world *w, int64_t pfn, int order) noexcept nogil:
+    cdef int64_t i
+    kw_check(2 <= order <= HUGE_ORDER and pfn & ((1 << order) - 1) == 0)
+    for i in range(pfn, pfn + (1 << order)):
+        frame_init(w, i, 0, FRAME_ANON | FRAME_TAIL, 0)
+        w.f_head[i] = <uint32_t>pfn
+    w.f_flags[pfn] = FRAME_ANON | FRAME_HEAD | FRAME_USED
+    memset(&w.owners[pfn >> 2], 0, sizeof(kw_owners))
+    w.owners[pfn >> 2].order = <uint16_t>order
+    w.ctl.folios += 1
+
+
+cdef void folio_unmake(kw_world *w, int64_t head) noexcept nogil:
+    cdef int64_t i
+    for i in range(head, head + folio_pages(w, head)):
+        w.f_head[i] = <uint32_t>i
+        w.f_flags[i] = (w.f_flags[i] & ~LARGE) | FRAME_ANON | FRAME_USED
+        w.f_refs[i] = w.f_mapcount[i]
+    memset(&w.owners[head >> 2], 0, sizeof(kw_owners))
+
+
+cdef inline int slot_of_owner(kw_owners *o, int32_t mm) noexcept nogil:
+    return 0 if o.mm[0] == mm else 1 if o.mm[1] == mm else -1
+
+
+cdef void owners_add(kw_world *w, int32_t mm, int64_t pfn, int32_t n) noexcept nogil:
+    cdef kw_owners *o = &w.owners[w.f_head[pfn] >> 2]
+    cdef int slot = slot_of_owner(o, mm)
+    if not w.f_flags[pfn] & FRAME_ANON:
+        return
+    kw_check(mm > 0)
+    o.total += n
+    if slot >= 0:
+        o.nr[slot] += n
+        return
+    slot = slot_of_owner(o, 0)
+    if slot >= 0:
+        o.mm[slot] = mm
+        o.nr[slot] = n
+    # Whoever finds no slot is not known of from then on.
+    if slot < 0 or n != o.total:
+        o.shared = 1
+
+
+cdef void owners_drop(kw_world *w, int32_t mm, int64_t pfn, int32_t n) noexcept nogil:
+    cdef kw_owners *o = &w.owners[w.f_head[pfn] >> 2]
+    cdef int slot = slot_of_owner(o, mm)
+    if not w.f_flags[pfn] & FRAME_ANON:
+        return
+    o.total = max(o.total - n, 0)
+    if slot >= 0:
+        o.nr[slot] -= n
+        if o.nr[slot] > 0:
+            return
+        o.mm[slot] = o.nr[slot] = 0
+    if o.total == 0 or o.mm[0] and o.nr[0] == o.total or o.mm[1] and o.nr[1] == o.total:
+        o.shared = 0
+
+
+cdef int leaf_split(kw_world *w, int32_t mm, uint64_t *entry, int level) noexcept nogil:
+    cdef int64_t head = normal_pfn(w, entry[0], level), i
+    cdef uint16_t exclusive
+    if split_leaf(w, mm, entry, level) < 0:
+        return KW_ENOROWS
+    if level != 2 or head < 0 or not is_huge(w, head):
+        return KW_OK
+    exclusive = w.f_flags[head] & FRAME_EXCLUSIVE
+    # An owner that had found no slot may find one here, with a number that is short by one.
+    owners_add(w, mm, head, 512)
+    owners_drop(w, mm, head, 1)
+    if exclusive:
+        for i in range(head, head + 512):
+            w.f_flags[i] |= FRAME_EXCLUSIVE
+    return KW_OK
+
+
+cdef bint maybe_shared(kw_world *w, int64_t pfn) noexcept nogil:
+    cdef int64_t head = w.f_head[pfn]
+    return w.owners[head >> 2].shared != 0 if w.f_flags[head] & FRAME_HEAD else w.f_mapcount[head] > 1
+
+
+cdef bint page_ours(kw_world *w, int32_t mm, int64_t pfn) noexcept nogil:
+    cdef uint16_t flags = w.f_flags[pfn]
+    if flags & (FRAME_ANON | FRAME_KSM) != FRAME_ANON:
+        return False
+    if flags & FRAME_EXCLUSIVE:
+        return True
+    if flags & LARGE:
+        return not maybe_shared(w, pfn) and folio_extra_refs(w, pfn) == 0
+    if flags & FRAME_LRU and w.f_refs[pfn] == 2:
+        # The kernel drains the batch of the CPU at hand before it counts.
+        lru_drain_cpu(w, w.mms[mm].cpu)
+    return w.f_refs[pfn] == 1
+
+
+cdef bint huge_ours(kw_world *w, int64_t head) noexcept nogil:
+    if w.f_flags[head] & FRAME_EXCLUSIVE:
+        return True
+    return w.owners[head >> 2].total == 1 and w.f_refs[head] == 512

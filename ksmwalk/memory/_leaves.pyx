@@ -7,9 +7,9 @@ from libc.stdint cimport int32_t, int64_t, uint64_t
 from ksmwalk._core cimport (
     below, child_row, entry_decode, entry_leaf, entry_none, entry_pfn, entry_present, interrupted_at,
     level_index, level_size, make_entry, make_leaf, no_entry, pmd_find, pmd_make, pte_find, pte_make,
-    pte_present, row_alloc, row_owner, split_leaf, table_empty, table_entry, table_free,
+    pte_present, row_alloc, row_owner, table_empty, table_entry, table_free,
 )
-from ksmwalk.memory._frames cimport frame_map, frame_unmap, huge_map, huge_unmap, mlock_add, normal_pfn
+from ksmwalk.memory._frames cimport frame_map, frame_unmap, huge_map, huge_unmap, leaf_split, mlock_add, normal_pfn
 from ksmwalk.layout._layout cimport *
 
 
@@ -25,7 +25,7 @@ cdef void zap_pte(kw_world *w, int32_t mm, uint64_t *entry) noexcept nogil:
         return
     pfn = normal_pfn(w, e, 1)
     if pfn >= 0:
-        frame_unmap(w, pfn)
+        frame_unmap(w, mm, pfn)
 
 
 cdef void zap_leaf(kw_world *w, int32_t mm, uint64_t addr, uint64_t *entry, int level) noexcept nogil:
@@ -42,7 +42,7 @@ cdef void zap_leaf(kw_world *w, int32_t mm, uint64_t addr, uint64_t *entry, int 
         return
     pfn = normal_pfn(w, e, level)
     if pfn >= 0:
-        huge_unmap(w, pfn)
+        huge_unmap(w, mm, pfn)
 
 
 cdef int pmd_split(kw_world *w, int32_t mm, uint64_t addr, uint64_t *pmd) noexcept nogil:
@@ -53,7 +53,7 @@ cdef int pmd_split(kw_world *w, int32_t mm, uint64_t addr, uint64_t *pmd) noexce
         return KW_OK
     touched(w, mm)
     if normal_pfn(w, e, 2) >= 0 or entry_pfn(e, 2) != <uint64_t>w.ctl.huge_zero:
-        return split_leaf(w, mm, pmd, 2)
+        return leaf_split(w, mm, pmd, 2)
     row = row_alloc(w, row_owner(mm, 1))
     if row < 0:
         return KW_ENOROWS
@@ -88,7 +88,7 @@ cdef int walk_leaves(kw_world *w, LeafOp *op, int64_t row, int level, uint64_t a
                         if rc < 0:
                             return rc
                     else:
-                        rc = pmd_split(w, op.mm, addr, p) if level == 2 else split_leaf(w, op.mm, p, level)
+                        rc = pmd_split(w, op.mm, addr, p) if level == 2 else leaf_split(w, op.mm, p, level)
                         if rc < 0:
                             return rc
                 if not entry_none(p[0]) and not entry_leaf(p[0], level):
@@ -233,7 +233,8 @@ cdef int copy_ptes(kw_world *w, int32_t src, int32_t dst, uint64_t *from_, uint6
                 to[0] = e & ~PTE_UFFD_WP
                 pfn = normal_pfn(w, e, 1)
                 if pfn >= 0:
-                    frame_map(w, pfn)
+                    w.f_flags[pfn] &= ~FRAME_EXCLUSIVE
+                    frame_map(w, dst, pfn)
         from_ += 1
         to += 1
         addr += KW_PAGE_SIZE
@@ -274,7 +275,8 @@ cdef int copy_level(kw_world *w, int32_t src, int32_t dst, int64_t row, int leve
             to[0] = e & ~PTE_UFFD_WP
             pfn = normal_pfn(w, e, 2)
             if pfn >= 0:
-                huge_map(w, pfn)
+                w.f_flags[pfn] &= ~FRAME_EXCLUSIVE
+                huge_map(w, dst, pfn)
         addr = next
         p += 1
     return KW_OK
@@ -357,8 +359,7 @@ cdef inline uint64_t new_prot(kw_world *w, LeafOp *op, uint64_t e, int level) no
     if flags & PTE_UFFD_WP:
         flags &= ~PTE_RW
     elif op.v.flags & VM_WRITE and pfn >= 0 and d & PTE_D and not op.v.flags & VM_SHARED:
-        if ((w.f_flags[pfn] & (FRAME_ANON | FRAME_KSM | FRAME_HEAD | FRAME_TAIL)) == FRAME_ANON
-                and w.f_mapcount[pfn] == 1):
+        if w.f_flags[pfn] & FRAME_EXCLUSIVE:
             flags |= PTE_RW
     return make_leaf(entry_pfn(e, level), flags, level)
 

@@ -209,6 +209,12 @@ def _hold_for_others(host: Host, parts: list[ProcessCapture]) -> None:
     others = np.flatnonzero(counted > arrays["f_mapcount"])
     more = (counted[others] - arrays["f_mapcount"][others]).astype(np.int32)
     arrays["f_mapcount"][others] += more
+    arrays["f_flags"][others] &= ~np.uint16(Frame.EXCLUSIVE)
+    large = arrays["f_flags"][others] & (Frame.HEAD | Frame.TAIL) != 0
+    owners = arrays["owners"]
+    at = arrays["f_head"][others[large]] >> 2
+    np.add.at(owners["total"], at, more[large])
+    owners["shared"][at] = 1
     np.add.at(arrays["f_refs"], arrays["f_head"][others], more)
 
 

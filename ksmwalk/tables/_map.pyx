@@ -4,8 +4,9 @@ from libc.stdint cimport int32_t, int64_t, uint64_t
 from ksmwalk._core cimport (
     World, alone, bad_entry, below, enter, entry_leaf, entry_make, entry_none, entry_present, interrupted,
     leaf_find, leave, level_index, level_shift, level_size, make_leaf, mm_changed, no_entry, records, row_alloc,
-    row_owner, split_leaf, table_empty, table_free,
+    row_owner, table_empty, table_free,
 )
+from ksmwalk.memory._frames cimport leaf_split
 from ksmwalk.tables._read cimport honest_range
 from ksmwalk.layout._layout cimport *
 
@@ -79,7 +80,7 @@ cdef int64_t clear_level(kw_world *w, int32_t mm, int64_t row, int level, uint64
         if not entry_none(p[i]):
             if entry_leaf(p[i], level) or (level <= 3 and not (p[i] & PTE_P)):
                 if level > 1 and next - a != size and entry_leaf(p[i], level):
-                    code = split_leaf(w, mm, &p[i], level)
+                    code = leaf_split(w, mm, &p[i], level)
                     if code != KW_OK:
                         return code
                     continue
@@ -161,7 +162,7 @@ def split_at(World world not None, int32_t mm, uint64_t addr):
     cdef uint64_t *p = leaf_find(&world.w, world.w.mms[mm].root, addr, &level)
     if p == NULL or level == 1:
         return KW_NONE
-    if split_leaf(&world.w, mm, p, level) != KW_OK:
+    if leaf_split(&world.w, mm, p, level) != KW_OK:
         return KW_ENOROWS
     mm_changed(&world.w, mm, 1)
     return level

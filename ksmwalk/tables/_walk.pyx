@@ -8,9 +8,10 @@ from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.string cimport memset
 
 from ksmwalk._core cimport (
-    entry_find, entry_leaf, entry_none, entry_present, level_index, level_size, split_leaf,
+    entry_find, entry_leaf, entry_none, entry_present, level_index, level_size,
 )
 from ksmwalk.tables._read cimport Tables, honest_range, note_bad, own_table, row_of_frame
+from ksmwalk.memory._frames cimport leaf_split
 from ksmwalk.layout._layout cimport *
 
 
@@ -104,7 +105,7 @@ cdef int one_entry(walk_state *s, uint64_t *p, int level, uint64_t addr, uint64_
     if entry_leaf(p[0], level):
         if s.vma == 0:
             return 0
-        if split_leaf(s.world, s.mm, p, level) != KW_OK:
+        if leaf_split(s.world, s.mm, p, level) != KW_OK:
             return WALK_NOROWS
         s.tables.nrows = s.world.ctl.rows_used
     row = follow(s, p[0], addr, level)

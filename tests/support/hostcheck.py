@@ -2,9 +2,9 @@
 
 import numpy as np
 
-FRAME = {"anon": 1, "ksm": 2, "head": 4, "tail": 8, "zero": 0x10, "lru": 0x100, "used": 0x400}
+FRAME = {"anon": 1, "ksm": 2, "head": 4, "tail": 8, "zero": 0x10, "lru": 0x100, "used": 0x400, "exclusive": 0x800}
 PFN = 0x000FFFFFFFFFF000
-P, PS, G, SPECIAL, D = 1, 0x80, 0x100, 0x200, 0x40
+P, RW, PS, G, SPECIAL, D = 1, 2, 0x80, 0x100, 0x200, 0x40
 
 
 def leaves(rows, row, level, base, seen):
@@ -28,14 +28,17 @@ def pfn_of(e, level):
     return (e & PFN & ~((1 << (3 + 9 * level)) - 1) if level == 2 else e & PFN) >> 12
 
 
-def check(host, pinned=()):
-    """Every invariant of frames, tables and vmas; `pinned`: frames with a pin each."""
+def check(host, pinned=(), torn=False):
+    """Every invariant of frames, tables and vmas.
+
+    `pinned`: frames with a pin each; `torn`: memory read while it ran, so that what may be stored to may be shared.
+    """
     a = host.world.arrays
     ctl, mms, vmas, rows = a["ctl"][0], host.mms, host.vmas, host.tables.rows
     n = host.nr_frames
     mapped = np.zeros(n, np.int64)
     cached = np.zeros(n, np.int64)
-    zero_placed = {}
+    zero_placed, owners = {}, {}
     reached = set()
     for number in range(1, len(mms)):
         m = mms[number]
@@ -58,12 +61,20 @@ def check(host, pinned=()):
                 continue
             target = cached if backing else mapped
             target[pfn : pfn + (512 if level == 2 else 1)] += 1
+            flags = int(a["f_flags"][pfn])
+            if not backing and flags & FRAME["anon"]:
+                if e & RW and not flags & FRAME["ksm"] and not (torn and a["f_mapcount"][pfn] > 1):
+                    assert flags & FRAME["exclusive"], f"mm {number}: {addr:#x} may be stored to and is not exclusive"
+                if flags & (FRAME["head"] | FRAME["tail"]):
+                    of = owners.setdefault(int(a["f_head"][pfn]), {})
+                    of[number] = of.get(number, 0) + 1
         assert len(seen) == m["nr_tables"], (number, len(seen), m["nr_tables"])
         assert not seen & reached
         reached |= seen
     assert len(reached) == ctl["rows_live"]
     check_frames(host, mapped, cached, pinned)
     check_allocator(host)
+    check_owners(host, owners)
     for number in range(1, len(mms)):
         if int(mms["flags"][number]) & (16 | 4 | 32) == 16:
             assert int(mms["nr_zero"][number]) >= zero_placed.get(number, 0)
@@ -105,7 +116,9 @@ def check_frames(host, mapped, cached, pinned):
     ]
     assert (f.refs[heads] > 0).all(), "an allocated page that nobody holds"
     tails = np.flatnonzero(f.flags & FRAME["tail"])
-    assert (head[tails] == tails & ~511).all() and (f.flags[head[tails]] & FRAME["head"]).all()
+    assert (f.flags[head[tails]] & FRAME["head"]).all()
+    exclusive = (f.flags & FRAME["exclusive"]) != 0
+    assert (f.mapcount[exclusive] <= 1).all() and not (f.flags[exclusive] & (FRAME["ksm"] | FRAME["zero"])).any()
     assert (f.flags[(f.flags & FRAME["ksm"]) != 0] & FRAME["anon"]).all()
 
 
@@ -131,3 +144,25 @@ def check_allocator(host):
     for b in range(blocks):
         want = None if counts[b] == 0 else 1 if counts[b] == 512 else 0
         assert listed.get(b) == want, (b, listed.get(b), want)
+
+
+def check_owners(host, mapped):
+    """Folios of several pages: their size and order, and their owners; mapped: head -> mm -> entries that map it."""
+    f, owners = host.frames, host.world.arrays["owners"]
+    heads = np.flatnonzero(f.flags & FRAME["head"])
+    pages = 1 << owners["order"][heads >> 2].astype(np.int64)
+    assert (pages >= 4).all() and not (heads & (pages - 1)).any()
+    for head, n in zip(heads.tolist(), pages.tolist(), strict=True):
+        assert (f.head[head : head + n] == head).all() and (f.flags[head + 1 : head + n] & FRAME["tail"]).all()
+    assert np.count_nonzero(f.flags & FRAME["tail"]) == int((pages - 1).sum())
+    others = np.ones(len(owners), bool)
+    others[heads >> 2] = False
+    assert not owners[others].view(np.uint8).any(), "owners of no folio"
+    for head in heads.tolist():
+        o, counts = owners[head >> 2], mapped.get(head, {})
+        assert o["total"] == sum(counts.values()), (head, o, counts)
+        for mm, nr in zip(o["mm"].tolist(), o["nr"].tolist(), strict=True):
+            # A pmd split by one that found no slot before leaves it with a number that is short by one.
+            assert (mm == 0) == (nr == 0) and nr <= counts.get(mm, 0), (head, o, counts)
+        if not o["shared"]:
+            assert len(counts) <= 1 and o["total"] in o["nr"], (head, o, counts)
