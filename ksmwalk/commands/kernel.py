@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..kernel import stepper
 from ..kernel.knobs import KernelUnavailable, to_stderr, unusable
+from ..kernel.stepper import Session
 from ..kernel.timed import STORIES
 from ..kernel.verify import Replay, Results, verify
 from ..kernel.worker import WorkerDied
@@ -156,7 +157,7 @@ def run_verify(args: argparse.Namespace, replay: Replay | None = None) -> int:
             say = to_stderr if args.json else print
             say(f"kernel {stepper.kernel_name()}" + "".join(f"; left out: {what}" for what in session.left_out))
             results = verify(
-                _all([recording for _, recording in files], args),
+                _all([recording for _, recording in files], args, session),
                 replay,
                 session,
                 say=say,
@@ -181,10 +182,15 @@ def run_verify(args: argparse.Namespace, replay: Replay | None = None) -> int:
     return FINE if results.count("agrees") == len(results.verdicts) and not broken else FAILED
 
 
-def _all(recordings: list[Recording], args: argparse.Namespace) -> Iterator[Recording | Scenario]:
+def _all(recordings: list[Recording], args: argparse.Namespace, session: Session) -> Iterator[Recording | Scenario]:
+    from ..scenarios.replay import modelled
+
+    def can(scenario: Scenario) -> bool:
+        return modelled(scenario) is None and session.lacks(scenario) is None
+
     yield from recordings
     for number in range(args.first, args.first + args.random):
-        yield generate(args.seed, number)
+        yield generate(args.seed, number, can)
 
 
 def _command(args: argparse.Namespace) -> str:

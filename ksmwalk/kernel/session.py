@@ -105,7 +105,10 @@ class Session:
         -------
         str or None
         """
-        needed = (row(op).needs for op in scenario.ops)
+        needed = [row(op).needs for op in scenario.ops]
+        cpus = {op[2] for op in scenario.ops if op[0] == "cpu"} - os.sched_getaffinity(0)
+        if cpus:
+            return f"no CPU {min(cpus)} to run on"
         return next((f"no {what}" for what in needed if what in self.lacking), surround.lacking(scenario.env))
 
     def fit(self, scenario: Scenario) -> Scenario | None:

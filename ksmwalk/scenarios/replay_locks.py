@@ -20,7 +20,7 @@ _LEAST_CPUS = 2
 def host_options(scenario: Scenario) -> dict[str, Any]:
     """What a Host for a scenario must have besides frames: a batch for each CPU the scenario names."""
     named = [op[2] for op in scenario.ops if op[0] == "cpu"]
-    return {"nr_cpus": max(_LEAST_CPUS, *(cpu + 1 for cpu in named))} if named or not scenario.settle else {}
+    return {"nr_cpus": max([_LEAST_CPUS, *(cpu + 1 for cpu in named)])} if named or not scenario.settle else {}
 
 
 class Locks:

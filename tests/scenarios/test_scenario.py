@@ -15,7 +15,7 @@ from ksmwalk.scenarios.format import Scenario, ScenarioError, dumps, load, recor
 from ksmwalk.scenarios.records import ANON, HUGE, KSM, OTHER, SWAP, ZERO, Recorder
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("*.json"))
-KINDS = {"a": ANON, "k": KSM, "h": HUGE, "z": ZERO, "f": OTHER}
+KINDS = {"a": ANON, "k": KSM, "h": HUGE, "z": ZERO, "f": OTHER, "s": SWAP}
 
 
 def test_there_are_goldens():
