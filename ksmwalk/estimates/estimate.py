@@ -314,7 +314,7 @@ def _shown_knobs(tunables: Mapping[str, object]) -> dict[str, Any]:
     host = Host(1024)
     for name, value in tunables.items():
         setattr(host.ksm, name, value)
-    return {name: getattr(host.ksm, name) for name in sysfs.KNOBS}
+    return {name: getattr(host.ksm, name) for name in sysfs.KNOBS if host.ksm.has(name)}
 
 
 def which_mark(capture: MemoryCapture, mark: str) -> str:

@@ -67,7 +67,7 @@ def state(host: Host) -> dict[str, int]:
 
     Models: /sys/kernel/mm/ksm of Linux 6.18. Differs: nothing known.
     """
-    counters = host.ksm.counters()
+    counters = dict(host.ksm._counted())
     counters["rmap_items"] = int(host.world.arrays["ctl"]["items_live"][0])
     return {name: counters[name] for name in (*WATCHED, "general_profit")}
 
@@ -107,7 +107,7 @@ class Ages:
         ages = items["age"][mine].astype(np.int64) << 8 | items["skips"][mine]
         values, counts = np.unique(ages, return_counts=True)
         self.pages = [(value >> 8, value & 255, count) for value, count in zip(values.tolist(), counts.tolist(), strict=True)]
-        self.smart = bool(host.ksm.smart_scan)
+        self.smart = host.ksm.skips_pages
 
     def scan(self) -> int:
         """How many pages one more scan skips."""
@@ -169,7 +169,7 @@ def run_to_steady(
     if not host.ksm.registered:
         return Steady({**state(host), "full_scans": 0}, np.array(rows, ROW_DTYPE), 0)
     last, since = None, 0
-    smart = bool(host.ksm.smart_scan)
+    smart = host.ksm.skips_pages
     known: dict[str, int] | None = None
     while since < SCANS:
         if len(rows) > limit:

@@ -223,7 +223,7 @@ class _Model:
         self._after = shares(loaded)
         self.merges = _merged_pages(loaded, range(len(capture.processes)))
         self.limit = int(loaded.host.ksm.max_page_sharing)
-        self.smart = bool(loaded.host.ksm.smart_scan)
+        self.smart = loaded.host.ksm.skips_pages
         self.visits = int(work[-1]["visits"]) if work else 0
         self.cpu = float(ksmd_seconds(np.array(work[-1:], WORK_DTYPE), costs).sum()) if work else 0.0
     def freed(self, indices: Iterable[int]) -> int:

@@ -66,7 +66,7 @@ def counted_scan(host: Host, *, prefix: float = 0.0, pages_to_scan: int | None =
     row["batches"] = counts["visits"] // batch + 1
     row["prefix"] = prefix
     return row, _unchanged(counts) and _standing(host) == before and counts["visits"] == before["items"] and (
-        not host.ksm.smart_scan or not _without_node(host)
+        not host.ksm.skips_pages or not _without_node(host)
     )
 
 

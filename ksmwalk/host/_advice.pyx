@@ -9,7 +9,7 @@ from ksmwalk.memory._leaves cimport discard_range, guard_range, mlock_range, wp_
 from ksmwalk.memory._areas cimport VM_SPECIAL, anon_vma_prepare, set_flags, vma_compatible, vma_find, vma_find_from
 from ksmwalk.memory._folio cimport clean_range, collapse
 from ksmwalk.ksm._items cimport slot_insert
-from ksmwalk.ksm._unmerge cimport unmerge_range
+from ksmwalk.ksm._unmerge cimport unmerge_range, unmerging
 from ksmwalk.host._locks cimport sys_populate
 from ksmwalk.layout._layout cimport *
 
@@ -59,7 +59,7 @@ cdef int unmergeable(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint64_
     if not w.vmas[v].flags & VM_MERGEABLE:
         return 0
     if w.vmas[v].anon_vma:
-        rc = unmerge_range(w, mm, start, end, w.cursor.strategy, w.mms[mm].cpu)
+        rc = unmerge_range(w, mm, start, end, unmerging(w), w.mms[mm].cpu)
         if rc < 0:
             return rc
     return change_flags(w, mm, v, start, end, a)
@@ -139,7 +139,7 @@ cdef int sys_madvise(kw_world *w, int32_t mm, uint64_t start, uint64_t end, int 
     cdef int hole = 0, rc
     cdef int32_t v
     cdef uint64_t stop
-    if a == NULL:
+    if a == NULL or a.do == collapse_all and w.ctl.kernel & SWITCH_NO_COLLAPSE:
         return -EINVAL
     if a.do == NULL:     # of a whole range, not area by area
         return sys_populate(w, mm, start, end, advice == MADV_POPULATE_WRITE)

@@ -15,7 +15,7 @@ from ksmwalk.memory._areas cimport (
     vmas_left,
 )
 from ksmwalk.ksm._items cimport slot_exit, slot_insert
-from ksmwalk.ksm._unmerge cimport unmerge_mm, unmerge_range
+from ksmwalk.ksm._unmerge cimport unmerge_mm, unmerge_range, unmerging
 from ksmwalk.host._locks cimport bring_in
 from ksmwalk.layout._layout cimport *
 
@@ -162,7 +162,7 @@ cdef int move_vma(kw_world *w, int32_t mm, uint64_t old, uint64_t old_len, uint6
         return KW_ENOVMAS
     # KSM pages don't move: they are broken first, whatever becomes of their rmap_items.
     if flags & VM_MERGEABLE and anon:
-        rc = unmerge_range(w, mm, old, old + old_len, w.cursor.strategy, w.mms[mm].cpu)
+        rc = unmerge_range(w, mm, old, old + old_len, unmerging(w), w.mms[mm].cpu)
         if rc < 0:
             return rc
     if backing == 0 and anon == 0:
@@ -329,6 +329,8 @@ cdef int64_t sys_mremap(kw_world *w, int32_t mm, uint64_t addr, uint64_t old_len
     else:
         if old_len > p.end - addr and (new_len > old_len or new_len < old_len and new_len > p.end - addr):
             return -EFAULT
+        if old_len == new_len > p.end - addr and w.ctl.kernel & SWITCH_MOVE_ONE_AREA:
+            return -EFAULT
         if new_len != old_len:
             rc = sys_munmap(w, mm, to, to + new_len)
         if rc == 0 and new_len < old_len:
@@ -399,9 +401,13 @@ cdef int32_t sys_fork(kw_world *w, int32_t parent) noexcept nogil:
                     return rc
         v = p.next
     w.mms[child].nr_zero = w.mms[parent].nr_zero
+    if w.ctl.kernel & SWITCH_FORK_INHERITS:
+        w.mms[child].nr_rmap_items = w.mms[parent].nr_rmap_items
+        w.mms[child].nr_merging = w.mms[parent].nr_merging
     if w.mms[parent].flags & MM_HAS_SLOT:
         # The parent's count, whatever of it was copied (fact 37).
-        w.ksm.zero_pages += w.mms[parent].nr_zero
+        if not w.ctl.kernel & SWITCH_FORK_INHERITS:
+            w.ksm.zero_pages += w.mms[parent].nr_zero
         slot_insert(w, child)
     return child
 
@@ -451,6 +457,8 @@ cdef int32_t sys_exec(kw_world *w, int32_t mm) noexcept nogil:
 cdef int sys_prctl_merge(kw_world *w, int32_t mm, bint on) noexcept nogil:
     cdef int32_t v = w.mms[mm].vma_first
     cdef int rc
+    if w.ctl.kernel & SWITCH_NO_MERGE_ANY:
+        return -EINVAL
     if on == (w.mms[mm].flags & MM_MERGE_ANY != 0):
         return 0
     if on:
@@ -462,7 +470,7 @@ cdef int sys_prctl_merge(kw_world *w, int32_t mm, bint on) noexcept nogil:
             v = w.vmas[v].next
         return 0
     # Areas that madvise marked are unmerged as well. None are joined here, as none were.
-    rc = unmerge_mm(w, mm, w.cursor.strategy, w.mms[mm].cpu)
+    rc = unmerge_mm(w, mm, unmerging(w), w.mms[mm].cpu)
     if rc < 0:
         return rc
     while v:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import layout
+from .. import kernels, layout
 from ..layout import Frame, MmFlag
 
 __all__ = ["find_owners", "seen_as_now"]
@@ -91,6 +91,7 @@ def seen_as_now(found: Mapping[str, Any]) -> Mapping[str, Any]:
     if "trees_used" not in names:
         ctl["trees_used"], ctl["trees_cap"] = ctl["nr_nodes"], layout.TREES
     frames = int(ctl["nr_frames"][0])
+    ctl["kernel"] = kernels.PROFILES[kernels.DEFAULT].bits
     ctl["khuge_none"], ctl["khuge_shared"], ctl["khuge_swap"] = 511, 256, 64
     ctl["nr_cpus"], ctl["nr_quads"], ctl["slots_used"], ctl["slots_cap"] = 1, -(-frames // 4), 1, slots(frames)
     batch = np.zeros(1, layout.BATCH)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import warnings
 import weakref
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import _core, layout
+from .. import _core, kernels, layout
 from ..errors import check
 from ..gate import as_flag, as_int, counted, shown
-from ..layout import BLOCK, FRAME_FIELDS, MmFlag, Thp
+from ..layout import BLOCK, FRAME_FIELDS, MmFlag, Strategy, Switch, Thp
 from ..memory.frames import Frames, first_frames
 from ..signatures import AnyArray, RecordArray, U64Array
 from . import _doors, saved
@@ -55,6 +56,8 @@ class Host(Driven, ShownHost, Running, Outside):
         Levels of page tables, 4 or 5.
     thp : {"madvise", "always", "never"}
         Huge pages for anonymous memory.
+    kernel : str
+        Version of the kernel it is: one of `kernels.PROFILES`. For another one the nearest answers, with a warning.
     huge : bool, optional
         Ask for huge pages for the Host's own hot arrays: faster where most frames are used, slower to set up where few
         are. By default from 2**20 frames on.
@@ -71,7 +74,7 @@ class Host(Driven, ShownHost, Running, Outside):
     the GIL). Doors that name their Host (`Mm`, `Vma`, page tables of an `Mm`, `TableArena`) keep it alive; the others
     (`Ksm`, `KsmScan`, `Events`, `RmapItem`) raise ReferenceError once it is gone.
 
-    Models: Linux 6.18 on x86-64.
+    Models: Linux 6.18 on x86-64, and with `kernel` others from 5.10 on.
     Differs: no swap, no page reclaim, no kernel memory in the frames; table pages have a frame numbering of their own.
     """
 
@@ -80,7 +83,7 @@ class Host(Driven, ShownHost, Running, Outside):
 
     def __init__(
         self, nr_frames: int, nr_nodes: int = 1, levels: int = 4, *,
-        nr_cpus: int = 1, thp: str = "madvise", huge: bool | None = None,
+        nr_cpus: int = 1, thp: str = "madvise", kernel: str = kernels.DEFAULT, huge: bool | None = None,
     ):  # fmt: skip
         nr_frames = as_int(nr_frames, "nr_frames", 2, 1 << 31)
         nr_blocks = -(-nr_frames // BLOCK)
@@ -89,6 +92,9 @@ class Host(Driven, ShownHost, Running, Outside):
         levels, nr_cpus = as_int(levels, "levels", 4, 5), as_int(nr_cpus, "nr_cpus", 1, saved.CPUS_MOST)
         if huge is not None:
             huge = as_flag(huge, "huge")
+        found = kernels.find(kernel)
+        if found.note:
+            warnings.warn(found.note, stacklevel=2)
         ctl = np.zeros(1, layout.CTL)
         for name, cap in saved.capacities(nr_frames).items():
             ctl[f"{name}_cap"] = cap
@@ -98,10 +104,13 @@ class Host(Driven, ShownHost, Running, Outside):
         ctl["huge_zero"], ctl["levels"] = -1, levels
         ctl["nr_cpus"], ctl["nr_quads"] = nr_cpus, -(-nr_frames // 4)
         ctl["khuge_none"], ctl["khuge_shared"], ctl["khuge_swap"] = 511, 256, 64
+        ctl["kernel"] = found.profile.bits
         _thp(thp)
         arrays = saved.new_arrays(ctl, huge)
         arrays["b_heads"][:] = -1
         arrays["cursor"]["cache_base"] = 1
+        if found.profile.switches & Switch.SCAN_EACH:
+            arrays["cursor"]["strategy"] = Strategy.PER_ADDRESS
         self._bind(arrays)
         self.thp = thp
         first_frames(arrays, nr_frames, nr_nodes)
@@ -143,6 +152,11 @@ class Host(Driven, ShownHost, Running, Outside):
     def levels(self) -> int:
         """Levels of page tables, 4 or 5."""
         return self._ctl("levels")
+
+    @property
+    def kernel(self) -> kernels.Profile:
+        """The kernel it is: its version, in what it differs, what it shows."""
+        return kernels.of_bits(self._ctl("kernel"))
 
     @property
     def frames_used(self) -> int:

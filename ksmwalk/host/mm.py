@@ -7,6 +7,7 @@ import errno
 import numpy as np
 
 from ..gate import MAX_U64, as_flag, as_int, counted, shown
+from ..kernels import STATS
 from ..ksm.rmap import RmapItem, rmap_items
 from ..layout import PAGE_SIZE, PMD_SIZE, MmFlag, Vm
 from ..tables.tables import PageTables
@@ -166,11 +167,11 @@ class Mm(Placed, Tasks, Locking, ShownMm):
     def ksm_stat(self) -> dict[str, int]:
         """What /proc/PID/ksm_stat shows.
 
-        Models: ksm_stat of Linux 6.18. Differs: nothing known.
+        Models: ksm_stat of the Host's kernel. Differs: that of 6.1 has ksm_merging_pages, which is a file of its own there.
         """
         r = self._world.arrays["mms"][self._at()]
         items, zero, merging = int(r["nr_rmap_items"]), int(r["nr_zero"]), int(r["nr_merging"])
-        return {
+        counts = {
             "ksm_rmap_items": items,
             "ksm_zero_pages": zero,
             "ksm_merging_pages": merging,
@@ -178,6 +179,8 @@ class Mm(Placed, Tasks, Locking, ShownMm):
             "ksm_merge_any": int(self.merge_any),
             "ksm_mergeable": int(any(v.vm_flags & _MERGEABLE for v in self.vmas)),
         }
+        stats = self.host.kernel.stats
+        return counts if stats == STATS else {f"ksm_{name}": counts[f"ksm_{name}"] for name in stats}
 
     # ---------------------------------------------------------- mapping
 

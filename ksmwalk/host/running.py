@@ -268,6 +268,6 @@ def _run(
             heapq.heapreplace(turns, (when + round(controllers[whose].interval * _S), whose))
         else:
             told = when / _S, (clock.cpu - cpu) / _S, clock.batches, ksm.run, ksm.pages_to_scan, ksm.sleep_millisecs
-            rows.append((*told, host.frames_used, *ksm.counters().values()))
+            rows.append((*told, host.frames_used, *ksm._counted().values()))
             heapq.heapreplace(turns, (when + step, whose))
     return np.array(rows, RUN_DTYPE)

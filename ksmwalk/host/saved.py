@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import _core, layout
+from .. import _core, kernels, layout
 from ..ksm import _check as _ksm_check
 from ..ksm.sysfs import KNOBS
-from ..layout import BLOCK, Switch, stored
+from ..layout import BLOCK, stored
 from ..layout.arena import reserve, shape_of
 from ..memory import _check
 from . import earlier
@@ -265,7 +265,7 @@ def _check_ctl(ctl: np.ndarray) -> None:
         ("nr_frames", 2, 1 << 31), ("nr_nodes", 1, 255), ("levels", 4, 5),
         ("nr_blocks", -(-c["nr_frames"] // BLOCK), -(-c["nr_frames"] // BLOCK)),
         ("nr_quads", -(-c["nr_frames"] // 4), -(-c["nr_frames"] // 4)), ("nr_cpus", 1, CPUS_MOST),
-        ("kernel", 0, 2 * max(Switch) - 1), ("slots_most", 0, c["slots_cap"] - 1), ("folios", 0, _BIG), ("dma_pins", 0, _BIG),
+        ("kernel", 0, (1 << kernels.BITS) - 1), ("slots_most", 0, c["slots_cap"] - 1), ("folios", 0, _BIG), ("dma_pins", 0, _BIG),
         ("khuge_none", 0, 511), ("khuge_shared", 0, 512), ("khuge_swap", 0, 512),
         ("nr_nodes", 1, c["nr_blocks"]),
     ):  # fmt: skip

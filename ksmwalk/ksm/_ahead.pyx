@@ -91,8 +91,8 @@ cdef int64_t pass_new(kw_world *w, int64_t n) noexcept nogil:
     cdef int32_t link = cur.link, following, new
     cdef uint8_t age = 1 if w.ksm.smart_scan else 0
     cdef kw_item *q
-    if link == 0:
-        return 0
+    if link == 0 or w.ctl.kernel & SWITCH_STABLE_FIRST:
+        return 0            # the latter: a first visit is more than noting the content
     following = w.items[link].next
     n = min(n, <int64_t>reach)
     if following and w.items[following].addr < addr + (<uint64_t>n << 12):

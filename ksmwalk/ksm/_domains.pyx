@@ -6,7 +6,7 @@ from libc.stdint cimport int32_t
 
 from ksmwalk._core cimport World, enter, leave
 from ksmwalk.ksm._engine cimport leave_tree
-from ksmwalk.ksm._unmerge cimport unmerge_mm
+from ksmwalk.ksm._unmerge cimport unmerge_mm, unmerging
 from ksmwalk.layout._layout cimport *
 
 
@@ -15,7 +15,7 @@ cdef int set_domain(kw_world *w, int32_t mm, int32_t domain) noexcept nogil:
     cdef int err
     if w.mms[mm].domain == domain:
         return KW_OK
-    err = unmerge_mm(w, mm, w.cursor.strategy, w.mms[mm].cpu)
+    err = unmerge_mm(w, mm, unmerging(w), w.mms[mm].cpu)
     if err < 0:
         return err
     # Out of the trees while the mm still says which ones those are.

@@ -1,63 +1,42 @@
 """The merge engine: what ksmd does with a page once the cursor has found it, over a Host's arrays.
 
-The contract of every function stands in `_engine.pxd`, that of the stable nodes in `_stable.pxd`. Two things are worth
-knowing before reading on:
+The contract of every function stands in `_engine.pxd`, those of the trees in `_stable.pxd` and
+`_unstable.pxd`.
 
-* The unstable tree is searched by the present contents of the pages in it. Looking each page up would cost a descent
-  through the page tables per comparison, so the tree compares the key that was looked up last, and looks again only
-  where something may have happened since: see `unstable_search`.
-* Merging replaces mappings, never contents, so it cannot falsify a key in the unstable tree. The one exception, empty
-  subpages that become the zero page when a huge page is split, is met by always looking up key 0.
+Merging replaces mappings, never contents, so it cannot falsify a key in the unstable tree. The one exception, empty
+subpages that become the zero page when a huge page is split, is met by always looking up key 0.
 """
 from libc.errno cimport EFAULT
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uint8_t
+from libc.stdint cimport int32_t, int64_t, uint64_t, uint8_t
 
 from ksmwalk._core cimport (
-    World, alone, enter, entry_pfn, interrupted, leaf_find, leave, looked_at, make_entry, mm_changed, pte_find,
+    World, alone, enter, entry_pfn, interrupted, leave, looked_at, make_entry, mm_changed, pte_find,
     pte_present,
 )
 from ksmwalk.memory._frames cimport LARGE, folio_extra_refs, frame_map, frame_unmap, lru_drain
-from ksmwalk.memory._areas cimport vma_find
 from ksmwalk.memory._folio cimport split_folio_at
-from ksmwalk.ksm._trees cimport rb_erase, rb_insert
 from ksmwalk.ksm._items cimport cursor_reset, event, items_drop, slot_remove
 from ksmwalk.ksm._cursor cimport scan_begin, scan_next
-from ksmwalk.ksm._late cimport (
-    domain_tree, indexed, items_keyed, kw_keyed, kw_slots_find, kw_slots_hash, late, late_add, late_bind, late_build,
-    late_erase, late_force, late_scan, late_watch,
-)
-from ksmwalk.ksm._unmerge cimport break_ksm, unmerge_mm
+from ksmwalk.ksm._late cimport indexed, late, late_bind, late_force, late_scan, late_watch
+from ksmwalk.ksm._unstable cimport page_eligible, spoil, unstable_erase, unstable_search
+from ksmwalk.ksm._unmerge cimport break_ksm, unmerge_mm, unmerging
 from ksmwalk.ksm._locked cimport mlock_merged
 from ksmwalk.ksm._stable cimport (
     append_item, drop_stable_nodes, migrate_add, migrate_drop_stale, migrate_search, node_leave,
-    stable_insert, stable_search, tree_of, unstable_root,
+    stable_insert, stable_search, tree_of,
 )
 from ksmwalk.ksm._ahead cimport Ahead, pass_alone, pass_merged, pass_new, warm_known, warm_trees
 from ksmwalk.layout._layout cimport *
 
 
 cdef enum:
-    GAVE_UP = -1       # a search that met a page which is gone: neither found nor inserted
-    GENERATION_BITS = 0x7FFFFFFF
-    NO_INDEX = -2      # a search that can't be answered by look-up
     BECOME_KSM = -1    # instead of a frame to merge with
 
 
 # ------------------------------------------------------------------ which tree
 
-cdef inline char *link_rb(kw_world *w) noexcept nogil:
-    return <char *> &w.links[0].left
-
-
 cdef inline bint same_domain(kw_world *w, int32_t node, int32_t mm) noexcept nogil:
     return w.nodes[node].tree // <int>w.ctl.nr_nodes == w.mms[mm].domain
-
-
-cdef inline void spoil(kw_world *w) noexcept nogil:
-    """What the index goes by holds no longer: on with the tree."""
-    if indexed(w):
-        late(w).spoiled = True
-        late_build(w)
 
 
 # ------------------------------------------------------------------ leaving a tree
@@ -68,29 +47,10 @@ cdef void leave_tree(kw_world *w, int32_t item) noexcept nogil:
         node_leave(w, item)
     elif q.flags & ITEM_UNSTABLE:
         # One of an earlier scan is in no tree any more: the trees were emptied when this scan began.
-        if <uint8_t>w.cursor.seqnr == q.seq and indexed(w):
-            late_erase(w, item)
-        if <uint8_t>w.cursor.seqnr == q.seq and not indexed(w):
-            rb_erase(link_rb(w), sizeof(kw_link), unstable_root(w, unstable_tree(w, item)), item)
+        if <uint8_t>w.cursor.seqnr == q.seq:
+            unstable_erase(w, item)
         w.ksm.pages_unshared -= 1
         q.flags &= <uint8_t>~ITEM_UNSTABLE
-
-
-cdef inline int unstable_tree(kw_world *w, int32_t item) noexcept nogil:
-    """Number of the unstable tree an item is in: that of its root (merge_across_nodes may have changed in mid-scan)."""
-    cdef int nid, first = w.mms[w.items[item].mm].domain * <int>w.ctl.nr_nodes
-    cdef int32_t parent
-    if w.ctl.nr_nodes == 1:
-        return first
-    while True:
-        parent = w.links[item].parent
-        if parent == 0:
-            break
-        item = parent
-    for nid in range(w.ctl.nr_nodes):
-        if unstable_root(w, first + nid)[0] == item:
-            return first + nid
-    return first
 
 
 cdef void start_scan(kw_world *w) noexcept nogil:
@@ -104,122 +64,13 @@ cdef void start_scan(kw_world *w) noexcept nogil:
         migrate_drop_stale(w)
 
 
-# ------------------------------------------------------------------ the unstable tree
+# ------------------------------------------------------------------ merging
 
 cdef inline bint will_search(kw_world *w, int32_t item, int64_t pfn) noexcept nogil:
     """Whether a visit gets as far as the trees: not KSM, and unchanged since the last visit."""
     return (not w.f_flags[pfn] & FRAME_KSM and w.items[item].flags & ITEM_HAS_CHECKSUM
             and w.items[item].checksum == w.f_key[pfn])
 
-
-cdef inline bint page_eligible(kw_world *w, int64_t pfn) noexcept nogil:
-    return pfn > 0 and pfn < w.ctl.nr_frames and (w.f_flags[pfn] & FRAME_ELIGIBLE_MASK) == FRAME_ANON
-
-
-cdef int64_t item_page(kw_world *w, int32_t item) noexcept nogil:
-    """The page at an item's address now, or KW_NONE: gone, a zero page, no longer mergeable, the process dead."""
-    cdef int32_t mm = w.items[item].mm
-    cdef uint64_t addr = w.items[item].addr
-    cdef int32_t vma
-    cdef uint64_t *leaf
-    cdef int level = 1
-    cdef int64_t pfn
-    if w.mms[mm].flags & MM_EXITING:
-        return KW_NONE
-    vma = vma_find(w, mm, addr)
-    if vma <= 0 or not w.vmas[vma].flags & VM_MERGEABLE or w.vmas[vma].anon_vma == 0:
-        return KW_NONE
-    leaf = leaf_find(w, w.mms[mm].root, addr, &level)
-    if leaf == NULL or leaf[0] & PTE_SPECIAL:
-        return KW_NONE
-    pfn = <int64_t>entry_pfn(leaf[0], level)
-    if level == 2:
-        pfn += <int64_t>((addr >> 12) & 511)
-    return pfn if page_eligible(w, pfn) else KW_NONE
-
-
-cdef inline void mark_unstable(kw_world *w, int32_t item) noexcept nogil:
-    w.items[item].flags |= ITEM_UNSTABLE
-    w.items[item].seq = <uint8_t>w.cursor.seqnr
-    w.ksm.pages_unshared += 1
-    w.done.inserted += 1
-
-
-cdef int32_t indexed_search(kw_world *w, int32_t item, int64_t pfn, uint64_t key, int64_t *twin) noexcept nogil:
-    """`unstable_search` of a tree in which nothing has changed; NO_INDEX: the tree itself is needed."""
-    cdef kw_keyed of = items_keyed(w)
-    cdef int tree = domain_tree(w, item)
-    cdef int32_t t = kw_slots_find(&late(w).unstable, kw_slots_hash(key, tree), &of, key, 0)
-    cdef int64_t page
-    if t == 0:
-        # An empty page may have gone in this very visit, with the split for the zero page that was to take its place.
-        if key == 0 and item_page(w, item) != pfn or not late_add(w, item):
-            return NO_INDEX
-        mark_unstable(w, item)
-        return 0
-    if domain_tree(w, t) != tree:
-        return NO_INDEX     # its hash is the same
-    page = item_page(w, t)
-    if page < 0 or page == pfn:
-        return GAVE_UP
-    if w.f_key[page] != key:
-        return NO_INDEX
-    if not w.ksm.merge_across_nodes and w.f_nid[page] != 0:
-        return GAVE_UP
-    twin[0] = page
-    return t
-
-
-cdef int32_t unstable_search(kw_world *w, int32_t item, int64_t pfn, uint64_t key, int tree,
-                             int64_t *twin) noexcept nogil:
-    """An item whose page has the same content now (`twin`: its page), 0 after inserting this one, or GAVE_UP.
-
-    The key in a link was the page's content when it was looked up last. It still is, if no address space changed since:
-    `generation` counts how often others had changed one since the engine looked last. Where it may have changed, and
-    where the outcome depends on which page it is (equal contents), the page is looked up.
-    """
-    cdef int32_t *root
-    cdef int32_t t, parent = 0
-    cdef uint32_t generation = <uint32_t>(w.ksm.generation & GENERATION_BITS)
-    cdef bint trusted = w.ksm.generation == w.ksm.tree_generation
-    cdef bint right = False
-    cdef kw_link *link
-    cdef uint64_t other
-    cdef int64_t page
-    if indexed(w):
-        t = indexed_search(w, item, pfn, key, twin) if trusted and tree == domain_tree(w, item) else NO_INDEX
-        if t != NO_INDEX:
-            return t
-        spoil(w)
-    root = unstable_root(w, tree)
-    t = root[0]
-    while t:
-        link = &w.links[t]
-        other = link.key
-        if KW_UNLIKELY(other == key or other == 0 or (not trusted and link.aux >> 1 != generation)):
-            page = item_page(w, t)
-            if page < 0 or page == pfn:
-                return GAVE_UP
-            other = w.f_key[page]
-            link.key = other
-            link.aux = (link.aux & 1) | (generation << 1)
-            if other == key:
-                if not w.ksm.merge_across_nodes and tree_of(w, w.items[t].mm, page) != tree:
-                    return GAVE_UP      # it moved to another NUMA node: its own visit will sort that out
-                twin[0] = page
-                return t
-        parent = t
-        right = key > other
-        t = link.right if right else link.left
-    link = &w.links[item]
-    link.key = key
-    link.aux = generation << 1
-    mark_unstable(w, item)
-    rb_insert(link_rb(w), sizeof(kw_link), root, parent, right, item)
-    return 0
-
-
-# ------------------------------------------------------------------ merging
 
 cdef inline int split(kw_world *w, int64_t pfn, uint64_t addr) noexcept nogil:
     """split_folio_at; empty pages of the folio may go with it, and the unstable tree may hold the item of one."""
@@ -235,12 +86,15 @@ cdef int merge_one(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn, int64_t 
     """Replace the mapping of pfn at addr by one of kpfn (0: the zero page; BECOME_KSM: pfn itself): 0 or -EFAULT."""
     cdef uint64_t *pte
     cdef uint64_t e, flags
+    cdef bint shared
     if pfn == kpfn:
         return 0                # shared by fork: the page is there already
     if not page_eligible(w, pfn) or w.f_flags[w.f_head[pfn]] & FRAME_LOCKED or w.f_flags[pfn] & FRAME_KSM:
         return -EFAULT
-    if w.f_flags[pfn] & LARGE and split(w, pfn, addr) != KW_OK:
-        return -EFAULT
+    if w.f_flags[pfn] & LARGE:
+        shared = w.f_mapcount[pfn] > 1
+        if split(w, pfn, addr) != KW_OK or shared and w.ctl.kernel & SWITCH_FORKED_HUGE_FAILS:
+            return -EFAULT
     pte = pte_find(w, w.mms[mm].root, addr)
     if pte == NULL or not pte_present(pte[0]) or pte[0] & PTE_SPECIAL or entry_pfn(pte[0], 1) != <uint64_t>pfn:
         return -EFAULT          # the split took it: it was empty
@@ -256,7 +110,9 @@ cdef int merge_one(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn, int64_t 
         if w.f_key[pfn] != w.f_key[kpfn]:
             return -EFAULT
         flags &= ~(PTE_UFFD_WP | PTE_SOFT_DIRTY)
-        if kpfn == 0:
+        if kpfn == 0 and w.ctl.kernel & SWITCH_ZERO_UNTRACKED:
+            pte[0] = make_entry(0, flags | PTE_SPECIAL)
+        elif kpfn == 0:
             pte[0] = make_entry(0, flags | PTE_SPECIAL | PTE_D)
             w.ksm.zero_pages += 1
             w.mms[mm].nr_zero += 1
@@ -267,6 +123,15 @@ cdef int merge_one(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn, int64_t 
         frame_unmap(w, mm, pfn)
     mm_changed(w, mm, 1)
     return 0
+
+
+cdef inline void forget(kw_world *w, int32_t item) noexcept nogil:
+    """The page of an item was merged: what was noted of it."""
+    cdef kw_item *q = &w.items[item]
+    if KW_UNLIKELY(w.ctl.kernel & SWITCH_FORGETS):
+        q.flags &= <uint8_t>~ITEM_HAS_CHECKSUM
+        q.checksum = 0
+        q.age = q.skips = 0
 
 
 cdef int merge_two(kw_world *w, int32_t item, int64_t pfn, int32_t other, int64_t twin, int tree) noexcept nogil:
@@ -284,12 +149,14 @@ cdef int merge_two(kw_world *w, int32_t item, int64_t pfn, int32_t other, int64_
         if within:
             split(w, pfn, a.addr)
         return KW_OK
+    forget(w, item)
     err = merge_one(w, b.mm, b.addr, twin, pfn)
     event(w, EV_ADD, b.mm, pfn, other, 0, err)
     if err:
         err = break_ksm(w, a.mm, a.addr, <int>w.ksm.cpu)
         return err if err < 0 else KW_OK
     leave_tree(w, other)
+    forget(w, other)
     node = stable_insert(w, pfn, key, tree)
     if node < 0:
         err = break_ksm(w, b.mm, b.addr, <int>w.ksm.cpu)
@@ -309,10 +176,35 @@ cdef int merge_unstable(kw_world *w, int32_t item, int64_t pfn, int tree) noexce
     return merge_two(w, item, pfn, other, twin, tree) if other > 0 else KW_OK
 
 
+cdef int seek(kw_world *w, int32_t item, int64_t pfn) noexcept nogil:
+    """What a page that is not KSM's yet joins: its node; 0: the visit is over; or a code."""
+    cdef kw_item *q = &w.items[item]
+    cdef uint64_t key = w.f_key[pfn]
+    cdef int tree = tree_of(w, q.mm, pfn), err
+    cdef bint stable_first = w.ctl.kernel & SWITCH_STABLE_FIRST != 0
+    cdef int32_t target = stable_search(w, key, tree) if KW_UNLIKELY(stable_first) else 0
+    leave_tree(w, item)
+    if target:
+        return target
+    if not q.flags & ITEM_HAS_CHECKSUM or q.checksum != key:
+        q.checksum = key
+        q.flags |= ITEM_HAS_CHECKSUM
+        w.done.changed += 1
+        return KW_OK
+    if key == 0 and w.ksm.use_zero_pages:
+        err = merge_one(w, q.mm, q.addr, pfn, 0)
+        event(w, EV_ZERO, q.mm, pfn, <int64_t>q.addr, 0, err)
+        if err == 0:
+            w.done.zeroed += 1
+            return KW_OK
+    if not stable_first:
+        target = stable_search(w, key, tree)
+    return target if target else merge_unstable(w, item, pfn, tree)
+
+
 cdef int compare_and_merge(kw_world *w, int32_t item, int64_t pfn) noexcept nogil:
     cdef kw_item *q = &w.items[item]
     cdef int32_t node = 0, target
-    cdef uint64_t key
     cdef int err, tree
     if w.f_flags[pfn] & FRAME_KSM:
         node = w.f_node[pfn]
@@ -342,27 +234,14 @@ cdef int compare_and_merge(kw_world *w, int32_t item, int64_t pfn) noexcept nogi
             spoil(w)    # a KSM page among those that are none
             return merge_unstable(w, item, pfn, tree)
     else:
-        leave_tree(w, item)
-        key = w.f_key[pfn]
-        if not q.flags & ITEM_HAS_CHECKSUM or q.checksum != key:
-            q.checksum = key
-            q.flags |= ITEM_HAS_CHECKSUM
-            w.done.changed += 1
-            return KW_OK
-        tree = tree_of(w, q.mm, pfn)
-        if key == 0 and w.ksm.use_zero_pages:
-            err = merge_one(w, q.mm, q.addr, pfn, 0)
-            event(w, EV_ZERO, q.mm, pfn, <int64_t>q.addr, 0, err)
-            if err == 0:
-                w.done.zeroed += 1
-                return KW_OK
-        target = stable_search(w, key, tree)
-        if target == 0:
-            return merge_unstable(w, item, pfn, tree)
+        target = seek(w, item, pfn)
+        if target <= 0:
+            return target
         w.done.hits += 1
     err = merge_one(w, q.mm, q.addr, pfn, w.nodes[target].pfn)
     event(w, EV_ADD, q.mm, w.nodes[target].pfn, item, target, err)
     if err == 0:
+        forget(w, item)
         append_item(w, item, target)
     return KW_OK
 
@@ -432,7 +311,7 @@ cdef int unmerge_all(kw_world *w) noexcept nogil:
         following = w.mms[mm].slot_next
         cursor_reset(w, mm)
         if not w.mms[mm].flags & MM_EXITING:
-            err = unmerge_mm(w, mm, w.cursor.strategy, w.mms[0].cpu)
+            err = unmerge_mm(w, mm, unmerging(w), w.mms[0].cpu)
             if err < 0:
                 return err
         items_drop(w, mm)

@@ -433,7 +433,7 @@ cdef inline bint roomy(kw_world *w, int32_t node, int32_t more) noexcept nogil:
 
 cdef bint would_change(kw_world *w, int32_t chain, bint walk) noexcept nogil:
     cdef int32_t first = w.nodes[chain].dups, dup
-    if first == 0 or w.nodes[first].dup_next == 0:
+    if first == 0 or w.nodes[first].dup_next == 0 and not w.ctl.kernel & SWITCH_OLD_CHAINS:
         return True         # it ends, or turns back into a plain node
     if roomy(w, first, 0):
         return False

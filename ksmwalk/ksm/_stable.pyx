@@ -97,6 +97,15 @@ cdef void node_unlink(kw_world *w, int32_t node) noexcept nogil:
         rb_erase(node_rb(w), sizeof(kw_node), stable_root(w, p.tree), node)
 
 
+cdef inline void off_node(kw_world *w, kw_item *q) noexcept nogil:
+    """An item is on its node's list no more."""
+    w.mms[q.mm].nr_merging -= 1
+    q.flags &= <uint8_t>~ITEM_STABLE
+    q.node = 0
+    if KW_UNLIKELY(w.ctl.kernel & SWITCH_FORGETS):
+        q.age = q.skips = 0
+
+
 cdef void node_remove(kw_world *w, int32_t node) noexcept nogil:
     """A node goes as a whole: its items, newest first, then itself."""
     cdef kw_node *p = &w.nodes[node]
@@ -111,9 +120,7 @@ cdef void node_remove(kw_world *w, int32_t node) noexcept nogil:
             event(w, EV_RMI, q.mm, pfn, item, node, 0)
         else:
             w.ksm.pages_shared -= 1
-        w.mms[q.mm].nr_merging -= 1
-        q.flags &= <uint8_t>~ITEM_STABLE
-        q.node = 0
+        off_node(w, q)
         item = following
     event(w, EV_RMK, 0, pfn, 0, node, 0)
     node_unlink(w, node)
@@ -168,9 +175,7 @@ cdef void node_leave(kw_world *w, int32_t item) noexcept nogil:
         w.ksm.pages_sharing -= 1
     else:
         w.ksm.pages_shared -= 1
-    w.mms[q.mm].nr_merging -= 1
-    q.flags &= <uint8_t>~ITEM_STABLE
-    q.node = 0
+    off_node(w, q)
     if p.flags & NODE_DUP:
         chain_look(w, p.chain, False)
 
@@ -215,7 +220,7 @@ cdef int32_t pick_dup(kw_world *w, int32_t *entry, bint may_prune, int32_t *room
         dup_add(w, chain, found)
     roomy[0] = found
     dup = c.dups
-    if w.nodes[dup].dup_next == 0:
+    if w.nodes[dup].dup_next == 0 and (not w.ctl.kernel & SWITCH_OLD_CHAINS or prune and found):
         # The only one left: the chain turns back into a plain node.
         dup_unlink(w, dup)
         stable_swap(w, chain, dup)

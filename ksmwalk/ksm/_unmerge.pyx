@@ -47,6 +47,16 @@ cdef int break_ksm(kw_world *w, int32_t mm, uint64_t addr, int cpu) noexcept nog
     return break_pte(w, mm, &w.vmas[vma_find(w, mm, addr)], cpu, pte)
 
 
+cdef inline bint passed_over(kw_world *w, uint64_t e) noexcept nogil:
+    """Whether unmerging leaves what userfaultfd write-protects."""
+    return e & PTE_UFFD_WP != 0 and w.ctl.kernel & SWITCH_KEEPS_PROTECTED != 0
+
+
+cdef int unmerge_at(kw_world *w, int32_t mm, uint64_t addr, int cpu) noexcept nogil:
+    cdef uint64_t *pte = pte_find(w, w.mms[mm].root, addr)
+    return 0 if pte == NULL or passed_over(w, pte[0]) else break_ksm(w, mm, addr, cpu)
+
+
 cdef int64_t unmerge_level(kw_world *w, int32_t mm, const kw_vma *v, int cpu, int64_t row, int level, uint64_t addr,
                            uint64_t end, bint count) noexcept nogil:
     """Break the KSM pages below one table; how many, or KW_ENOFRAMES."""
@@ -60,7 +70,7 @@ cdef int64_t unmerge_level(kw_world *w, int32_t mm, const kw_vma *v, int cpu, in
             if count:
                 w.work.ptes += 1
             # Only what can be a KSM page is looked at further: present, and not write-enabled.
-            if pte_present(e) and not e & PTE_RW:
+            if pte_present(e) and not e & PTE_RW and not passed_over(w, e):
                 got = break_pte(w, mm, v, cpu, p)
                 if got < 0:
                     return got
@@ -98,7 +108,7 @@ cdef int unmerge_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end, in
         return KW_OK
     if strategy == STRATEGY_PER_ADDRESS and w.cursor.real_lookups:
         while addr < end:
-            rc = break_ksm(w, mm, addr, cpu)
+            rc = unmerge_at(w, mm, addr, cpu)
             if rc < 0:
                 return rc
             n += rc

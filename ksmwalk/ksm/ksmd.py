@@ -8,7 +8,7 @@ from typing import Literal, SupportsIndex
 
 import numpy as np
 
-from .. import _core
+from .. import _core, kernels
 from ..errors import Strict, check, misspelt
 from ..gate import as_flag, as_int, shown
 from ..layout import EVENT, PAGE_SIZE, Code
@@ -141,7 +141,7 @@ class Ksm(Strict, Cpus, ShownKsm, sysfs.Files, Chosen):
         ksm, ctl = world.arrays["ksm"], world.arrays["ctl"]
         if ksm["max_page_sharing"][0] == 0:  # a record that was never used
             for knob in sysfs.KNOBS.values():
-                ksm[knob.field][0] = knob.default
+                ksm[knob.field][0] = knob.default if self.has(knob.name) else 0
             ksm["long_wait"][0] = 1
             ctl["stable_used"][0] = max(1, int(ctl["stable_used"][0]))
 
@@ -158,6 +158,21 @@ class Ksm(Strict, Cpus, ShownKsm, sysfs.Files, Chosen):
     @property
     def _cursor(self) -> AnyArray:
         return self._world.arrays["cursor"]
+
+    def has(self, name: str) -> bool:
+        """Whether the Host's kernel has a file of this name in /sys/kernel/mm/ksm.
+
+        Models: /sys/kernel/mm/ksm of the kernels of `kernels.PROFILES`. Differs: nothing known.
+        """
+        if not isinstance(name, str):
+            raise TypeError(f"name {shown(name)}: must be the name of a file")
+        known = name in sysfs.KNOBS or name in sysfs.COUNTERS
+        return known and name not in kernels.of_bits(int(self._world.arrays["ctl"]["kernel"][0])).missing
+
+    @property
+    def skips_pages(self) -> bool:
+        """Whether smart_scan is on; a kernel without it skips nothing."""
+        return bool(self._number("smart_scan"))
 
     def _number(self, field: str) -> int:
         return int(self._ksm[field][0])
@@ -185,7 +200,8 @@ class Ksm(Strict, Cpus, ShownKsm, sysfs.Files, Chosen):
         Raises
         ------
         OSError
-            The write is refused, with the kernel's errno: EINVAL, ERANGE, or EBUSY (16) while something is merged.
+            The write is refused, with the kernel's errno: EINVAL, ERANGE, EBUSY (16) while something is merged, or
+            ENOENT (2), a FileNotFoundError, where the Host's kernel does not have the file.
         TypeError
             The name is no text; the value is neither an integer (for a switch: or bool) nor a text.
         AttributeError
@@ -199,6 +215,8 @@ class Ksm(Strict, Cpus, ShownKsm, sysfs.Files, Chosen):
             raise AttributeError(f"{name} is a counter: KSM counts it, it can only be read")
         if name not in sysfs.KNOBS:
             raise misspelt(Ksm, name, sysfs.KNOBS)
+        if not self.has(name):
+            raise sysfs.refuse(errno.ENOENT, name, value)
         knob = sysfs.KNOBS[name]
         number = knob.read(value)
         with self._world:
@@ -257,7 +275,7 @@ class Ksm(Strict, Cpus, ShownKsm, sysfs.Files, Chosen):
     # ---------------------------------------------------------- counters
 
     def counters(self) -> dict[str, int]:
-        """Return what the counter files of /sys/kernel/mm/ksm show.
+        """Return what the counter files of /sys/kernel/mm/ksm show, those that the Host's kernel has.
 
         Returns
         -------
@@ -266,6 +284,10 @@ class Ksm(Strict, Cpus, ShownKsm, sysfs.Files, Chosen):
 
         Models: /sys/kernel/mm/ksm of Linux 6.18. Differs: ksm_swpin_copy is left out.
         """
+        return Counters((name, value) for name, value in self._counted().items() if self.has(name))
+
+    def _counted(self) -> Counters:
+        """All counters, whatever the kernel shows of them."""
         rec = self._ksm[0]
         out = Counters((name, int(rec[row.field]) if row.field else 0) for name, row in sysfs.COUNTERS.items())
         items = int(self._world.arrays["ctl"]["items_live"][0])
@@ -403,14 +425,14 @@ class Ksm(Strict, Cpus, ShownKsm, sysfs.Files, Chosen):
                 self.do_scan()
             else:
                 self.full_scan()
-            rows.append(tuple(self.counters().values()))
+            rows.append(tuple(self._counted().values()))
             if until is not None:
                 if until(self):
                     break
                 continue
             if self._merged() != merged:
                 merged, since = self._merged(), self.full_scans
-            if self.full_scans - since >= (_SETTLED_SMART if self.smart_scan else _SETTLED):
+            if self.full_scans - since >= (_SETTLED_SMART if self.skips_pages else _SETTLED):
                 break
         return np.array(rows, sysfs.COUNTERS_DTYPE)
 
@@ -470,7 +492,7 @@ class Ksm(Strict, Cpus, ShownKsm, sysfs.Files, Chosen):
         return self.step()
 
     def __repr__(self) -> str:
-        c = self.counters()
+        c = self._counted()
         return (
             f"<Ksm run {self.run}, {c['full_scans']} full scans, shared {c['pages_shared']}, sharing "
             f"{c['pages_sharing']}, unshared {c['pages_unshared']}, volatile {c['pages_volatile']}>"

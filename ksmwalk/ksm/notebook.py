@@ -33,7 +33,8 @@ class ShownKsm:
     def _repr_html_(self) -> str:
         assert isinstance(self, sysfs.Files)
         running = ("stopped", "running", "unmerging")[self.run]
-        others = {name: value for name, knob in sysfs.KNOBS.items() if (value := getattr(self, name)) != knob.show(knob.default)}
+        knobs = {name: knob for name, knob in sysfs.KNOBS.items() if self.has(name)}
+        others = {name: value for name, knob in knobs.items() if (value := getattr(self, name)) != knob.show(knob.default)}
         set_to = ", ".join(f"{name} = {value}" for name, value in others.items() if name != "run")
         title = f"KSM: {running}, {counted(self.full_scans, 'full scan')}"
         return html.card(title, [html.line(f"tunables: {set_to or 'the defaults'}"), table(self.counters())])

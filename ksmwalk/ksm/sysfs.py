@@ -135,7 +135,11 @@ class Knob(Generic[T]):
     @overload
     def __get__(self, ksm: Files, owner: type) -> T: ...
     def __get__(self, ksm: Files | None, owner: type) -> Self | T:
-        return self if ksm is None else self.show(ksm._number(self.field))
+        if ksm is None:
+            return self
+        if not ksm.has(self.name):
+            raise OSError(errno.ENOENT, f"{os.strerror(errno.ENOENT)}: {self.name}")
+        return self.show(ksm._number(self.field))
 
     def __set__(self, ksm: Files, value: SupportsIndex | str) -> None:
         ksm.write(self.name, value)
@@ -204,7 +208,7 @@ class Counter:
     def __get__(self, ksm: Files | None, owner: type) -> Self | int:
         if ksm is None:
             return self
-        return ksm._number(self.field) if self.field else ksm.counters()[self.name]
+        return ksm._number(self.field) if self.field else ksm._counted()[self.name]
 
     def __set__(self, ksm: Files, value: Never) -> NoReturn:
         raise AttributeError(f"{self.name} is a counter: KSM counts it, it can only be read")
@@ -255,6 +259,14 @@ class Files:
 
     def counters(self) -> dict[str, int]:
         """All counters, by name."""
+        raise NotImplementedError
+
+    def _counted(self) -> dict[str, int]:
+        """The same, with those that the kernel does not show."""
+        raise NotImplementedError
+
+    def has(self, name: str) -> bool:
+        """Whether the kernel has this file."""
         raise NotImplementedError
 
     def _number(self, field: str) -> int:

@@ -220,6 +220,8 @@ cdef int fault_write(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t
         return -EFAULT
     if mode & FAULT_FORCE and not v.flags & VM_WRITE and (v.flags & VM_SHARED or not v.flags & VM_MAYWRITE):
         return -EFAULT
+    if mode & FAULT_FORCE and not v.flags & VM_ACCESS and w.ctl.kernel & SWITCH_POKE_FAILS:
+        return -EFAULT
     if v.flags & VM_HUGETLB:
         return write_hugetlb(w, mm, v, addr, key, mode)
     pmd = pmd_make(w, mm, addr)

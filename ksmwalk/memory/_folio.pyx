@@ -24,7 +24,7 @@ cdef void zero_if_empty(kw_world *w, int32_t mm, uint64_t addr, uint64_t *pte, i
     """Map the zero page instead of an empty subpage of a folio being split."""
     cdef uint64_t flags
     cdef int32_t v
-    if w.f_key[pfn] != 0:
+    if w.f_key[pfn] != 0 or w.ctl.kernel & SWITCH_SPLIT_KEEPS_EMPTY:
         return
     v = vma_find(w, mm, addr)
     if v and w.vmas[v].flags & VM_LOCKED:

@@ -24,13 +24,14 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from .. import kernels
 from ..ksm import sysfs
 from .nodes import Nodes
 
 #: counters of /sys/kernel/mm/ksm that a record holds
 COUNTERS = tuple(sysfs.COUNTERS)
 #: what a record holds of a process, in this order
-STATS = ("rmap_items", "zero_pages", "merging_pages", "process_profit", "merge_any", "mergeable")
+STATS = kernels.STATS
 
 ANON, KSM, HUGE, ZERO, OTHER, SWAP = range(1, 7)
 _LETTER = {ANON: "a", KSM: "k", HUGE: "h", ZERO: "z", OTHER: "f", SWAP: "s"}
@@ -180,7 +181,7 @@ class Recorder:
     def __init__(self, events: bool = True):
         self._events = events
         self._counters: dict[str, int] = dict.fromkeys(COUNTERS, 0)
-        self._stats: dict[str, list[int]] = {}
+        self._stats: dict[str, list[int | None]] = {}
         self._views: dict[str, _View] = {}
         self._nodes = Nodes()
         self._moving = False  # the operation at hand moves pages between NUMA nodes
@@ -201,7 +202,7 @@ class Recorder:
         op: list[Any],
         ret: int | list[Any],
         counters: Mapping[str, int],
-        stats: Mapping[str, Sequence[int]],
+        stats: Mapping[str, Sequence[int | None]],
         pages: Mapping[str, Pages],
         events: Iterable[Event] = (),
         vmstat: Mapping[str, int] | None = None,
@@ -219,7 +220,7 @@ class Recorder:
             All counters now, `pages_scanned` and `pages_skipped` since the scenario's start. Names that are missing
             are left out of the record.
         stats : mapping of str to sequence of int
-            For each live process the six numbers of `STATS`.
+            For each live process the six numbers of `STATS`, None for one that the kernel does not show.
         pages : mapping of str to (vpn, frame, kind)
             For each live process three integer arrays of one length: its *present* pages, ascending in vpn; an
             identity of the physical frame; `ANON`, `KSM`, `HUGE`, `ZERO`, `OTHER`, or `SWAP` for a swap entry or a
@@ -257,7 +258,7 @@ class Recorder:
         self._counters.update(changed)
         if changed:
             record["c"] = changed
-        rows = {name: [int(value) for value in stats[name]] for name in sorted(stats)}
+        rows = {name: [None if value is None else int(value) for value in stats[name]] for name in sorted(stats)}
         if new := {name: row for name, row in rows.items() if self._stats.get(name) != row}:
             record["s"] = new
         self._stats = rows

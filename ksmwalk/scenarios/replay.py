@@ -10,15 +10,16 @@ from typing import Any
 
 import numpy as np
 
+from .. import kernels
 from ..errors import ArenaFullError
 from ..host.host import Host
 from ..host.mm import Mm
 from ..layout import PAGE_SIZE as PAGE
-from ..layout import Event, Frame, Vm
+from ..layout import Event, Frame, Switch, Vm
 from .format import Recording, Scenario
 from .kinds import ADVICE_NAME, ScenarioError
 from .ops import NODES, row
-from .records import ANON, HUGE, KSM, OTHER, ZERO, Pages, Record, Recorder
+from .records import ANON, HUGE, KSM, OTHER, STATS, ZERO, Pages, Record, Recorder
 from .replay_life import Life
 from .replay_locks import LRU_BATCH, Locks, host_options
 from .replay_nodes import NodeOps
@@ -136,6 +137,8 @@ class Replay(Life, Locks, NodeOps):
     scenario : Scenario
     host : Host, optional
         A fresh Host to run it on; default: one large enough.
+    kernel : str
+        Version of the kernel that Host is.
     contents : Contents, optional
         Keys of contents.
 
@@ -148,12 +151,14 @@ class Replay(Life, Locks, NodeOps):
     mergeable. Differs: see `modelled`.
     """
 
-    def __init__(self, scenario: Scenario, host: Host | None = None, contents: Contents | None = None):
+    def __init__(
+        self, scenario: Scenario, host: Host | None = None, contents: Contents | None = None, kernel: str = kernels.DEFAULT
+    ):
         self.scenario = scenario
         nodes = 2 if any(row(op).needs == NODES for op in scenario.ops) else 1
-        self.host: Host = host or Host(nodes * _frames_for(scenario), nodes, **host_options(scenario))
+        self.host: Host = host or Host(nodes * _frames_for(scenario), nodes, kernel=kernel, **host_options(scenario))
         self.contents: Contents = contents or Contents(scenario.ops)
-        self.recorder: Recorder = Recorder()
+        self.recorder: Recorder = Recorder(self.host.kernel.events)
         self.live: dict[str, Mm] = {}
         self.lodgers: set[str] = set()
         self.name_of: dict[int, str] = {}
@@ -163,6 +168,8 @@ class Replay(Life, Locks, NodeOps):
         if not scenario.settle:
             self.host.lru_batch = LRU_BATCH
         for knob, value in scenario.tunables.items():
+            if not ksm.has(knob):
+                continue        # a recording of such a kernel was made without
             try:
                 ksm.write(knob, value)
             except OSError as error:
@@ -199,15 +206,16 @@ class Replay(Life, Locks, NodeOps):
             except NotModelled:
                 raise NotModelled(where, op) from None
             self.host.ksm.wake()
-            told = self._told(where, op)
+            told = self._told(where, op) if self.host.kernel.events else []
             pages = self._pages()
             nodes = self._nodes_of(pages)
             yield self.recorder.record(op, ret, self.host.ksm.counters(), self._stats(), pages, told, nodes=nodes)
 
     # ------------------------------------------------------------ what can be seen
 
-    def _stats(self) -> dict[str, list[int]]:
-        return {name: [int(value) for value in mm.ksm_stat().values()] for name, mm in self.live.items()}
+    def _stats(self) -> dict[str, list[int | None]]:
+        shown = [f"ksm_{name}" for name in STATS]
+        return {name: [stat.get(key) for key in shown] for name, mm in self.live.items() for stat in (mm.ksm_stat(),)}
 
     def _pages(self) -> dict[str, Pages]:
         return {name: self._pages_of(mm) for name, mm in self.live.items() if name not in self.lodgers}
@@ -276,7 +284,9 @@ class Replay(Life, Locks, NodeOps):
         self.live[name].prctl_merge(bool(on))
 
     def do_prctl_get(self, name: str) -> int:
-        return int(self.live[name].ksm_stat()["ksm_merge_any"])
+        if self.host.kernel.switches & Switch.NO_MERGE_ANY:
+            raise OSError(errno.EINVAL, "no PR_GET_MEMORY_MERGE")
+        return int(self.live[name].merge_any)
 
     def do_thpdisable(self, name: str, on: int) -> None:
         self.live[name].thp_disable(bool(on))
@@ -391,12 +401,22 @@ def _frames_for(scenario: Scenario) -> int:
     return min(LEAST_FRAMES + 2 * 512 * processes + 2 * processes * wanted, MOST_FRAMES)
 
 
-def stream(scenario: Scenario | Recording) -> Iterator[Record]:
+def kernel_of(recording: Scenario | Recording) -> kernels.Profile:
+    """The kernel of a recording, or the nearest one that was seen; the default where it names none that is known."""
+    try:
+        return kernels.find(recording.kernel).profile if isinstance(recording, Recording) else kernels.PROFILES[kernels.DEFAULT]
+    except ValueError:
+        return kernels.PROFILES[kernels.DEFAULT]
+
+
+def stream(scenario: Scenario | Recording, kernel: str | None = None) -> Iterator[Record]:
     """Run a scenario in the model and yield its records as they come: none is kept.
 
     Parameters
     ----------
     scenario : Scenario or Recording
+    kernel : str, optional
+        Version of the kernel to be; left out: that of the recording, see `kernel_of`.
 
     Yields
     ------
@@ -412,6 +432,8 @@ def stream(scenario: Scenario | Recording) -> Iterator[Record]:
 
     Models: as `Replay`. Differs: as `Replay`.
     """
+    if kernel is None:
+        kernel = kernel_of(scenario).version
     if isinstance(scenario, Recording):
         scenario = scenario.scenario
     if (op := modelled(scenario)) is not None:
@@ -421,7 +443,7 @@ def stream(scenario: Scenario | Recording) -> Iterator[Record]:
     told = 0
     while True:
         try:
-            for record in islice(Replay(scenario, contents=contents).records(), told, None):
+            for record in islice(Replay(scenario, contents=contents, kernel=kernel).records(), told, None):
                 told += 1
                 yield record
             return
@@ -430,12 +452,14 @@ def stream(scenario: Scenario | Recording) -> Iterator[Record]:
             continue
 
 
-def replay(scenario: Scenario | Recording) -> list[Record]:
+def replay(scenario: Scenario | Recording, kernel: str | None = None) -> list[Record]:
     """Run a scenario in the model and return its records.
 
     Parameters
     ----------
     scenario : Scenario or Recording
+    kernel : str, optional
+        As for `stream`.
 
     Returns
     -------
@@ -449,4 +473,4 @@ def replay(scenario: Scenario | Recording) -> list[Record]:
 
     Models: as `Replay`. Differs: as `Replay`.
     """
-    return list(stream(scenario))
+    return list(stream(scenario, kernel))

@@ -15,7 +15,7 @@ FLOORS = [
     {"gate"},
     {"layout", "entries"},
     {"errors", "_core"},
-    {"drawing"},
+    {"drawing", "kernels"},
     {"memory"},
     {"tables", "ksm"},
     {"host"},

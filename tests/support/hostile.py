@@ -340,8 +340,8 @@ def targets(scene):
     levels = integer(4, 5)
     out = {
         "Host": (
-            lambda nr_frames=64, nr_nodes=1, levels=4, thp="never", huge=None: Host(
-                nr_frames, nr_nodes, levels, thp=thp, huge=huge
+            lambda nr_frames=64, nr_nodes=1, levels=4, thp="never", kernel="6.18.44", huge=None: Host(
+                nr_frames, nr_nodes, levels, thp=thp, kernel=kernel, huge=huge
             ),
             {"nr_frames": 1024},
             {
@@ -349,6 +349,7 @@ def targets(scene):
                 "nr_nodes": integer(1, 2),
                 "levels": levels,
                 "thp": text("never", "always"),
+                "kernel": nothing,
                 "huge": either(flag, none),
             },
         ),
@@ -586,6 +587,7 @@ def targets(scene):
     ksm, number = host.ksm, integer(0, 2**63 - 1)
     out |= {
         "Ksm.do_scan": (ksm.do_scan, {"n": 5}, {"n": either(none, number)}),
+        "Ksm.has": (ksm.has, {"name": "run"}, {"name": lambda v: isinstance(v, str)}),
         "Ksm.write": (
             ksm.write,
             {"name": "pages_to_scan", "value": 5},

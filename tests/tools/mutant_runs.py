@@ -303,7 +303,7 @@ def golden(recordings: Path) -> None:
     from ksmwalk.scenarios.format import load
     from ksmwalk.scenarios.replay import replay
 
-    for path in sorted(recordings.glob("*.json"), key=lambda p: p.stat().st_size):
+    for path in sorted(recordings.rglob("*.json"), key=lambda p: p.stat().st_size):
         print("try", path.stem, flush=True)
         recording = load(path)
         difference = first_difference(recording.records, replay(recording), recording.nondet)

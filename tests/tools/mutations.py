@@ -3,6 +3,8 @@
 A hand-made mutation names a piece of text that occurs exactly once in the whole engine, whatever file it stands in.
 """
 
+import mutations_kernels
+
 #: name: (text as it stands, text as it is broken)
 MUTATIONS: dict[str, tuple[str, str]] = {
     "what was merged before gets a node for every mapping": (
@@ -78,12 +80,12 @@ MUTATIONS: dict[str, tuple[str, str]] = {
         "w.nodes[dup].count < w.nodes[found].count):",
     ),
     "a chain of one dup stays a chain": (
-        "if w.nodes[dup].dup_next == 0:",
-        "if False:",
+        "if w.nodes[dup].dup_next == 0 and (",
+        "if False and (",
     ),
     "a chain of one dup turns back only when pruned": (
-        "if w.nodes[dup].dup_next == 0:",
-        "if prune and w.nodes[dup].dup_next == 0:",
+        "if w.nodes[dup].dup_next == 0 and (",
+        "if prune and w.nodes[dup].dup_next == 0 and (",
     ),
     "without pruning the fullest dup is taken too": (
         "if not prune:",
@@ -124,33 +126,24 @@ MUTATIONS: dict[str, tuple[str, str]] = {
         "    append_item(w, item, node)\n    append_item(w, other, node)\n",
     ),
     "every item of a stale node is told of": (
-        "            w.ksm.pages_shared -= 1\n"
-        "        w.mms[q.mm].nr_merging -= 1\n"
-        "        q.flags &= <uint8_t>~ITEM_STABLE\n"
-        "        q.node = 0\n"
-        "        item = following",
-        "            w.ksm.pages_shared -= 1\n"
-        "            event(w, EV_RMI, q.mm, pfn, item, node, 0)\n"
-        "        w.mms[q.mm].nr_merging -= 1\n"
-        "        q.flags &= <uint8_t>~ITEM_STABLE\n"
-        "        q.node = 0\n"
-        "        item = following",
+        "            w.ksm.pages_shared -= 1\n        off_node(w, q)",
+        "            w.ksm.pages_shared -= 1\n            event(w, EV_RMI, q.mm, pfn, item, node, 0)\n        off_node(w, q)",
     ),
     "the last item that leaves was a sharer": (
-        "        w.ksm.pages_shared -= 1\n    w.mms[q.mm].nr_merging -= 1",
-        "        w.ksm.pages_sharing -= 1\n    w.mms[q.mm].nr_merging -= 1",
+        "        w.ksm.pages_shared -= 1\n    off_node(w, q)",
+        "        w.ksm.pages_sharing -= 1\n    off_node(w, q)",
     ),
     "a node inserted in this scan is only forgotten": (
-        "        if <uint8_t>w.cursor.seqnr == q.seq and not indexed(w):",
-        "        if False:",
+        "    if not indexed(w):\n        rb_erase(link_rb(w)",
+        "    if False:\n        rb_erase(link_rb(w)",
     ),
     "no checksum is kept": (
         "if not q.flags & ITEM_HAS_CHECKSUM or q.checksum != key:",
         "if False:",
     ),
     "a changed checksum is kept but does not stop the visit": (
-        "            w.done.changed += 1\n            return KW_OK",
-        "            q.flags |= ITEM_HAS_CHECKSUM",
+        "        w.done.changed += 1\n        return KW_OK",
+        "        q.flags |= ITEM_HAS_CHECKSUM",
     ),
     "use_zero_pages does nothing": (
         "if key == 0 and w.ksm.use_zero_pages:",
@@ -183,8 +176,8 @@ MUTATIONS: dict[str, tuple[str, str]] = {
         "                return GAVE_UP",
     ),
     "the index is trusted whatever changes": (
-        "indexed_search(w, item, pfn, key, twin) if trusted and tree ==",
-        "indexed_search(w, item, pfn, key, twin) if tree ==",
+        "        if trusted and tree == domain_tree(w, item)",
+        "        if tree == domain_tree(w, item)",
     ),
     "an empty page that is gone already comes into the index": (
         "if key == 0 and item_page(w, item) != pfn or not late_add(w, item):",
@@ -378,8 +371,8 @@ MUTATIONS: dict[str, tuple[str, str]] = {
         "flags = (entry_decode(e) & ~(PTE_PFN_MASK | PTE_SPECIAL)) | PTE_RW | PTE_A",
     ),
     "empty parts of a huge page being split stay": (
-        "    if w.f_key[pfn] != 0:\n        return\n",
-        "    return\n",
+        "    if w.f_key[pfn] != 0 or w.ctl.kernel & SWITCH_SPLIT",
+        "    if True or w.ctl.kernel & SWITCH_SPLIT",
     ),
     "a huge page is split although somebody holds it": (
         "    if w.f_refs[head] != expected:\n        return KW_EBUSYENTRY\n",
@@ -418,6 +411,7 @@ MUTATIONS: dict[str, tuple[str, str]] = {
         "                pass\n            zap_pte",
     ),
 }
+MUTATIONS |= mutations_kernels.MUTATIONS
 
 #: name of a mutation: why nothing can tell it from the engine as it stands
 EQUIVALENT: dict[str, str] = {

@@ -1,0 +1,293 @@
+"""The kernels a Host can be: in what each differs from Linux 6.18.44, what it shows, and where that is known from.
+
+Everything here was seen: the same scenarios on the real daemon of each kernel, twice. Stable releases get changes back from
+later ones, so a kernel is named by its full version, not by its series: 6.12.43 and 6.12.117 are two different ones.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+from .gate import shown
+from .layout import Switch
+
+__all__ = ["DEFAULT", "PROFILES", "SWITCHES", "Found", "Profile", "find", "nearest", "of_bits", "of_machine"]
+
+#: what a Host is if nothing else is said
+DEFAULT = "6.18.44"
+
+#: what each switch does, in a sentence
+SWITCHES: dict[Switch, str] = {
+    Switch.SCAN_EACH: "a scan looks up one address after the other: the answers are the same, the time is not",
+    Switch.UNMERGE_RANGE: "run=2 and MADV_UNMERGEABLE walk ranges: the answers are the same, the time is not",
+    Switch.STABLE_FIRST: "a visit searches the stable tree before it compares the checksum: a page that equals a KSM page "
+    "joins it at its first visit, and an empty one joins a KSM page of zeros before it becomes the zero page",
+    Switch.ZERO_UNTRACKED: "a page merged with the zero page is an ordinary zero page: counted nowhere, never unmerged",
+    Switch.SPLIT_KEEPS_EMPTY: "empty parts of a huge page that is split stay pages and merge among themselves",
+    Switch.OLD_CHAINS: "a search without pruning due stops at the first KSM page with room, and a chain left with one "
+    "stays a chain; only a search with pruning due that finds one alone, with room, turns it back",
+    Switch.NO_SMART_SCAN: "no smart scan: nothing is skipped, no file smart_scan",
+    Switch.FORK_INHERITS: "a child starts with its parent's counts of rmap_items and merging pages and keeps what is too "
+    "much; ksm_zero_pages does not grow at fork",
+    Switch.FORKED_HUGE_FAILS: "the first merge of a part of a huge page shared by fork fails with -14",
+    Switch.FORGETS: "a merge forgets checksum and age: two visits until the page merges again, five before the first skip",
+    Switch.NONE_NO_PARTNER: "a search of the unstable tree that meets a PROT_NONE page gives up",
+    Switch.KEEPS_PROTECTED: "unmerging leaves KSM pages that userfaultfd write-protects",
+    Switch.POKE_FAILS: "a debugger's store into PROT_NONE memory fails with -5",
+    Switch.MOVE_ONE_AREA: "mremap of several areas to a new place fails with -14",
+    Switch.NO_MERGE_ANY: "no PR_SET_MEMORY_MERGE: -22",
+    Switch.NO_COLLAPSE: "no MADV_COLLAPSE: -22",
+    Switch.BITS_LIE: "/proc/kpageflags shows the KSM bit for every anonymous page",
+}
+
+#: columns of a process in records, in their order
+STATS = ("rmap_items", "zero_pages", "merging_pages", "process_profit", "merge_any", "mergeable")
+
+_OLD = (
+    Switch.STABLE_FIRST | Switch.ZERO_UNTRACKED | Switch.SPLIT_KEEPS_EMPTY | Switch.OLD_CHAINS | Switch.NO_SMART_SCAN
+    | Switch.KEEPS_PROTECTED | Switch.MOVE_ONE_AREA | Switch.NO_MERGE_ANY
+)  # fmt: skip
+_NO_FILES = frozenset({
+    "smart_scan", "advisor_mode", "advisor_max_cpu", "advisor_min_pages_to_scan", "advisor_max_pages_to_scan",
+    "advisor_target_scan_time", "pages_scanned", "pages_skipped", "ksm_zero_pages", "general_profit",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One kernel.
+
+    Attributes
+    ----------
+    version : str
+        Its full version.
+    switches : Switch
+        In what it differs from Linux 6.18.44.
+    missing : frozenset of str
+        Files of /sys/kernel/mm/ksm that it does not have, of tunables and counters.
+    stats : tuple of str
+        What it shows of a process, of `STATS`.
+    events : bool
+        Whether it has the ksm:* trace events.
+    seen : str
+        What its switches were seen in.
+    """
+
+    version: str
+    switches: Switch
+    seen: str
+    missing: frozenset[str] = frozenset()
+    stats: tuple[str, ...] = STATS
+    events: bool = True
+
+    @property
+    def differences(self) -> list[str]:
+        """A sentence for each switch."""
+        return [text for switch, text in SWITCHES.items() if self.switches & switch]
+
+    @property
+    def bits(self) -> int:
+        """What `ctl.kernel` of a Host holds: the switches, and above them the version."""
+        switches = self.switches
+        if self.version == DEFAULT:
+            # What was proposed for it and came with 6.19. The answers are the same; `ksm.scan.strategy` "per-address"
+            # is how 6.18.44 itself unmerges.
+            switches |= Switch.UNMERGE_RANGE
+        return int(switches) | _packed(_numbers(self.version)) << _SHIFT
+
+
+def _numbers(version: str) -> tuple[int, int, int]:
+    major, minor, patch = map(int, version.split("."))
+    return major, minor, patch
+
+
+_SHIFT = 24
+#: bits that `ctl.kernel` has
+BITS = _SHIFT + 26
+
+
+def _packed(numbers: tuple[int, int, int]) -> int:
+    return (numbers[0] * 256 + numbers[1]) * 1024 + numbers[2]
+
+
+_ALL = "all scenarios, twice"
+_SOME = "19 scenarios, once"
+_LIE = Switch.BITS_LIE
+_12_17 = Switch.MOVE_ONE_AREA | _LIE
+_WITHOUT_MARKS = STATS[:4]
+
+#: every kernel that was seen, by version
+PROFILES: dict[str, Profile] = {
+    one.version: one
+    for one in (
+        Profile("5.10.223", _OLD | Switch.SCAN_EACH | Switch.NO_COLLAPSE, _ALL, _NO_FILES, (), False),
+        Profile("6.1.170", _OLD | Switch.FORK_INHERITS | Switch.NONE_NO_PARTNER, _SOME, _NO_FILES,
+                ("rmap_items", "merging_pages"), False),
+        Profile("6.1.192", _OLD | Switch.FORK_INHERITS | Switch.NONE_NO_PARTNER, _ALL, _NO_FILES,
+                ("rmap_items", "merging_pages"), False),
+        Profile("6.12.43", _12_17 | Switch.SCAN_EACH | Switch.FORK_INHERITS, _SOME, stats=_WITHOUT_MARKS),
+        Profile("6.12.117", _12_17, _ALL, stats=_WITHOUT_MARKS),
+        Profile("6.16.12", _12_17 | Switch.SCAN_EACH | Switch.FORK_INHERITS | Switch.FORKED_HUGE_FAILS, _ALL),
+        Profile("6.17.8", _LIE | Switch.SCAN_EACH | Switch.FORKED_HUGE_FAILS,
+                "its time and /proc/kpageflags only; the rest is taken from 6.17.13"),
+        Profile("6.17.13", _LIE | Switch.FORKED_HUGE_FAILS, _ALL),
+        Profile("6.18.15", _LIE | Switch.FORKED_HUGE_FAILS, _ALL),
+        Profile("6.18.44", Switch(0), "several thousand scenarios"),
+        Profile("6.19.14", _LIE | Switch.UNMERGE_RANGE, _ALL),
+        Profile("7.0.13", _LIE | Switch.UNMERGE_RANGE, _ALL + "; that it unmerges by ranges is taken from 6.19.14"),
+        Profile("7.1.13", Switch.UNMERGE_RANGE | Switch.POKE_FAILS, _SOME),
+        Profile("7.2.12", Switch.UNMERGE_RANGE | Switch.POKE_FAILS, _SOME),
+        Profile("7.3.4", Switch.UNMERGE_RANGE | Switch.POKE_FAILS | Switch.FORGETS, _ALL),
+    )
+}  # fmt: skip
+
+#: names that do not begin with the full version (Debian's stands in `uname -v`): what begins with one is that kernel
+NAMES: dict[str, str] = {
+    "5.10.0-32-": "5.10.223",
+    "6.1.0-56-": "6.1.192",
+}
+
+
+class Found(NamedTuple):
+    """A kernel that was asked for, and the profile that answers for it.
+
+    Attributes
+    ----------
+    profile : Profile
+    exact : bool
+        Whether that very version was seen.
+    note : str
+        What there is to say where it was not; else empty.
+    """
+
+    profile: Profile
+    exact: bool
+    note: str
+
+
+def _known() -> str:
+    return ", ".join(PROFILES)
+
+
+def _series(numbers: tuple[int, int, int]) -> int:
+    """Mainline releases counted through: 5.19, 6.0, ... 6.19, 7.0 follow one another."""
+    return 20 * numbers[0] + numbers[1]
+
+
+def _distance(numbers: tuple[int, int, int], other: tuple[int, int, int]) -> tuple[int, int, bool]:
+    """How far another version is: in the same series by its patches, else by series, then the first one seen of it."""
+    apart = abs(_series(numbers) - _series(other))
+    return apart, other[2] if apart else abs(numbers[2] - other[2]), other < numbers
+
+
+def full_version(release: str, version: str = "") -> str:
+    """The full version of a kernel.
+
+    Parameters
+    ----------
+    release : str
+        `uname -r`.
+    version : str
+        `uname -v`, where Debian says it.
+
+    Raises
+    ------
+    ValueError
+        None of them names one.
+    """
+    if found := re.search(r"\bDebian (\d{1,3}\.\d{1,3}\.\d{1,3})", version):
+        return found[1]
+    for start, full in NAMES.items():
+        if release.startswith(start):
+            return full
+    found = re.match(r"(\d{1,3})\.(\d{1,3})(?:\.(\d{1,3}))?(?![0-9.])", release)
+    if found is None:
+        raise ValueError(f"kernel {shown(release)}: no version; known are {_known()}")
+    return f"{int(found[1])}.{int(found[2])}.{int(found[3] or 0)}"
+
+
+def find(release: str, version: str = "") -> Found:
+    """The profile of a kernel: its own, or that of the nearest version that was seen.
+
+    Parameters
+    ----------
+    release : str
+        A version ("6.1.192"), or what `uname -r` says ("6.12.117+deb12-cloud-amd64").
+    version : str
+        `uname -v`.
+
+    Returns
+    -------
+    Found
+
+    Raises
+    ------
+    ValueError
+        No version; or one outside of those that were seen. The known ones are named.
+
+    Examples
+    --------
+    >>> find("6.1.0-56-cloud-amd64").profile.version
+    '6.1.192'
+    >>> find("6.6.30").note
+    'Linux 6.6.30 was not seen: answered as 6.1.170, the nearest version that was'
+    """
+    if not isinstance(release, str):
+        raise TypeError(f"kernel {shown(release)}: must be a version, a text")
+    full = full_version(release, version)
+    if full in PROFILES:
+        return Found(PROFILES[full], True, "")
+    numbers = _numbers(full)
+    seen = [_numbers(one) for one in PROFILES]
+    if not min(seen)[:2] <= numbers[:2] <= max(seen)[:2]:
+        raise ValueError(f"kernel {shown(full)}: none like it was seen; known are {_known()}")
+    nearest = ".".join(map(str, min(seen, key=lambda other: _distance(numbers, other))))
+    return Found(PROFILES[nearest], False, f"Linux {full} was not seen: answered as {nearest}, the nearest version that was")
+
+
+def of_machine() -> Found:
+    """The profile of the kernel that runs here.
+
+    Raises
+    ------
+    ValueError
+        As `find`.
+    """
+    name = os.uname()
+    return find(name.release, name.version)
+
+
+@cache
+def of_bits(bits: int) -> Profile:
+    """The profile that `ctl.kernel` of a Host names; where it names none, the one most like its switches."""
+    for one in PROFILES.values():
+        if one.bits == bits:
+            return one
+    return nearest(Switch(bits & _EVERY))
+
+
+_EVERY = sum(SWITCHES)
+
+
+def nearest(switches: Switch, among: Iterable[Switch] = SWITCHES) -> Profile:
+    """The profile that agrees with most of these switches, of those that were found out; the newest of several.
+
+    Parameters
+    ----------
+    switches : Switch
+        Those that are on.
+    among : iterable of Switch
+        Those that were found out.
+    """
+    asked = Switch(sum(among))
+
+    def wrong(one: Profile) -> int:
+        return ((one.switches ^ switches) & asked).bit_count()
+
+    fewest = min(map(wrong, PROFILES.values()))
+    return [one for one in PROFILES.values() if wrong(one) == fewest][-1]
