@@ -7,7 +7,8 @@ from libc.stdint cimport int32_t, uint64_t
 
 from ksmwalk.memory._leaves cimport discard_range, guard_range, mlock_range, wp_range
 from ksmwalk.memory._areas cimport VM_SPECIAL, anon_vma_prepare, set_flags, vma_compatible, vma_find, vma_find_from
-from ksmwalk.memory._folio cimport clean_range, collapse
+from ksmwalk.memory._folio cimport clean_range
+from ksmwalk.memory._khuge cimport collapse
 from ksmwalk.ksm._items cimport slot_insert
 from ksmwalk.ksm._unmerge cimport unmerge_range, unmerging
 from ksmwalk.host._locks cimport sys_populate

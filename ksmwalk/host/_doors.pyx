@@ -10,6 +10,7 @@ from ksmwalk.memory._frames cimport folio_extra_refs, folio_get, folio_put, fram
 from ksmwalk.memory._leaves cimport prot_bits, touched
 from ksmwalk.memory._areas cimport backing_put, find_place, mm_alloc, vma_find_from, vma_for
 from ksmwalk.memory._folio cimport split_folio_at
+from ksmwalk.memory._khuge cimport khuge_mm
 from ksmwalk.memory._fault cimport fault_write, look_range, read_range, write_range
 from ksmwalk.memory._scattered cimport read_scattered, write_scattered
 from ksmwalk.ksm._unmerge cimport break_ksm, unmerge_range
@@ -323,6 +324,16 @@ def drain(World world not None):
 def drain_cpu(World world not None, int cpu):
     alone(world)
     lru_drain_cpu(&world.w, cpu)
+
+
+def khugepaged(World world not None, int32_t mm):
+    """What khugepaged does with one address space in a pass: how many huge pages it made, or a code."""
+    cdef int64_t made
+    enter(world)
+    with nogil:
+        made = khuge_mm(&world.w, mm)
+    leave(world)
+    return made
 
 
 def break_page(World world not None, int32_t mm, uint64_t addr):

@@ -266,7 +266,7 @@ def _check_ctl(ctl: np.ndarray) -> None:
         ("nr_blocks", -(-c["nr_frames"] // BLOCK), -(-c["nr_frames"] // BLOCK)),
         ("nr_quads", -(-c["nr_frames"] // 4), -(-c["nr_frames"] // 4)), ("nr_cpus", 1, CPUS_MOST),
         ("kernel", 0, (1 << kernels.BITS) - 1), ("slots_most", 0, c["slots_cap"] - 1), ("folios", 0, _BIG), ("dma_pins", 0, _BIG),
-        ("khuge_none", 0, 511), ("khuge_shared", 0, 512), ("khuge_swap", 0, 512),
+        ("khuge_none", 0, 511), ("khuge_shared", 0, 511), ("khuge_swap", 0, 511),
         ("nr_nodes", 1, c["nr_blocks"]),
     ):  # fmt: skip
         _within("ctl", field, c[field], low, high)

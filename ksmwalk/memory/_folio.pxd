@@ -17,8 +17,6 @@ cdef int split_folio_at(kw_world *w, int64_t pfn, uint64_t addr) noexcept nogil
     # only if that does not account for all mappings. Prefer it: split_folio has to search all tables.
 cdef int clean_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil
     # MADV_FREE: anonymous pages lose dirty and accessed, huge ones that stick out are split.
-cdef int collapse(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr) noexcept nogil
-    # MADV_COLLAPSE of the 2 MiB at addr: KW_OK, -EAGAIN, -EINVAL, -ENOMEM (no huge frame).
 cdef void map_huge(kw_world *w, int32_t mm, kw_vma *v, uint64_t *pmd, int64_t pfn) noexcept nogil
     # A leaf pmd of the new huge page pfn, with the permissions of the vma, dirty; it is exclusive.
 cdef void make_huge_zero(kw_world *w, int64_t pfn) noexcept nogil

@@ -1,20 +1,18 @@
-"""Folios of a Host, compiled: huge pages split, freed lazily in parts, collapsed; the huge zero page.
+"""Folios of a Host, compiled: huge pages split, freed lazily in parts; the huge zero page.
 
 The contract of every function stands in `_folio.pxd`.
 """
-from libc.errno cimport EAGAIN, EINVAL, ENOMEM
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from ksmwalk._core cimport (
-    child_row, entry_decode, entry_leaf, entry_none, entry_pfn, level_shift, make_entry, make_leaf,
-    pmd_find, pte_find, pte_present, table_free,
+    child_row, entry_decode, entry_leaf, entry_none, level_shift, make_entry, make_leaf, pmd_find, pte_find,
+    pte_present,
 )
 from ksmwalk.memory._frames cimport (
-    folio_extra_refs, folio_mappings, folio_pages, folio_unmake, frame_free, huge_alloc, huge_map, is_huge, lru_add,
-    lru_drain, maybe_shared, normal_pfn,
+    folio_mappings, folio_pages, folio_unmake, frame_free, huge_map, is_huge, lru_add, maybe_shared, normal_pfn,
 )
-from ksmwalk.memory._leaves cimport LeafOp, huge_flags, over_leaves, pmd_split, touched, whole_pmd, zap_pte
-from ksmwalk.memory._areas cimport node_of, vma_find
+from ksmwalk.memory._leaves cimport LeafOp, huge_flags, over_leaves, pmd_split, touched, whole_pmd
+from ksmwalk.memory._areas cimport vma_find
 from ksmwalk.layout._layout cimport *
 
 
@@ -233,53 +231,7 @@ cdef int clean_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noex
     return over_leaves(w, &op, start, end)
 
 
-# ------------------------------------------------------------------ MADV_COLLAPSE
-
-cdef int collapse(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr) noexcept nogil:
-    cdef uint64_t *pmd = pmd_find(w, w.mms[mm].root, addr)
-    cdef uint64_t *row
-    cdef uint64_t e
-    cdef int64_t pfn, huge, table
-    cdef int i, j
-    if v.backing or v.anon_vma == 0 or v.flags & VM_NOHUGEPAGE or w.mms[mm].flags & MM_THP_DISABLED:
-        return -EINVAL
-    if pmd == NULL or entry_none(pmd[0]):
-        return -EINVAL
-    if entry_leaf(pmd[0], 2):
-        return KW_OK
-    table = child_row(w, pmd)
-    if table < 0:
-        return -EINVAL
-    row = w.rows + table * 512
-    lru_drain(w)
-    for i in range(512):
-        e = row[i]
-        if entry_none(e) or pte_present(e) and e & PTE_SPECIAL and entry_pfn(e, 1) == 0:
-            continue
-        pfn = normal_pfn(w, e, 1) if pte_present(e) else KW_NONE
-        if pfn < 0 or e & PTE_UFFD_WP or not w.f_flags[pfn] & FRAME_ANON:
-            return -EINVAL
-        if folio_extra_refs(w, pfn) or w.f_flags[pfn] & FRAME_LOCKED:
-            return -EAGAIN
-        # Every page must come off the LRU list, and one that is here twice can do so only once.
-        if w.f_mapcount[pfn] > 1:
-            for j in range(i):
-                if pte_present(row[j]) and normal_pfn(w, row[j], 1) == pfn:
-                    return -EAGAIN
-    huge = huge_alloc(w, node_of(w, v))
-    if huge < 0:
-        return -ENOMEM
-    for i in range(512):
-        e = row[i]
-        if pte_present(e):
-            pfn = normal_pfn(w, e, 1)
-            if pfn >= 0:
-                w.f_key[huge + i] = w.f_key[pfn]
-            zap_pte(w, mm, &row[i])
-    table_free(w, mm, pmd, table)
-    map_huge(w, mm, v, pmd, huge)
-    return KW_OK
-
+# ------------------------------------------------------------------ huge pages
 
 cdef void map_huge(kw_world *w, int32_t mm, kw_vma *v, uint64_t *pmd, int64_t pfn) noexcept nogil:
     pmd[0] = make_leaf(<uint64_t>pfn, huge_flags(v.flags), 2)

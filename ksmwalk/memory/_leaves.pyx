@@ -229,8 +229,8 @@ cdef int copy_ptes(kw_world *w, int32_t src, int32_t dst, uint64_t *from_, uint6
                 if cow and e & PTE_RW:
                     e &= ~PTE_RW
                     from_[0] = e
-                # The child is not registered with the parent's userfaultfd.
-                to[0] = e & ~PTE_UFFD_WP
+                # The child is not registered with the parent's userfaultfd, and has accessed nothing yet.
+                to[0] = e & ~(PTE_UFFD_WP | PTE_A)
                 pfn = normal_pfn(w, e, 1)
                 if pfn >= 0:
                     w.f_flags[pfn] &= ~FRAME_EXCLUSIVE
@@ -272,7 +272,7 @@ cdef int copy_level(kw_world *w, int32_t src, int32_t dst, int64_t row, int leve
             if cow:
                 e &= ~PTE_RW
                 p[0] = e
-            to[0] = e & ~PTE_UFFD_WP
+            to[0] = e & ~(PTE_UFFD_WP | PTE_A)
             pfn = normal_pfn(w, e, 2)
             if pfn >= 0:
                 w.f_flags[pfn] &= ~FRAME_EXCLUSIVE
@@ -355,7 +355,7 @@ cdef inline uint64_t new_prot(kw_world *w, LeafOp *op, uint64_t e, int level) no
     cdef uint64_t d = entry_decode(e), flags
     cdef uint64_t keep = PTE_A | PTE_D | PTE_SPECIAL | PTE_UFFD_WP | PTE_SOFT_DIRTY | PTE_PWT | PTE_PCD | PTE_PS | PTE_CLEAN
     cdef int64_t pfn = normal_pfn(w, e, level)
-    flags = (d & keep) | op.prot
+    flags = (d & keep) | (op.prot & ~PTE_A)
     if flags & PTE_UFFD_WP:
         flags &= ~PTE_RW
     elif op.v.flags & VM_WRITE and pfn >= 0 and d & PTE_D and not op.v.flags & VM_SHARED:

@@ -16,7 +16,7 @@ MODES = ("always", "madvise", "never")
 #: sizes of folios between a page and a huge page, KiB; 8 is none: anonymous folios begin with four pages
 FOLIO_KIB = (16, 32, 64, 128, 256, 512, 1024)
 #: knobs of khugepaged and the most they take
-KHUGEPAGED = {"max_ptes_none": 511, "max_ptes_shared": 512, "max_ptes_swap": 512}
+KHUGEPAGED = {"max_ptes_none": 511, "max_ptes_shared": 511, "max_ptes_swap": 511}
 #: counters of /proc/vmstat that a scenario may ask for
 _MOST_MIB = 1024
 

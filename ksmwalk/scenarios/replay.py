@@ -20,6 +20,8 @@ from .format import Recording, Scenario
 from .kinds import ADVICE_NAME, ScenarioError
 from .ops import NODES, row
 from .records import ANON, HUGE, KSM, OTHER, STATS, ZERO, Pages, Record, Recorder
+from .replay_huge import ENVIRONMENT as HUGE_ENVIRONMENT
+from .replay_huge import HugePages
 from .replay_life import Life
 from .replay_locks import LRU_BATCH, Locks, host_options
 from .replay_nodes import NodeOps
@@ -30,7 +32,7 @@ __all__ = ["NotModelled", "Replay", "modelled", "replay", "stream"]
 SYSCALLS = (149, 150, 151, 152, 325)
 
 #: parts of an environment the model has: what their names begin with
-ENVIRONMENT: tuple[str, ...] = ()
+ENVIRONMENT: tuple[str, ...] = (*HUGE_ENVIRONMENT,)
 
 #: frames of a Host made for a scenario: those it may touch at most, with room for copies
 LEAST_FRAMES = 1 << 14
@@ -129,7 +131,7 @@ def _page_of(number: int) -> bytes:
 # ---------------------------------------------------------------- one run
 
 
-class Replay(Life, Locks, NodeOps):
+class Replay(HugePages, Life, Locks, NodeOps):
     """One scenario on a Host of its own.
 
     Parameters
@@ -163,6 +165,7 @@ class Replay(Life, Locks, NodeOps):
         self.lodgers: set[str] = set()
         self.name_of: dict[int, str] = {}
         self._arrays = self.host.world.arrays
+        self._surround_huge(scenario.env)
         ksm = self.host.ksm
         ksm.events.on = True
         if not scenario.settle:
@@ -324,6 +327,8 @@ class Replay(Life, Locks, NodeOps):
 
     def do_madvise(self, name: str, vpn: int, n: int, advice: str) -> None:
         mm, start, end = self.live[name], vpn * PAGE, (vpn + n) * PAGE
+        if advice == "collapse" and self.collapses_shared(mm, start, end):
+            raise NotModelled(name, [advice])
         if advice == "remove" and any(
             v.vm_start < end and v.vm_end > start and v.vm_flags & Vm.SHARED for v in mm.vmas
         ):
@@ -395,7 +400,7 @@ def _frames_for(scenario: Scenario) -> int:
         pages = sum(n for _, n in row(op).spans(op))
         mapped += pages if row(op).maps else 0
         present += pages if row(op).present(op) else 0
-    huge = any(row(op).arg(op, ADVICE_NAME) in ("hugepage", "collapse") for op in scenario.ops)
+    huge = bool(scenario.env) or any(row(op).arg(op, ADVICE_NAME) in ("hugepage", "collapse") for op in scenario.ops)
     processes = 1 + sum(row(op).made(op) is not None for op in scenario.ops)
     wanted = min(mapped, 512 * present if huge else present) + 512 * (huge and present > 0)
     return min(LEAST_FRAMES + 2 * 512 * processes + 2 * processes * wanted, MOST_FRAMES)

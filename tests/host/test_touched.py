@@ -46,7 +46,8 @@ def test_touched_pages_are_those_of_plain_sets(seed, thp):
             read[who], written[who] = set(), set()
         elif thp == "never" and len(mms) < 4:
             mms.append(mm.fork())
-            read.append(set(read[who])), written.append(set(written[who]))
+            # the child has accessed nothing yet
+            read.append(set()), written.append(set(written[who]))
         for i, one in enumerate(mms):
             assert pages(one) == {BASE + p * PAGE for p in read[i]}
             assert pages(one, written=True) == {BASE + p * PAGE for p in written[i]}

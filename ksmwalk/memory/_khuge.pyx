@@ -1,0 +1,129 @@
+"""Small pages collapsed into huge ones, compiled: by MADV_COLLAPSE, and by khugepaged within its limits.
+
+The contract of every function stands in `_khuge.pxd`.
+"""
+from libc.errno cimport EAGAIN, EINVAL, ENOMEM
+from libc.stdint cimport int32_t, int64_t, uint64_t
+
+from ksmwalk._core cimport (
+    child_row, entry_leaf, entry_none, entry_pfn, interrupted_at, pmd_find, pte_present, table_free,
+)
+from ksmwalk.memory._areas cimport node_of
+from ksmwalk.memory._frames cimport folio_extra_refs, huge_alloc, lru_drain, maybe_shared, normal_pfn
+from ksmwalk.memory._folio cimport map_huge
+from ksmwalk.memory._leaves cimport zap_pte
+from ksmwalk.layout._layout cimport *
+
+
+cdef bint worth_while(kw_world *w, kw_vma *v, const uint64_t *row) noexcept nogil:
+    """Is this table within khugepaged's limits, and was one of its pages accessed lately?"""
+    cdef int64_t absent = 0, shared = 0, out = 0, accessed = 0, pfn
+    cdef uint64_t e
+    cdef int i
+    for i in range(512):
+        e = row[i]
+        if entry_none(e) or pte_present(e) and e & PTE_SPECIAL and entry_pfn(e, 1) == 0:
+            absent += 1
+            if absent > w.ctl.khuge_none or v.flags & (VM_UFFD_MISSING | VM_UFFD_WP):
+                return False
+            continue
+        if not pte_present(e):
+            out += 1
+            if out > w.ctl.khuge_swap:
+                return False
+            continue
+        pfn = normal_pfn(w, e, 1)
+        if pfn >= 0 and maybe_shared(w, pfn):
+            shared += 1
+            if shared > w.ctl.khuge_shared:
+                return False
+        # Merging marks the page itself as accessed, whoever maps it.
+        if e & PTE_A or pfn >= 0 and w.f_flags[pfn] & FRAME_KSM:
+            accessed += 1
+    # What is swapped out is read in again only where most of the rest is in use.
+    return accessed >= 256 if out else accessed > 0
+
+
+cdef int into_huge(kw_world *w, int32_t mm, kw_vma *v, uint64_t *pmd, int64_t table) noexcept nogil:
+    """One huge page instead of this table of small pages."""
+    cdef uint64_t *row = w.rows + table * 512
+    cdef uint64_t e
+    cdef int64_t pfn, huge
+    cdef int i, j
+    lru_drain(w)
+    for i in range(512):
+        e = row[i]
+        if entry_none(e) or pte_present(e) and e & PTE_SPECIAL and entry_pfn(e, 1) == 0:
+            continue
+        pfn = normal_pfn(w, e, 1) if pte_present(e) else KW_NONE
+        if pfn < 0 or e & PTE_UFFD_WP or not w.f_flags[pfn] & FRAME_ANON:
+            return -EINVAL
+        if folio_extra_refs(w, pfn) or w.f_flags[pfn] & FRAME_LOCKED:
+            return -EAGAIN
+        # Every page must come off the LRU list, and one that is here twice can do so only once.
+        if w.f_mapcount[pfn] > 1:
+            for j in range(i):
+                if pte_present(row[j]) and normal_pfn(w, row[j], 1) == pfn:
+                    return -EAGAIN
+    huge = huge_alloc(w, node_of(w, v))
+    if huge < 0:
+        return -ENOMEM
+    for i in range(512):
+        e = row[i]
+        if pte_present(e):
+            pfn = normal_pfn(w, e, 1)
+            if pfn >= 0:
+                w.f_key[huge + i] = w.f_key[pfn]
+            zap_pte(w, mm, &row[i])
+    table_free(w, mm, pmd, table)
+    map_huge(w, mm, v, pmd, huge)
+    return KW_OK
+
+
+cdef int collapse(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr) noexcept nogil:
+    cdef uint64_t *pmd = pmd_find(w, w.mms[mm].root, addr)
+    cdef int64_t table
+    if v.backing or v.anon_vma == 0 or v.flags & VM_NOHUGEPAGE or w.mms[mm].flags & MM_THP_DISABLED:
+        return -EINVAL
+    if pmd == NULL or entry_none(pmd[0]):
+        return -EINVAL
+    if entry_leaf(pmd[0], 2):
+        return KW_OK
+    table = child_row(w, pmd)
+    return into_huge(w, mm, v, pmd, table) if table >= 0 else -EINVAL
+
+
+# ------------------------------------------------------------------ khugepaged
+
+cdef bint for_khugepaged(kw_world *w, const kw_vma *v) noexcept nogil:
+    """Does khugepaged look at this area?"""
+    if v.backing or v.anon_vma == 0 or v.flags & (VM_NOHUGEPAGE | VM_PFNMAP | VM_IO | VM_MIXEDMAP | VM_DONTEXPAND):
+        return False
+    return w.ctl.thp == THP_ALWAYS or w.ctl.thp == THP_MADVISE and v.flags & VM_HUGEPAGE
+
+
+cdef int64_t khuge_mm(kw_world *w, int32_t mm) noexcept nogil:
+    cdef int32_t at = w.mms[mm].vma_first
+    cdef uint64_t addr
+    cdef uint64_t *pmd
+    cdef int64_t table, made = 0
+    if w.mms[mm].flags & (MM_THP_DISABLED | MM_BACKING | MM_EXITING):
+        return 0
+    while at:
+        addr = (w.vmas[at].start + KW_PMD_SIZE - 1) & ~(KW_PMD_SIZE - 1)
+        if for_khugepaged(w, &w.vmas[at]):
+            while addr + KW_PMD_SIZE <= w.vmas[at].end:
+                if interrupted_at(addr):
+                    return KW_EINTR
+                pmd = pmd_find(w, w.mms[mm].root, addr)
+                if pmd == NULL:
+                    # Nothing for a gigabyte at least: on to its end.
+                    addr = (addr & ~(KW_PUD_SIZE - 1)) + KW_PUD_SIZE
+                    continue
+                table = child_row(w, pmd) if not entry_none(pmd[0]) and not entry_leaf(pmd[0], 2) else KW_NONE
+                if table >= 0 and worth_while(w, &w.vmas[at], w.rows + table * 512):
+                    if into_huge(w, mm, &w.vmas[at], pmd, table) == KW_OK:
+                        made += 1
+                addr += KW_PMD_SIZE
+        at = w.vmas[at].next
+    return made
