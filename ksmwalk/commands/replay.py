@@ -10,10 +10,11 @@ import json
 import sys
 from typing import Any
 
+from .. import kernels
 from ..errors import KsmwalkError
-from ..scenarios.compare import first_difference
+from ..scenarios.compare import alike, first_difference
 from ..scenarios.format import Recording, ScenarioError, load, record_text
-from ..scenarios.replay import NotModelled, modelled, stream
+from ..scenarios.replay import NotModelled, kernel_note, kernel_of, modelled, stream
 from .codes import FAILED, FINE, UNUSABLE, complain
 from .report import printable
 
@@ -33,17 +34,23 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("files", nargs="+", metavar="FILE.json", help="scenario or recording")
     parser.add_argument("--check", action="store_true", help="compare with the files' records; exit 1 if any differ")
+    parser.add_argument(
+        "--kernel", metavar="VERSION", help="the kernel to be, 6.1.192 say (default: that of each recording, else 6.18.44)"
+    )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.set_defaults(run=run)
 
 
-def _compared(recording: Recording) -> dict[str, Any]:
-    """How one file came out."""
+def _compared(recording: Recording, kernel: str | None) -> dict[str, Any]:
+    """How one file came out; what either kernel does not show is left out."""
     if (op := modelled(recording.scenario)) is not None:
         return {"agree": False, "not_modelled": op}
     if recording.records is None:
         return {"agree": False, "error": "no records to compare with"}
-    difference = first_difference(recording.records, stream(recording), recording.nondet)
+    theirs = kernel_of(recording)
+    ours = theirs if kernel is None else kernels.PROFILES[kernel]
+    want, got = alike(recording.records, theirs, stream(recording, ours.version), ours)
+    difference = first_difference(want, got, recording.nondet)
     if difference is None:
         return {"agree": True, "records": len(recording.records)}
     return {
@@ -73,6 +80,7 @@ class _Files:
         self.args = args
         self.agreed = self.bad = self.unusable = 0
         self._written = 0
+        self._said = {""}
 
     def begin(self) -> None:
         if self.args.json:
@@ -99,6 +107,9 @@ class _Files:
         except WRONG as error:
             self.broken(file, error)
             return
+        if self.args.kernel is None and recording.kernel and (note := kernel_note(recording)) not in self._said:
+            self._said.add(note)
+            complain("ksmwalk replay", note)
         if self.args.check:
             self.check(file, recording)
         else:
@@ -118,7 +129,7 @@ class _Files:
 
     def check(self, file: str, recording: Recording) -> None:
         try:
-            result = _compared(recording)
+            result = _compared(recording, self.args.kernel)
         except NotModelled as error:
             result = {"agree": False, "not_modelled": error.op}
         except WRONG as error:
@@ -140,7 +151,7 @@ class _Files:
             sys.stdout.write(f'{{"file": {json.dumps(file)}, "name": {json.dumps(recording.scenario.name)}, "records": [')
         elif len(self.args.files) > 1:
             print(f"# {printable(file)}")
-        records, comma = stream(recording), ""
+        records, comma = stream(recording, self.args.kernel), ""
         while True:
             try:
                 record = next(records)
@@ -186,6 +197,15 @@ def run(args: argparse.Namespace) -> int:
     int
         0; 1 where a file differs, is not modelled or can't be read; 2 where none can be read and run.
     """
+    if args.kernel is not None:
+        try:
+            found = kernels.find(args.kernel)
+        except ValueError as error:
+            complain("ksmwalk replay", f"--kernel: {error}")
+            return UNUSABLE
+        if found.note:
+            complain("ksmwalk replay", found.note)
+        args.kernel = found.profile.version
     files = _Files(args)
     files.begin()
     for file in args.files:

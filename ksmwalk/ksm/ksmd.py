@@ -141,7 +141,7 @@ class Ksm(Strict, Cpus, ShownKsm, sysfs.Files, Chosen):
         ksm, ctl = world.arrays["ksm"], world.arrays["ctl"]
         if ksm["max_page_sharing"][0] == 0:  # a record that was never used
             for knob in sysfs.KNOBS.values():
-                ksm[knob.field][0] = knob.default if self.has(knob.name) else 0
+                ksm[knob.field][0] = knob.default if knob.name != "smart_scan" or self.has(knob.name) else 0
             ksm["long_wait"][0] = 1
             ctl["stable_used"][0] = max(1, int(ctl["stable_used"][0]))
 

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..kernels import Profile
 from .format import record_text
 from .ops import row
 from .records import COUNTERS, STATS, Record
@@ -84,22 +85,85 @@ def without_events(records: Iterable[Record]) -> list[Record]:
     list of dict
         Without ``t``, and KSM pages numbered as they first appear.
     """
+    return list(as_shown(records, events=False))
+
+
+def as_shown(
+    records: Iterable[Record], missing: Collection[str] = (), stats: Collection[str] = STATS, events: bool = True
+) -> Iterator[Record]:
+    """Yield the records as a kernel would give them that shows less.
+
+    Parameters
+    ----------
+    records : iterable of dict
+    missing : collection of str
+        Counters it does not have.
+    stats : collection of str
+        Statistics of a process that it has, of `STATS`; the others are None.
+    events : bool
+        Whether it has trace events; without them KSM pages are numbered as they first appear.
+    """
     number: dict[str, str] = {}
-    plain = []
+    rows: dict[str, list[int | None]] = {}
+    lacking = [place for place, name in enumerate(STATS) if name not in stats]
     for record in records:
-        record = {key: value for key, value in record.items() if key != "t"}
-        if "p" in record:
-            runs: dict[str, list[list[Any]]] = {}
-            for name in sorted(record["p"]):
-                runs[name] = []
-                for vpn, n, code in record["p"][name]:
-                    if code[0] == "k":
-                        bare = code.rstrip("'")
-                        code = number.setdefault(bare, f"k{len(number)}") + code[len(bare) :]
-                    runs[name].append([vpn, n, code])
-            record["p"] = runs
-        plain.append(record)
-    return plain
+        record = dict(record)
+        if row(record["op"]).ends:
+            rows.pop(str(row(record["op"]).process(record["op"])), None)
+        if "c" in record:
+            record["c"] = {name: value for name, value in record["c"].items() if name not in missing}
+        if "s" in record and lacking:
+            seen = {name: [None if at in lacking else value for at, value in enumerate(line)] for name, line in record["s"].items()}
+            record["s"] = {name: line for name, line in seen.items() if rows.get(name) != line}
+            rows.update(seen)
+        if not events:
+            record.pop("t", None)
+            if "p" in record:
+                record["p"] = {name: _renumbered(record["p"][name], number) for name in sorted(record["p"])}
+        yield {key: value for key, value in record.items() if value or key not in ("c", "s")}
+
+
+def _renumbered(runs: list[list[Any]], number: dict[str, str]) -> list[list[Any]]:
+    """Runs of pages with KSM pages numbered anew."""
+    out = []
+    for vpn, n, code in runs:
+        if code[0] == "k":
+            bare = code.rstrip("'")
+            code = number.setdefault(bare, f"k{len(number)}") + code[len(bare) :]
+        out.append([vpn, n, code])
+    return out
+
+
+def alike(
+    expected: Sequence[Record], theirs: Profile, actual: Iterable[Record], ours: Profile
+) -> tuple[Iterable[Record], Iterable[Record]]:
+    """Return two answers without what only one of them shows; both as they are where they show the same.
+
+    Parameters
+    ----------
+    expected : sequence of dict
+        A recording.
+    theirs : Profile
+        The kernel it is of.
+    actual : iterable of dict
+        The model's answer.
+    ours : Profile
+        The kernel it was.
+    """
+    lines = [line for record in expected for line in record.get("s", {}).values()]
+    lacking = {name for at, name in enumerate(STATS) if any(line[at] is None for line in lines)}
+    # a scan without a word of it: whoever made this recording could see no events
+    quiet = any("full_scans" in record.get("c", {}) for record in expected) and not any("t" in record for record in expected)
+    shows = [
+        (frozenset(theirs.missing), frozenset(theirs.stats) - lacking, theirs.events and not quiet),
+        (frozenset(ours.missing), frozenset(ours.stats), ours.events),
+    ]
+    missing, stats, events = shows[0][0] | shows[1][0], shows[0][1] & shows[1][1], shows[0][2] and shows[1][2]
+    mine, yours = (
+        side if show == (missing, stats, events) and not lacking else as_shown(side, missing, stats, events)
+        for side, show in zip((expected, actual), shows, strict=True)
+    )
+    return mine, yours
 
 
 def _fields(record: Record, ignore: Collection[str]) -> Iterator[tuple[str, Any]]:

@@ -414,6 +414,14 @@ def kernel_of(recording: Scenario | Recording) -> kernels.Profile:
         return kernels.PROFILES[kernels.DEFAULT]
 
 
+def kernel_note(recording: Recording) -> str:
+    """What there is to say of `kernel_of`: empty where that very kernel was seen."""
+    try:
+        return kernels.find(recording.kernel).note
+    except ValueError as error:
+        return f"{error}: answered as {kernels.DEFAULT}"
+
+
 def stream(scenario: Scenario | Recording, kernel: str | None = None) -> Iterator[Record]:
     """Run a scenario in the model and yield its records as they come: none is kept.
 
