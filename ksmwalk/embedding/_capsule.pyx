@@ -18,7 +18,8 @@ from ksmwalk.ksm._cursor cimport scan_begin, scan_next
 from ksmwalk.ksm._engine cimport examine, scan_and_merge
 from ksmwalk.layout._layout cimport *
 from ksmwalk.memory._areas cimport find_place, mm_alloc, user_end
-from ksmwalk.memory._fault cimport look_range, read_fault, write_fault, write_range
+from ksmwalk.memory._fault cimport read_fault, write_fault, write_range
+from ksmwalk.memory._looks cimport look_range
 from ksmwalk.memory._frames cimport lru_drain
 from ksmwalk.memory._scattered cimport write_scattered
 from ksmwalk.tables._leaves cimport world_mappings

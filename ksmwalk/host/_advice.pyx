@@ -74,7 +74,7 @@ cdef int dont_need(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint64_t 
         rc = mlock_range(w, mm, start, end)
         if rc < 0:
             return rc
-    return discard_range(w, mm, start, end)
+    return discard_range(w, mm, start, end, w.vmas[v].backing != 0 and w.vmas[v].flags & VM_UFFD_WP)
 
 
 cdef int free_lazily(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint64_t end, const Advice *a) noexcept nogil:

@@ -11,7 +11,8 @@ from ksmwalk.memory._leaves cimport prot_bits, touched
 from ksmwalk.memory._areas cimport backing_put, find_place, mm_alloc, vma_find_from, vma_for
 from ksmwalk.memory._folio cimport split_folio_at
 from ksmwalk.memory._khuge cimport khuge_mm
-from ksmwalk.memory._fault cimport fault_write, look_range, read_range, write_range
+from ksmwalk.memory._fault cimport fault_write, read_range, write_range
+from ksmwalk.memory._looks cimport look_range
 from ksmwalk.memory._scattered cimport read_scattered, write_scattered
 from ksmwalk.ksm._unmerge cimport break_ksm, unmerge_range
 from ksmwalk.host._calls cimport (

@@ -119,3 +119,10 @@ class Door(Settled):
             code = errno.EINVAL if addr % PAGE_SIZE else wrapped
             raise refuse(code, f"{what} {addr:#x}, length {length:#x}")
         return addr, end
+
+    def _user_range(self, addr: int, length: int, what: str) -> tuple[int, int]:
+        """As `_range`, not empty and within user memory."""
+        start, end = self._range(addr, length, what)
+        if start == end or end > self.task_size:
+            raise refuse(errno.EINVAL, f"{what} {start:#x}-{end:#x}: empty, or beyond {self.task_size:#x}")
+        return start, end

@@ -18,6 +18,7 @@ from .nodes import Placed
 from .notebook import ShownMm
 from .tasks import ADVICE_NUMBERS, Tasks, advice_number
 from .vma import Vma
+from .watched import Watched
 
 # Plain integers: arithmetic on enum members takes a microsecond.
 _MAY = int(Vm.MAYREAD | Vm.MAYWRITE | Vm.MAYEXEC)
@@ -61,7 +62,7 @@ def _prot(prot: str) -> int:
     return (_READ if "r" in prot else 0) | (_WRITE if "w" in prot else 0) | (_EXEC if "x" in prot else 0)
 
 
-class Mm(Placed, Tasks, Locking, ShownMm):
+class Mm(Placed, Tasks, Locking, Watched, ShownMm):
     """An address space; `Host.new_mm`, `fork` make them. `Mm(host, number)` is the same door as `host.mm_by_number`.
 
     A bad call raises the `OSError` that the system call would fail with, and does what the system call does
@@ -183,13 +184,6 @@ class Mm(Placed, Tasks, Locking, ShownMm):
         return counts if stats == STATS else {f"ksm_{name}": counts[f"ksm_{name}"] for name in stats}
 
     # ---------------------------------------------------------- mapping
-
-    def _user_range(self, addr: int, length: int, what: str) -> tuple[int, int]:
-        """As `_range`, not empty and within user memory."""
-        start, end = self._range(addr, length, what)
-        if start == end or end > self.task_size:
-            raise refuse(errno.EINVAL, f"{what} {start:#x}-{end:#x}: empty, or beyond {self.task_size:#x}")
-        return start, end
 
     def mmap(
         self,
@@ -440,15 +434,6 @@ class Mm(Placed, Tasks, Locking, ShownMm):
 
     thpdisable = thp_disable
 
-    def uffd_wp(self, addr: int, length: int, on: bool = True) -> None:
-        """Register the range with a userfaultfd and write-protect its present pages (off: let stores through again).
-
-        Models: UFFDIO_REGISTER and UFFDIO_WRITEPROTECT of Linux 6.18.
-        Differs: one userfaultfd per address space, no markers in absent pages, a store fails with EFAULT.
-        """
-        on = as_flag(on, "on")
-        start, end = self._user_range(addr, length, "uffd_wp")
-        self._check(_doors.uffd_wp(self._world, self.index, start, end, on), f"uffd_wp {start:#x}-{end:#x}")
 
     def __repr__(self) -> str:
         return f"<Mm {self.index}, {'exited' if self._life.gone else counted(len(self.vmas), 'area')}>"

@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 #: the letters of smaps' VmFlags, in the kernel's order
 LETTERS = (
     (Vm.READ, "rd"), (Vm.WRITE, "wr"), (Vm.EXEC, "ex"), (Vm.SHARED, "sh"), (Vm.MAYREAD, "mr"), (Vm.MAYWRITE, "mw"),
-    (Vm.MAYEXEC, "me"), (Vm.MAYSHARE, "ms"), (Vm.GROWSDOWN, "gd"), (Vm.MAYBE_GUARD, "gu"), (Vm.PFNMAP, "pf"), (Vm.LOCKED, "lo"),
+    (Vm.MAYEXEC, "me"), (Vm.MAYSHARE, "ms"), (Vm.GROWSDOWN, "gd"), (Vm.UFFD_MISSING, "um"), (Vm.PFNMAP, "pf"),
+    (Vm.MAYBE_GUARD, "gu"), (Vm.UFFD_WP, "uw"), (Vm.LOCKED, "lo"),
     (Vm.IO, "io"), (Vm.SEQ_READ, "sr"),
     (Vm.RAND_READ, "rr"), (Vm.DONTCOPY, "dc"), (Vm.DONTEXPAND, "de"), (Vm.ACCOUNT, "ac"), (Vm.NORESERVE, "nr"),
     (Vm.HUGETLB, "ht"), (Vm.WIPEONFORK, "wf"), (Vm.DONTDUMP, "dd"), (Vm.MIXEDMAP, "mm"), (Vm.HUGEPAGE, "hg"),
-    (Vm.NOHUGEPAGE, "nh"), (Vm.MERGEABLE, "mg"), (Vm.UFFD_MISSING, "um"), (Vm.UFFD_WP, "uw"), (Vm.DROPPABLE, "dp"),
+    (Vm.NOHUGEPAGE, "nh"), (Vm.MERGEABLE, "mg"), (Vm.DROPPABLE, "dp"), (Vm.UFFD_MINOR, "ui"),
 )  # fmt: skip
 
 _WHY_NOT = (

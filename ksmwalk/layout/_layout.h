@@ -82,6 +82,8 @@ enum {
 #define VM_MERGEABLE 0x80000000ull
 #define VM_DROPPABLE 0x10000000000ull
 #define VM_DAX 0x20000000000ull       /* the kernel asks the file instead */
+#define VM_UFFD_MINOR 0x40000000000ull /* ours too, with the one below */
+#define VM_UFFD_ASYNC 0x80000000000ull /* a store to a protected page takes the protection away, nobody is told */
 /* MmFlag(IntFlag), MM_: State of an address space. */
 enum {
     MM_EXITING = 1,
@@ -388,7 +390,6 @@ typedef struct {
     int64_t splits;        /* huge pages split */
     int64_t joined;        /* rmap_items put on the list of a stable node */
 } kw_done;
-
 /* An entry that can't be followed. */
 typedef struct {
     uint64_t addr;
@@ -441,7 +442,6 @@ typedef struct {
     int32_t node;          /* stable node concerned */
     int32_t err;           /* 0 or -errno */
 } kw_event;
-
 /* Everything at once: pointers into the numpy arrays a Host owns. The arenas never move (see arena.py), so these are
  * made once and stay good for the Host's life. */
 typedef struct kw_world kw_world;

@@ -10,8 +10,13 @@ cdef enum:
     STACK_GAP = 0x100000     # stack_guard_gap: 256 pages
     STACK_MOST = 0x800000    # RLIMIT_STACK as it mostly is
     VM_SPECIAL = VM_IO | VM_DONTEXPAND | VM_PFNMAP | VM_MIXEDMAP
-    VM_WATCHED = VM_UFFD_MISSING | VM_UFFD_WP     # by userfaultfd
     VM_ACCESS = VM_READ | VM_WRITE | VM_EXEC
+
+cdef extern from *:
+    """
+    #define VM_WATCHED (VM_UFFD_MISSING | VM_UFFD_WP | VM_UFFD_MINOR | VM_UFFD_ASYNC)
+    """
+    const uint64_t VM_WATCHED    # by userfaultfd, and how
 
 # ------------------------------------------------------------------ address spaces and objects
 
@@ -32,6 +37,8 @@ cdef int32_t vma_find_from(kw_world *w, int32_t mm, uint64_t addr) noexcept nogi
 cdef int32_t vma_for(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil
     # The vma that an access to addr finds, 0: none. A stack (VM_GROWSDOWN) grows down to it: by any distance, but not
     # over 8 MiB in all, nor nearer than 1 MiB to what may be accessed below it and is no stack.
+cdef bint waits(kw_world *w, const kw_vma *v, uint64_t addr) noexcept nogil
+    # Would a fault at addr, where nothing is mapped, wait for a userfaultfd handler?
 cdef inline uint64_t user_end(kw_world *w) noexcept nogil:
     # First address beyond user memory.
     return ((<uint64_t>1) << (47 if w.ctl.levels == 4 else 56)) - KW_PAGE_SIZE

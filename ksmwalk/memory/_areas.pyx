@@ -7,7 +7,7 @@ from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.string cimport memset
 
 from ksmwalk._core cimport (
-    child_row, entry_leaf, level_size, pmd_find, row_alloc, row_free, row_owner, rows_left,
+    child_row, entry_leaf, level_size, pmd_find, pte_find, row_alloc, row_free, row_owner, rows_left,
 )
 from ksmwalk.memory._frames cimport folio_put, normal_pfn
 from ksmwalk.memory._leaves cimport free_tables, pmd_split, touched
@@ -127,6 +127,16 @@ cdef int32_t vma_find_from(kw_world *w, int32_t mm, uint64_t addr) noexcept nogi
 cdef int32_t vma_find(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil:
     cdef int32_t v = vma_find_from(w, mm, addr)
     return v if v and w.vmas[v].start <= addr else 0
+
+
+cdef bint waits(kw_world *w, const kw_vma *v, uint64_t addr) noexcept nogil:
+    cdef uint64_t *there
+    if not v.flags & (VM_UFFD_MISSING | VM_UFFD_MINOR):
+        return False
+    if not v.backing:
+        return v.flags & VM_UFFD_MISSING != 0
+    there = pte_find(w, w.mms[v.backing].root, (v.pgoff << 12) + (addr - v.start))
+    return v.flags & (VM_UFFD_MINOR if there != NULL and there[0] else VM_UFFD_MISSING) != 0
 
 
 cdef inline uint64_t room_below(const kw_vma *v) noexcept nogil:

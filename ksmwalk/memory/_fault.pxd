@@ -13,6 +13,10 @@ cdef int write_fault(kw_world *w, int32_t mm, uint64_t addr, uint64_t key) noexc
     # no right to; KW_ENOFRAMES, KW_ENOROWS.
 cdef int64_t read_fault(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil
     # The frame a load at addr sees, the fault it takes included (zero page, huge zero page); or a code as above.
+cdef int new_anon(kw_world *w, int32_t mm, kw_vma *v, uint64_t *pte, uint64_t key) noexcept nogil
+    # A new anonymous page with this content at an empty or replaced pte; the area has an anon_vma. KW_ENOFRAMES.
+cdef int64_t backing_page(kw_world *w, const kw_vma *v, uint64_t pgoff, bint huge) noexcept nogil
+    # The frame of the file or shared object behind v at this offset, made (empty) where missing. -EFAULT: beyond its end; KW_ENOFRAMES.
 cdef int fault_write(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t key, int mode) noexcept nogil
 cdef int64_t fault_read(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, int mode) noexcept nogil
     # write_fault and read_fault with the vma at hand; mode: FAULT_* bits.
@@ -22,6 +26,3 @@ cdef int64_t write_range(kw_world *w, int32_t mm, uint64_t addr, int64_t n, cons
     # there.
 cdef int64_t read_range(kw_world *w, int32_t mm, uint64_t addr, int64_t n, uint64_t *keys, int mode,
                         int *code) noexcept nogil
-
-cdef int64_t look_range(kw_world *w, int32_t mm, uint64_t addr, int64_t n, uint64_t *keys, int64_t *pfns) noexcept nogil
-    # The same without a fault: key 0 and frame -1 where nothing is mapped. Either pointer may be NULL.

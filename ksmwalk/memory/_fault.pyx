@@ -6,15 +6,15 @@ from libc.errno cimport EFAULT
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from ksmwalk._core cimport (
-    bad_entry, entry_leaf, entry_none, entry_pfn, entry_stored, interrupted, interrupted_at, leaf_find, level_size,
+    bad_entry, entry_leaf, entry_none, entry_pfn, entry_stored, interrupted, interrupted_at,
     make_entry, make_leaf, mm_changed, no_entry, pmd_make, pmd_present, pte_find, pte_make, pte_present,
 )
 from ksmwalk.memory._frames cimport (
     folio_get, folio_mappings, frame_alloc, frame_map, frame_new, frame_unmap, huge_alloc, huge_map, huge_ours,
     huge_unmap, hugetlb_alloc, mlock_page, new_page, normal_pfn, page_ours,
 )
-from ksmwalk.memory._leaves cimport huge_flags, ksm_zero_gone, pmd_split, prot_bits, pte_ksm_zero, touched
-from ksmwalk.memory._areas cimport VM_ACCESS, anon_vma_prepare, node_of, vma_find_from, vma_for
+from ksmwalk.memory._leaves cimport huge_flags, ksm_zero_gone, pmd_split, prot_bits, pte_ksm_zero, touched, wp_marker
+from ksmwalk.memory._areas cimport VM_ACCESS, anon_vma_prepare, node_of, vma_find_from, vma_for, waits
 from ksmwalk.memory._folio cimport make_huge_zero, map_huge
 from ksmwalk.layout._layout cimport *
 
@@ -76,7 +76,7 @@ cdef int write_huge(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t 
     if not pmd_present(e):
         return -EFAULT
     if e & PTE_UFFD_WP:
-        return -EFAULT
+        return pmd_split(w, mm, addr, pmd) if v.flags & VM_UFFD_ASYNC else -EFAULT
     if pfn < 0:
         if entry_pfn(e, 2) != <uint64_t>w.ctl.huge_zero:
             return -EFAULT
@@ -137,6 +137,12 @@ cdef int write_hugetlb(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64
     return KW_OK
 
 
+cdef inline int protected(uint64_t *pte) noexcept nogil:
+    """A page that came where a marker of write protection was, by a store that now waits for a handler."""
+    pte[0] = (pte[0] & ~PTE_RW) | PTE_UFFD_WP
+    return -EFAULT
+
+
 cdef int new_anon(kw_world *w, int32_t mm, kw_vma *v, uint64_t *pte, uint64_t key) noexcept nogil:
     """A new anonymous page with this content at an empty or replaced pte."""
     cdef int64_t pfn = frame_alloc(w, node_of(w, v), key, FRAME_ANON | FRAME_EXCLUSIVE)
@@ -158,6 +164,7 @@ cdef int write_pte(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *
     cdef uint64_t e = pte[0]
     cdef int64_t pfn
     cdef int rc
+    cdef bint marked = False
     if e & PTE_RW and pte_present(e):
         pfn = normal_pfn(w, e, 1)
         if pfn >= 0:
@@ -166,7 +173,14 @@ cdef int write_pte(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *
             return KW_OK
     if not pte_present(e):
         if not entry_none(e):
-            return -EFAULT   # a guard marker, say
+            if e != wp_marker():
+                return -EFAULT   # a guard marker, say
+            # The page comes, protected; then the store is told of.
+            marked = not v.flags & VM_UFFD_ASYNC
+        if waits(w, v, addr):
+            return -EFAULT
+        if marked:
+            mode |= FAULT_KEEP
         if v.backing:
             pfn = backing_page(w, v, v.pgoff + ((addr - v.start) >> 12), False)
             if pfn < 0:
@@ -177,15 +191,19 @@ cdef int write_pte(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *
                 mlock_page(w, w.mms[mm].cpu, v.flags, pfn)
                 store(w, mm, pfn, key, mode)
                 touched(w, mm)
-                return KW_OK
+                return protected(pte) if marked else KW_OK
             if mode & FAULT_KEEP:
                 key = w.f_key[pfn]
         elif mode & FAULT_KEEP:
             key = 0
         anon_vma_prepare(w, v)
-        return new_anon(w, mm, v, pte, key)
+        rc = new_anon(w, mm, v, pte, key)
+        return protected(pte) if marked and rc == KW_OK else rc
     if e & PTE_UFFD_WP:
-        return -EFAULT       # a userfaultfd handler would have to answer
+        if not v.flags & VM_UFFD_ASYNC:
+            return -EFAULT       # a userfaultfd handler would have to answer
+        e &= ~PTE_UFFD_WP
+        pte[0] = e
     if e & PTE_SPECIAL:
         if entry_pfn(e, 1) != 0:
             return -EFAULT
@@ -229,6 +247,8 @@ cdef int fault_write(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t
         return no_entry(w, mm, addr)
     if entry_none(pmd[0]):
         if thp_fits(w, mm, v, addr):
+            if v.flags & VM_UFFD_MISSING:
+                return -EFAULT
             anon_vma_prepare(w, v)
             huge = huge_alloc(w, node_of(w, v))
             if huge >= 0:
@@ -255,7 +275,7 @@ cdef int write_fault(kw_world *w, int32_t mm, uint64_t addr, uint64_t key) noexc
 cdef int64_t fault_read(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, int mode) noexcept nogil:
     cdef uint64_t *pmd
     cdef uint64_t *pte
-    cdef uint64_t e
+    cdef uint64_t e, marked
     cdef int64_t pfn, sub = <int64_t>((addr & (KW_PMD_SIZE - 1)) >> 12)
     cdef bint huge = v.flags & VM_HUGETLB != 0
     if not v.flags & (VM_READ | VM_WRITE | VM_EXEC) and not mode & FAULT_FORCE:
@@ -280,6 +300,8 @@ cdef int64_t fault_read(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, int m
             touched(w, mm)
             return pfn + sub
         if thp_fits(w, mm, v, addr):
+            if v.flags & VM_UFFD_MISSING:
+                return -EFAULT
             anon_vma_prepare(w, v)
             if w.ctl.huge_zero < 0:
                 pfn = huge_alloc(w, 0)
@@ -305,19 +327,22 @@ cdef int64_t fault_read(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, int m
             return -EFAULT
         pte[0] = e | PTE_A
         return pfn
-    if not entry_none(e):
+    if not entry_none(e) and e != wp_marker() or waits(w, v, addr):
         return -EFAULT
+    # Over a marker comes a page that is protected.
+    marked = PTE_UFFD_WP if e == wp_marker() else 0
     touched(w, mm)
     if v.backing == 0:
-        pte[0] = make_entry(0, prot_bits(v.flags) | PTE_SPECIAL)
+        pte[0] = make_entry(0, prot_bits(v.flags) | PTE_SPECIAL | marked)
         return 0
-    map_around(w, mm, v, addr, pte)
-    if pte[0]:
-        return <int64_t>entry_pfn(pte[0], 1)
+    if not v.flags & (VM_UFFD_WP | VM_UFFD_MINOR):
+        map_around(w, mm, v, addr, pte)
+        if pte[0]:
+            return <int64_t>entry_pfn(pte[0], 1)
     pfn = backing_page(w, v, v.pgoff + ((addr - v.start) >> 12), False)
     if pfn < 0:
         return pfn
-    pte[0] = make_entry(<uint64_t>pfn, prot_bits(v.flags))
+    pte[0] = make_entry(<uint64_t>pfn, (prot_bits(v.flags) & ~(PTE_RW if marked else 0)) | marked)
     frame_map(w, mm, pfn)
     mlock_page(w, w.mms[mm].cpu, v.flags, pfn)
     return pfn
@@ -379,7 +404,7 @@ cdef int64_t write_range(kw_world *w, int32_t mm, uint64_t addr, int64_t n, cons
             return done
         v = &w.vmas[at]
         stop = min(end, min(v.end, (addr & ~(KW_PMD_SIZE - 1)) + KW_PMD_SIZE))
-        if not v.backing and v.flags & VM_WRITE and not v.flags & (VM_PFNMAP | VM_IO | VM_HUGETLB):
+        if not v.backing and v.flags & VM_WRITE and not v.flags & (VM_PFNMAP | VM_IO | VM_HUGETLB | VM_UFFD_MISSING):
             # Private memory: into its pte table, without a fault's detour for new and for writable pages.
             pmd = pmd_make(w, mm, addr)
             if pmd == NULL:
@@ -459,30 +484,4 @@ cdef int64_t read_range(kw_world *w, int32_t mm, uint64_t addr, int64_t n, uint6
         addr += KW_PAGE_SIZE
         if pte != NULL:
             pte += 1
-    return n
-
-
-cdef int64_t look_range(kw_world *w, int32_t mm, uint64_t addr, int64_t n, uint64_t *keys,
-                        int64_t *pfns) noexcept nogil:
-    """Contents and frames without a fault: key 0 and frame -1 where nothing is present."""
-    cdef int64_t i, pfn
-    cdef int level = 0
-    cdef uint64_t *p = NULL
-    for i in range(n):
-        # One descent a table of ptes.
-        if i == 0 or addr & (KW_PMD_SIZE - 1) == 0 or level != 1:
-            p = leaf_find(w, w.mms[mm].root, addr, &level)
-            if p == NULL:
-                p = pte_find(w, w.mms[mm].root, addr)
-                level = 1 if p != NULL else 0
-        pfn = KW_NONE
-        if p != NULL and (level > 1 or pte_present(p[0])):
-            pfn = <int64_t>entry_pfn(p[0], level) + <int64_t>((addr & (level_size(level) - 1)) >> 12)
-        if keys != NULL:
-            keys[i] = w.f_key[pfn] if 0 <= pfn < w.ctl.nr_frames else 0
-        if pfns != NULL:
-            pfns[i] = pfn
-        addr += KW_PAGE_SIZE
-        if level == 1:
-            p += 1
     return n

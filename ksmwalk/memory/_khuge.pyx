@@ -2,13 +2,13 @@
 
 The contract of every function stands in `_khuge.pxd`.
 """
-from libc.errno cimport EAGAIN, EINVAL, ENOMEM
+from libc.errno cimport EAGAIN, EBUSY, EINVAL, ENOMEM
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from ksmwalk._core cimport (
     child_row, entry_leaf, entry_none, entry_pfn, interrupted_at, pmd_find, pte_present, table_free,
 )
-from ksmwalk.memory._areas cimport node_of
+from ksmwalk.memory._areas cimport VM_WATCHED, node_of
 from ksmwalk.memory._frames cimport folio_extra_refs, huge_alloc, lru_drain, maybe_shared, normal_pfn
 from ksmwalk.memory._folio cimport map_huge
 from ksmwalk.memory._leaves cimport zap_pte
@@ -24,7 +24,7 @@ cdef bint worth_while(kw_world *w, kw_vma *v, const uint64_t *row) noexcept nogi
         e = row[i]
         if entry_none(e) or pte_present(e) and e & PTE_SPECIAL and entry_pfn(e, 1) == 0:
             absent += 1
-            if absent > w.ctl.khuge_none or v.flags & (VM_UFFD_MISSING | VM_UFFD_WP):
+            if absent > w.ctl.khuge_none or v.flags & VM_WATCHED:
                 return False
             continue
         if not pte_present(e):
@@ -54,6 +54,8 @@ cdef int into_huge(kw_world *w, int32_t mm, kw_vma *v, uint64_t *pmd, int64_t ta
     for i in range(512):
         e = row[i]
         if entry_none(e) or pte_present(e) and e & PTE_SPECIAL and entry_pfn(e, 1) == 0:
+            if v.flags & VM_WATCHED:
+                return -EBUSY    # it waits to be told of what is missing
             continue
         pfn = normal_pfn(w, e, 1) if pte_present(e) else KW_NONE
         if pfn < 0 or e & PTE_UFFD_WP or not w.f_flags[pfn] & FRAME_ANON:

@@ -69,9 +69,9 @@ cdef int over_leaves(kw_world *w, LeafOp *op, uint64_t start, uint64_t end) noex
 cdef int zap_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil
 cdef int mlock_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil
     # Before the pages of a locked area go: each that is mapped goes onto the mlock batch of the CPU that mm runs on.
-cdef int discard_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil
-    # MADV_DONTNEED: the same, but markers stay, and empty pte tables that lie wholly in the range go: a huge page fits
-    # there again.
+cdef int discard_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bint protected) noexcept nogil
+    # MADV_DONTNEED: the same, but guards stay, and empty pte tables that lie wholly in the range go: a huge page fits
+    # there again. protected: what userfaultfd protects stays so, too, by markers (of a file, where pages may come back).
 cdef void free_tables(kw_world *w, int32_t mm, uint64_t start, uint64_t end, uint64_t floor,
                       uint64_t ceiling) noexcept nogil
     # Free the tables that [start, end) reaches and that cover nothing outside [floor, ceiling); all leaves there are
@@ -82,8 +82,10 @@ cdef int move_range(kw_world *w, int32_t mm, uint64_t old, uint64_t new, uint64_
 cdef int protect_range(kw_world *w, int32_t mm, kw_vma *v, uint64_t start, uint64_t end) noexcept nogil
     # Give the leaves the permissions of the (already changed) vma.
 cdef int wp_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bint on) noexcept nogil
-    # userfaultfd write protection of present leaves.
+    # userfaultfd write protection of present leaves; off: markers go as well.
 cdef int guard_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bint install) noexcept nogil
     # MADV_GUARD_INSTALL, _REMOVE: markers instead of pages.
+cdef inline uint64_t wp_marker() noexcept nogil:
+    return 0xfffffffffffffc00   # of userfaultfd, where nothing is mapped
 cdef inline uint64_t guard_marker() noexcept nogil:
     return 0xfffffffffffff600   # as Linux 6.13 to 6.18 on x86-64 shows it

@@ -154,8 +154,13 @@ cdef int mlock_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noex
 
 
 cdef int op_discard_pte(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
-    if pte_present(entry[0]):
+    cdef uint64_t e = entry[0]
+    if pte_present(e):
         zap_pte(w, op.mm, entry)
+        if op.on and e & PTE_UFFD_WP:
+            entry[0] = wp_marker()
+    elif e == wp_marker() and not op.on:
+        entry[0] = 0
     return 0
 
 
@@ -176,12 +181,13 @@ cdef void free_pte_tables(kw_world *w, int32_t mm, int64_t row, int level, uint6
         p += 1
 
 
-cdef int discard_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil:
+cdef int discard_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bint protected) noexcept nogil:
     cdef LeafOp op
     cdef int rc
     op.pte = op_discard_pte
     op.pmd = op_zap_pmd
     op.mm = mm
+    op.on = protected
     rc = over_leaves(w, &op, start, end)
     if rc == KW_OK and start < end:
         free_pte_tables(w, mm, w.mms[mm].root, <int>w.ctl.levels, start, end)
@@ -224,13 +230,13 @@ cdef int copy_ptes(kw_world *w, int32_t src, int32_t dst, uint64_t *from_, uint6
         e = from_[0]
         if e != 0:
             if not pte_present(e):
-                to[0] = e      # a marker
+                if e != wp_marker():     # the child is not registered with the parent's userfaultfd
+                    to[0] = e
             else:
                 if cow and e & PTE_RW:
                     e &= ~PTE_RW
                     from_[0] = e
-                # The child is not registered with the parent's userfaultfd, and has accessed nothing yet.
-                to[0] = e & ~(PTE_UFFD_WP | PTE_A)
+                to[0] = e & ~(PTE_UFFD_WP | PTE_A)    # the child has accessed nothing yet
                 pfn = normal_pfn(w, e, 1)
                 if pfn >= 0:
                     w.f_flags[pfn] &= ~FRAME_EXCLUSIVE
@@ -387,6 +393,8 @@ cdef int protect_range(kw_world *w, int32_t mm, kw_vma *v, uint64_t start, uint6
 
 cdef int op_wp(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
     if not pte_present(entry[0]):
+        if entry[0] == wp_marker() and not op.on:
+            entry[0] = 0
         return 0
     if op.on:
         entry[0] = (entry[0] & ~PTE_RW) | PTE_UFFD_WP

@@ -314,6 +314,18 @@ def BYTES(check: Check, op: Op, value: object) -> int:
     return check.number(value, "a number of bytes", 1, min((VPN_END - op[2]) * PAGE_SIZE, MOST_BYTES) + 1)
 
 
+def OFFSET(check: Check, op: Op, value: object) -> int:
+    """A place within a page, in bytes."""
+    return check.number(value, "a place within a page", 0, PAGE_SIZE)
+
+
+def PART(check: Check, op: Op, value: object) -> list[int]:
+    """Bytes for a page, from the place before on."""
+    stored = [BYTE(check, op, byte) for byte in check.listed(value)]
+    check.number(len(stored), "a number of bytes", 1, PAGE_SIZE - op[-1] + 1)
+    return stored
+
+
 def FLAG(check: Check, op: Op, value: object) -> int:
     """On or off."""
     return check.number(value, "the argument", 0, 2)

@@ -18,7 +18,7 @@ from ..layout import PAGE_SIZE as PAGE
 from ..layout import Event, Frame, Switch, Vm
 from .format import Recording, Scenario
 from .kinds import ADVICE_NAME, ScenarioError
-from .ops import NODES, row
+from .ops import NODES, row, shows_swap_entries
 from .records import ANON, HUGE, KSM, OTHER, STATS, ZERO, Pages, Record, Recorder
 from .replay_huge import ENVIRONMENT as HUGE_ENVIRONMENT
 from .replay_huge import HugePages
@@ -109,7 +109,12 @@ class Contents:
 
     def after_memset(self, key: int, byte: int, length: int) -> int:
         """The key of a page of content `key` whose first `length` bytes are set to `byte`."""
-        page = (bytes([byte]) * length + self._page[key][length:]).rstrip(b"\0")
+        return self.after_store(key, 0, bytes([byte]) * length)
+
+    def after_store(self, key: int, offset: int, stored: bytes) -> int:
+        """The key of a page of content `key` into which some bytes are stored, from byte `offset` of it on."""
+        old = self._page[key].ljust(offset, b"\0")
+        page = (old[:offset] + stored + old[offset + len(stored) :]).rstrip(b"\0")
         if page not in self._key:
             place = bisect(self._sorted, page)
             low = self._key[self._sorted[place - 1]]
@@ -163,9 +168,12 @@ class Replay(HugePages, Life, Locks, NodeOps):
         self.recorder: Recorder = Recorder(self.host.kernel.events)
         self.live: dict[str, Mm] = {}
         self.lodgers: set[str] = set()
+        self.away: dict[str, str] = {}
+        self.watchers: set[str] = set()
         self.name_of: dict[int, str] = {}
         self._arrays = self.host.world.arrays
         self._surround_huge(scenario.env)
+        self._shows_absent = shows_swap_entries(scenario)
         ksm = self.host.ksm
         ksm.events.on = True
         if not scenario.settle:
@@ -238,7 +246,7 @@ class Replay(HugePages, Life, Locks, NodeOps):
         kind[anon & (flags & (Frame.HEAD | Frame.TAIL) != 0)] = HUGE
         kind[flags & Frame.KSM != 0] = KSM
         kind[flags & Frame.ZERO != 0] = ZERO
-        return vpn, frame, kind
+        return self._with_absent(mm, (vpn, frame, kind)) if self._shows_absent else (vpn, frame, kind)
 
     def _told(self, where: str, op: list[Any]) -> list[tuple[Any, ...]]:
         events = self.host.ksm.events
@@ -334,9 +342,6 @@ class Replay(HugePages, Life, Locks, NodeOps):
         ):
             raise NotModelled(name, [advice])
         mm.madvise(start, end - start, advice)
-
-    def do_uffd_wp(self, name: str, vpn: int, n: int) -> None:
-        self.live[name].uffd_wp(vpn * PAGE, n * PAGE)
 
     def do_syscall(self, name: str, number: int, *words: int) -> None:
         self._locks_syscall(name, number, words)
