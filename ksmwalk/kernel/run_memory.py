@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from typing import Any
 
@@ -100,6 +101,16 @@ class Memory(Side):
     def do_memset(self, name: str, vpn: int, byte: int, length: int) -> int:
         """Store equal bytes."""
         return self.pool.do(name, worker.MEMSET, [vpn * PAGE, byte, length])
+
+    def do_store(self, name: str, vpn: int, offset: int, stored: list[int]) -> int:
+        """Store bytes into a page, those that are equal at once."""
+        at = vpn * PAGE + offset
+        for byte, run in itertools.groupby(stored):
+            length = len(list(run))
+            if (ret := self.pool.do(name, worker.MEMSET, [at, byte, length])) < 0:
+                return ret
+            at += length
+        return 0
 
     def do_pwrite(self, name: str, pairs: list[list[int]]) -> int:
         """Store as a debugger does."""

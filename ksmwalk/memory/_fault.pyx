@@ -272,10 +272,35 @@ cdef int write_fault(kw_world *w, int32_t mm, uint64_t addr, uint64_t key) noexc
     return fault_write(w, mm, &w.vmas[v], addr, key, 0)
 
 
+cdef int64_t read_absent(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *pte) noexcept nogil:
+    """A load where no page is present."""
+    cdef uint64_t e = pte[0], marked
+    cdef int64_t pfn
+    if not entry_none(e) and e != wp_marker() or waits(w, v, addr):
+        return -EFAULT
+    # Over a marker comes a page that is protected.
+    marked = PTE_UFFD_WP if e == wp_marker() else 0
+    touched(w, mm)
+    if v.backing == 0:
+        pte[0] = make_entry(0, prot_bits(v.flags) | PTE_SPECIAL | marked)
+        return 0
+    if not v.flags & (VM_UFFD_WP | VM_UFFD_MINOR):
+        map_around(w, mm, v, addr, pte)
+        if pte[0]:
+            return <int64_t>entry_pfn(pte[0], 1)
+    pfn = backing_page(w, v, v.pgoff + ((addr - v.start) >> 12), False)
+    if pfn < 0:
+        return pfn
+    pte[0] = make_entry(<uint64_t>pfn, (prot_bits(v.flags) & ~(PTE_RW if marked else 0)) | marked)
+    frame_map(w, mm, pfn)
+    mlock_page(w, w.mms[mm].cpu, v.flags, pfn)
+    return pfn
+
+
 cdef int64_t fault_read(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, int mode) noexcept nogil:
     cdef uint64_t *pmd
     cdef uint64_t *pte
-    cdef uint64_t e, marked
+    cdef uint64_t e
     cdef int64_t pfn, sub = <int64_t>((addr & (KW_PMD_SIZE - 1)) >> 12)
     cdef bint huge = v.flags & VM_HUGETLB != 0
     if not v.flags & (VM_READ | VM_WRITE | VM_EXEC) and not mode & FAULT_FORCE:
@@ -327,25 +352,7 @@ cdef int64_t fault_read(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, int m
             return -EFAULT
         pte[0] = e | PTE_A
         return pfn
-    if not entry_none(e) and e != wp_marker() or waits(w, v, addr):
-        return -EFAULT
-    # Over a marker comes a page that is protected.
-    marked = PTE_UFFD_WP if e == wp_marker() else 0
-    touched(w, mm)
-    if v.backing == 0:
-        pte[0] = make_entry(0, prot_bits(v.flags) | PTE_SPECIAL | marked)
-        return 0
-    if not v.flags & (VM_UFFD_WP | VM_UFFD_MINOR):
-        map_around(w, mm, v, addr, pte)
-        if pte[0]:
-            return <int64_t>entry_pfn(pte[0], 1)
-    pfn = backing_page(w, v, v.pgoff + ((addr - v.start) >> 12), False)
-    if pfn < 0:
-        return pfn
-    pte[0] = make_entry(<uint64_t>pfn, (prot_bits(v.flags) & ~(PTE_RW if marked else 0)) | marked)
-    frame_map(w, mm, pfn)
-    mlock_page(w, w.mms[mm].cpu, v.flags, pfn)
-    return pfn
+    return read_absent(w, mm, v, addr, pte)
 
 
 cdef void map_around(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *pte) noexcept nogil:

@@ -35,6 +35,50 @@ MUTATIONS: dict[str, tuple[str, str]] = {
         "else <uint64_t>(2 * WORDS - k)",
         "else <uint64_t>(WORDS + 1 + k)",
     ),
+    "a child is watched as its parent is": (
+        "q.flags &= ~<uint64_t>(VM_LOCKED | VM_LOCKONFAULT | VM_WATCHED)",
+        "q.flags &= ~<uint64_t>(VM_LOCKED | VM_LOCKONFAULT)",
+    ),
+    "markers of userfaultfd go along with a fork": (
+        "                if e != wp_marker():     # the child",
+        "                if True:     # the child",
+    ),
+    "absent pages get no markers": (
+        "                    pte[0] = wp_marker()\n",
+        "                    pass\n",
+    ),
+    "un-protecting leaves markers": (
+        "if entry[0] == wp_marker() and not op.on:",
+        "if False:",
+    ),
+    "what comes over a marker is not protected": (
+        "marked = PTE_UFFD_WP if e == wp_marker() else 0",
+        "marked = 0",
+    ),
+    "nothing missing waits": (
+        "return v.flags & VM_UFFD_MISSING != 0",
+        "return False",
+    ),
+    "a page of shared memory that is there is missing": (
+        "return v.flags & (VM_UFFD_MINOR if there != NULL and there[0] else VM_UFFD_MISSING) != 0",
+        "return v.flags & (VM_UFFD_MISSING | VM_UFFD_MINOR) != 0",
+    ),
+    "a moved area is watched on": (
+        "w.vmas[moved].flags = flags & ~<uint64_t>VM_WATCHED ",
+        "w.vmas[moved].flags = flags ",
+    ),
+    "a moved area stays protected": (
+        "    if flags & VM_UFFD_WP:\n        rc = wp_range(w, mm, new, new + old_len, False)",
+        "    if False:\n        rc = wp_range(w, mm, new, new + old_len, False)",
+    ),
+    "what is shared by fork moves": (
+        "return w.f_flags[pfn] & FRAME_EXCLUSIVE != 0 and not",
+        "return not w.f_flags[pfn] & FRAME_KSM and not",
+    ),
+    "a watched area with holes is collapsed": (
+        "            if v.flags & VM_WATCHED:\n                return -EBUSY",
+        "            if False:\n                return -EBUSY",
+    ),
     "memory goes with the first task that ends": (
         "    if w.mms[mm].tasks > 0:\n",
         "    if False:\n",
@@ -335,8 +379,8 @@ MUTATIONS: dict[str, tuple[str, str]] = {
         "                    e &= ~PTE_RW\n",
     ),
     "fork keeps memory locked": (
-        "q.flags &= ~<uint64_t>(VM_LOCKED | VM_UFFD_WP)",
-        "q.flags &= ~<uint64_t>VM_UFFD_WP",
+        "q.flags &= ~<uint64_t>(VM_LOCKED | VM_LOCKONFAULT | VM_WATCHED)",
+        "q.flags &= ~<uint64_t>VM_WATCHED",
     ),
     "the child has no count of zero pages": (
         "    w.mms[child].nr_zero = w.mms[parent].nr_zero\n",
@@ -383,7 +427,7 @@ MUTATIONS: dict[str, tuple[str, str]] = {
         "    if False:\n        free_pte_tables",
     ),
     "MADV_DONTNEED takes markers as well": (
-        "    if pte_present(entry[0]):\n        zap_pte(w, op.mm, entry)",
+        "    if pte_present(e):\n        zap_pte(w, op.mm, entry)",
         "    if True:\n        zap_pte(w, op.mm, entry)",
     ),
     "MADV_FREE leaves a huge page whole that sticks out": (
