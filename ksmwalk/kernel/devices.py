@@ -69,7 +69,7 @@ def _note(**what: Any) -> None:
 
 def _notes() -> dict[str, Any]:
     notes = state.read_record(_NOTES) or {}
-    return {key: notes[key] for key in ("zram", "cgroup", "cpus") if key in notes}
+    return {key: notes[key] for key in ("zram", "cgroup", "cpus", "nice") if key in notes}
 
 
 def put_back_left(say: Callable[[str], None]) -> None:
@@ -81,7 +81,7 @@ def put_back_left(say: Callable[[str], None]) -> None:
         Told what was undone, and what could not be.
     """
     notes = _notes()
-    for key, undo in (("zram", _remove_zram), ("cgroup", _remove_cgroup), ("cpus", _put_on)):
+    for key, undo in (("zram", _remove_zram), ("cgroup", _remove_cgroup), ("cpus", _put_on), ("nice", _renice)):
         if key not in notes:
             continue
         try:
@@ -247,7 +247,7 @@ def _remove_cgroup(name: str) -> None:
         _patiently(place.rmdir)
 
 
-# ---------------------------------------------------------------- ksmd's CPUs
+# ---------------------------------------------------------------- ksmd's CPUs, khugepaged's priority
 
 
 def ksmd_to(cpu: int) -> int:
@@ -276,3 +276,23 @@ def _put_on(cpus: list[int]) -> None:
     pid = processes.kernel_thread("ksmd")
     if pid is not None:
         os.sched_setaffinity(pid, {int(cpu) for cpu in cpus})
+
+
+def hurry_khugepaged(pid: int) -> None:
+    """Give khugepaged the priority of everybody else: with its own it waits for a long time on a busy machine."""
+    if "nice" not in _notes():
+        _note(nice=os.getpriority(os.PRIO_PROCESS, pid))
+    os.setpriority(os.PRIO_PROCESS, pid, 0)
+
+
+def khugepaged_as_before() -> None:
+    """Give it back the priority it had before `hurry_khugepaged`."""
+    if (nice := _notes().get("nice")) is not None:
+        _renice(nice)
+        _note(nice=None)
+
+
+def _renice(nice: int) -> None:
+    pid = processes.kernel_thread("khugepaged")
+    if pid is not None:
+        os.setpriority(os.PRIO_PROCESS, pid, nice)

@@ -20,7 +20,7 @@ _NEVER = ("4294967294", "4294967295")
 #: entries of page tables that a batch looks at: all there are
 _ALL_PTES = "4294967295"
 #: seconds that one whole pass of khugepaged may take, and after which it is woken again
-_PASS, _AGAIN = 30.0, 1.0
+_PASS, _AGAIN = 120.0, 1.0
 #: of our own, see `engage`
 _AREA_BYTES = 1 << 22
 _areas: list[mmap.mmap] = []
@@ -92,6 +92,7 @@ class Surroundings:
             if "thp" in self.env:
                 engage()
             undo.callback(devices.ksmd_anywhere)
+            undo.callback(devices.khugepaged_as_before)
             self._undo = undo.pop_all()
         return self
 
@@ -118,6 +119,7 @@ class Surroundings:
         pid = processes.kernel_thread("khugepaged")
         if pid is None:
             return -errno.ESRCH
+        devices.hurry_khugepaged(pid)
         passes = KHUGEPAGED / "full_scans"
         with knobs.changed(KHUGEPAGED / "pages_to_scan", _ALL_PTES):
             before, sleep = passes.read_text(), KHUGEPAGED / "scan_sleep_millisecs"
