@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 import weakref
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,10 +13,11 @@ import numpy as np
 from .. import _core, kernels, layout
 from ..errors import check
 from ..gate import as_flag, as_int, counted, shown
-from ..layout import BLOCK, FRAME_FIELDS, MmFlag, Strategy, Switch, Thp
+from ..layout import BLOCK, FRAME_FIELDS, MmFlag, Strategy, Switch
 from ..memory.frames import Frames, first_frames
 from ..signatures import AnyArray, RecordArray, U64Array
 from . import _doors, saved
+from .folios import Folios
 from .mm import Mm
 from .notebook import ShownHost
 from .outside import Outside
@@ -28,12 +30,6 @@ if TYPE_CHECKING:
 _LRU_MOST = 63
 
 
-def _thp(value: str) -> Thp:
-    if not isinstance(value, str) or value not in ("never", "madvise", "always"):
-        raise ValueError(f'thp {shown(value)}: must be "madvise", "always" or "never"')
-    return Thp[value.upper()]
-
-
 def _view(array: AnyArray, n: int) -> AnyArray:
     """The first n records, to look at only."""
     view = array[:n]
@@ -41,7 +37,7 @@ def _view(array: AnyArray, n: int) -> AnyArray:
     return view
 
 
-class Host(Driven, ShownHost, Running, Outside):
+class Host(Driven, ShownHost, Running, Outside, Folios):
     """A machine: frames, page tables, address spaces, KSM.
 
     Parameters
@@ -56,6 +52,8 @@ class Host(Driven, ShownHost, Running, Outside):
         Levels of page tables, 4 or 5.
     thp : {"madvise", "always", "never"}
         Huge pages for anonymous memory.
+    mthp : dict of int to str, optional
+        Smaller folios for it: mode by size in KiB, e.g. ``{64: "madvise"}``. Default: none.
     kernel : str
         Version of the kernel it is: one of `kernels.PROFILES`. For another one the nearest answers, with a warning.
     huge : bool, optional
@@ -83,7 +81,8 @@ class Host(Driven, ShownHost, Running, Outside):
 
     def __init__(
         self, nr_frames: int, nr_nodes: int = 1, levels: int = 4, *,
-        nr_cpus: int = 1, thp: str = "madvise", kernel: str = kernels.DEFAULT, huge: bool | None = None,
+        nr_cpus: int = 1, thp: str = "madvise", mthp: Mapping[int, str] | None = None, kernel: str = kernels.DEFAULT,
+        huge: bool | None = None,
     ):  # fmt: skip
         nr_frames = as_int(nr_frames, "nr_frames", 2, 1 << 31)
         nr_blocks = -(-nr_frames // BLOCK)
@@ -105,14 +104,13 @@ class Host(Driven, ShownHost, Running, Outside):
         ctl["nr_cpus"], ctl["nr_quads"] = nr_cpus, -(-nr_frames // 4)
         ctl["khuge_none"], ctl["khuge_shared"], ctl["khuge_swap"] = 511, 256, 64
         ctl["kernel"] = found.profile.bits
-        _thp(thp)
         arrays = saved.new_arrays(ctl, huge)
         arrays["b_heads"][:] = -1
         arrays["cursor"]["cache_base"] = 1
         if found.profile.switches & Switch.SCAN_EACH:
             arrays["cursor"]["strategy"] = Strategy.PER_ADDRESS
         self._bind(arrays)
-        self.thp = thp
+        self.thp, self.mthp = thp, mthp or {}
         first_frames(arrays, nr_frames, nr_nodes)
 
     def _bind(self, arrays: dict[str, AnyArray]) -> None:
@@ -207,17 +205,6 @@ class Host(Driven, ShownHost, Running, Outside):
     def _mm_flags(self, number: int) -> int:
         """State of a record of `mms`, 0 for a number that has none."""
         return int(self._arrays["mms"]["flags"][number]) if 0 < number < self._ctl("mms_used") else 0
-
-    @property
-    def thp(self) -> str:
-        """Huge pages for anonymous memory: "madvise", "always" or "never"; may be set."""
-        return Thp(self._ctl("thp")).name.lower()
-
-    @thp.setter
-    def thp(self, value: str) -> None:
-        number = _thp(value)
-        with self.world:
-            self._arrays["ctl"]["thp"] = number
 
     @property
     def lru_batch(self) -> int:

@@ -1,10 +1,8 @@
-"""What happens to a Host from outside, which a model can't guess and is told: pins, page locks, batches drained,
-khugepaged's passes."""
+"""What happens to a Host from outside, which a model can't guess and is told: pins, page locks, batches drained."""
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,16 +10,13 @@ import numpy as np
 from .. import layout
 from ..errors import check
 from ..gate import as_flag, as_int, shown
-from ..layout import BLOCK, Frame, MmFlag
+from ..layout import Frame
 from . import _doors
 from .mm import Mm
 
 if TYPE_CHECKING:
     from .. import _core
     from ..signatures import AnyArray
-
-
-_LIMITS = {"max_ptes_none": "khuge_none", "max_ptes_shared": "khuge_shared", "max_ptes_swap": "khuge_swap"}
 
 
 class Outside:
@@ -105,42 +100,3 @@ class Outside:
             if not flags[pfn] & Frame.USED:
                 raise ValueError(f"frame {pfn}: not in use")
             flags[pfn] = flags[pfn] | Frame.LOCKED if on else flags[pfn] & ~np.uint16(Frame.LOCKED)
-
-    def khugepaged(self) -> int:
-        """Let khugepaged make one whole pass over all address spaces.
-
-        Returns
-        -------
-        int
-            The huge pages it made.
-
-        Raises
-        ------
-        KeyboardInterrupt
-            What is collapsed by then stays so.
-
-        Models: a full scan of khugepaged in Linux 6.18, within `khuge_limits`, in areas with MADV_HUGEPAGE (all with
-        `thp="always"`, none with "never").
-        Differs: address spaces come in the order in which they were made (the kernel: in which they came to have areas
-        for it), areas that asked while `thp` was "never" count; it collapses private memory only.
-        """
-        mms = self._arrays["mms"][: int(self._arrays["ctl"]["mms_used"][0])]
-        alive = np.flatnonzero(mms["flags"] & int(MmFlag.USED | MmFlag.EXITING | MmFlag.BACKING) == MmFlag.USED)
-        in_order = alive[np.argsort(mms["serial"][alive], kind="stable")]
-        self.drain()
-        return sum(check(_doors.khugepaged(self.world, mm), "khugepaged") for mm in in_order.tolist())
-
-    @property
-    def khuge_limits(self) -> dict[str, int]:
-        """khugepaged's `max_ptes_none`, `max_ptes_shared` and `max_ptes_swap`; may be set, some of them too."""
-        ctl = self._arrays["ctl"]
-        return {name: int(ctl[field][0]) for name, field in _LIMITS.items()}
-
-    @khuge_limits.setter
-    def khuge_limits(self, limits: Mapping[str, int]) -> None:
-        if not isinstance(limits, Mapping) or any(name not in _LIMITS for name in limits):
-            raise ValueError(f"khuge_limits {shown(limits)}: must map some of {', '.join(_LIMITS)} to numbers")
-        found = {_LIMITS[name]: as_int(n, name, 0, BLOCK - 1) for name, n in limits.items()}
-        with self.world:
-            for field, n in found.items():
-                self._arrays["ctl"][field] = n

@@ -15,20 +15,9 @@ from ksmwalk.memory._frames cimport (
 )
 from ksmwalk.memory._leaves cimport huge_flags, ksm_zero_gone, pmd_split, prot_bits, pte_ksm_zero, touched, wp_marker
 from ksmwalk.memory._areas cimport VM_ACCESS, anon_vma_prepare, node_of, vma_find_from, vma_for, waits
+from ksmwalk.memory._mthp cimport folio_fault, folio_orders, thp_fits
 from ksmwalk.memory._folio cimport make_huge_zero, map_huge
 from ksmwalk.layout._layout cimport *
-
-
-cdef bint thp_fits(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr) noexcept nogil:
-    """Would a fault at addr, in an empty pmd, take a huge page?"""
-    cdef uint64_t base = addr & ~(KW_PMD_SIZE - 1)
-    if v.backing or w.ctl.thp == THP_NEVER or v.flags & VM_NOHUGEPAGE or w.mms[mm].flags & MM_THP_DISABLED:
-        return False
-    if w.ctl.thp == THP_MADVISE and not v.flags & VM_HUGEPAGE:
-        return False
-    if v.flags & (VM_PFNMAP | VM_IO | VM_MIXEDMAP | VM_DONTEXPAND):
-        return False
-    return base >= v.start and base + KW_PMD_SIZE <= v.end
 
 
 cdef int64_t backing_page(kw_world *w, kw_vma *v, uint64_t pgoff, bint huge) noexcept nogil:
@@ -232,8 +221,8 @@ cdef int write_pte(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *
 cdef int fault_write(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t key, int mode) noexcept nogil:
     cdef uint64_t *pmd
     cdef uint64_t *pte
-    cdef int64_t huge
-    cdef int rc
+    cdef int64_t huge, pfn
+    cdef int rc, orders
     if v.flags & (VM_PFNMAP | VM_IO) or not v.flags & VM_WRITE and not mode & FAULT_FORCE:
         return -EFAULT
     if mode & FAULT_FORCE and not v.flags & VM_WRITE and (v.flags & VM_SHARED or not v.flags & VM_MAYWRITE):
@@ -262,6 +251,14 @@ cdef int fault_write(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t
     pte = pte_make(w, mm, addr)
     if pte == NULL:
         return no_entry(w, mm, addr)
+    if pte[0] == 0:
+        orders = folio_orders(w, mm, v)
+        if KW_UNLIKELY(orders):
+            anon_vma_prepare(w, v)
+            pfn = folio_fault(w, mm, v, addr, pte, orders)
+            if pfn >= 0:
+                store(w, mm, pfn, key, mode)
+                return KW_OK
     return write_pte(w, mm, v, addr, pte, key, mode)
 
 
@@ -411,7 +408,8 @@ cdef int64_t write_range(kw_world *w, int32_t mm, uint64_t addr, int64_t n, cons
             return done
         v = &w.vmas[at]
         stop = min(end, min(v.end, (addr & ~(KW_PMD_SIZE - 1)) + KW_PMD_SIZE))
-        if not v.backing and v.flags & VM_WRITE and not v.flags & (VM_PFNMAP | VM_IO | VM_HUGETLB | VM_UFFD_MISSING):
+        if (not v.backing and v.flags & VM_WRITE and not v.flags & (VM_PFNMAP | VM_IO | VM_HUGETLB | VM_UFFD_MISSING)
+                and not folio_orders(w, mm, v)):
             # Private memory: into its pte table, without a fault's detour for new and for writable pages.
             pmd = pmd_make(w, mm, addr)
             if pmd == NULL:

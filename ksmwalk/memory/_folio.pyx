@@ -91,7 +91,8 @@ cdef int64_t folio_visit(kw_world *w, int64_t head, uint64_t addr, bint replace,
     """Visit all mappings of a folio whose first page would be at addr (1: unknown); how many, or a code."""
     cdef int32_t mm
     cdef int64_t n = 0, got, used = w.ctl.mms_used
-    cdef uint64_t border = (addr + KW_PMD_SIZE - 1) & ~(KW_PMD_SIZE - 1), end = addr + KW_PMD_SIZE
+    cdef uint64_t end = addr + (<uint64_t>folio_pages(w, head) << 12)
+    cdef uint64_t border = min((addr + KW_PMD_SIZE - 1) & ~(KW_PMD_SIZE - 1), end)
     if addr & (KW_PAGE_SIZE - 1) == 0:
         for mm in range(1, <int32_t>used):
             if w.mms[mm].root == 0 or w.mms[mm].flags & MM_BACKING:

@@ -60,6 +60,9 @@ cdef int64_t frame_new(kw_world *w, int nid, uint64_t key) noexcept nogil
     # frame_alloc of an anonymous page that one pte maps already, exclusive.
 cdef int64_t huge_alloc(kw_world *w, int nid) noexcept nogil
     # The first pfn of 512 aligned frames after folio_make. KW_ENOFRAMES: no wholly free block on any node.
+cdef int64_t folio_alloc(kw_world *w, int nid, int order) noexcept nogil
+    # The first pfn of 1 << order (4 to 256) aligned frames after folio_make, of partly free blocks before a wholly free
+    # one. KW_ENOFRAMES: no such run on any node.
 cdef int64_t hugetlb_alloc(kw_world *w, int nid) noexcept nogil
     # The same with pages of hugetlbfs: not anonymous.
 cdef bint frame_take(kw_world *w, int64_t pfn) noexcept nogil

@@ -13,6 +13,14 @@ cdef extern from * nogil:
     int ctz "__builtin_ctzll"(unsigned long long) noexcept
 
 
+cdef enum:
+    BLOCKS_TRIED = 8   # partly free blocks that are searched for a run of frames before a whole block is taken
+
+# By order: bit set = a multiple of so many.
+cdef uint64_t ALIGNED[6]
+ALIGNED[:] = [~<uint64_t>0, 0x5555555555555555, 0x1111111111111111, 0x0101010101010101, 0x0001000100010001, 0x0000000100000001]
+
+
 # Blocks of 512 frames; a node's blocks with free frames are on one of two lists: partly free (0), wholly free (1).
 
 cdef inline void block_unlink(kw_world *w, int kind, int nid, int32_t b) noexcept nogil:
@@ -118,6 +126,69 @@ cdef int64_t huge_alloc(kw_world *w, int nid) noexcept nogil:
         w.ctl.frames_used += 512
         folio_make(w, b * <int64_t>512, HUGE_ORDER)
         return b * <int64_t>512
+    return KW_ENOFRAMES
+
+
+cdef inline int64_t free_run(const uint64_t *words, int order) noexcept nogil:
+    """The lowest aligned 1 << order free frames of a block, -1: none."""
+    cdef uint64_t bits
+    cdef int word, k, step
+    if order >= 6:
+        step = 1 << (order - 6)
+        for word in range(8 >> (order - 6)):
+            bits = words[word * step]
+            for k in range(1, step):
+                bits &= words[word * step + k]
+            if bits == ~<uint64_t>0:
+                return word * step * 64
+        return -1
+    for word in range(8):
+        bits = words[word]
+        for k in range(order):
+            bits &= bits >> (1 << k)
+        bits &= ALIGNED[order]
+        if bits:
+            return word * 64 + ctz(bits)
+    return -1
+
+
+cdef int64_t run_of_node(kw_world *w, int node, int order) noexcept nogil:
+    """Where 1 << order aligned frames of this node are free, in a block on the list of those partly free; -1."""
+    cdef int32_t b = w.b_heads[node], whole = w.b_heads[w.ctl.nr_nodes + node]
+    cdef int64_t at
+    cdef int tried = 0
+    while b >= 0 and (tried < BLOCKS_TRIED or whole < 0):
+        at = free_run(&w.b_free[b * <int64_t>8], order)
+        if at >= 0:
+            return b * <int64_t>512 + at
+        b = w.b_next[b]
+        tried += 1
+    if whole < 0:
+        return -1
+    block_unlink(w, 1, node, whole)
+    block_push(w, 0, node, whole)
+    return whole * <int64_t>512
+
+
+cdef int64_t folio_alloc(kw_world *w, int nid, int order) noexcept nogil:
+    cdef int n = <int>w.ctl.nr_nodes, nearest, node
+    cdef int64_t pfn, i
+    cdef int32_t b
+    kw_check(2 <= order < HUGE_ORDER)
+    for nearest in range(n):
+        node = (nid + nearest) % n
+        pfn = run_of_node(w, node, order)
+        if pfn < 0:
+            continue
+        b = <int32_t>(pfn >> 9)
+        for i in range(pfn, pfn + (1 << order)):
+            w.b_free[i >> 6] &= ~(<uint64_t>1 << (i & 63))
+        w.b_count[b] -= <uint16_t>(1 << order)
+        if w.b_count[b] == 0:
+            block_unlink(w, 0, node, b)
+        w.ctl.frames_used += 1 << order
+        folio_make(w, pfn, order)
+        return pfn
     return KW_ENOFRAMES
 
 

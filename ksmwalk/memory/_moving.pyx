@@ -8,7 +8,8 @@ from ksmwalk._core cimport (
     child_row, entry_decode, entry_leaf, entry_none, leaf_find, make_entry, make_leaf, pte_present,
 )
 from ksmwalk.memory._frames cimport (
-    folio_extra_refs, folio_mappings, frame_alloc, frame_free, huge_alloc, lru_add, normal_pfn,
+    folio_alloc, folio_extra_refs, folio_mappings, folio_pages, frame_alloc, frame_free, huge_alloc, is_huge, lru_add,
+    normal_pfn,
 )
 from ksmwalk.memory._leaves cimport touched
 from ksmwalk.layout._layout cimport *
@@ -105,11 +106,16 @@ cdef void take_over(kw_world *w, Move *m) noexcept nogil:
 cdef int move_folio(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn, int nid) noexcept nogil:
     cdef Move m
     m.old = w.f_head[pfn]
-    m.pages = 512 if w.f_flags[m.old] & FRAME_HEAD else 1
+    m.pages = folio_pages(w, m.old)
     m.left = folio_mappings(w, m.old)
     if folio_extra_refs(w, m.old) != 0 or w.f_flags[m.old] & (FRAME_LOCKED | FRAME_LRU):
         return KW_EBUSYENTRY
-    m.new = frame_alloc(w, nid, 0, FRAME_ANON) if m.pages == 1 else huge_alloc(w, nid)
+    if m.pages == 1:
+        m.new = frame_alloc(w, nid, 0, FRAME_ANON)
+    elif is_huge(w, m.old):
+        m.new = huge_alloc(w, nid)
+    else:
+        m.new = folio_alloc(w, nid, w.owners[m.old >> 2].order)
     if m.new < 0:
         return KW_ENOFRAMES
     if w.f_nid[m.new] != nid:

@@ -15,7 +15,7 @@ from ..layout import PAGE_SIZE, Vm
 #: bytes of a huge page
 HUGE = 1 << 21
 #: parts of an environment that are here: what their names begin with
-ENVIRONMENT = ("thp", "khugepaged/")
+ENVIRONMENT = ("thp", "mthp_", "khugepaged/")
 
 
 class HugePages:
@@ -27,6 +27,7 @@ class HugePages:
     def _surround_huge(self, env: dict[str, Any]) -> None:
         """Set the Host to what surrounds the scenario."""
         self.host.thp = env.get("thp", "madvise")
+        self.host.mthp = {int(key.removeprefix("mthp_")): m for key, m in env.items() if key.startswith("mthp_")}
         knobs = {key.removeprefix("khugepaged/"): n for key, n in env.items() if key.startswith("khugepaged/")}
         self.host.khuge_limits = knobs
 
