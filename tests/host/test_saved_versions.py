@@ -6,9 +6,11 @@ from pathlib import Path
 
 import hostcheck
 import ksmcheck
+import numpy as np
 
 from ksmwalk import Host, layout
 from ksmwalk.host import saved
+from ksmwalk.layout import Frame
 
 DATA = Path(__file__).parents[1] / "data"
 #: version of saved Hosts -> digest of the records and arrays it holds
@@ -41,3 +43,29 @@ def test_a_host_that_version_1_saved_goes_on(tmp_path):
     host.ksm.run_until()
     hostcheck.check(host)
     ksmcheck.check_ksm(host)
+
+
+def test_a_host_that_version_2_saved_goes_on_with_owners_found_in_its_tables(tmp_path):
+    shutil.unpack_archive(DATA / "host-version-2.zip", tmp_path)
+    host = Host.load(tmp_path)
+    counters = host.ksm.counters()
+    assert (counters["full_scans"], counters["pages_shared"], counters["pages_sharing"]) == (3, 14, 66)
+    hostcheck.check(host)
+    ksmcheck.check_ksm(host)
+    a, b, c, child, grandchild = host.mm_list
+    # Three huge pages: two were split for one of the three that share each, one not.
+    owners = host.world.arrays["owners"][host.frames.head[a.read_pfns(1 << 31, 3 * 512)[::512]] >> 2]
+    assert owners["total"].tolist() == [2 + 511, 2 + 511, 3] and owners["shared"].tolist() == [1, 1, 1]
+    assert host.frames.flags[c.read_pfns(1 << 30, 1)[0]] & Frame.EXCLUSIVE
+    assert not host.frames.flags[a.read_pfns((1 << 30) + 50 * 4096, 1)[0]] & Frame.KSM
+    child.exit()
+    grandchild.exit()
+    before = a.read_pfns(1 << 31, 3 * 512)
+    a.write(1 << 31, np.arange(3 * 512, dtype=np.uint64))
+    assert (a.read_pfns(1 << 31, 3 * 512) == before).all()  # the last owner stores in place
+    b.write(1 << 30, 77)
+    host.ksm.run_until()
+    hostcheck.check(host)
+    ksmcheck.check_ksm(host)
+    host.save(tmp_path / "again")
+    hostcheck.check(Host.load(tmp_path / "again"))
