@@ -394,7 +394,7 @@ cdef int32_t sys_fork(kw_world *w, int32_t parent) noexcept nogil:
                 q.forked = 1
             # Tables are copied only where a fault could not bring the pages back.
             if q.anon_vma or p.flags & COPIED and not p.flags & VM_WIPEONFORK:
-                rc = copy_range(w, parent, child, p.start, p.end, not p.flags & VM_SHARED)
+                rc = copy_range(w, parent, q, p.start, p.end, not p.flags & VM_SHARED)
                 if rc < 0:
                     mm_clear(w, child)
                     mm_free(w, child)

@@ -5,13 +5,15 @@ Everything answers with integers: 0, an index or a count, -errno, or a KW_* code
 from libc.errno cimport EFAULT
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint64_t
 
-from ksmwalk._core cimport World, alone, enter, interrupted_at, leave, make_entry, no_entry, pte_make
-from ksmwalk.memory._frames cimport folio_extra_refs, folio_get, folio_put, frame_alloc, lru_drain, lru_drain_cpu
+from ksmwalk._core cimport World, alone, enter, interrupted_at, leave, make_entry, no_entry, pte_make, records
+from ksmwalk.memory._frames cimport (
+    dma_get, dma_put, folio_extra_refs, folio_get, folio_put, frame_alloc, lru_drain, lru_drain_cpu,
+)
 from ksmwalk.memory._leaves cimport prot_bits, touched
 from ksmwalk.memory._areas cimport backing_put, find_place, mm_alloc, vma_find_from, vma_for
 from ksmwalk.memory._folio cimport split_folio_at
 from ksmwalk.memory._khuge cimport khuge_mm
-from ksmwalk.memory._fault cimport fault_write, read_range, write_range
+from ksmwalk.memory._fault cimport FAULT_KEEP, fault_write, read_range, write_range
 from ksmwalk.memory._looks cimport look_range
 from ksmwalk.memory._scattered cimport read_scattered, write_scattered
 from ksmwalk.ksm._unmerge cimport break_ksm, unmerge_range
@@ -310,6 +312,33 @@ def pin(World world not None, int64_t pfn):
 def unpin(World world not None, int64_t pfn):
     alone(world)
     folio_put(&world.w, pfn)
+
+
+def dma_pin(World world not None, int32_t mm, uint64_t addr, object pfns):
+    """Store to as many pages from addr on as `pfns` has room for, leave their contents, and pin them; 0 or a code."""
+    cdef int64_t n, i
+    cdef int64_t *out = <int64_t *>records(pfns, True, 8, 8, &n)
+    cdef int code = KW_OK
+    enter(world)
+    with nogil:
+        write_range(&world.w, mm, addr, n, NULL, 0, FAULT_KEEP, &code)
+        if code == KW_OK:
+            look_range(&world.w, mm, addr, n, NULL, out)
+            for i in range(n):
+                dma_get(&world.w, out[i])
+    leave(world)
+    return code
+
+
+def dma_unpin(World world not None, object pfns):
+    """Let go of pages; the place of the first that is not pinned, with those before it let go of, -1: all."""
+    cdef int64_t n, i
+    cdef const int64_t *frames = <const int64_t *>records(pfns, False, 8, 8, &n)
+    alone(world)
+    for i in range(n):
+        if not 0 < frames[i] < world.w.ctl.nr_frames or not dma_put(&world.w, frames[i]):
+            return i
+    return -1
 
 
 def extra_refs(World world not None, int64_t pfn):

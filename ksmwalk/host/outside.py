@@ -6,17 +6,18 @@ import errno
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .. import layout
 from ..errors import check
-from ..gate import as_flag, as_int, shown
+from ..gate import as_flag, as_int, as_row, shown
 from ..layout import Frame
 from . import _doors
 from .mm import Mm
 
 if TYPE_CHECKING:
     from .. import _core
-    from ..signatures import AnyArray
+    from ..signatures import AnyArray, Integers
 
 
 class Outside:
@@ -36,7 +37,7 @@ class Outside:
         _doors.drain(self.world)
 
     def pin(self, mm: Mm, addr: int) -> int:
-        """Hold a reference to the page at `addr`, as direct I/O does.
+        """Hold a reference to the page at `addr`, as a pipe does that it was spliced into.
 
         Returns
         -------
@@ -48,8 +49,8 @@ class Outside:
         OSError
             EFAULT: nothing is present there.
 
-        Models: pin_user_pages() of a present page in Linux 6.18.
-        Differs: nothing is faulted in, the zero page is refused.
+        Models: get_user_pages() of a present page in Linux 6.18: it stays shared with whom it was shared, and is shared by
+        a fork, but stores of all who share it copy. Differs: nothing is faulted in, the zero page is refused.
         """
         if not isinstance(mm, Mm) or mm.host is not self:
             raise ValueError(f"mm {shown(mm)}: must be an Mm of this Host")
@@ -69,7 +70,7 @@ class Outside:
         ValueError
             It is not pinned.
 
-        Models: unpin_user_page() of Linux 6.18. Differs: nothing known.
+        Models: put_page() of Linux 6.18. Differs: nothing known.
         """
         pfn = as_int(pfn, "pfn", 1, self.nr_frames - 1)
         head = int(self._arrays["f_head"][pfn])
@@ -82,12 +83,66 @@ class Outside:
         else:
             self._pins.pop(head, None)
 
+    def dma_pin(self, mm: Mm, addr: int, length: int = layout.PAGE_SIZE) -> NDArray[np.int64]:
+        """Give a device the pages of a range, to read and write: as registered buffers of io_uring, or RDMA.
+
+        Parameters
+        ----------
+        mm : Mm
+        addr, length : int
+            The range, bytes; of pages in part, the whole pages.
+
+        Returns
+        -------
+        ndarray of int64
+            Their frames in ascending order of addresses, for `dma_unpin`: each is pinned once more.
+
+        Raises
+        ------
+        OSError
+            EFAULT: not all of it may be stored to. No page is pinned; those before may have been brought in.
+
+        Models: pin_user_pages(FOLL_WRITE | FOLL_LONGTERM) of Linux 6.18: first a store to each page, then a pin; a fork
+        copies pinned pages of private memory at once. Differs: no page is moved to where it does not hinder others.
+        """
+        if not isinstance(mm, Mm) or mm.host is not self:
+            raise ValueError(f"mm {shown(mm)}: must be an Mm of this Host")
+        addr, length = as_int(addr, "addr"), as_int(length, "length", 1, 1 << 47)
+        start = addr & -layout.PAGE_SIZE
+        n = ((addr + length + layout.PAGE_SIZE - 1) >> layout.PAGE_SHIFT) - (start >> layout.PAGE_SHIFT)
+        if n > self.nr_frames:
+            raise ValueError(f"length {shown(length)}: more pages than this Host has frames")
+        pfns = np.empty(n, np.int64)
+        check(_doors.dma_pin(self.world, mm.number, start, pfns), f"dma_pin at {addr:#x}")
+        return pfns
+
+    def dma_unpin(self, pfns: Integers) -> None:
+        """Take pages back from a device.
+
+        Parameters
+        ----------
+        pfns : array of int
+            Frames that `dma_pin` gave, as often as it gave them.
+
+        Raises
+        ------
+        ValueError
+            A frame is not pinned so; those before it are not pinned any more.
+
+        Models: unpin_user_pages() of Linux 6.18. Differs: nothing known.
+        """
+        frames, _ = as_row(pfns, "pfns", np.int64, 0, self.nr_frames - 1)
+        at = _doors.dma_unpin(self.world, np.ascontiguousarray(frames))
+        if at >= 0:
+            raise ValueError(f"pfns[{at}] {int(frames[at])}: not pinned for DMA")
+
     def _pinned_before(self, head: int) -> bool:
         """Whether a folio carries a reference that only a pin can be: one that was there when the Host was saved."""
         flags = int(self._arrays["f_flags"][head])
         if flags & (Frame.FILE | Frame.DEVICE | Frame.HUGETLB):
             return False  # an object may hold it
-        return int(_doors.extra_refs(self.world, head)) > bool(flags & Frame.LRU)
+        dma = int(self._arrays["pins_of"][head]) if self._arrays["ctl"]["dma_pins"][0] else 0
+        return int(_doors.extra_refs(self.world, head)) > bool(flags & Frame.LRU) + dma
 
     def lock_page(self, pfn: int, on: bool = True) -> None:
         """Hold (or release) the page lock of a frame, as somebody else's I/O does.

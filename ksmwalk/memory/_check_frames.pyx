@@ -193,6 +193,24 @@ cdef int mlock(Check *c) noexcept nogil:
     return 0
 
 
+cdef int dma(Check *c) noexcept nogil:
+    """Pins for DMA: at heads of frames in use, as many as ctl says."""
+    cdef kw_world *w = c.w
+    cdef int64_t i, pins = 0
+    if w.ctl.dma_pins == 0:
+        return 0
+    for i in range(c.known):
+        if w.pins_of[i] == 0:
+            continue
+        if not 0 < w.pins_of[i] < MOST_REFS or w.f_head[i] != i or w.f_flags[i] & (FRAME_USED | FRAME_ZERO) != FRAME_USED:
+            return refuse(c, b"pins_of", NULL, i, w.pins_of[i], b"no number of pins, or of no page that can be pinned")
+        if within(c, b"pins_of", NULL, i, w.pins_of[i] + <int64_t>c.held[i], 0, MOST_REFS, b"with others too many"):
+            return -1
+        c.held[i] += w.pins_of[i]
+        pins += w.pins_of[i]
+    return counted(c, b"ctl", b"dma_pins", 0, w.ctl.dma_pins, pins, b"pins in pins_of")
+
+
 cdef int frames(Check *c) noexcept nogil:
     cdef kw_world *w = c.w
     cdef int64_t i, used = 0
@@ -208,7 +226,7 @@ cdef int frames(Check *c) noexcept nogil:
     for i in range(c.known):
         if one_frame(c, i):
             return -1
-    if lru(c) or mlock(c) or all_owners(c):
+    if lru(c) or mlock(c) or dma(c) or all_owners(c):
         return -1
     for i in range(c.known):
         if w.f_refs[i] < c.held[i] and not w.f_flags[i] & FRAME_ZERO:

@@ -104,6 +104,13 @@ cdef void huge_unmap(kw_world *w, int32_t mm, int64_t head) noexcept nogil
 cdef void folio_get(kw_world *w, int64_t pfn) noexcept nogil
 cdef void folio_put(kw_world *w, int64_t pfn) noexcept nogil
     # A reference of the folio that is not a mapping (pin); the last one frees it.
+cdef void dma_get(kw_world *w, int64_t pfn) noexcept nogil
+cdef bint dma_put(kw_world *w, int64_t pfn) noexcept nogil
+    # The same for a device that reads and writes it, on its own count as well. False: there is no such pin.
+cdef inline bint dma_pinned(kw_world *w, int64_t pfn) noexcept nogil:
+    # Must a fork copy this page at once? pfn: a page that is mapped, or KW_NONE.
+    return (KW_UNLIKELY(w.ctl.dma_pins > 0) and pfn >= 0 and w.f_flags[pfn] & FRAME_EXCLUSIVE
+            and w.pins_of[w.f_head[pfn]] > 0)
 cdef int64_t folio_mappings(kw_world *w, int64_t head) noexcept nogil
     # Entries that map any frame of the folio.
 cdef int64_t folio_extra_refs(kw_world *w, int64_t pfn) noexcept nogil

@@ -306,6 +306,10 @@ cdef void frame_free(kw_world *w, int64_t pfn) noexcept nogil:
     kw_check(w.f_flags[head] & FRAME_USED != 0)
     if w.f_flags[head] & FRAME_LRU:
         lru_forget(w, head)
+    if KW_UNLIKELY(w.ctl.dma_pins > 0):
+        # Whoever pins it holds it; only entries written by hand come here.
+        w.ctl.dma_pins -= w.pins_of[head]
+        w.pins_of[head] = 0
     n = 1
     if KW_UNLIKELY(w.f_flags[head] & FRAME_HEAD):
         n = folio_pages(w, head)
@@ -355,6 +359,22 @@ cdef void folio_get(kw_world *w, int64_t pfn) noexcept nogil:
 
 cdef void folio_put(kw_world *w, int64_t pfn) noexcept nogil:
     put_refs(w, w.f_head[pfn], 1)
+
+
+cdef void dma_get(kw_world *w, int64_t pfn) noexcept nogil:
+    folio_get(w, pfn)
+    w.pins_of[w.f_head[pfn]] += 1
+    w.ctl.dma_pins += 1
+
+
+cdef bint dma_put(kw_world *w, int64_t pfn) noexcept nogil:
+    cdef int64_t head = w.f_head[pfn]
+    if not w.f_flags[pfn] & FRAME_USED or w.ctl.dma_pins < 1 or w.pins_of[head] < 1:
+        return False
+    w.pins_of[head] -= 1
+    w.ctl.dma_pins -= 1
+    folio_put(w, pfn)
+    return True
 
 
 cdef int64_t folio_mappings(kw_world *w, int64_t head) noexcept nogil:

@@ -76,8 +76,8 @@ cdef void free_tables(kw_world *w, int32_t mm, uint64_t start, uint64_t end, uin
                       uint64_t ceiling) noexcept nogil
     # Free the tables that [start, end) reaches and that cover nothing outside [floor, ceiling); all leaves there are
     # gone.
-cdef int copy_range(kw_world *w, int32_t src, int32_t dst, uint64_t start, uint64_t end, bint cow) noexcept nogil
-    # fork: map in dst what src maps, write-protected in both where cow.
+cdef int copy_range(kw_world *w, int32_t src, kw_vma *v, uint64_t start, uint64_t end, bint cow) noexcept nogil
+    # fork: map in v's mm what src maps, write-protected in both where cow; there v gets copies of pages pinned for DMA.
 cdef int move_range(kw_world *w, int32_t mm, uint64_t old, uint64_t new, uint64_t length) noexcept nogil
 cdef int protect_range(kw_world *w, int32_t mm, kw_vma *v, uint64_t start, uint64_t end) noexcept nogil
     # Give the leaves the permissions of the (already changed) vma.

@@ -9,7 +9,10 @@ from ksmwalk._core cimport (
     level_index, level_size, make_entry, make_leaf, no_entry, pmd_find, pmd_make, pte_find, pte_make,
     pte_present, row_alloc, row_owner, table_empty, table_entry, table_free,
 )
-from ksmwalk.memory._frames cimport frame_map, frame_unmap, huge_map, huge_unmap, leaf_split, mlock_add, normal_pfn
+from ksmwalk.memory._areas cimport node_of
+from ksmwalk.memory._frames cimport (
+    dma_pinned, frame_alloc, frame_map, frame_unmap, huge_map, huge_unmap, leaf_split, mlock_add, new_page, normal_pfn,
+)
 from ksmwalk.layout._layout cimport *
 
 
@@ -219,8 +222,20 @@ cdef void free_tables(kw_world *w, int32_t mm, uint64_t start, uint64_t end, uin
 
 # ------------------------------------------------------------------ fork
 
-cdef int copy_ptes(kw_world *w, int32_t src, int32_t dst, uint64_t *from_, uint64_t addr, uint64_t end,
+cdef int copy_pinned(kw_world *w, kw_vma *v, uint64_t *to, int64_t pfn) noexcept nogil:
+    """The child's own copy of a page that a device may write to."""
+    cdef int64_t new = frame_alloc(w, node_of(w, v), w.f_key[pfn], FRAME_ANON | FRAME_EXCLUSIVE)
+    if new < 0:
+        return KW_ENOFRAMES
+    to[0] = make_entry(<uint64_t>new, prot_bits(v.flags) | PTE_D | (PTE_RW if v.flags & VM_WRITE else 0))
+    frame_map(w, v.mm, new)
+    new_page(w, w.mms[v.mm].cpu, v.flags, new)
+    return KW_OK
+
+
+cdef int copy_ptes(kw_world *w, int32_t src, kw_vma *v, uint64_t *from_, uint64_t addr, uint64_t end,
                    bint cow) noexcept nogil:
+    cdef int32_t dst = v.mm
     cdef uint64_t *to = pte_make(w, dst, addr)
     cdef uint64_t e
     cdef int64_t pfn
@@ -232,6 +247,9 @@ cdef int copy_ptes(kw_world *w, int32_t src, int32_t dst, uint64_t *from_, uint6
             if not pte_present(e):
                 if e != wp_marker():     # the child is not registered with the parent's userfaultfd
                     to[0] = e
+            elif cow and dma_pinned(w, normal_pfn(w, e, 1)):
+                if copy_pinned(w, v, to, normal_pfn(w, e, 1)) < 0:
+                    return KW_ENOFRAMES
             else:
                 if cow and e & PTE_RW:
                     e &= ~PTE_RW
@@ -247,8 +265,9 @@ cdef int copy_ptes(kw_world *w, int32_t src, int32_t dst, uint64_t *from_, uint6
     return KW_OK
 
 
-cdef int copy_level(kw_world *w, int32_t src, int32_t dst, int64_t row, int level, uint64_t addr, uint64_t end,
+cdef int copy_level(kw_world *w, int32_t src, kw_vma *v, int64_t row, int level, uint64_t addr, uint64_t end,
                     bint cow) noexcept nogil:
+    cdef int32_t dst = v.mm
     cdef uint64_t size = level_size(level), next, e
     cdef uint64_t *p = w.rows + row * 512 + level_index(addr, level)
     cdef uint64_t *to
@@ -258,6 +277,10 @@ cdef int copy_level(kw_world *w, int32_t src, int32_t dst, int64_t row, int leve
         next = min((addr & ~(size - 1)) + size, end)
         e = p[0]
         child = KW_NONE
+        if level == 2 and cow and entry_leaf(e, 2) and dma_pinned(w, normal_pfn(w, e, 2)):
+            if pmd_split(w, src, addr, p) < 0:
+                return KW_ENOROWS
+            e = p[0]
         if not entry_none(e) and not entry_leaf(e, level):
             child = below(w, p, level, addr)
             if child == KW_EBADENTRY:
@@ -266,9 +289,9 @@ cdef int copy_level(kw_world *w, int32_t src, int32_t dst, int64_t row, int leve
             if level == 2:
                 if interrupted_at(addr):
                     return KW_EINTR
-                rc = copy_ptes(w, src, dst, w.rows + child * 512 + level_index(addr, 1), addr, next, cow)
+                rc = copy_ptes(w, src, v, w.rows + child * 512 + level_index(addr, 1), addr, next, cow)
             else:
-                rc = copy_level(w, src, dst, child, level - 1, addr, next, cow)
+                rc = copy_level(w, src, v, child, level - 1, addr, next, cow)
             if rc < 0:
                 return rc
         elif level == 2 and entry_leaf(e, 2) and not entry_none(e):
@@ -288,10 +311,10 @@ cdef int copy_level(kw_world *w, int32_t src, int32_t dst, int64_t row, int leve
     return KW_OK
 
 
-cdef int copy_range(kw_world *w, int32_t src, int32_t dst, uint64_t start, uint64_t end, bint cow) noexcept nogil:
+cdef int copy_range(kw_world *w, int32_t src, kw_vma *v, uint64_t start, uint64_t end, bint cow) noexcept nogil:
     touched(w, src)
-    touched(w, dst)
-    return copy_level(w, src, dst, w.mms[src].root, <int>w.ctl.levels, start, end, cow)
+    touched(w, v.mm)
+    return copy_level(w, src, v, w.mms[src].root, <int>w.ctl.levels, start, end, cow)
 
 
 # ------------------------------------------------------------------ mremap

@@ -25,6 +25,7 @@ from .replay_huge import HugePages
 from .replay_life import Life
 from .replay_locks import LRU_BATCH, Locks, host_options
 from .replay_nodes import NodeOps
+from .replay_pins import Pins
 
 __all__ = ["NotModelled", "Replay", "modelled", "replay", "stream"]
 
@@ -136,7 +137,7 @@ def _page_of(number: int) -> bytes:
 # ---------------------------------------------------------------- one run
 
 
-class Replay(HugePages, Life, Locks, NodeOps):
+class Replay(HugePages, Life, Locks, NodeOps, Pins):
     """One scenario on a Host of its own.
 
     Parameters
@@ -170,6 +171,8 @@ class Replay(HugePages, Life, Locks, NodeOps):
         self.lodgers: set[str] = set()
         self.away: dict[str, str] = {}
         self.watchers: set[str] = set()
+        self.piped: dict[tuple[str, int], int] = {}
+        self.mapped_for_devices: dict[tuple[str, int], np.ndarray] = {}
         self.name_of: dict[int, str] = {}
         self._arrays = self.host.world.arrays
         self._surround_huge(scenario.env)

@@ -43,15 +43,21 @@ class Life:
         watchers: set[str]
 
         def _born(self, name: str, mm: Mm) -> None: ...
+        def unmap_for_devices(self, name: str) -> None: ...
+        def close_pipes(self, name: str) -> None: ...
         def _program(self, mm: Mm) -> None: ...
 
     def do_exit(self, name: str) -> None:
         self._leave(name)
+        self.unmap_for_devices(name)
         self.live.pop(name).exit()
+        self.close_pipes(name)
 
     def do_exec(self, name: str) -> None:
         self._leave(name)
+        self.unmap_for_devices(name)
         mm = self.live[name].exec()
+        self.close_pipes(name)
         self._program(mm)
         self._born(name, mm)
 

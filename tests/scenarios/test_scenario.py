@@ -77,7 +77,7 @@ class Frames:
                         continue
                     if bare == "z":
                         mine[vpn] = [1, "z"]
-                    elif bare[0] == "k":
+                    elif bare[0] == "k" and bare != "k?":
                         mine[vpn] = [self.of_number[bare], "k"]
                     else:
                         mine[vpn] = [mine[vpn][0] if keeps else self.new(), bare[0]]

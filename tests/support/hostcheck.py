@@ -110,6 +110,8 @@ def check_frames(host, mapped, cached, pinned):
         np.add.at(refs, batch["mlock"][: batch["nr_mlock"]], 1)
     for pfn in pinned:
         refs[head[pfn]] += 1
+    if host.world.arrays["ctl"]["dma_pins"][0]:
+        refs += host.world.arrays["pins_of"]
     heads = used & ~zero & (head == np.arange(host.nr_frames))
     assert np.array_equal(f.refs[heads], refs[heads]), [
         (int(p), int(f.refs[p]), int(refs[p])) for p in np.flatnonzero(heads & (f.refs != refs))[:5]

@@ -195,6 +195,7 @@ class Scene:
         self.tables.map(4 * AT, 512, level=2)
         self.image = PageTables.from_image(np.array(self.tables.rows), self.tables.root)
         self.pinned = host.pin(mm, AT)
+        self.dma = int(host.dma_pin(mm, AT + 15 * PAGE)[0])
         self.doors = {
             "another Host": self.other,
             "an Mm of another Host": self.stranger,
@@ -379,6 +380,16 @@ def targets(scene):
         "Host.check_object": (host.check_object, {"number": scene.object}, {"number": integer(scene.object, scene.object)}),
         "Host.pin": (host.pin, {"mm": mm, "addr": AT}, {"mm": nothing, "addr": integer(AT, AT + 16 * PAGE)}),
         "Host.unpin": (host.unpin, {"pfn": scene.pinned}, {"pfn": integer(scene.pinned, scene.pinned)}),
+        "Host.dma_pin": (
+            host.dma_pin,
+            {"mm": mm, "addr": AT, "length": PAGE},
+            {"mm": nothing, "addr": integer(AT, AT + 16 * PAGE), "length": integer(1, 16 * PAGE)},
+        ),
+        "Host.dma_unpin": (
+            host.dma_unpin,
+            {"pfns": [scene.dma]},
+            {"pfns": either(integer(scene.dma, scene.dma), row(scene.dma, scene.dma), empty)},
+        ),
         "Host.lock_page": (host.lock_page, {"pfn": 1, "on": True}, {"pfn": integer(1, 1023), "on": flag}),
         "Mm": (ksmwalk.Mm, {"host": host, "index": 1}, {"host": nothing, "index": any_mm}),
         "Mm.domain": (set_(mm, "domain"), {"value": 0}, {"value": integer(0, 65535)}),
