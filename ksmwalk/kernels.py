@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import NamedTuple
 
 from .gate import shown
 from .layout import Switch
 
-__all__ = ["DEFAULT", "PROFILES", "SWITCHES", "Found", "Profile", "find", "nearest", "of_bits", "of_machine"]
+__all__ = ["DEFAULT", "PROFILES", "SWITCHES", "Found", "Profile", "find", "here", "nearest", "of_bits", "of_machine", "of_release"]
 
 #: what a Host is if nothing else is said
 DEFAULT = "6.18.44"
@@ -250,6 +250,33 @@ def find(release: str, version: str = "") -> Found:
     return Found(PROFILES[nearest], False, f"Linux {full} was not seen: answered as {nearest}, the nearest version that was")
 
 
+def of_release(release: str, version: str = "") -> tuple[Profile, str]:
+    """The profile of a machine's kernel for those who go on in any case, and what there is to say.
+
+    Parameters
+    ----------
+    release, version : str
+        As for `find`; an empty release names none, and there is nothing to say.
+
+    Returns
+    -------
+    (Profile, str)
+        That of `DEFAULT` where none fits.
+    """
+    if not release:
+        return PROFILES[DEFAULT], ""
+    try:
+        profile, _, note = find(release, version)
+    except ValueError as error:
+        return PROFILES[DEFAULT], f"{error}: answered as {DEFAULT}"
+    return profile, note
+
+
+def here() -> tuple[Profile, str]:
+    """The same of the kernel that runs here."""
+    return of_release(os.uname().release, os.uname().version)
+
+
 def of_machine() -> Found:
     """The profile of the kernel that runs here.
 
@@ -264,11 +291,14 @@ def of_machine() -> Found:
 
 @cache
 def of_bits(bits: int) -> Profile:
-    """The profile that `ctl.kernel` of a Host names; where it names none, the one most like its switches."""
+    """The profile that `ctl.kernel` of a Host names, with the switches it has; without a name the one most like these."""
+    switches = Switch(bits & _EVERY)
     for one in PROFILES.values():
         if one.bits == bits:
             return one
-    return nearest(Switch(bits & _EVERY))
+        if one.bits >> _SHIFT == bits >> _SHIFT:
+            return replace(one, switches=switches)
+    return nearest(switches)
 
 
 _EVERY = sum(SWITCHES)

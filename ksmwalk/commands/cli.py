@@ -29,6 +29,7 @@ COMMANDS = (
     "ksmwalk.commands.trace",
     "ksmwalk.commands.kernel",
     "ksmwalk.commands.calibrate",
+    "ksmwalk.commands.probe",
 )
 
 

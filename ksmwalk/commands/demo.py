@@ -111,7 +111,8 @@ def measure(giant: Giant, args: argparse.Namespace) -> dict[str, Any]:
     if not giant.marked:
         image.mm.madvise(giant.address, args.span, "mergeable")
     after = footprint(giant.pid)
-    image.host.ksm.smart_scan = 0  # every page in every pass
+    if image.host.ksm.has("smart_scan"):
+        image.host.ksm.smart_scan = 0  # every page in every pass
     first = full_scan(image.host, "range")
     range_pass = later_pass(image.host, "range")
     old = later_pass(image.host, "per-address", rounds=1)

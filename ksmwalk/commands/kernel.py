@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from .. import kernels
 from ..kernel import stepper
 from ..kernel.knobs import KernelUnavailable, to_stderr, unusable
 from ..kernel.stepper import Session
@@ -151,7 +153,10 @@ def run_verify(args: argparse.Namespace, replay: Replay | None = None) -> int:
     if replay is None:
         from ..scenarios.replay import replay as model
 
-        replay = model
+        kernel, note = kernels.here()
+        if note:
+            complain("ksmwalk verify", note)
+        replay = functools.partial(model, kernel=kernel.version)
     try:
         with stepper.session(to_stderr) as session:
             say = to_stderr if args.json else print

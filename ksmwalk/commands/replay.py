@@ -14,7 +14,7 @@ from .. import kernels
 from ..errors import KsmwalkError
 from ..scenarios.compare import alike, first_difference
 from ..scenarios.format import Recording, ScenarioError, load, record_text
-from ..scenarios.replay import NotModelled, kernel_note, kernel_of, modelled, stream
+from ..scenarios.replay import NotModelled, kernel_of, modelled, stream
 from .codes import FAILED, FINE, UNUSABLE, complain
 from .report import printable
 
@@ -107,7 +107,7 @@ class _Files:
         except WRONG as error:
             self.broken(file, error)
             return
-        if self.args.kernel is None and recording.kernel and (note := kernel_note(recording)) not in self._said:
+        if self.args.kernel is None and (note := kernels.of_release(recording.kernel)[1]) not in self._said:
             self._said.add(note)
             complain("ksmwalk replay", note)
         if self.args.check:

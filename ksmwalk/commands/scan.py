@@ -189,7 +189,8 @@ def _command(pid: int, name: str) -> str:
 def scan_process(image: ProcessImage, areas: bool = True) -> dict[str, Any]:
     """A loaded process, area by area and in all, as plain data; sizes in bytes."""
     what, host = image.capture, image.host
-    host.ksm.smart_scan = 0  # every page in every pass
+    if host.ksm.has("smart_scan"):
+        host.ksm.smart_scan = 0  # every page in every pass
     new = full_scan(host, "range")
     old = full_scan(host, "per-address")
     size = sum(vma.vm_end - vma.vm_start for vma in image.mm.vmas if vma.mergeable)

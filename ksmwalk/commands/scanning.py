@@ -71,7 +71,8 @@ def seconds_per_lookup(what: ProcessCapture, vma: VmaRecord) -> tuple[float, int
     page = int(inside[0]) if len(inside) else vma.start
     start = min(max(vma.start, page - size // 2 & ~0xFFF), vma.end - size)
     image = load(cut_out(what, vma, start, start + size), mark="all")
-    image.host.ksm.smart_scan = 0
+    if image.host.ksm.has("smart_scan"):
+        image.host.ksm.smart_scan = 0
     image.host.ksm.scan.real_lookups = True
     one = later_pass(image.host, "per-address", rounds=3)
     return one.seconds / max(one.work["lookups"], 1), one.work["lookups"]

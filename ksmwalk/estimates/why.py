@@ -14,7 +14,7 @@ from ..gate import counted
 from ..host.vma import INCOMPATIBLE
 from ..ksm.costs import WORK_DTYPE, Costs, ksmd_seconds
 from ..layout import PAGE_SIZE, Frame
-from ..proc.frames import Kpf
+from ..proc.frames import LYING, Kpf
 from ..proc.maps import VM_BITS, VmaRecord
 from ..signatures import BoolArray, I64Array, RecordArray, U8Array
 from ..sources.contents import MemoryCapture
@@ -202,9 +202,7 @@ def _believed(capture: MemoryCapture, notes: list[str]) -> MemoryCapture:
         some.append(one)
     if all(old is new for old, new in zip(capture.processes, some, strict=True)):
         return capture
-    notes.append(
-        "/proc/kpageflags of this kernel calls every anonymous page KSM's: how many are is smaps' word, which are can't be seen."
-    )
+    notes.append(LYING)
     return dataclasses.replace(capture, processes=some)
 
 

@@ -7,7 +7,7 @@ import os
 import numpy as np
 
 from ..layout import PAGE_SHIFT
-from ..proc.frames import Kpf, frame_records, has
+from ..proc.frames import Kpf, bits_lie, frame_records, has
 from ..proc.gather import read_span
 from ..proc.pagemap import PAGE_IS_PRESENT, PAGE_IS_SWAPPED, PM_PFN, PM_PRESENT, PM_SWAP, scan_regions
 from ..scenarios.records import ANON, HUGE, KSM, OTHER, SWAP, ZERO
@@ -25,6 +25,8 @@ class FrameKinds:
 
     def __init__(self) -> None:
         self._fd = os.open("/proc/kpageflags", os.O_RDONLY)
+        #: where every anonymous page has the bit, KSM pages are those that are dirty as well
+        self._lies = bool(bits_lie())
 
     def close(self) -> None:
         """Close the file."""
@@ -52,7 +54,7 @@ class FrameKinds:
         anon = has(flags, Kpf.ANON)
         kind[anon] = ANON
         kind[anon & has(flags, Kpf.THP)] = HUGE
-        kind[has(flags, Kpf.KSM)] = KSM
+        kind[has(flags, Kpf.KSM) & (has(flags, Kpf.DIRTY) if self._lies else True)] = KSM
         kind[has(flags, Kpf.ZERO_PAGE)] = ZERO
         return kind
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import kernels
 from ..host import Host
 from ..ksm import sysfs
 from ..ksm.costs import Costs
@@ -368,7 +369,7 @@ def _told(outcome: Timed, story: Story, seconds: float, costs: Costs, advisor: b
         knobs.reset()
         stack.callback(knobs.reset)
         knobs.write("sleep_millisecs", knobs.DEFAULTS["sleep_millisecs"])
-        host = Host(1 << 18)
+        host = Host(1 << 18, kernel=kernels.here()[0].version)
         players = _Players(story, host, stack)
         pid = processes.kernel_thread("ksmd")
         if pid is None:

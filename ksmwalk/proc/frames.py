@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import mmap
 import os
 from enum import IntFlag
 from pathlib import Path
@@ -18,6 +21,11 @@ FRAME_GAP = 8
 _FRAMES_PER_RUN = 16
 _FRAMES_PER_READ = 1 << 17
 _BLOCK_SHIFT = 9
+_MADV_UNMERGEABLE = 13
+#: what there is to say where `bits_lie`
+LYING = (
+    "/proc/kpageflags of this kernel calls every anonymous page KSM's: how many are is smaps' word, which are can't be seen."
+)
 
 
 class Kpf(IntFlag):
@@ -26,6 +34,7 @@ class Kpf(IntFlag):
     Models: KPF_* of Linux 6.18. Differs: nothing known.
     """
 
+    DIRTY = 1 << 4
     BUDDY = 1 << 10
     MMAP = 1 << 11
     ANON = 1 << 12
@@ -93,6 +102,34 @@ def frame_records(fd: int, pfn: I64Array, pid: int = 0, gap: int = FRAME_GAP) ->
     return out
 
 
+def bits_lie() -> bool | None:
+    """Whether this kernel calls a page KSM's that is not: a page of our own is looked at.
+
+    Returns
+    -------
+    bool or None
+        None where that can't be seen: only root is shown frames.
+
+    Models: bit KSM of `/proc/kpageflags` in the kernels of `kernels.PROFILES`. Differs: nothing known.
+    """
+    page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        with contextlib.suppress(OSError):
+            page.madvise(_MADV_UNMERGEABLE)  # whatever of this process is merged
+        page[0] = 1
+        address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+        with open("/proc/self/pagemap", "rb", buffering=0) as file:
+            entry = int.from_bytes(os.pread(file.fileno(), RECORD, address // mmap.PAGESIZE * RECORD), "little")
+        frame = entry & (1 << 55) - 1
+        if not frame:
+            return None
+        with open("/proc/kpageflags", "rb", buffering=0) as file:
+            flags = int.from_bytes(os.pread(file.fileno(), RECORD, frame * RECORD), "little")
+        return bool(flags & Kpf.KSM)
+    except OSError:
+        return None
+
+
 def ksm_frames(root: Path = Path("/")) -> tuple[int, int]:
     """Count the frames of the machine that are KSM's, and their mappings: about 0.25 s of the kernel's time a million frames.
 
@@ -111,15 +148,17 @@ def ksm_frames(root: Path = Path("/")) -> tuple[int, int]:
     OSError
         Only root is shown frames.
 
-    Models: bit KSM of `/proc/kpageflags` and `/proc/kpagecount`, Linux 6.18.
-    Differs: Linux 6.12 to 7.0 (6.18.44 not) have the bit on every anonymous page, which are counted then.
+    Models: bit KSM of `/proc/kpageflags` and `/proc/kpagecount` of Linux.
+    Differs: where every anonymous page has the bit (`bits_lie`), those that are dirty are counted: KSM pages all are, and
+    parts of huge pages that were split may be.
     """
+    bits = Kpf.KSM | Kpf.MMAP | (Kpf.DIRTY if root == Path("/") and bits_lie() else 0)
     found, first = [], 0
     with open(root / "proc/kpageflags", "rb", buffering=0) as file:
         while some := file.read(_FRAMES_PER_READ * RECORD):
             records = np.frombuffer(some[: len(some) // RECORD * RECORD], np.uint64)
             # frames of the kernel's own caches have bits there that mean nothing: some seem to be KSM's, none is mapped
-            wanted = np.uint64(Kpf.KSM | Kpf.MMAP)
+            wanted = np.uint64(bits)
             found.append(np.flatnonzero(records & wanted == wanted) + first)
             first += len(records)
     pfn = np.concatenate(found) if found else np.zeros(0, np.int64)

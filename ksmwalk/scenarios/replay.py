@@ -416,18 +416,7 @@ def _frames_for(scenario: Scenario) -> int:
 
 def kernel_of(recording: Scenario | Recording) -> kernels.Profile:
     """The kernel of a recording, or the nearest one that was seen; the default where it names none that is known."""
-    try:
-        return kernels.find(recording.kernel).profile if isinstance(recording, Recording) else kernels.PROFILES[kernels.DEFAULT]
-    except ValueError:
-        return kernels.PROFILES[kernels.DEFAULT]
-
-
-def kernel_note(recording: Recording) -> str:
-    """What there is to say of `kernel_of`: empty where that very kernel was seen."""
-    try:
-        return kernels.find(recording.kernel).note
-    except ValueError as error:
-        return f"{error}: answered as {kernels.DEFAULT}"
+    return kernels.of_release(recording.kernel if isinstance(recording, Recording) else "")[0]
 
 
 def stream(scenario: Scenario | Recording, kernel: str | None = None) -> Iterator[Record]:

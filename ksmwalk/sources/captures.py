@@ -249,7 +249,7 @@ _read_meta = _Meta
 def _check_machine(machine: Mapping[str, Any], place: str) -> None:
     """Refuse what others rely on and is of another type; the rest is only shown."""
     fields = Fields(machine, place)
-    for name in ("kind", "release", "hostname"):
+    for name in ("kind", "release", "version", "hostname"):
         if name in machine:
             fields.text(name)
     if "mem_total" in machine:

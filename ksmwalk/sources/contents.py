@@ -341,7 +341,7 @@ def machine() -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
         total = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemTotal:"))
-    return {"kind": "live", "release": system.release, "hostname": system.nodename, "ksm": files, "mem_total": total,
-            "uptime": round(time.clock_gettime(time.CLOCK_BOOTTIME), 2)}  # fmt: skip
+    return {"kind": "live", "release": system.release, "version": system.version, "hostname": system.nodename,
+            "ksm": files, "mem_total": total, "uptime": round(time.clock_gettime(time.CLOCK_BOOTTIME), 2)}  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from typing import Unpack
 
 import numpy as np
 
+from .. import kernels
 from ..errors import ArenaFullError, check
 from ..gate import counted
 from ..host import Host, Mm, _load
@@ -93,7 +94,13 @@ def process(pid: int, *, host: Host | None = None, mark: str = "as-is", **option
     count as small pages; a file that two loaded processes map is two objects, of which the first has the pages both
     map; whether an area has an anon_vma is guessed from its having anonymous pages.
     """
-    return load(capture(pid, **options), host=host, mark=mark)
+    what = capture(pid, **options)
+    if host is not None:
+        return load(what, host=host, mark=mark)
+    kernel, note = kernels.here()
+    image = load(what, mark=mark, kernel=kernel.version)
+    image.notes += [note] if note else []
+    return image
 
 
 def load(
@@ -104,6 +111,7 @@ def load(
     merged: bool = False,
     together: bool = False,
     above: int = 0,
+    kernel: str = kernels.DEFAULT,
 ) -> ProcessImage:
     """Load a capture into a Host; the process itself may be gone by now.
 
@@ -119,6 +127,8 @@ def load(
         Others that share frames follow: what nobody maps of huge pages is left to be taken then (`_load.fill_folios`).
     above : int
         Where frames are not known, those that are made up are this one or above: others that follow have those below.
+    kernel : str
+        The kernel that a Host made here is.
 
     Returns
     -------
@@ -139,7 +149,7 @@ def load(
     leaf = leaf_pages(what)
     if host is None:
         levels = 5 if what.vmas[-1].end > 1 << 47 else 4
-        host = Host(_frames_needed(what, leaf), levels=levels, huge=what.nr_pages >= _HUGE_FROM)
+        host = Host(_frames_needed(what, leaf), levels=levels, kernel=kernel, huge=what.nr_pages >= _HUGE_FROM)
     arrays = host.world.arrays
     pfn = _frame_numbers(what, leaf, arrays, above)
     if pfn.size and int(pfn.max()) >= host.nr_frames:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .. import kernels
 from ..errors import check
 from ..gate import counted, shown
 from ..host import Host, Mm, _load
@@ -81,7 +82,7 @@ def load_memory(
     ValueError, OSError, AttributeError
         No such `mark`; a value or name of a knob that the kernel does not know.
 
-    Models: the memory of the processes on Linux 6.18, and KSM at the beginning of a full scan.
+    Models: the memory of the processes on the kernel that the capture names, and KSM at the beginning of a full scan.
     Differs: checksums, ages, the order of address spaces and of the pages in a chain, and which zero pages are KSM's can't
     be seen. Checksums are taken to be those of the contents in a process that has as many rmap_items as it has pages that
     ksmd looks at, so that each was visited (one that was stored to since has another), else unknown; ages 0; orders that of
@@ -92,7 +93,9 @@ def load_memory(
         raise ValueError(f"mark {shown(mark)}: not one of {', '.join(MARK)}")
     start = time.perf_counter()
     parts, torn = _agreed(renumbered(what.processes))
-    host = Host(_frames_needed(parts), levels=5 if any(one.vmas[-1].end > 1 << 47 for one in parts if one.vmas) else 4)
+    kernel, note = kernel_of(what)
+    levels = 5 if any(one.vmas[-1].end > 1 << 47 for one in parts if one.vmas) else 4
+    host = Host(_frames_needed(parts), levels=levels, kernel=kernel.version)
     for name, value in (knobs or {}).items():
         setattr(host.ksm, name, value)
     merged = take_over and mark != "none"
@@ -106,10 +109,27 @@ def load_memory(
     if merged:
         result.nr_merged = _take_over(host, parts, result.mms)
     result.notes = list(dict.fromkeys(note for image in images.values() for note in image.notes))
+    result.notes += [note] if note else []
     if torn:
         result.notes.append(f"{counted(torn, 'huge page', 'was', 'were')} split between two looks: taken as small pages.")
     result.seconds = time.perf_counter() - start
     return result
+
+
+def kernel_of(what: MemoryCapture) -> tuple[kernels.Profile, str]:
+    """The kernel that a capture is of, and what there is to say where it is none that was seen.
+
+    Parameters
+    ----------
+    what : MemoryCapture
+
+    Returns
+    -------
+    (Profile, str)
+        That of `kernels.DEFAULT` where the capture names none (a core, a virtual machine).
+    """
+    release = str(what.machine.get("release", ""))
+    return kernels.of_release(release, str(what.machine.get("version", "")))
 
 
 def _entered(what: MemoryCapture) -> list[int]:

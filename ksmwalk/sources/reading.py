@@ -17,7 +17,7 @@ from ..gate import counted
 from ..layout import PAGE_SHIFT
 from ..proc import maps, pagemap
 from ..proc.errors import NoAddressSpace, ProcessChanged, ProcessExited, not_allowed
-from ..proc.frames import Kpf, frame_records, has
+from ..proc.frames import LYING, Kpf, bits_lie, frame_records, has
 from ..proc.gather import gather
 from ..proc.maps import VmaRecord
 from ..proc.pagemap import Regions
@@ -403,6 +403,9 @@ def _read_frame_flags(pid: int, result: ProcessCapture, pfn: I64Array, counts: b
             files.append(os.open("/proc/kpagecount", os.O_RDONLY | os.O_CLOEXEC))
         leaf = whole_blocks(result, result.huge) if result.huge.any() else None
         result.frame_flags = _flags_of_frames(files[0], pfn, leaf, pid)
+        if bits_lie():
+            result.frame_flags &= ~np.uint64(Kpf.KSM)
+            result.notes.append(LYING)
         result.folios = huge_folios(files[0], pfn.view(np.uint64), result.frame_flags, result.huge, pid)
         if counts:
             result.frame_counts = frame_records(files[1], pfn, pid)

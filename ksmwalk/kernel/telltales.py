@@ -1,0 +1,76 @@
+"""Small scenarios that tell kernels apart, one for each switch that shows in what a kernel answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..layout import Switch
+from ..scenarios.format import Scenario
+
+_AT = 65536
+_FAR = 70000
+_NEVER = 4_000_000_000
+#: pages of a huge page: two that are equal to one another, two empty ones, all others of their own
+_HUGE = [0, 7, 0, *range(1000, 1509)]
+
+
+def _of(switch: Switch, ops: list[list[Any]], **tunables: int) -> tuple[Switch, Scenario]:
+    assert switch.name
+    return switch, Scenario(switch.name.lower(), ops, tunables={"pages_to_scan": 3000, "smart_scan": 0, **tunables})
+
+
+def _marked(contents: list[int], advice: tuple[str, ...] = ("mergeable",)) -> list[list[Any]]:
+    n = len(contents)
+    marks = [["madvise", "A", _AT, n, one] for one in advice]
+    return [["spawn", "A"], ["mmap", "A", _AT, n], *marks, ["fill", "A", _AT, contents]]
+
+
+#: what shows each switch; those that cost time only, and what files say, are looked at otherwise
+TELLTALES: dict[Switch, Scenario] = dict(
+    (
+        _of(Switch.STABLE_FIRST, [
+            *_marked([5, 5, 6]), ["run", 1], ["step", 3],
+            ["write", "A", [[_AT + 2, 5]]], ["step", 2],
+        ]),
+        _of(Switch.ZERO_UNTRACKED, [
+            *_marked([0, 0, 5, 6]), ["run", 1], ["step", 2],
+            ["madvise", "A", _AT, 4, "unmergeable"],
+        ], use_zero_pages=1),
+        _of(Switch.SPLIT_KEEPS_EMPTY, [
+            *_marked(_HUGE, ("hugepage", "mergeable")),
+            ["mmap", "A", _FAR, 1], ["madvise", "A", _FAR, 1, "mergeable"], ["fill", "A", _FAR, [7]],
+            ["run", 1], ["step", 3],
+        ]),
+        _of(Switch.OLD_CHAINS, [
+            *_marked([5, 5, 5, 5, 6, 7]), ["run", 1], ["step", 4],
+            ["write", "A", [[_AT, 50], [_AT + 1, 51]]], ["step", 2],
+            ["write", "A", [[_AT + 2, 52]]], ["step", 1],
+            ["write", "A", [[_AT + 4, 5], [_AT + 5, 5]]], ["step", 3],
+        ], max_page_sharing=2, stable_node_chains_prune_millisecs=_NEVER),
+        _of(Switch.FORK_INHERITS, [*_marked([5, 5, 6]), ["run", 1], ["step", 2], ["fork", "A", "B"]]),
+        _of(Switch.FORKED_HUGE_FAILS, [
+            *_marked([1, 2, 3, 7, *range(1000, 1508)], ("hugepage", "mergeable")), ["fork", "A", "B"],
+            ["run", 1], ["step", 2], ["write", "B", [[_AT + 7, 3]]], ["step", 3],
+        ]),
+        _of(Switch.FORGETS, [
+            *_marked([5, 5]), ["run", 1], ["step", 3],
+            ["write", "A", [[_AT, 50], [_AT + 1, 50], [_AT, 5], [_AT + 1, 5]]], ["step", 2],
+        ]),
+        _of(Switch.NONE_NO_PARTNER, [
+            *_marked([5, 5, 6, 6]), ["mprotect", "A", _AT, 2, "none"], ["run", 1], ["step", 3],
+        ]),
+        _of(Switch.KEEPS_PROTECTED, [
+            *_marked([5, 5, 5, 5]), ["run", 1], ["step", 2],
+            ["uffd_wp", "A", _AT, 4], ["madvise", "A", _AT, 4, "unmergeable"],
+        ]),
+        _of(Switch.POKE_FAILS, [
+            *_marked([5, 6]), ["mprotect", "A", _AT, 2, "none"], ["pwrite", "A", [[_AT, 7]]],
+        ]),
+        _of(Switch.MOVE_ONE_AREA, [
+            *_marked([5, 6, 7, 8]), ["mprotect", "A", _AT, 2, "r"], ["mremap", "A", _AT, 4, 4, _FAR],
+        ]),
+        _of(Switch.NO_COLLAPSE, [*_marked([1], ("hugepage",))[:1], ["mmap", "A", _AT, 512],
+            ["fill", "A", _AT, [5, 6]], ["madvise", "A", _AT, 512, "collapse"],
+        ]),
+    )
+)  # fmt: skip
