@@ -61,8 +61,8 @@ class Memory(Side):
         flags |= _MREMAP_DONTUNMAP | _MREMAP_MAYMOVE if (options or {}).get("dontunmap") else 0
         to = (new_vpn or 0) * PAGE
         ret = errno_of(self.pool.syscall(name, _MREMAP, vpn * PAGE, n * PAGE, new_n * PAGE, flags, to))
-        if ret == 0:
-            self.live[name].add(vpn if new_vpn is None else new_vpn, new_n)
+        # of several areas the first may have moved before one is refused
+        self.live[name].add(vpn if new_vpn is None else new_vpn, new_n)
         return ret
 
     def do_mprotect(self, name: str, vpn: int, n: int, prot: str) -> int:

@@ -10,6 +10,8 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..layout import PAGE_SIZE
+from .environment import FOLIO_KIB
 from .format import Op, Scenario
 from .generate_plain import FIRST_VPN, HUGE, MAX_OPS, Maker, Space
 from .ops import row
@@ -24,7 +26,7 @@ SUBJECTS: dict[str, tuple[tuple[str, int], ...]] = {
         ("dontneed_locked", 3), ("locked_area", 3), ("fork", 8), ("unmerge", 6),
     ),
     "owners": (
-        ("pin", 9), ("unpin", 6), ("dmapin", 7), ("dmaunpin", 5), ("move_part", 12), ("fork", 14), ("exit", 5),
+        ("move_part", 12), ("pin", 9), ("unpin", 6), ("dmapin", 7), ("dmaunpin", 5), ("fork", 14), ("exit", 5),
         ("write", 20), ("area", 5),
     ),
     "folios": (("move_part", 4), ("fork", 6), ("area", 8), ("punch", 5), ("touch", 5), ("write", 10)),
@@ -32,11 +34,11 @@ SUBJECTS: dict[str, tuple[tuple[str, int], ...]] = {
     "swap": (("reclaim", 10), ("pageout", 12), ("willneed", 5), ("swapoff", 3), ("fork", 8), ("touch", 12), ("rewrite", 8)),
     "advice": (
         ("cold", 10), ("pageout", 8), ("willneed", 2), ("free", 8), ("populate", 6), ("remove", 2), ("advise", 12),
-        ("shared_area", 2),
+        ("shared_area", 2), ("uffd_wp", 4),
     ),
     "uffd": (
         ("uffd", 10), ("uffd_protect", 16), ("uffd_copy", 12), ("uffd_zero", 5), ("uffd_move", 10), ("uffd_unregister", 3),
-        ("uffd_wp", 2), ("fork", 5),
+        ("fork", 5),
     ),
     "tasks": (("clone", 6), ("vfork", 7), ("growsdown", 4), ("dontunmap", 7), ("file_area", 5), ("fork", 4), ("exec", 3)),
 }  # fmt: skip
@@ -64,10 +66,10 @@ _OPS: dict[str, Op] = {
     "uffd": ["uffd", *_SMALL, {"missing": 1}], "uffd_protect": ["uffd_protect", *_SMALL, 1],
     "uffd_copy": ["uffd_copy", *_SMALL[:2], [1]], "uffd_zero": ["uffd_zero", *_SMALL],
     "uffd_move": ["uffd_move", "A", FIRST_VPN, FIRST_VPN + 2, 1], "uffd_unregister": ["uffd_unregister", *_SMALL],
-    "uffd_wp": ["uffd_wp", *_SMALL], "clone": ["clone", "A", "B"],
+    "uffd_wp": ["uffd_wp", *_SMALL], "clone": ["clone", "A", "B"], "store": ["store", *_SMALL[:2], 1, [1]],
 }  # fmt: skip
 #: what a subject needs of the surroundings
-_ENV: dict[str, dict[str, Any]] = {"swap": {"swap_mib": 64, "memcg": 1}, "folios": {"thp": "always", "mthp_64": "always"}}
+_ENV: dict[str, dict[str, Any]] = {"swap": {"swap_mib": 64, "memcg": 1}, "folios": {"thp": "always"}}
 #: what puts the new pages it makes into the batch of locked ones
 _LOCKING = ("mlock", "mlock2", "drain")
 _COUNTED = ["ksm_swpin_copy", "cow_ksm"]
@@ -113,7 +115,9 @@ class WorldMaker(Maker):
         for subject in self.subjects:
             getattr(self, f"with_{subject}", bool)()
         tunables = self.tunables()
-        kinds = [*self.WEIGHTS, *(kind for subject in self.subjects for kind in (*SUBJECTS[subject], ("step", 30)))]
+        kinds = [*self.WEIGHTS, ("store", 4)]
+        for subject in self.subjects:
+            kinds += [(kind, 2 * weight) for kind, weight in SUBJECTS[subject]] + [("step", 30)]
         self.work([(kind, weight) for kind, weight in kinds if self._has(kind)])
         note = f"random, style {self.style}" + "".join(f", {subject}" for subject in self.subjects)
         ops = self.ops[: MAX_OPS + 10]
@@ -122,6 +126,8 @@ class WorldMaker(Maker):
     def _has(self, kind: str) -> bool:
         if kind == "mlockall" and not self.settle:
             return False  # the pages of the program itself would be in the batches too
+        if kind in ("clone", "vfork", "uffd_wp") and "uffd" in self.subjects:
+            return False  # two userfaultfds on one memory
         needed = _NEEDS.get(kind, [_OPS[kind]] if kind in _OPS else None)
         return needed is None or self.possible(*needed)
 
@@ -136,8 +142,9 @@ class WorldMaker(Maker):
         rng = self.rng
         if rng.random() < 0.6:
             self.env["thp"] = rng.choice(("always", "always", "never"))
-        for kib in rng.sample((16, 32, 64, 128, 256, 512, 1024), rng.choice((0, 1, 1, 2, 3))):
-            self.env[f"mthp_{kib}"] = rng.choice(("always", "madvise"))
+        for kib in rng.sample(FOLIO_KIB, rng.choice((0, 1, 1, 2, 3))):
+            if self.possible(env={f"mthp_{kib}": "always"}):
+                self.env[f"mthp_{kib}"] = rng.choice(("always", "madvise"))
 
     def with_khuge(self) -> None:
         """Limits of khugepaged."""
@@ -202,6 +209,14 @@ class WorldMaker(Maker):
             return True
         locked = self.locked.get(op[1], set())
         return all(vpn in locked for start, n in row(op).spans(op) for vpn in range(start, start + n))
+
+    def do_store(self) -> None:
+        """Bytes in the middle of a page."""
+        name, space = self.someone()
+        if pages := space.writable():
+            offset = self.rng.choice((0, 7, 8, 4000, 4095))
+            n = self.rng.randint(1, min(9, PAGE_SIZE - offset))
+            self.add("store", name, self.rng.choice(pages), offset, [self.rng.choice((0, 0, 1, 5)) for _ in range(n)])
 
     # ------------------------------------------------------------ locks
 
