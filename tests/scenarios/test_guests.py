@@ -14,7 +14,9 @@ GUESTS = Path(__file__).parents[1] / "golden" / "guests"
 FOLDERS = {
     "5.10": (52, "5.10.223"), "6.1": (146, "6.1.192"), "6.12": (98, "6.12.117"), "6.16": (23, "6.16.12"), "7.3": (24, "7.3.4"),
 }  # fmt: skip
-ALL = [path for folder in FOLDERS for path in sorted((GUESTS / folder).glob("*.json"))]
+#: two NUMA nodes, 6.1.192
+NODES = sorted((GUESTS / "numa").glob("k6.1_*.json"))
+ALL = [*(path for folder in FOLDERS for path in sorted((GUESTS / folder).glob("*.json"))), *NODES]
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -23,6 +25,7 @@ def test_all_are_here(folder):
     found = list((GUESTS / folder).glob("*.json"))
     assert len(found) >= nr
     assert {kernel_of(load(path)).version for path in found} == {version}
+    assert len(NODES) >= 33
 
 
 @pytest.mark.parametrize("path", ALL, ids=lambda path: f"{path.parent.name}-{path.stem}")

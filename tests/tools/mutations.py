@@ -28,8 +28,8 @@ MUTATIONS: dict[str, tuple[str, str]] = {
         "w.f_key[pfn] = 0 if flags & FRAME_ZERO else pfn",
     ),
     "what begins with zeros stands above what does not": (
-        "out[i, 0] = <uint64_t>(WORDS - k)",
-        "out[i, 0] = <uint64_t>k",
+        "answer[0] = <uint64_t>(WORDS - k)",
+        "answer[0] = <uint64_t>k",
     ),
     "above a reference the earlier difference stands lower": (
         "else <uint64_t>(2 * WORDS - k)",
@@ -281,7 +281,7 @@ MUTATIONS: dict[str, tuple[str, str]] = {
         "            pass\n        return KW_OK",
     ),
     "half a merge is not undone": (
-        "        err = break_ksm(w, a.mm, a.addr)\n        return err if err < 0 else KW_OK",
+        "        err = break_ksm(w, a.mm, a.addr, <int>w.ksm.cpu)\n        return err if err < 0 else KW_OK",
         "        return KW_OK",
     ),
     "a page shared by fork needs room": (
