@@ -136,17 +136,13 @@ cdef int sys_mprotect(kw_world *w, int32_t mm, uint64_t start, uint64_t end, uin
 
 # ------------------------------------------------------------------ mremap
 
-cdef int leave_empty(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil:
-    """What MREMAP_DONTUNMAP leaves: the area with its marks, no more locked, and as if it never had pages where all of
-    it went."""
-    cdef int32_t v = vma_find(w, mm, start)
-    if w.vmas[v].flags & VM_LOCKED:
-        v = set_flags(w, v, start, end, w.vmas[v].flags & ~<uint64_t>(VM_LOCKED | VM_LOCKONFAULT))
-        if v < 0:
-            return v
-    if w.vmas[v].start == start and w.vmas[v].end == end:
-        w.vmas[v].anon_vma = w.vmas[v].anon_root = w.vmas[v].forked = 0
-    return 0
+cdef void leave_empty(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil:
+    """What MREMAP_DONTUNMAP leaves: the area with its marks, no more locked, also what stays of it, and as if it never had
+    pages where all of it went."""
+    cdef kw_vma *v = &w.vmas[vma_find(w, mm, start)]
+    v.flags &= ~<uint64_t>(VM_LOCKED | VM_LOCKONFAULT)
+    if v.start == start and v.end == end:
+        v.anon_vma = v.anon_root = v.forked = 0
 
 
 cdef int move_vma(kw_world *w, int32_t mm, uint64_t old, uint64_t old_len, uint64_t new, uint64_t new_len,
@@ -193,7 +189,10 @@ cdef int move_vma(kw_world *w, int32_t mm, uint64_t old, uint64_t old_len, uint6
         if rc < 0:
             return rc
     join_around(w, moved)
-    return leave_empty(w, mm, old, old + old_len) if keep else sys_munmap(w, mm, old, old + old_len)
+    if not keep:
+        return sys_munmap(w, mm, old, old + old_len)
+    leave_empty(w, mm, old, old + old_len)
+    return 0
 
 
 cdef int locked_more(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil:

@@ -10,7 +10,7 @@ from ksmwalk._core cimport (
 )
 from ksmwalk.memory._leaves cimport wp_range
 from ksmwalk.memory._areas cimport VM_ACCESS, VM_SPECIAL, VM_WATCHED, set_flags, vma_find, vma_find_from
-from ksmwalk.memory._watched cimport mark_absent, move_page, place_page, place_zero
+from ksmwalk.memory._watched cimport mark_absent, move_huge, move_page, place_page, place_zero
 from ksmwalk.layout._layout cimport *
 
 
@@ -120,8 +120,7 @@ cdef int sys_place(kw_world *w, int32_t mm, uint64_t addr, int64_t n, const uint
 cdef int sys_move(kw_world *w, int32_t mm, uint64_t to, uint64_t start, int64_t n) noexcept nogil:
     cdef int32_t s = vma_find(w, mm, start), d = vma_find(w, mm, to)
     cdef kw_vma *v = &w.vmas[d]
-    cdef uint64_t length = <uint64_t>n << 12
-    cdef int64_t _i
+    cdef uint64_t length = <uint64_t>n << 12, end = start + length, step
     cdef int rc
     if s == 0 or d == 0:
         return -ENOENT
@@ -131,14 +130,18 @@ cdef int sys_move(kw_world *w, int32_t mm, uint64_t to, uint64_t start, int64_t 
         return -EINVAL
     if (v.flags ^ w.vmas[s].flags) & (VM_ACCESS | VM_LOCKED):
         return -EINVAL
-    for _i in range(n):
+    while start < end:
         if interrupted_at(start):
             return KW_EINTR
-        rc = move_page(w, mm, v, to, start)
+        step = KW_PMD_SIZE if not (to | start) & (KW_PMD_SIZE - 1) and end - start >= KW_PMD_SIZE else KW_PAGE_SIZE
+        rc = move_huge(w, mm, v, to, start) if step == KW_PMD_SIZE else 0
+        if rc == 0:
+            step = KW_PAGE_SIZE
+            rc = move_page(w, mm, v, to, start)
         if rc < 0:
             return rc
-        to += KW_PAGE_SIZE
-        start += KW_PAGE_SIZE
+        to += step
+        start += step
     return 0
 
 

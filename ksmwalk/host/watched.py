@@ -142,7 +142,8 @@ class Watched(Door):
     def uffd_move(self, to: int, addr: int, length: int) -> None:
         """Move pages [addr, addr + length) to `to`; the first that fails is the last.
 
-        A huge page is split first. Protection does not go along.
+        A huge page goes whole where all of it is to move and nothing ever was in its place; else it is split first.
+        Protection does not go along.
 
         Raises
         ------
@@ -151,7 +152,7 @@ class Watched(Door):
             area, not writable, or `to` not watched; ENOENT: no area, or no page; EEXIST: there is a page, or a marker;
             EBUSY: a KSM page, or one that is not exclusive (shared by fork); EFAULT: a marker.
 
-        Models: UFFDIO_MOVE of Linux 6.18. Differs: huge pages never move whole.
+        Models: UFFDIO_MOVE of Linux 6.18. Differs: nothing known.
         """
         start, end = self._watched_range(addr, length, "uffd_move")
         to, _ = self._watched_range(as_int(to, "to"), length, "uffd_move to")

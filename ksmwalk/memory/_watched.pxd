@@ -14,3 +14,6 @@ cdef int place_zero(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr) noexcept 
 cdef int move_page(kw_world *w, int32_t mm, kw_vma *v, uint64_t to, uint64_t start) noexcept nogil
     # UFFDIO_MOVE of one page to area v: -EEXIST: something is there; -ENOENT: nothing to move; -EBUSY: it is a KSM page, or
     # not exclusive, or of a huge page that can't be split; -EFAULT: a marker.
+cdef int move_huge(kw_world *w, int32_t mm, kw_vma *v, uint64_t to, uint64_t start) noexcept nogil
+    # The same of 2 MiB, both places aligned: 1 where a huge page was there and there was no table at `to`; 0: nothing is
+    # done, page by page it may be.

@@ -6,10 +6,11 @@ from libc.errno cimport EBUSY, EEXIST, EFAULT, ENOENT
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from ksmwalk._core cimport (
-    entry_leaf, entry_none, interrupted_at, make_entry, no_entry, pmd_find, pmd_make, pte_find, pte_make, pte_present,
+    entry_leaf, entry_none, interrupted_at, make_entry, make_leaf, no_entry, pmd_find, pmd_make, pte_find, pte_make,
+    pte_present,
 )
 from ksmwalk.memory._frames cimport frame_map, normal_pfn
-from ksmwalk.memory._leaves cimport pmd_split, prot_bits, touched, wp_marker
+from ksmwalk.memory._leaves cimport huge_flags, pmd_split, prot_bits, touched, wp_marker
 from ksmwalk.memory._areas cimport anon_vma_prepare
 from ksmwalk.memory._fault cimport backing_page, new_anon
 from ksmwalk.memory._folio cimport split_folio_at
@@ -176,3 +177,26 @@ cdef int move_page(kw_world *w, int32_t mm, kw_vma *v, uint64_t to, uint64_t sta
     old[0] = 0
     touched(w, mm)
     return KW_OK
+
+
+cdef int move_huge(kw_world *w, int32_t mm, kw_vma *v, uint64_t to, uint64_t start) noexcept nogil:
+    cdef uint64_t *old = pmd_find(w, w.mms[mm].root, start)
+    cdef uint64_t *new
+    cdef int64_t pfn
+    if not leaf_pmd(old):
+        return 0
+    pfn = normal_pfn(w, old[0], 2)
+    if pfn < 0:
+        return 0
+    new = pmd_make(w, mm, to)
+    if new == NULL:
+        return no_entry(w, mm, to)
+    if not entry_none(new[0]):
+        return -EEXIST if leaf_pmd(new) else 0
+    if not movable(w, pfn):
+        return -EBUSY
+    anon_vma_prepare(w, v)
+    new[0] = make_leaf(<uint64_t>pfn, huge_flags(v.flags), 2)
+    old[0] = 0
+    touched(w, mm)
+    return 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from bisect import bisect
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 import numpy as np
@@ -170,7 +170,8 @@ class Replay(HugePages, Life, Locks, NodeOps, Pins):
         self.live: dict[str, Mm] = {}
         self.lodgers: set[str] = set()
         self.away: dict[str, str] = {}
-        self.watchers: set[str] = set()
+        self.watched: list[tuple[Mm, range, tuple[str, int]]] = []
+        self.numbers = count(1)
         self.piped: dict[tuple[str, int], int] = {}
         self.mapped_for_devices: dict[tuple[str, int], np.ndarray] = {}
         self.name_of: dict[int, str] = {}

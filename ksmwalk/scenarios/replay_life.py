@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,8 +32,9 @@ class Life:
         Those that live in the memory of another, whose pages are told of under the other's name only.
     away : dict of str to str
         Who waits for a vfork child, and for which; none once it is gone or has a memory of its own.
-    watchers : set of str
-        Those who have a userfaultfd: it ends with them.
+    watched : list of (Mm, range, (str, int))
+        What a userfaultfd was told to watch, and which: the process that has it, with which it ends, and 0, or for each
+        ``uffd_wp``, which makes one of its own, another number.
     """
 
     if TYPE_CHECKING:
@@ -40,7 +43,8 @@ class Life:
         live: dict[str, Mm]
         lodgers: set[str]
         away: dict[str, str]
-        watchers: set[str]
+        numbers: Iterator[int]
+        watched: list[tuple[Mm, range, tuple[str, int]]]
 
         def _born(self, name: str, mm: Mm) -> None: ...
         def unmap_for_devices(self, name: str) -> None: ...
@@ -66,12 +70,11 @@ class Life:
         self.lodgers.discard(name)
         self.away |= {parent: "" for parent, child in self.away.items() if child == name}
         mm = self.live[name]
-        if name in self.watchers:
-            self.watchers.discard(name)
-            if mm.tasks > 1:
-                for area in mm.vmas:
-                    if area.vm_flags & _WATCHED:
-                        mm.uffd_unregister(area.vm_start, area.vm_end - area.vm_start)
+        for known, pages, owner in [*self.watched]:
+            if known is mm and owner[0] == name:
+                self.watched.remove((known, pages, owner))
+                for start, end in _watched_areas(mm, pages) if mm.tasks > 1 else ():
+                    mm.uffd_unregister(start, end - start)
 
     def do_clone(self, name: str, child: str) -> None:
         self.live[child] = self.live[name].clone()
@@ -111,16 +114,42 @@ class Life:
         return vpn[order], frame[order], kind[order]
 
     def do_uffd_wp(self, name: str, vpn: int, n: int) -> None:
-        self.do_uffd(name, vpn, n, {"wp": 1})
+        self._watch(name, range(vpn, vpn + n), {"wp": True}, (name, next(self.numbers)))
         self.live[name].uffd_protect(vpn * PAGE, n * PAGE)
 
     def do_uffd(self, name: str, vpn: int, n: int, modes: dict[str, int]) -> None:
-        wanted = {mode: bool(on) for mode, on in modes.items()}
-        self.watchers.add(name)
-        self.live[name].uffd_register(vpn * PAGE, n * PAGE, **wanted, asynchronous=True)
+        self._watch(name, range(vpn, vpn + n), {mode: bool(on) for mode, on in modes.items()}, (name, 0))
+
+    def _watch(self, name: str, pages: range, modes: dict[str, bool], owner: tuple[str, int]) -> None:
+        mm = self.live[name]
+        if self._of_others(mm, pages, owner):
+            raise OSError(errno.EBUSY, "another userfaultfd watches it")
+        mm.uffd_register(pages.start * PAGE, len(pages) * PAGE, **modes, asynchronous=True)
+        self._forget(mm, pages)
+        self.watched.append((mm, pages, owner))
+
+    def _of_others(self, mm: Mm, pages: range, owner: tuple[str, int]) -> bool:
+        """Whether another userfaultfd watches some of these pages."""
+        return any(
+            known is mm and whose != owner and _watched_areas(mm, _common(there, pages))
+            for known, there, whose in self.watched
+        )
+
+    def _forget(self, mm: Mm, pages: range) -> None:
+        """No more of these pages is watched by whom they were."""
+        for entry in [*self.watched]:
+            known, there, owner = entry
+            if known is mm and _common(there, pages):
+                self.watched.remove(entry)
+                parts = range(there.start, min(there.stop, pages.start)), range(max(there.start, pages.stop), there.stop)
+                self.watched += [(mm, part, owner) for part in parts if part]
 
     def do_uffd_unregister(self, name: str, vpn: int, n: int) -> None:
-        self.live[name].uffd_unregister(vpn * PAGE, n * PAGE)
+        mm, pages = self.live[name], range(vpn, vpn + n)
+        if self._of_others(mm, pages, (name, 0)):
+            raise OSError(errno.EINVAL, "another userfaultfd watches it")
+        mm.uffd_unregister(vpn * PAGE, n * PAGE)
+        self._forget(mm, pages)
 
     def do_uffd_protect(self, name: str, vpn: int, n: int, on: int) -> None:
         self.live[name].uffd_protect(vpn * PAGE, n * PAGE, bool(on))
@@ -133,4 +162,20 @@ class Life:
         self.live[name].uffd_zero(vpn * PAGE, n * PAGE)
 
     def do_uffd_move(self, name: str, vpn: int, source: int, n: int) -> None:
+        if self._of_others(self.live[name], range(vpn, vpn + n), (name, 0)):
+            raise OSError(errno.EINVAL, "another userfaultfd watches it")
         self.live[name].uffd_move(vpn * PAGE, source * PAGE, n * PAGE)
+
+
+def _common(one: range, other: range) -> range:
+    return range(max(one.start, other.start), min(one.stop, other.stop))
+
+
+def _watched_areas(mm: Mm, pages: range) -> list[tuple[int, int]]:
+    """Parts of areas in a range, in bytes, that a userfaultfd watches."""
+    start, end = pages.start * PAGE, pages.stop * PAGE
+    return [
+        (max(start, v.vm_start), min(end, v.vm_end))
+        for v in mm.vmas
+        if v.vm_flags & _WATCHED and v.vm_start < end and v.vm_end > start
+    ]

@@ -183,12 +183,12 @@ def test_an_area_that_all_pages_left_is_as_if_it_never_had_any(pages, copied):
     assert (mm.fork().read_pfns(BASE, 1)[0] == 0) == copied
 
 
-def test_the_lock_goes_along_and_does_not_stay():
+def test_the_lock_goes_along_and_does_not_stay_where_pages_stay_either():
     mm = area()
     mm.mlock(BASE, 4 * PAGE)
     mm.mremap(BASE, 2 * PAGE, 2 * PAGE, ELSEWHERE, dontunmap=True)
-    locked = [(v.vm_start, bool(v.vm_flags & Vm.LOCKED)) for v in mm.vmas]
-    assert locked == [(BASE, False), (BASE + 2 * PAGE, True), (ELSEWHERE, True)]
+    locked = [(v.vm_start, v.vm_end, bool(v.vm_flags & Vm.LOCKED)) for v in mm.vmas]
+    assert locked == [(BASE, BASE + 4 * PAGE, False), (ELSEWHERE, ELSEWHERE + 2 * PAGE, True)]
 
 
 def test_several_areas_leave_several():

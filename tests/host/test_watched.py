@@ -363,6 +363,34 @@ def test_a_huge_page_is_split_to_be_moved():
     mm.write(ELSEWHERE + 4 * PAGE, 1)
 
 
+@pytest.mark.parametrize(("pages", "table", "whole"), [(512, False, True), (511, False, False), (512, True, False)])
+def test_a_huge_page_moves_whole_where_there_is_no_table(pages, table, whole):
+    mm = Host(8192).new_mm()
+    mm.mmap(512 * PAGE, BASE)
+    mm.mmap(512 * PAGE, ELSEWHERE)
+    mm.madvise(ELSEWHERE, 512 * PAGE, "hugepage")
+    mm.write(ELSEWHERE, list(range(1, 513)))
+    mm.uffd_register(BASE, 512 * PAGE, missing=True)
+    if table:
+        mm.uffd_copy(BASE, 7)
+        mm.madvise(BASE, PAGE, "dontneed")
+    mm.uffd_move(BASE, ELSEWHERE, pages * PAGE)
+    assert mm.read(at(500)) == 501 and (mm.tables.mappings()["level"] == 2).any() == whole
+    refused(errno.EEXIST, mm.uffd_move, BASE, ELSEWHERE, PAGE)
+
+
+def test_a_huge_page_that_others_have_does_not_move():
+    mm = Host(8192).new_mm()
+    mm.mmap(512 * PAGE, BASE)
+    mm.mmap(512 * PAGE, ELSEWHERE)
+    mm.madvise(ELSEWHERE, 512 * PAGE, "hugepage")
+    mm.write(ELSEWHERE, 1)
+    mm.uffd_register(BASE, 512 * PAGE, missing=True)
+    mm.fork()
+    refused(errno.EBUSY, mm.uffd_move, BASE, ELSEWHERE, 512 * PAGE)
+    refused(errno.EBUSY, mm.uffd_move, BASE, ELSEWHERE, PAGE)
+
+
 # ---------------------------------------------------------------- fork, mremap, collapse, saving
 
 

@@ -92,11 +92,11 @@ MUTATIONS: dict[str, tuple[str, str]] = {
         "p.flags & VM_ACCESS and start < p.end:",
     ),
     "MREMAP_DONTUNMAP unmaps": (
-        "return leave_empty(w, mm, old, old + old_len) if keep else sys_munmap",
-        "return sys_munmap",
+        "    if not keep:\n        return sys_munmap",
+        "    if True:\n        return sys_munmap",
     ),
     "an area that all pages left keeps its anon_vma": (
-        "w.vmas[v].anon_vma = w.vmas[v].anon_root = w.vmas[v].forked = 0",
+        "        v.anon_vma = v.anon_root = v.forked = 0",
         "pass",
     ),
     "several areas move, watched ones too": (
