@@ -4,6 +4,7 @@ A hand-made mutation names a piece of text that occurs exactly once in the whole
 """
 
 import mutations_kernels
+import mutations_owners
 
 #: name: (text as it stands, text as it is broken)
 MUTATIONS: dict[str, tuple[str, str]] = {
@@ -390,14 +391,6 @@ MUTATIONS: dict[str, tuple[str, str]] = {
         "w.mms[child].flags |= w.mms[parent].flags & (MM_MERGE_ANY | MM_THP_DISABLED)",
         "w.mms[child].flags |= w.mms[parent].flags & MM_THP_DISABLED",
     ),
-    "a store goes into a page that others map": (
-        "if v.flags & VM_SHARED or page_ours(w, mm, addr, pfn):",
-        "if True:",
-    ),
-    "a store goes into a huge page that others map": (
-        "        if folio_mappings(w, pfn) != 512:\n            return pmd_split",
-        "        if False:\n            return pmd_split",
-    ),
     "a huge page is taken where the area ends within it": (
         "return base >= v.start and base + KW_PMD_SIZE <= v.end",
         "return base >= v.start",
@@ -438,10 +431,6 @@ MUTATIONS: dict[str, tuple[str, str]] = {
         "    if flags & VM_MERGEABLE and anon:\n",
         "    if False:\n",
     ),
-    "mprotect lets stores into pages that others map": (
-        "                and w.f_mapcount[pfn] == 1):\n",
-        "                ):\n",
-    ),
     "MADV_UNMERGEABLE leaves KSM pages": (
         "    if w.vmas[v].anon_vma:\n        rc = unmerge_range(w, mm, start, end,",
         "    if False:\n        rc = unmerge_range(w, mm, start, end,",
@@ -455,7 +444,7 @@ MUTATIONS: dict[str, tuple[str, str]] = {
         "                pass\n            zap_pte",
     ),
 }
-MUTATIONS |= mutations_kernels.MUTATIONS
+MUTATIONS |= mutations_kernels.MUTATIONS | mutations_owners.MUTATIONS
 
 #: name of a mutation: why nothing can tell it from the engine as it stands
 EQUIVALENT: dict[str, str] = {

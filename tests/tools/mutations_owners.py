@@ -1,0 +1,85 @@
+"""Mutations made by hand of who owns a page, and of pins: see `mutations.py`."""
+
+#: name: (text as it stands, text as it is broken)
+MUTATIONS: dict[str, tuple[str, str]] = {
+    "a store goes into a page that others map": (
+        "    if v.flags & VM_SHARED or page_ours(w, mm, pfn):\n",
+        "    if True:\n",
+    ),
+    "a store goes into a huge page that others map": (
+        "            if not huge_ours(w, pfn):\n                return pmd_split",
+        "            if False:\n                return pmd_split",
+    ),
+    "mprotect lets stores into pages that others map": (
+        "        if w.f_flags[pfn] & FRAME_EXCLUSIVE:\n            flags |= PTE_RW",
+        "        if True:\n            flags |= PTE_RW",
+    ),
+    "a page that a fork shares stays exclusive": (
+        "                    w.f_flags[pfn] &= ~FRAME_EXCLUSIVE\n                    frame_map(w, dst, pfn)",
+        "                    frame_map(w, dst, pfn)",
+    ),
+    "a huge page that a fork shares stays exclusive": (
+        "                w.f_flags[pfn] &= ~FRAME_EXCLUSIVE\n                huge_map(w, dst, pfn)",
+        "                huge_map(w, dst, pfn)",
+    ),
+    "pages of a huge page being split are exclusive no more": (
+        "    if exclusive:\n        for i in range(head, head + 512):",
+        "    if False:\n        for i in range(head, head + 512):",
+    ),
+    "a page stored to in place is not exclusive again": (
+        "        if not v.flags & VM_SHARED:\n            w.f_flags[pfn] |= FRAME_EXCLUSIVE\n        pte[0] =",
+        "        pte[0] =",
+    ),
+    "a small page is stored to in place though somebody else refers to it": (
+        "    return w.f_refs[pfn] == 1\n",
+        "    return w.f_mapcount[pfn] == 1\n",
+    ),
+    "a part of a folio is stored to in place though the folio is pinned": (
+        "        return not maybe_shared(w, pfn) and folio_extra_refs(w, pfn) == 0\n",
+        "        return not maybe_shared(w, pfn)\n",
+    ),
+    "a folio is not shared as long as its page has one mapping": (
+        "        return not maybe_shared(w, pfn) and folio_extra_refs(w, pfn) == 0\n",
+        "        return w.f_mapcount[pfn] == 1 and folio_extra_refs(w, pfn) == 0\n",
+    ),
+    "a folio that was shared once stays so": (
+        "o.mm[1] and o.nr[1] == o.total:\n        o.shared = 0",
+        "o.mm[1] and o.nr[1] == o.total:\n        pass",
+    ),
+    "the third owner is forgotten no longer than it is there": (
+        "    if slot < 0 or n != o.total:\n        o.shared = 1",
+        "    if slot >= 0 and n != o.total:\n        o.shared = 1",
+    ),
+    "the split of a pmd counts one mapping too many": (
+        "    owners_add(w, mm, head, 512)\n    owners_drop(w, mm, head, 1)",
+        "    owners_add(w, mm, head, 512)",
+    ),
+    "the split of a pmd counts what is added at once": (
+        "    owners_add(w, mm, head, 512)\n    owners_drop(w, mm, head, 1)",
+        "    owners_add(w, mm, head, 511)",
+    ),
+    "a pin does not keep a store from a huge page": (
+        "    return w.owners[head >> 2].total == 1 and w.f_refs[head] == 512\n",
+        "    return w.owners[head >> 2].total == 1\n",
+    ),
+    "the batch of the CPU at hand keeps a store from a page": (
+        "        lru_drain_cpu(w, w.mms[mm].cpu)\n    return w.f_refs",
+        "        pass\n    return w.f_refs",
+    ),
+    "a fork shares what a device has": (
+        "            elif cow and dma_pinned(w, normal_pfn(w, e, 1)):",
+        "            elif False:",
+    ),
+    "a fork shares a huge page that a device has": (
+        "        if level == 2 and cow and entry_leaf(e, 2) and dma_pinned(w, normal_pfn(w, e, 2)):",
+        "        if False:",
+    ),
+    "the child's copy of what a device has is not written": (
+        "frame_alloc(w, node_of(w, v), w.f_key[pfn], FRAME_ANON | FRAME_EXCLUSIVE)\n    if new < 0:\n        return",
+        "frame_alloc(w, node_of(w, v), 0, FRAME_ANON | FRAME_EXCLUSIVE)\n    if new < 0:\n        return",
+    ),
+    "MADV_FREE splits a folio that others may map": (
+        "                if not maybe_shared(w, pfn):\n                    rc = split_folio_at",
+        "                if True:\n                    rc = split_folio_at",
+    ),
+}
