@@ -315,17 +315,26 @@ def unpin(World world not None, int64_t pfn):
 
 
 def dma_pin(World world not None, int32_t mm, uint64_t addr, object pfns):
-    """Store to as many pages from addr on as `pfns` has room for, leave their contents, and pin them; 0 or a code."""
+    """Store to as many pages from addr on as `pfns` has room for, leave their contents, and pin them; 0 or a code.
+
+    Page by page: a pin on one part of a folio makes the store to the next copy it.
+    """
     cdef int64_t n, i
     cdef int64_t *out = <int64_t *>records(pfns, True, 8, 8, &n)
     cdef int code = KW_OK
     enter(world)
     with nogil:
-        write_range(&world.w, mm, addr, n, NULL, 0, FAULT_KEEP, &code)
-        if code == KW_OK:
-            look_range(&world.w, mm, addr, n, NULL, out)
+        for i in range(n):
+            write_range(&world.w, mm, addr, 1, NULL, 0, FAULT_KEEP, &code)
+            if code < 0:
+                n = i
+                break
+            look_range(&world.w, mm, addr, 1, NULL, &out[i])
+            dma_get(&world.w, out[i])
+            addr += KW_PAGE_SIZE
+        if code < 0:
             for i in range(n):
-                dma_get(&world.w, out[i])
+                dma_put(&world.w, out[i])
     leave(world)
     return code
 

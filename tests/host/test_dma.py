@@ -68,6 +68,18 @@ def test_what_may_not_be_stored_to_is_not_given_to_a_device():
     hostcheck.check(host)
 
 
+def test_a_pin_on_one_part_of_a_folio_makes_the_next_be_copied():
+    host = Host(4096, thp="never", mthp={16: "always"})
+    mm = host.new_mm()
+    mm.mmap(4 * PAGE, AT)
+    mm.write(AT, 1)
+    mm.fork().exit()
+    before = mm.read_pfns(AT, 4)
+    pfns = host.dma_pin(mm, AT, 3 * PAGE)
+    assert (pfns == before[:3]).tolist() == [True, False, False]
+    hostcheck.check(host)
+
+
 def test_pins_are_kept_with_a_host(tmp_path):
     host, mm = made()
     pfns = host.dma_pin(mm, AT, 4 * PAGE)
