@@ -5,6 +5,7 @@ The contract of every function stands in `_advice.pxd`; what Python calls is in 
 from libc.errno cimport EAGAIN, EINVAL, ENOMEM
 from libc.stdint cimport int32_t, uint64_t
 
+from ksmwalk.memory._frames cimport lru_drain_cpu
 from ksmwalk.memory._leaves cimport discard_range, guard_range, mlock_range, wp_range
 from ksmwalk.memory._areas cimport VM_SPECIAL, anon_vma_prepare, set_flags, vma_compatible, vma_find, vma_find_from
 from ksmwalk.memory._folio cimport clean_range
@@ -134,6 +135,11 @@ cdef int collapse_all(kw_world *w, int32_t mm, int32_t at, uint64_t start, uint6
     return last
 
 
+cdef inline bint for_reclaim(int advice) noexcept nogil:
+    """Advice that begins by looking which pages wait on this CPU."""
+    return advice == MADV_FREE or advice == MADV_COLD or advice == MADV_PAGEOUT or advice == MADV_WILLNEED
+
+
 cdef int sys_madvise(kw_world *w, int32_t mm, uint64_t start, uint64_t end, int advice) noexcept nogil:
     """Holes are passed over, what is there is done, and the holes are told of at the end."""
     cdef const Advice *a = advice_of(advice)
@@ -154,6 +160,8 @@ cdef int sys_madvise(kw_world *w, int32_t mm, uint64_t start, uint64_t end, int 
         stop = min(end, w.vmas[v].end)
         if w.vmas[v].page_shift > 12 and (start | stop) & (KW_PMD_SIZE - 1) and a.do != collapse_all:
             return -EINVAL
+        if for_reclaim(advice) and not w.vmas[v].flags & a.refused:
+            lru_drain_cpu(w, w.mms[mm].cpu)
         rc = a.do(w, mm, v, start, stop, a)
         if rc < 0:
             return rc
@@ -191,6 +199,10 @@ cdef int sys_uffd_wp(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bint
 # ------------------------------------------------------------------ the table
 
 cdef enum:
+    MADV_WILLNEED = 3
+    MADV_FREE = 8
+    MADV_COLD = 20
+    MADV_PAGEOUT = 21
     MADV_POPULATE_WRITE = 23
 
 cdef enum:

@@ -6,6 +6,7 @@ from libc.errno cimport EFAULT, EINVAL, ENOMEM
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from ksmwalk._core cimport level_size, rows_left, tables_sound
+from ksmwalk.memory._frames cimport lru_drain_cpu
 from ksmwalk.memory._leaves cimport (
     copy_range, free_tables, mlock_range, move_range, protect_range, touched, wp_range, zap_range,
 )
@@ -425,6 +426,7 @@ cdef int sys_exit(kw_world *w, int32_t mm) noexcept nogil:
     if rc < 0:
         return rc
     slot_exit(w, mm)
+    lru_drain_cpu(w, w.mms[mm].cpu)
     mm_clear(w, mm)
     touched(w, mm)
     if w.mms[mm].flags & MM_HAS_SLOT:

@@ -2,7 +2,7 @@
 # _calls.pxd.
 #
 # What waits on the CPU of the caller (its LRU and mlock batch) is let go when an area comes to be locked or unlocked, and
-# whenever pages have been brought in.
+# when pages of one were brought in, or were there.
 from libc.stdint cimport int32_t, uint64_t
 
 from ksmwalk.layout._layout cimport *

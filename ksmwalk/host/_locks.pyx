@@ -30,8 +30,8 @@ cdef int bring_in_area(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint6
     if flags & VM_LOCKONFAULT:
         return 0
     if not flags & VM_ACCESS:
-        code = -EFAULT
-    elif (flags & (VM_WRITE | VM_SHARED)) == VM_WRITE:
+        return -ENOMEM
+    if (flags & (VM_WRITE | VM_SHARED)) == VM_WRITE:
         write_range(w, mm, start, <int64_t>((end - start) >> 12), NULL, 0, FAULT_KEEP, &code)
     else:
         read_range(w, mm, start, <int64_t>((end - start) >> 12), NULL, 0, &code)
@@ -95,8 +95,6 @@ cdef int32_t lock_area(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint6
 cdef int sys_mlock(kw_world *w, int32_t mm, uint64_t start, uint64_t end, uint64_t locks) noexcept nogil:
     cdef int32_t v
     cdef uint64_t at = start, stop
-    if locks:
-        drain_here(w, mm)
     while at < end:
         v = vma_find(w, mm, at)
         if v == 0:
@@ -124,7 +122,6 @@ cdef int sys_mlockall(kw_world *w, int32_t mm, int flags) noexcept nogil:
         return 0
     if flags:
         locks = VM_LOCKED | (VM_LOCKONFAULT if flags & MCL_ONFAULT else 0)
-        drain_here(w, mm)
     v = w.mms[mm].vma_first
     while v:
         v = lock_area(w, mm, v, w.vmas[v].start, w.vmas[v].end, locks)

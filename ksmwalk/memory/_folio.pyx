@@ -9,7 +9,7 @@ from ksmwalk._core cimport (
     pte_present,
 )
 from ksmwalk.memory._frames cimport (
-    folio_mappings, folio_pages, folio_unmake, frame_free, huge_map, is_huge, lru_add, maybe_shared, normal_pfn,
+    folio_mappings, folio_pages, folio_unmake, frame_free, huge_map, is_huge, maybe_shared, new_page, normal_pfn,
 )
 from ksmwalk.memory._leaves cimport LeafOp, huge_flags, over_leaves, pmd_split, touched, whole_pmd
 from ksmwalk.memory._areas cimport vma_find
@@ -238,7 +238,7 @@ cdef void map_huge(kw_world *w, int32_t mm, kw_vma *v, uint64_t *pmd, int64_t pf
     pmd[0] = make_leaf(<uint64_t>pfn, huge_flags(v.flags), 2)
     huge_map(w, mm, pfn)
     w.f_flags[pfn] |= FRAME_EXCLUSIVE
-    lru_add(w, mm, pfn)
+    new_page(w, w.mms[mm].cpu, v.flags, pfn)
     touched(w, mm)
 
 
