@@ -29,12 +29,15 @@ class Outside:
         _arrays: dict[str, AnyArray]
         _pins: dict[int, int]
 
-    def drain(self) -> None:
-        """Drain the batches of all CPUs: the references they hold go.
+    def drain(self, cpu: int | None = None) -> None:
+        """Drain the batches of all CPUs, or of one: the references they hold go.
 
-        Models: lru_add_drain_all() of Linux 6.18. Differs: nothing known.
+        Models: lru_add_drain_all() and lru_add_drain() of Linux 6.18. Differs: nothing known.
         """
-        _doors.drain(self.world)
+        if cpu is None:
+            _doors.drain(self.world)
+        else:
+            _doors.drain_cpu(self.world, as_int(cpu, "cpu", 0, int(self._arrays["ctl"]["nr_cpus"][0]) - 1))
 
     def pin(self, mm: Mm, addr: int) -> int:
         """Hold a reference to the page at `addr`, as a pipe does that it was spliced into.
@@ -142,7 +145,9 @@ class Outside:
         if flags & (Frame.FILE | Frame.DEVICE | Frame.HUGETLB):
             return False  # an object may hold it
         dma = int(self._arrays["pins_of"][head]) if self._arrays["ctl"]["dma_pins"][0] else 0
-        return int(_doors.extra_refs(self.world, head)) > bool(flags & Frame.LRU) + dma
+        batches = self._arrays["batches"]
+        waits = sum(int(np.count_nonzero(batch["mlock"][: batch["nr_mlock"]] == head)) for batch in batches)
+        return int(_doors.extra_refs(self.world, head)) > bool(flags & Frame.LRU) + dma + waits
 
     def lock_page(self, pfn: int, on: bool = True) -> None:
         """Hold (or release) the page lock of a frame, as somebody else's I/O does.

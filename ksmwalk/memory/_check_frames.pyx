@@ -172,25 +172,46 @@ cdef int lru(Check *c) noexcept nogil:
                 return refuse(c, b"batches", b"lru", cpu, b.lru[i], b"in a batch twice")
             c.held[b.lru[i]] += 1
             waiting += 1
+    if mlock(c, &waiting):
+        return -1
     for i in range(c.known):
         marked += c.w.f_flags[i] & FRAME_LRU != 0
     return counted(c, b"batches", b"nr_lru", 0, waiting, marked, b"frames that wait in all batches")
 
 
-cdef int mlock(Check *c) noexcept nogil:
-    """The batches of pages of locked areas: small pages in use, each as often as it may be."""
+cdef int mlock(Check *c, int64_t *fresh) noexcept nogil:
+    """The batches of pages of locked areas: small pages in use, each as often as it may be, but new only once."""
     cdef kw_world *w = c.w
     cdef kw_batch *b
-    cdef int64_t cpu, i
+    cdef int64_t cpu, i, pfn
     for cpu in range(w.ctl.nr_cpus):
         b = &w.batches[cpu]
         if within(c, b"batches", b"nr_mlock", cpu, b.nr_mlock, 0, MLOCK_BATCH, b"more than a batch takes"):
             return -1
         for i in range(b.nr_mlock):
-            if not 0 < b.mlock[i] < c.known or (w.f_flags[b.mlock[i]] & NO_SMALL_PAGE) != FRAME_USED:
+            pfn = b.mlock[i] if b.mlock[i] > 0 else -b.mlock[i]
+            if not 0 < pfn < c.known or (w.f_flags[pfn] & NO_SMALL_PAGE) != FRAME_USED:
                 return refuse(c, b"batches", b"mlock", cpu, b.mlock[i], b"no small page in use")
-            c.held[b.mlock[i]] += 1
+            c.held[pfn] += 1
+            if b.mlock[i] < 0:
+                if not w.f_flags[pfn] & FRAME_LRU or waits_new(c, cpu, i):
+                    return refuse(c, b"batches", b"mlock", cpu, b.mlock[i], b"new, but without its mark, or twice")
+                fresh[0] += 1
     return 0
+
+
+cdef bint waits_new(Check *c, int64_t cpu, int64_t at) noexcept nogil:
+    """Is the new page of entry `at` of this CPU's batch also in an LRU batch, or new in a batch before it?"""
+    cdef int64_t entry = c.w.batches[cpu].mlock[at], other, i
+    for other in range(c.w.ctl.nr_cpus):
+        for i in range(c.w.batches[other].nr_lru):
+            if c.w.batches[other].lru[i] == -entry:
+                return True
+    for other in range(cpu + 1):
+        for i in range(at if other == cpu else c.w.batches[other].nr_mlock):
+            if c.w.batches[other].mlock[i] == entry:
+                return True
+    return False
 
 
 cdef int dma(Check *c) noexcept nogil:
@@ -226,7 +247,7 @@ cdef int frames(Check *c) noexcept nogil:
     for i in range(c.known):
         if one_frame(c, i):
             return -1
-    if lru(c) or mlock(c) or dma(c) or all_owners(c):
+    if lru(c) or dma(c) or all_owners(c):
         return -1
     for i in range(c.known):
         if w.f_refs[i] < c.held[i] and not w.f_flags[i] & FRAME_ZERO:

@@ -3,13 +3,15 @@
 The contract of every function stands in `_folio.pxd`.
 """
 from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.string cimport memset
 
 from ksmwalk._core cimport (
     child_row, entry_decode, entry_leaf, entry_none, level_shift, make_entry, make_leaf, pmd_find, pte_find,
     pte_present,
 )
 from ksmwalk.memory._frames cimport (
-    folio_mappings, folio_pages, folio_unmake, frame_free, huge_map, is_huge, maybe_shared, new_page, normal_pfn,
+    folio_mappings, folio_pages, folio_unmake, frame_free, huge_map, is_huge, maybe_shared, mlock_drain, new_page,
+    normal_pfn,
 )
 from ksmwalk.memory._leaves cimport LeafOp, huge_flags, over_leaves, pmd_split, touched, whole_pmd
 from ksmwalk.memory._areas cimport vma_find
@@ -18,14 +20,41 @@ from ksmwalk.layout._layout cimport *
 
 # ------------------------------------------------------------------ splitting
 
-cdef void zero_if_empty(kw_world *w, int32_t mm, uint64_t addr, uint64_t *pte, int64_t pfn) noexcept nogil:
+cdef struct Splitting:
+    int64_t head
+    bint replace            # empty pages leave their ptes; before that mappings are only counted
+    bint any_locked         # some mapping is in a locked area
+    int32_t locked[512]     # by page, where any are: the area of the first such mapping of it, 0: none
+
+
+cdef inline bint visited_before(kw_world *w, int32_t u, int32_t v) noexcept nogil:
+    """Does the kernel come by the mapping of a page in area u first, by that in v then? By area, then by age."""
+    if w.vmas[u].pgoff != w.vmas[v].pgoff:
+        return w.vmas[u].pgoff < w.vmas[v].pgoff
+    return w.mms[w.vmas[u].mm].serial < w.mms[w.vmas[v].mm].serial
+
+
+cdef void note_locked(kw_world *w, Splitting *s, int32_t v, int64_t pfn) noexcept nogil:
+    cdef int32_t *first = &s.locked[pfn - s.head]
+    if not s.any_locked:
+        s.any_locked = True
+        memset(s.locked, 0, sizeof(s.locked))
+    if first[0] == 0 or visited_before(w, v, first[0]):
+        first[0] = v
+
+
+cdef void zero_if_empty(kw_world *w, Splitting *s, int32_t mm, uint64_t addr, uint64_t *pte,
+                        int64_t pfn) noexcept nogil:
     """Map the zero page instead of an empty subpage of a folio being split."""
     cdef uint64_t flags
     cdef int32_t v
     if w.f_key[pfn] != 0 or w.ctl.kernel & SWITCH_SPLIT_KEEPS_EMPTY:
         return
     v = vma_find(w, mm, addr)
-    if v and w.vmas[v].flags & VM_LOCKED:
+    if w.vmas[v].flags & VM_LOCKED:
+        return
+    # Once the kernel has come by a locked mapping of it, it is a locked page for those that follow as well.
+    if s.any_locked and s.locked[pfn - s.head] and visited_before(w, s.locked[pfn - s.head], v):
         return
     flags = entry_decode(pte[0]) & ~(PTE_PFN_MASK | PTE_RW | PTE_D)
     pte[0] = make_entry(0, flags | PTE_SPECIAL)
@@ -34,16 +63,17 @@ cdef void zero_if_empty(kw_world *w, int32_t mm, uint64_t addr, uint64_t *pte, i
     touched(w, mm)
 
 
-cdef int64_t folio_at(kw_world *w, int32_t mm, uint64_t addr, uint64_t end, int64_t head, bint replace) noexcept nogil:
+cdef int64_t folio_at(kw_world *w, Splitting *s, int32_t mm, uint64_t addr, uint64_t end) noexcept nogil:
     """Mappings of a folio in [addr, end) of one pmd: its leaf is split, or (replace) empty pages leave its ptes."""
     cdef uint64_t *pmd = pmd_find(w, w.mms[mm].root, addr)
     cdef uint64_t *pte
     cdef int64_t n = 0, pfn
+    cdef int32_t v = 0
     cdef int rc
     if pmd == NULL or entry_none(pmd[0]):
         return 0
     if entry_leaf(pmd[0], 2):
-        if normal_pfn(w, pmd[0], 2) != head:
+        if normal_pfn(w, pmd[0], 2) != s.head:
             return 0
         rc = pmd_split(w, mm, addr, pmd)
         if rc < 0:
@@ -52,17 +82,22 @@ cdef int64_t folio_at(kw_world *w, int32_t mm, uint64_t addr, uint64_t end, int6
     while pte != NULL and addr < end:
         if pte_present(pte[0]):
             pfn = normal_pfn(w, pte[0], 1)
-            if pfn >= 0 and <int64_t>w.f_head[pfn] == head:
+            if pfn >= 0 and <int64_t>w.f_head[pfn] == s.head:
                 n += 1
-                if replace:
-                    zero_if_empty(w, mm, addr, pte, pfn)
+                if s.replace:
+                    zero_if_empty(w, s, mm, addr, pte, pfn)
+                else:
+                    if addr >= w.vmas[v].end:
+                        v = vma_find(w, mm, addr)
+                    if KW_UNLIKELY(w.vmas[v].flags & VM_LOCKED):
+                        note_locked(w, s, v, pfn)
         addr += KW_PAGE_SIZE
         pte += 1
     return n
 
 
-cdef int64_t folio_everywhere(kw_world *w, int32_t mm, int64_t row, int level, uint64_t base, int64_t head,
-                              bint replace) noexcept nogil:
+cdef int64_t folio_everywhere(kw_world *w, Splitting *s, int32_t mm, int64_t row, int level,
+                              uint64_t base) noexcept nogil:
     """folio_at over all tables of an mm from this row on."""
     cdef int64_t n = 0, got, child
     cdef uint64_t e, addr
@@ -73,21 +108,21 @@ cdef int64_t folio_everywhere(kw_world *w, int32_t mm, int64_t row, int level, u
             continue
         addr = base + (<uint64_t>i << level_shift(level))
         if level == 2:
-            got = folio_at(w, mm, addr, addr + KW_PMD_SIZE, head, replace)
+            got = folio_at(w, s, mm, addr, addr + KW_PMD_SIZE)
         elif entry_leaf(e, level):
             continue
         else:
             child = child_row(w, &w.rows[row * 512 + i])
             if child < 0:
                 continue
-            got = folio_everywhere(w, mm, child, level - 1, addr, head, replace)
+            got = folio_everywhere(w, s, mm, child, level - 1, addr)
         if got < 0:
             return got
         n += got
     return n
 
 
-cdef int64_t folio_visit(kw_world *w, int64_t head, uint64_t addr, bint replace, int64_t expected) noexcept nogil:
+cdef int64_t folio_visit(kw_world *w, Splitting *s, uint64_t addr, int64_t expected) noexcept nogil:
     """Visit all mappings of a folio whose first page would be at addr (1: unknown); how many, or a code."""
     cdef int32_t mm
     cdef int64_t n = 0, got, used = w.ctl.mms_used
@@ -98,25 +133,25 @@ cdef int64_t folio_visit(kw_world *w, int64_t head, uint64_t addr, bint replace,
             if w.mms[mm].root == 0 or w.mms[mm].flags & MM_BACKING:
                 continue
             if border > addr:
-                got = folio_at(w, mm, addr, border, head, replace)
+                got = folio_at(w, s, mm, addr, border)
                 if got < 0:
                     return got
                 n += got
             if end > border:
-                got = folio_at(w, mm, border, end, head, replace)
+                got = folio_at(w, s, mm, border, end)
                 if got < 0:
                     return got
                 n += got
             if n == expected:
                 return n
-        if replace:
+        if s.replace:
             # Some have gone already: the rest is found below, so count from here.
             expected -= n
     n = 0
     for mm in range(1, <int32_t>used):
         if w.mms[mm].root == 0 or w.mms[mm].flags & MM_BACKING:
             continue
-        got = folio_everywhere(w, mm, w.mms[mm].root, <int>w.ctl.levels, 0, head, replace)
+        got = folio_everywhere(w, s, mm, w.mms[mm].root, <int>w.ctl.levels, 0)
         if got < 0:
             return got
         n += got
@@ -125,6 +160,7 @@ cdef int64_t folio_visit(kw_world *w, int64_t head, uint64_t addr, bint replace,
 
 cdef int split_folio_at(kw_world *w, int64_t pfn, uint64_t addr) noexcept nogil:
     cdef int64_t head = w.f_head[pfn], expected, got, i, n
+    cdef Splitting s
     if w.f_flags[head] & (FRAME_HEAD | FRAME_HUGETLB) != FRAME_HEAD:
         return KW_OK
     expected = folio_mappings(w, head)
@@ -132,15 +168,20 @@ cdef int split_folio_at(kw_world *w, int64_t pfn, uint64_t addr) noexcept nogil:
         return KW_EBUSYENTRY
     if addr != 1:
         addr -= <uint64_t>(pfn - head) << 12
-    got = folio_visit(w, head, addr, False, expected)
+    s.head = head
+    s.replace = s.any_locked = False
+    got = folio_visit(w, &s, addr, expected)
     if got < 0:
         return <int>got
-    folio_visit(w, head, addr, True, expected)
+    s.replace = True
+    folio_visit(w, &s, addr, expected)
     n = folio_pages(w, head)
     folio_unmake(w, head)
     for i in range(head, head + n):
         if w.f_refs[i] == 0:
             frame_free(w, i)
+    if s.any_locked:
+        mlock_drain(w, <int>w.ksm.cpu)
     return KW_OK
 
 

@@ -144,6 +144,9 @@ cdef void mlock_add(kw_world *w, int cpu, int64_t pfn) noexcept nogil
     # A page was mapped in a locked area, or is about to be unmapped from one, by who runs on this CPU: one entry more of
     # its mlock batch, a reference to it. The entry that makes MLOCK_BATCH empties the batch, a page of a folio of
     # several does so at once.
+    # A new page, whose entry is its pfn less than 0, has the mark of those in LRU batches so long.
+cdef void mlock_drain(kw_world *w, int cpu) noexcept nogil
+    # That batch alone.
 cdef enum:
     MLOCK_BATCH = 31
 cdef inline void mlock_page(kw_world *w, int cpu, uint64_t flags, int64_t pfn) noexcept nogil:

@@ -240,17 +240,22 @@ cdef void lru_empty(kw_world *w, int cpu) noexcept nogil:
         put_refs(w, pfn, 1)
 
 
-cdef void mlock_empty(kw_world *w, int cpu) noexcept nogil:
+cdef void mlock_drain(kw_world *w, int cpu) noexcept nogil:
     cdef kw_batch *b = &w.batches[cpu]
     cdef int32_t n = b.nr_mlock
+    cdef int64_t pfn
     cdef int i
     b.nr_mlock = 0
     for i in range(n):
-        put_refs(w, w.f_head[b.mlock[i]], 1)
+        pfn = b.mlock[i]
+        if pfn < 0:
+            pfn = -pfn
+            w.f_flags[pfn] &= ~FRAME_LRU
+        put_refs(w, w.f_head[pfn], 1)
 
 
 cdef void lru_drain_cpu(kw_world *w, int cpu) noexcept nogil:
-    mlock_empty(w, cpu)
+    mlock_drain(w, cpu)
     lru_empty(w, cpu)
 
 
@@ -277,23 +282,30 @@ cdef void lru_add(kw_world *w, int32_t mm, int64_t pfn) noexcept nogil:
     lru_wait(w, w.mms[mm].cpu, pfn)
 
 
-cdef void mlock_add(kw_world *w, int cpu, int64_t pfn) noexcept nogil:
+cdef inline void mlock_wait(kw_world *w, int cpu, int64_t pfn, int64_t entry) noexcept nogil:
     cdef kw_batch *b = &w.batches[cpu]
-    if w.f_flags[pfn] & (FRAME_HEAD | FRAME_TAIL):
-        mlock_empty(w, cpu)
-        return
     w.f_refs[pfn] += 1
-    b.mlock[b.nr_mlock] = pfn
+    b.mlock[b.nr_mlock] = entry
     b.nr_mlock += 1
     if b.nr_mlock >= MLOCK_BATCH:
-        mlock_empty(w, cpu)
+        mlock_drain(w, cpu)
+
+
+cdef void mlock_add(kw_world *w, int cpu, int64_t pfn) noexcept nogil:
+    if w.f_flags[pfn] & LARGE:
+        mlock_drain(w, cpu)
+    else:
+        mlock_wait(w, cpu, pfn, pfn)
 
 
 cdef void new_page(kw_world *w, int cpu, uint64_t flags, int64_t pfn) noexcept nogil:
-    if KW_UNLIKELY(flags & VM_LOCKED):
-        mlock_add(w, cpu, pfn)
-    else:
+    if not flags & VM_LOCKED:
         lru_wait(w, cpu, pfn)
+    elif w.f_flags[pfn] & LARGE:
+        mlock_drain(w, cpu)
+    else:
+        w.f_flags[pfn] |= FRAME_LRU
+        mlock_wait(w, cpu, pfn, -pfn)
 
 
 # ------------------------------------------------------------------ counts
@@ -480,8 +492,8 @@ cdef bint page_ours(kw_world *w, int32_t mm, int64_t pfn) noexcept nogil:
         return True
     if flags & LARGE:
         return not maybe_shared(w, pfn) and folio_extra_refs(w, pfn) == 0
-    if flags & FRAME_LRU and w.f_refs[pfn] == 2:
-        # The kernel drains the batch of the CPU at hand before it counts.
+    if flags & FRAME_LRU and w.f_refs[pfn] <= 3:
+        # The kernel drains the batches of the CPU at hand before it counts, where that may change what it finds.
         lru_drain_cpu(w, w.mms[mm].cpu)
     return w.f_refs[pfn] == 1
 

@@ -50,17 +50,24 @@ class Life:
         def unmap_for_devices(self, name: str) -> None: ...
         def close_pipes(self, name: str) -> None: ...
         def _program(self, mm: Mm) -> None: ...
+        def _program_gone(self, last: bool, cpu: int) -> None: ...
 
     def do_exit(self, name: str) -> None:
         self._leave(name)
         self.unmap_for_devices(name)
-        self.live.pop(name).exit()
+        mm = self.live.pop(name)
+        last, cpu = mm.tasks == 1, mm.cpu
+        mm.exit()
+        self._program_gone(last, cpu)
         self.close_pipes(name)
 
     def do_exec(self, name: str) -> None:
         self._leave(name)
         self.unmap_for_devices(name)
-        mm = self.live[name].exec()
+        old = self.live[name]
+        last, cpu = old.tasks == 1, old.cpu
+        mm = old.exec()
+        self._program_gone(last, cpu)
         self.close_pipes(name)
         self._program(mm)
         self._born(name, mm)

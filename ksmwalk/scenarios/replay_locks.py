@@ -51,6 +51,12 @@ class Locks:
         else:
             self.live[name].cpu = number
 
+    def _program_gone(self, last: bool, cpu: int) -> None:
+        """With the last task of a scenario's process goes its stack, which is shared memory: emptying that lets go of what
+        waits on the CPU at hand, the process's own locked pages too."""
+        if last:
+            self.host.drain(cpu)
+
     def _locks_syscall(self, name: str, number: int, words: tuple[int, ...]) -> None:
         """A raw system call of the family: registers that are not given are zero, and hold 64 bits."""
         addr, length, flags = (word & (1 << 64) - 1 for word in (*words, 0, 0, 0)[:3])

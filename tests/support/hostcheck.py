@@ -107,7 +107,8 @@ def check_frames(host, mapped, cached, pinned):
     np.add.at(refs, head[cached > 0], np.where((f.flags[cached > 0] & FRAME["tail"]) == 0, 1, 0))
     np.add.at(refs, head[(f.flags & FRAME["lru"]) != 0], 1)
     for batch in host.world.arrays["batches"]:
-        np.add.at(refs, batch["mlock"][: batch["nr_mlock"]], 1)
+        waiting = batch["mlock"][: batch["nr_mlock"]]
+        np.add.at(refs, waiting[waiting > 0], 1)  # new ones have their mark
     for pfn in pinned:
         refs[head[pfn]] += 1
     if host.world.arrays["ctl"]["dma_pins"][0]:
