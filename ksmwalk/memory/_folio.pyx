@@ -126,7 +126,7 @@ cdef int64_t folio_visit(kw_world *w, Splitting *s, uint64_t addr, int64_t expec
     """Visit all mappings of a folio whose first page would be at addr (1: unknown); how many, or a code."""
     cdef int32_t mm
     cdef int64_t n = 0, got, used = w.ctl.mms_used
-    cdef uint64_t end = addr + (<uint64_t>folio_pages(w, head) << 12)
+    cdef uint64_t end = addr + (<uint64_t>folio_pages(w, s.head) << 12)
     cdef uint64_t border = min((addr + KW_PMD_SIZE - 1) & ~(KW_PMD_SIZE - 1), end)
     if addr & (KW_PAGE_SIZE - 1) == 0:
         for mm in range(1, <int32_t>used):
