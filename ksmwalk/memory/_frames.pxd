@@ -131,25 +131,34 @@ cdef inline int64_t normal_pfn(kw_world *w, uint64_t e, int level) noexcept nogi
 
 # ------------------------------------------------------------------ what waits on a CPU
 
-cdef void lru_add(kw_world *w, int32_t mm, int64_t pfn) noexcept nogil
-    # A new anonymous page goes on the LRU batch of the CPU that mm runs on (nothing where ctl.lru_batch is 0); a full
-    # batch is drained.
-cdef void lru_drain_cpu(kw_world *w, int cpu) noexcept nogil
-cdef void lru_drain(kw_world *w) noexcept nogil
-    # Both batches of one CPU; of all.
-cdef void new_page(kw_world *w, int cpu, uint64_t flags, int64_t pfn) noexcept nogil
-    # A new anonymous page was mapped, by who runs on this CPU, in an area with these VM_* bits: onto the one batch or
-    # the other.
-cdef void mlock_add(kw_world *w, int cpu, int64_t pfn) noexcept nogil
-    # A page was mapped in a locked area, or is about to be unmapped from one, by who runs on this CPU: one entry more of
-    # its mlock batch, a reference to it. The entry that makes MLOCK_BATCH empties the batch, a page of a folio of
-    # several does so at once.
-    # A new page, whose entry is its pfn less than 0, has the mark of those in LRU batches so long.
-cdef void mlock_drain(kw_world *w, int cpu) noexcept nogil
-    # That batch alone.
+cdef void lru_wait(kw_world *w, int cpu, int64_t pfn) noexcept nogil
+    # A new anonymous page goes on the LRU batch of a CPU (nothing where ctl.lru_batch is 0); a full batch is drained.
+cdef inline void lru_add(kw_world *w, int32_t mm, int64_t pfn) noexcept nogil:
+    # On that of the CPU that mm runs on.
+    lru_wait(w, w.mms[mm].cpu, pfn)
+
 cdef enum:
     MLOCK_BATCH = 31
+cdef void mlock_wait(kw_world *w, int cpu, int64_t pfn, int64_t entry) noexcept nogil
+    # One entry more of the mlock batch of a CPU, a reference to the page; the one that makes MLOCK_BATCH drains the
+    # batch, a page of a folio of several does so at once. The entry is pfn, that of a new page -pfn: it has the mark of
+    # those in LRU batches so long.
+cdef inline void mlock_add(kw_world *w, int cpu, int64_t pfn) noexcept nogil:
+    # A page was mapped in a locked area, or is about to be unmapped from one, by who runs on this CPU.
+    mlock_wait(w, cpu, pfn, pfn)
 cdef inline void mlock_page(kw_world *w, int cpu, uint64_t flags, int64_t pfn) noexcept nogil:
     # The same for an area with these VM_* bits, locked or not.
     if KW_UNLIKELY(flags & VM_LOCKED):
-        mlock_add(w, cpu, pfn)
+        mlock_wait(w, cpu, pfn, pfn)
+cdef inline void new_page(kw_world *w, int cpu, uint64_t flags, int64_t pfn) noexcept nogil:
+    # A new anonymous page was mapped, by who runs on this CPU, in an area with these VM_* bits: onto the one batch or
+    # the other.
+    if KW_UNLIKELY(flags & VM_LOCKED):
+        mlock_wait(w, cpu, pfn, -pfn)
+    else:
+        lru_wait(w, cpu, pfn)
+
+cdef void mlock_drain(kw_world *w, int cpu) noexcept nogil
+cdef void lru_drain_cpu(kw_world *w, int cpu) noexcept nogil
+cdef void lru_drain(kw_world *w) noexcept nogil
+    # The mlock batch of one CPU; both its batches; those of all.

@@ -278,34 +278,18 @@ cdef void lru_wait(kw_world *w, int cpu, int64_t pfn) noexcept nogil:
         lru_empty(w, cpu)
 
 
-cdef void lru_add(kw_world *w, int32_t mm, int64_t pfn) noexcept nogil:
-    lru_wait(w, w.mms[mm].cpu, pfn)
-
-
-cdef inline void mlock_wait(kw_world *w, int cpu, int64_t pfn, int64_t entry) noexcept nogil:
+cdef void mlock_wait(kw_world *w, int cpu, int64_t pfn, int64_t entry) noexcept nogil:
     cdef kw_batch *b = &w.batches[cpu]
+    if w.f_flags[pfn] & LARGE:
+        mlock_drain(w, cpu)
+        return
+    if entry < 0:
+        w.f_flags[pfn] |= FRAME_LRU
     w.f_refs[pfn] += 1
     b.mlock[b.nr_mlock] = entry
     b.nr_mlock += 1
     if b.nr_mlock >= MLOCK_BATCH:
         mlock_drain(w, cpu)
-
-
-cdef void mlock_add(kw_world *w, int cpu, int64_t pfn) noexcept nogil:
-    if w.f_flags[pfn] & LARGE:
-        mlock_drain(w, cpu)
-    else:
-        mlock_wait(w, cpu, pfn, pfn)
-
-
-cdef void new_page(kw_world *w, int cpu, uint64_t flags, int64_t pfn) noexcept nogil:
-    if not flags & VM_LOCKED:
-        lru_wait(w, cpu, pfn)
-    elif w.f_flags[pfn] & LARGE:
-        mlock_drain(w, cpu)
-    else:
-        w.f_flags[pfn] |= FRAME_LRU
-        mlock_wait(w, cpu, pfn, -pfn)
 
 
 # ------------------------------------------------------------------ counts
