@@ -7,10 +7,11 @@ import functools
 import json
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from .. import kernels
-from ..kernel import stepper
+from ..kernel import guest, stepper
 from ..kernel.knobs import KernelUnavailable, to_stderr, unusable
 from ..kernel.stepper import Session
 from ..kernel.timed import STORIES
@@ -76,6 +77,13 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     one.add_argument("--seconds", type=float, default=60, metavar="S", help="of each timed workload (default %(default)s)")
     one.add_argument("--costs", type=Path, metavar="FILE", help="costs for --time (default: those of `ksmwalk calibrate`)")
+    one.add_argument(
+        "--guest",
+        type=Path,
+        metavar="IMAGE",
+        help="not this machine's kernel but this one (vmlinuz), in an emulated machine: needs qemu-system-x86_64, no root",
+    )
+    one.add_argument("--nodes", type=int, choices=(1, 2), default=1, help="NUMA nodes of that machine (default %(default)s)")
     one.add_argument("--docs", type=Path, metavar="FILE", help="write the verification page, or its part, there")
     one.add_argument("--json", action="store_true", help="print the results as JSON")
     one.set_defaults(run=run_verify)
@@ -145,22 +153,21 @@ def run_verify(args: argparse.Namespace, replay: Replay | None = None) -> int:
         return _refused("--workloads goes alone") if args.files or args.random > 0 else workloads.run_workloads(args)
     if not args.files and args.random <= 0:
         return _refused("nothing to verify: give FILE..., --random N, --workloads or --time")
-    if reason := unusable():
+    if args.guest is None and args.nodes > 1:
+        return _refused("--nodes goes with --guest")
+    if args.guest is not None and args.docs is not None:
+        return _refused("--docs goes without --guest")
+    if reason := unusable() if args.guest is None else guest.why_not(args.guest):
         return _refused(reason)
     files, broken = _loaded(args.files)
     if not files and args.random <= 0:
         return UNUSABLE
-    if replay is None:
-        from ..scenarios.replay import replay as model
-
-        kernel, note = kernels.here()
-        if note:
-            complain("ksmwalk verify", note)
-        replay = functools.partial(model, kernel=kernel.version)
+    say = to_stderr if args.json else print
     try:
-        with stepper.session(to_stderr) as session:
-            say = to_stderr if args.json else print
-            say(f"kernel {stepper.kernel_name()}" + "".join(f"; left out: {what}" for what in session.left_out))
+        with _judge(args) as session:
+            say(f"kernel {session.kernel}" + "".join(f"; left out: {what}" for what in session.left_out))
+            if replay is None:
+                replay = _model(session)
             results = verify(
                 _all([recording for _, recording in files], args, session),
                 replay,
@@ -187,7 +194,24 @@ def run_verify(args: argparse.Namespace, replay: Replay | None = None) -> int:
     return FINE if results.count("agrees") == len(results.verdicts) and not broken else FAILED
 
 
-def _all(recordings: list[Recording], args: argparse.Namespace, session: Session) -> Iterator[Recording | Scenario]:
+def _judge(args: argparse.Namespace) -> AbstractContextManager[Session | guest.Guest]:
+    """The kernel that the model is held against."""
+    if args.guest is None:
+        return stepper.session(to_stderr)
+    return guest.guest(args.guest, args.nodes, to_stderr)
+
+
+def _model(session: Session | guest.Guest) -> Replay:
+    """The model of that kernel."""
+    from ..scenarios.replay import replay
+
+    kernel, note = (session.profile.profile, session.profile.note) if isinstance(session, guest.Guest) else kernels.here()
+    if note:
+        complain("ksmwalk verify", note)
+    return functools.partial(replay, kernel=kernel.version)
+
+
+def _all(recordings: list[Recording], args: argparse.Namespace, session: Session | guest.Guest) -> Iterator[Recording | Scenario]:
     from ..scenarios.replay import modelled
 
     def can(scenario: Scenario) -> bool:

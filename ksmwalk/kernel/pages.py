@@ -25,8 +25,8 @@ class FrameKinds:
 
     def __init__(self) -> None:
         self._fd = os.open("/proc/kpageflags", os.O_RDONLY)
-        #: where every anonymous page has the bit, KSM pages are those that are dirty as well
-        self._lies = bool(bits_lie())
+        #: whether every anonymous page has KSM's bit
+        self.lies: bool = bool(bits_lie())
 
     def close(self) -> None:
         """Close the file."""
@@ -54,7 +54,11 @@ class FrameKinds:
         anon = has(flags, Kpf.ANON)
         kind[anon] = ANON
         kind[anon & has(flags, Kpf.THP)] = HUGE
-        kind[has(flags, Kpf.KSM) & (has(flags, Kpf.DIRTY) if self._lies else True)] = KSM
+        ksm = has(flags, Kpf.KSM)
+        if self.lies:
+            # those that are KSM's are small and dirty, without swap; so are parts of huge pages that were split
+            ksm &= has(flags, Kpf.DIRTY) & ~has(flags, Kpf.THP)
+        kind[ksm] = KSM
         kind[has(flags, Kpf.ZERO_PAGE)] = ZERO
         return kind
 

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..layout import PAGE_SIZE as PAGE
 from ..scenarios.format import Scenario, ScenarioError
-from ..scenarios.ops import row, shows_swap_entries
-from ..scenarios.records import Pages, Recorder
+from ..scenarios.ops import NODES, row, shows_swap_entries
+from ..scenarios.records import ANON, KSM, MOVING, Pages, Recorder
 from . import knobs, pages, signals, surround, worker
 from .knobs import KernelUnavailable
 from .pages import Process
@@ -78,6 +80,7 @@ class Run(Held, Memory, Tasks, Outside):
         self.live: dict[str, Process] = {}
         self.name_of_mm: dict[str, str] = {}
         self.around = surround.Surroundings(scenario.env)
+        self.placed: bool = any(row(op).needs == NODES for op in scenario.ops)
         self.swapped: bool = shows_swap_entries(scenario)
 
     def __enter__(self) -> Run:
@@ -146,7 +149,12 @@ class Run(Held, Memory, Tasks, Outside):
                 if name in counters:
                     counters[name] -= base
             told = self._told(op)
-            yield self.recorder.record(op, ret, counters, self._stats(), self._pages(), told, self._vmstat())
+            seen = self._pages()
+            if session._kinds.lies and session._events is not None:
+                self._correct(seen, told, op[0] in MOVING)
+            yield self.recorder.record(
+                op, ret, counters, self._stats(), seen, told, self._vmstat(), self._nodes(seen) if self.placed else None
+            )
 
     def _vmstat(self) -> dict[str, int]:
         """By what the counters that the scenario asks for have changed since the last call."""
@@ -174,6 +182,21 @@ class Run(Held, Memory, Tasks, Outside):
         found = {name: pages.present(p.files()[0], p.disjoint(), p.pid, self.swapped) for name, p in own.items()}
         kinds = self.session._kinds
         return {name: (vpns, frames, kinds(frames)) for name, (vpns, frames) in found.items()}
+
+    def _correct(self, seen: dict[str, Pages], told: list[tuple[Any, ...]], moving: bool) -> None:
+        """Of what looks like KSM pages on a kernel that lies, some are: those that events told of, wherever they moved."""
+        named = np.fromiter(self.recorder.named(told), np.int64)
+        for name, (vpns, frames, kinds) in seen.items():
+            known = np.isin(vpns, self.recorder.ksm_pages(name)) if moving else np.isin(frames, named)
+            kinds[(kinds == KSM) & ~known] = ANON
+
+    def _nodes(self, seen: dict[str, Pages]) -> dict[str, np.ndarray]:
+        """The NUMA nodes of pages, -1 of a zero page or a swap entry."""
+        ask = self.session.move_pages
+        return {
+            name: np.maximum(np.array(ask(self.live[name].pid, (vpn * PAGE).tolist(), None), np.int64), -1)
+            for name, (vpn, _, _) in seen.items()
+        }
 
     def _told(self, op: list[Any]) -> list[tuple[Any, ...]]:
         """The events with our names in the place of the kernel's pointers."""

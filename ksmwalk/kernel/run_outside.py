@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import struct
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from ..scenarios.format import ScenarioError
 from . import devices, knobs
 from .run_side import Side
 
-_MBIND, _MIGRATE_PAGES, _MOVE_PAGES = 237, 256, 279
+_MBIND, _MIGRATE_PAGES = 237, 256
 _MPOL_BIND, _MF_MOVE, _MF_MOVE_ALL = 2, 2, 4
 _NODE_BITS = 256
 #: clear_refs: bits that say that a page was accessed
@@ -97,19 +96,16 @@ class Outside(Side):
         return self.pool.call_with(name, _MBIND, args)
 
     def do_move(self, name: str, vpns: list[int], node: int, flags: int = _MF_MOVE) -> Any:
-        """Move pages of one's own, one after the other."""
-        return _moved([self._move(name, 0, vpn, node, flags) for vpn in vpns], node)
+        """Move pages of one's own, with one call."""
+        return _moved(self._move(name, vpns, node, flags), node)
 
     def do_movepid(self, name: str, vpns: list[int], node: int) -> Any:
         """Move pages from outside, from whoever has them too."""
-        move = self.session.move_pages
-        return _moved([move(self.live[name].pid, vpn * PAGE, node, _MF_MOVE_ALL) for vpn in vpns], node)
+        return _moved(self._move(name, vpns, node, _MF_MOVE_ALL), node)
 
-    def _move(self, name: str, pid: int, vpn: int, node: int, flags: int) -> int:
-        where, to = struct.pack("=Q", vpn * PAGE), struct.pack("=2i", node, 0)
-        # the status is the low half of the last of the three words
-        status = self.pool.call_with(name, _MOVE_PAGES, [pid, 1, where, to, bytes(8), flags], answer=2)
-        return (status + (1 << 31) & 0xFFFFFFFF) - (1 << 31)
+    def _move(self, name: str, vpns: list[int], node: int, flags: int) -> list[int]:
+        # who asks makes no difference to what it may
+        return self.session.move_pages(self.live[name].pid, [vpn * PAGE for vpn in vpns], node, flags)
 
     def do_migrate(self, name: str, old: int, new: int) -> int:
         """Move all of a process from a node to another, by itself."""

@@ -9,7 +9,6 @@ import mmap
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,9 @@ from ..layout import PAGE_SIZE as PAGE
 from ..proc import processes
 from ..scenarios import records
 from ..scenarios.format import Scenario
-from ..scenarios.kinds import KNOB
-from ..scenarios.ops import row
-from . import devices, knobs, pages, signals, surround, trace, worker
+from . import devices, fitting, knobs, pages, signals, surround, trace, worker
 from .knobs import KSM, KernelUnavailable
-from .run import PR_GET_MEMORY_MERGE, STAT_NAMES, WITHOUT, Disturbed, Run
+from .run import PR_GET_MEMORY_MERGE, STAT_NAMES, Disturbed, Run
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _MOVE_PAGES, _USERFAULTFD, _IO_URING_SETUP = 279, 323, 425
@@ -37,11 +34,15 @@ class Session:
 
     Attributes
     ----------
+    kernel : str
+        What the running kernel calls itself.
     left_out : list of str
         What this kernel does not show, in words.
     ignore : set of str
         The same as field names for :func:`ksmwalk.compare.first_difference`.
     """
+
+    kernel = os.uname().release
 
     def __init__(self, events: trace.Events | None):
         self._events = events
@@ -105,11 +106,10 @@ class Session:
         -------
         str or None
         """
-        needed = [row(op).needs for op in scenario.ops]
         cpus = {op[2] for op in scenario.ops if op[0] == "cpu"} - os.sched_getaffinity(0)
         if cpus:
             return f"no CPU {min(cpus)} to run on"
-        return next((f"no {what}" for what in needed if what in self.lacking), surround.lacking(scenario.env))
+        return fitting.lacks(scenario, self.lacking) or surround.lacking(scenario.env)
 
     def fit(self, scenario: Scenario) -> Scenario | None:
         """Return a scenario as this kernel can run it, the model likewise.
@@ -124,14 +124,7 @@ class Session:
             Itself where the kernel lacks nothing it uses; without the knobs that there are not; None where it is
             about something that there is not.
         """
-        if self.lacks(scenario):
-            return None
-        if not self.missing:
-            return scenario
-        tunables = {knob: value for knob, value in scenario.tunables.items() if knob not in self.missing}
-        tunables |= {knob: value for knob, value in WITHOUT.items() if knob in self.missing}
-        ops = [op for op in scenario.ops if row(op).arg(op, KNOB) not in self.missing]
-        return replace(scenario, ops=ops, tunables=tunables)
+        return None if self.lacks(scenario) else fitting.fit(scenario, self.missing)
 
     def close(self) -> None:
         """Close all files."""
@@ -148,12 +141,16 @@ class Session:
             number = ctypes.get_errno()
             raise OSError(number, f"move_pages: {os.strerror(number)}")
 
-    def move_pages(self, pid: int, address: int, node: int, flags: int) -> int:
-        """Move one page of a process; the node where it is then, or -errno."""
-        where, to, status = (ctypes.c_void_p * 1)(address), (ctypes.c_int * 1)(node), (ctypes.c_int * 1)(0)
-        if _libc.syscall(_MOVE_PAGES, pid, 1, where, to, status, flags) < 0:
-            return -ctypes.get_errno()
-        return status[0]
+    def move_pages(self, pid: int, addresses: list[int], node: int | None, flags: int = 0) -> list[int]:
+        """Move pages of a process with one call (None: only ask); the node where each is then, or -errno."""
+        n = len(addresses)
+        if n == 0:
+            return []
+        where, status = (ctypes.c_void_p * n)(*addresses), (ctypes.c_int * n)()
+        to = None if node is None else (ctypes.c_int * n)(*[node] * n)
+        if _libc.syscall(_MOVE_PAGES, pid, n, where, to, status, flags) < 0:
+            return [-ctypes.get_errno()] * n
+        return list(status)
 
     def settle(self) -> None:
         """Wait until ksmd sleeps and KSM's mutex has been had once."""

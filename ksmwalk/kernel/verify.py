@@ -1,4 +1,4 @@
-"""The model held against the real kernel of this machine, record for record."""
+"""The model held against the real kernel of this machine or of an emulated one, record for record."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from ..scenarios.compare import Difference, differing_fields, first_difference, 
 from ..scenarios.format import Recording, Scenario, ScenarioError, save
 from ..scenarios.records import COUNTERS, STATS, Record
 from ..scenarios.replay import NotModelled
-from .stepper import Session, kernel_name
+from .guest import Guest
+from .stepper import Session
 from .worker import WorkerDied
 
 Replay = Callable[[Scenario], Sequence[Record]]
@@ -152,7 +153,7 @@ class Results:
 class _Pair:
     """Runs a scenario on both sides and compares."""
 
-    def __init__(self, session: Session, replay: Replay, results: Results):
+    def __init__(self, session: Session | Guest, replay: Replay, results: Results):
         self.session = session
         self.replay = replay
         self.results = results
@@ -224,7 +225,7 @@ class _Pair:
 def verify(
     scenarios: Iterable[Recording | Scenario],
     replay: Replay,
-    session: Session,
+    session: Session | Guest,
     *,
     say: Callable[[str], None] = print,
     progress: Callable[[int, Results], None] | None = None,
@@ -240,8 +241,8 @@ def verify(
         Of a recording only the scenario and its `nondet` are used.
     replay : callable of Scenario, returning records
         The model; it raises NotModelled where it does not have an operation.
-    session : Session
-        The machine's KSM, taken.
+    session : Session or Guest
+        The machine's KSM, taken, or that of an emulated one.
     say : callable of str
         Told of every difference in full and of the last line.
     progress : callable of (int, Results), optional
@@ -257,7 +258,7 @@ def verify(
     -------
     Results
     """
-    results = Results(kernel_name(), list(session.left_out))
+    results = Results(session.kernel, list(session.left_out))
     pair = _Pair(session, replay, results)
     start = time.perf_counter()
     for number, item in enumerate(scenarios):
