@@ -2,14 +2,15 @@
 
 The contract of every function stands in `_advice.pxd`; what Python calls is in `_doors.pyx`.
 """
-from libc.errno cimport EAGAIN, EINVAL, ENOMEM
+from libc.errno cimport EACCES, EAGAIN, EINVAL, ENOMEM
 from libc.stdint cimport int32_t, uint64_t
 
 from ksmwalk.memory._frames cimport lru_drain_cpu
 from ksmwalk.memory._leaves cimport discard_range, guard_range, mlock_range, wp_range
 from ksmwalk.memory._areas cimport VM_SPECIAL, anon_vma_prepare, set_flags, vma_compatible, vma_find, vma_find_from
-from ksmwalk.memory._folio cimport clean_range
 from ksmwalk.memory._khuge cimport collapse
+from ksmwalk.memory._reclaim cimport cold_range, free_range, pageout_range, punch_range
+from ksmwalk.memory._swapin cimport read_ahead
 from ksmwalk.ksm._items cimport slot_insert
 from ksmwalk.ksm._unmerge cimport unmerge_range, unmerging
 from ksmwalk.host._locks cimport sys_populate
@@ -81,17 +82,28 @@ cdef int dont_need(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint64_t 
 cdef int free_lazily(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint64_t end, const Advice *a) noexcept nogil:
     if w.vmas[v].backing or w.vmas[v].flags & a.refused:
         return -EINVAL
-    return clean_range(w, mm, start, end)
+    return free_range(w, mm, start, end)
 
 
-cdef int nothing(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint64_t end, const Advice *a) noexcept nogil:
-    # The model has no swap and no reclaim.
-    return -EINVAL if w.vmas[v].flags & a.refused else 0
+cdef int cold(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint64_t end, const Advice *a) noexcept nogil:
+    return -EINVAL if w.vmas[v].flags & a.refused else cold_range(w, mm, start, end)
+
+
+cdef int page_out(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint64_t end, const Advice *a) noexcept nogil:
+    return -EINVAL if w.vmas[v].flags & a.refused else pageout_range(w, mm, start, end)
+
+
+cdef int will_need(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint64_t end, const Advice *a) noexcept nogil:
+    return read_ahead(w, mm, &w.vmas[v], start, end)
 
 
 cdef int remove(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint64_t end, const Advice *a) noexcept nogil:
-    # Punches holes into files, which are not modelled; private memory has none.
-    return -EINVAL
+    cdef kw_vma *p = &w.vmas[v]
+    if p.flags & a.refused or not p.backing:
+        return -EINVAL
+    if p.flags & (VM_SHARED | VM_MAYWRITE) != (VM_SHARED | VM_MAYWRITE):
+        return -EACCES
+    return punch_range(w, p.backing, p.pgoff + ((start - p.start) >> 12), (end - start) >> 12)
 
 
 cdef int guard_install(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint64_t end,
@@ -214,10 +226,10 @@ TABLE[:] = [
     Advice(b"normal", 0, change_flags, 0, VM_RAND_READ | VM_SEQ_READ, 0),
     Advice(b"random", 1, change_flags, VM_RAND_READ, VM_SEQ_READ, 0),
     Advice(b"sequential", 2, change_flags, VM_SEQ_READ, VM_RAND_READ, 0),
-    Advice(b"willneed", 3, nothing, 0, 0, 0),
+    Advice(b"willneed", 3, will_need, 0, 0, 0),
     Advice(b"dontneed", 4, dont_need, 0, 0, VM_PFNMAP | VM_LOCKED),
     Advice(b"free", 8, free_lazily, 0, 0, VM_SPECIAL | VM_HUGETLB | VM_LOCKED),
-    Advice(b"remove", 9, remove, 0, 0, 0),
+    Advice(b"remove", 9, remove, 0, 0, VM_LOCKED),
     Advice(b"dontfork", 10, change_flags, VM_DONTCOPY, 0, 0),
     Advice(b"dofork", 11, change_flags, 0, VM_DONTCOPY, VM_SPECIAL),
     Advice(b"mergeable", 12, mergeable, VM_MERGEABLE, 0, 0),
@@ -228,8 +240,8 @@ TABLE[:] = [
     Advice(b"dodump", 17, do_dump, 0, VM_DONTDUMP, VM_DROPPABLE),
     Advice(b"wipeonfork", 18, wipe_on_fork, VM_WIPEONFORK, 0, VM_SHARED),
     Advice(b"keeponfork", 19, change_flags, 0, VM_WIPEONFORK, VM_DROPPABLE),
-    Advice(b"cold", 20, nothing, 0, 0, VM_LOCKED | VM_PFNMAP | VM_HUGETLB),
-    Advice(b"pageout", 21, nothing, 0, 0, VM_LOCKED | VM_PFNMAP | VM_HUGETLB),
+    Advice(b"cold", 20, cold, 0, 0, VM_LOCKED | VM_PFNMAP | VM_HUGETLB),
+    Advice(b"pageout", 21, page_out, 0, 0, VM_LOCKED | VM_PFNMAP | VM_HUGETLB),
     Advice(b"populate_read", 22, NULL, 0, 0, 0),
     Advice(b"populate_write", 23, NULL, 0, 0, 0),
     Advice(b"dontneed_locked", 24, dont_need, 0, 0, VM_PFNMAP),

@@ -56,6 +56,8 @@ class Host(Driven, ShownHost, Running, Outside, Folios):
         Smaller folios for it: mode by size in KiB, e.g. ``{64: "madvise"}``. Default: none.
     kernel : str
         Version of the kernel it is: one of `kernels.PROFILES`. For another one the nearest answers, with a warning.
+    swap_pages : int
+        Pages of 4 KiB that a swap device has room for; 0: there is none. See `swapon`.
     huge : bool, optional
         Ask for huge pages for the Host's own hot arrays: faster where most frames are used, slower to set up where few
         are. By default from 2**20 frames on.
@@ -73,7 +75,8 @@ class Host(Driven, ShownHost, Running, Outside, Folios):
     (`Ksm`, `KsmScan`, `Events`, `RmapItem`) raise ReferenceError once it is gone.
 
     Models: Linux 6.18 on x86-64, and with `kernel` others from 5.10 on.
-    Differs: no swap, no page reclaim, no kernel memory in the frames; table pages have a frame numbering of their own.
+    Differs: reclaim comes when it is told to (`reclaim`), never by itself; one swap device at most; no kernel memory in the
+    frames; table pages have a frame numbering of their own.
     """
 
     frames: Frames
@@ -81,8 +84,8 @@ class Host(Driven, ShownHost, Running, Outside, Folios):
 
     def __init__(
         self, nr_frames: int, nr_nodes: int = 1, levels: int = 4, *,
-        nr_cpus: int = 1, thp: str = "madvise", mthp: Mapping[int, str] | None = None, kernel: str = kernels.DEFAULT,
-        huge: bool | None = None,
+        nr_cpus: int = 1, thp: str = "madvise", mthp: Mapping[int, str] | None = None, swap_pages: int = 0,
+        kernel: str = kernels.DEFAULT, huge: bool | None = None,
     ):  # fmt: skip
         nr_frames = as_int(nr_frames, "nr_frames", 2, 1 << 31)
         nr_blocks = -(-nr_frames // BLOCK)
@@ -112,6 +115,8 @@ class Host(Driven, ShownHost, Running, Outside, Folios):
         self._bind(arrays)
         self.thp, self.mthp = thp, mthp or {}
         first_frames(arrays, nr_frames, nr_nodes)
+        if swap_pages:
+            self.swapon(swap_pages)
 
     def _bind(self, arrays: dict[str, AnyArray]) -> None:
         """Take these arrays for one's own."""

@@ -77,7 +77,7 @@ class Mm(Placed, Tasks, Locking, Watched, ShownMm):
         Number of its record in `host.mms`; changes with `exec`.
 
     Models: struct mm_struct and the mm system calls of Linux 6.18 on x86-64.
-    Differs: no swap, no khugepaged, no limits but
+    Differs: no khugepaged, no limits but
     vm.max_map_count; a store to a page under userfaultfd write protection fails instead of waiting; the
     exclusive mark of anonymous pages is deduced from their mappings, pins don't count in it.
     """
@@ -360,7 +360,7 @@ class Mm(Placed, Tasks, Locking, Watched, ShownMm):
         ValueError
             A name that there is not.
 
-        Models: madvise(2) of Linux 6.18. Differs: cold, pageout and willneed only check their arguments.
+        Models: madvise(2) of Linux 6.18. Differs: willneed reads no files.
         """
         number = advice_number(advice)
         start, end = self._range(addr, length, f"madvise {advice}")

@@ -1,4 +1,4 @@
-"""What happens to a Host from outside, which a model can't guess and is told: pins, page locks, batches drained."""
+"""What happens to a Host from outside, which a model can't guess and is told: pins, page locks, batches drained, reclaim."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .. import layout
 from ..errors import check
 from ..gate import as_flag, as_int, as_row, shown
 from ..layout import Frame
-from . import _doors
+from . import _doors, _swap
 from .mm import Mm
 
 if TYPE_CHECKING:
@@ -38,6 +38,88 @@ class Outside:
             _doors.drain(self.world)
         else:
             _doors.drain_cpu(self.world, as_int(cpu, "cpu", 0, int(self._arrays["ctl"]["nr_cpus"][0]) - 1))
+
+    # ---------------------------------------------------------- reclaim and swap
+
+    @property
+    def swap_pages(self) -> int:
+        """Pages that the swap device has room for; 0: there is none."""
+        return int(self._arrays["ctl"]["slots_most"][0])
+
+    @property
+    def swap_used(self) -> int:
+        """Pages of the swap device in use."""
+        return int(self._arrays["ctl"]["slots_live"][0])
+
+    def swapon(self, pages: int) -> None:
+        """Add the swap device: from now on `reclaim` and MADV_PAGEOUT find room for anonymous pages.
+
+        Parameters
+        ----------
+        pages : int
+            Pages of 4 KiB that it has room for, a few more than the Host has frames at most.
+
+        Raises
+        ------
+        OSError
+            EBUSY: there is one.
+
+        Models: swapon(2) of Linux 6.18 with a device that needs no readahead (zram). Differs: one device.
+        """
+        with self.world:
+            ctl = self._arrays["ctl"]
+            pages = as_int(pages, "pages", 1, int(ctl["slots_cap"][0]) - 1)
+            if self.swap_pages:
+                check(-errno.EBUSY, f"swapon: there is a device of {self.swap_pages} pages")
+            ctl["slots_most"] = pages
+
+    def swapoff(self) -> None:
+        """Bring every page back, address space by address space, in ascending order, and take the swap device away.
+
+        Raises
+        ------
+        OSError
+            EINVAL: there is none.
+        ArenaFullError
+            No frame is left: the device is still there, some pages are back.
+
+        Models: swapoff(2) of Linux 6.18. Differs: address spaces in the order of their numbers.
+        """
+        if not self.swap_pages:
+            check(-errno.EINVAL, "swapoff: there is no swap device")
+        check(_swap.swapoff(self.world), "swapoff")
+
+    def reclaim(self) -> None:
+        """Make everything count as not accessed, and reclaim all that can be.
+
+        Pages that MADV_FREE marked and nobody stored to since are freed. With a swap device all other anonymous pages,
+        KSM pages too, and shared memory go out to it; huge pages whole, while it has room for one. What is mapped in a
+        locked area, or held by a DMA pin or a batch, stays; what is held otherwise is unmapped, but keeps its frame.
+
+        Raises
+        ------
+        ArenaFullError
+            No table page is left to split a huge page with: some pages are out, the others not.
+
+        Models: force_empty of a memory cgroup of Linux 6.18, after the accessed bits of its processes were cleared.
+        Differs: everything counts as one cgroup; the slot that a page gets.
+        """
+        check(_swap.reclaim(self.world), "reclaim")
+
+    def vmstat(self) -> dict[str, int]:
+        """What the kernel has counted: the counters of /proc/vmstat that belong to KSM.
+
+        Returns
+        -------
+        dict
+            `ksm_swpin_copy`: pages copied because they came back from swap for several places; `cow_ksm`: KSM pages copied
+            by stores and by unmerging. Since the Host was made or loaded.
+
+        Models: /proc/vmstat of Linux 6.18. Differs: the two that KSM has.
+        """
+        return _swap.vmstat(self.world)
+
+    # ---------------------------------------------------------- pins and locks
 
     def pin(self, mm: Mm, addr: int) -> int:
         """Hold a reference to the page at `addr`, as a pipe does that it was spliced into.

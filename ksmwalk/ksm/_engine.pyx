@@ -104,7 +104,7 @@ cdef int merge_one(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn, int64_t 
         return -EFAULT
     flags = e & ~(PTE_PFN_MASK | PTE_RW | PTE_D)
     if kpfn == BECOME_KSM:
-        w.f_flags[pfn] = (w.f_flags[pfn] | FRAME_KSM) & ~FRAME_EXCLUSIVE
+        w.f_flags[pfn] = (w.f_flags[pfn] | FRAME_KSM | FRAME_DIRTY) & ~FRAME_EXCLUSIVE
         pte[0] = make_entry(<uint64_t>pfn, flags)
     else:
         if w.f_key[pfn] != w.f_key[kpfn]:

@@ -35,6 +35,7 @@ cdef int break_pte(kw_world *w, int32_t mm, const kw_vma *v, int cpu, uint64_t *
         ksm_zero_gone(w, mm)
     else:
         mlock_page(w, cpu, v.flags, pfn)
+        w.done.cow_ksm += 1
         frame_unmap(w, mm, pfn)
     touched(w, mm)
     return 1

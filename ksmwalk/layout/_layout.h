@@ -6,7 +6,6 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
-
 /* In the checked and trace builds every index into an arena goes through this; in the release build it is nothing. */
 #ifdef KSMWALK_CHECKED
 #define KW_CHECK(cond)                                                                         \
@@ -20,10 +19,8 @@
 #define KW_CHECK(cond) ((void)0)
 #endif
 static inline void kw_check(int ok) { (void)ok; KW_CHECK(ok); }
-
 #define KW_LIKELY(x) __builtin_expect(!!(x), 1)
 #define KW_UNLIKELY(x) __builtin_expect(!!(x), 0)
-
 
 /* Named bits and codes. A comment `Name(Kind), PREFIX: text` in front of them makes them a class of layout.py. */
 
@@ -41,6 +38,8 @@ enum {
     FRAME_LOCKED = 0x200,  /* page lock held by somebody else */
     FRAME_USED = 0x400,    /* allocated */
     FRAME_EXCLUSIVE = 0x800, /* anonymous, and of one mapping only: a store goes into it whatever refers to it */
+    FRAME_LAZY = 0x1000,   /* MADV_FREE: reclaim frees it if nothing was stored since */
+    FRAME_DIRTY = 0x2000,  /* its content is nowhere else, whatever its ptes say: MADV_FREE asks for a single mapping */
 };
 enum { FRAME_ELIGIBLE_MASK = 0x81 }; /* a page for KSM: of these bits exactly FRAME_ANON is set */
 /* LoadedPage(IntFlag), LOADED_: What a page to be loaded is, besides the FRAME_* bits of its frame (`host._load`). */
@@ -389,6 +388,7 @@ typedef struct {
     int64_t zeroed;        /* pages that were mapped to the zero page */
     int64_t splits;        /* huge pages split */
     int64_t joined;        /* rmap_items put on the list of a stable node */
+    int64_t ksm_swpin_copy, cow_ksm; /* pages copied from the swap cache; KSM pages copied, by stores or unmerging */
 } kw_done;
 /* An entry that can't be followed. */
 typedef struct {

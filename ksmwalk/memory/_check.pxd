@@ -33,6 +33,8 @@ ctypedef struct Check:
     int32_t *owned      # entries found that map any page of an anonymous folio, by its head / 4: a leaf pmd counts 1
     int64_t tails       # frames of folios behind their heads
     int64_t *users      # areas found that map an object
+    uint8_t *slots      # marks of swap slots
+    int32_t *swapped    # entries found that mean a swap slot
     int64_t reached     # table pages found
     int32_t area        # the area at hand: addresses of the tables only grow
     uint64_t key        # the content before, in a tree ordered by contents

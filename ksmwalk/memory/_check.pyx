@@ -7,7 +7,9 @@ from libc.stdlib cimport calloc, free
 
 from ksmwalk._core cimport World, enter, entry_leaf, entry_pfn, entry_present, leave, level_size, row_owner
 from ksmwalk.memory._check_frames cimport frames
+from ksmwalk.memory._check_swap cimport swap
 from ksmwalk.memory._frames cimport HUGE_ORDER
+from ksmwalk.memory._swap cimport SWAP_TYPE_SHIFT, swap_slot
 from ksmwalk.layout._layout cimport *
 from ksmwalk.layout._poison cimport kw_peek_byte, kw_peek_entry
 
@@ -269,7 +271,14 @@ cdef int leaf(Check *c, int32_t mm, int64_t row, int i, int level, uint64_t addr
             c.area = w.vmas[c.area].next
         if c.area == 0 or w.vmas[c.area].start > addr or addr + (<uint64_t>n << 12) > w.vmas[c.area].end:
             return at_entry(c, row, i, b"lies in no area of its address space")
-    if not entry_present(e, level) or e & PTE_SPECIAL:
+    if not entry_present(e, level):
+        if e >> SWAP_TYPE_SHIFT or level > 1:
+            return 0           # a marker
+        if swap_slot(w, e) == 0:
+            return at_entry(c, row, i, b"means no swap slot in use")
+        c.swapped[swap_slot(w, e)] += 1
+        return 0
+    if e & PTE_SPECIAL:
         return 0
     pfn = <int64_t>entry_pfn(e, level)
     if pfn + n > w.ctl.nr_frames:
@@ -391,15 +400,18 @@ def check_memory(World world not None, int64_t known):
     c.held = <int32_t *>calloc(known, 4)
     c.owned = <int32_t *>calloc(known // 4 + 1, 4)
     c.users = <int64_t *>calloc(ctl.mms_used, 8)
+    c.slots = <uint8_t *>calloc(ctl.slots_used, 1)
+    c.swapped = <int32_t *>calloc(ctl.slots_used, 4)
     try:
-        if not (c.rows and c.mms and c.vmas and c.blocks and c.mapped and c.held and c.owned and c.users):
+        if not (c.rows and c.mms and c.vmas and c.blocks and c.mapped and c.held and c.owned and c.users and c.slots
+                and c.swapped):
             raise MemoryError("no memory to check a Host in")
         with nogil:
-            code = areas(&c) or tables(&c) or frames(&c)
+            code = areas(&c) or tables(&c) or swap(&c) or frames(&c)
     finally:
         leave(world)
         for p in (<size_t>c.rows, <size_t>c.mms, <size_t>c.vmas, <size_t>c.blocks, <size_t>c.mapped, <size_t>c.held,
-                  <size_t>c.owned, <size_t>c.users):
+                  <size_t>c.owned, <size_t>c.users, <size_t>c.slots, <size_t>c.swapped):
             free(<void *><size_t>p)
     return answer(&c) if code else None
 

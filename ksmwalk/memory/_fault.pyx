@@ -17,6 +17,7 @@ from ksmwalk.memory._leaves cimport huge_flags, ksm_zero_gone, pmd_split, prot_b
 from ksmwalk.memory._areas cimport VM_ACCESS, anon_vma_prepare, node_of, vma_find_from, vma_for, waits
 from ksmwalk.memory._mthp cimport folio_fault, folio_orders, thp_fits
 from ksmwalk.memory._folio cimport make_huge_zero, map_huge
+from ksmwalk.memory._swapin cimport swap_in
 from ksmwalk.layout._layout cimport *
 
 
@@ -163,7 +164,8 @@ cdef int write_pte(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *
     if not pte_present(e):
         if not entry_none(e):
             if e != wp_marker():
-                return -EFAULT   # a guard marker, say
+                rc = swap_in(w, mm, v, addr, pte)     # -EFAULT: a guard marker, say
+                return rc if rc < 0 else write_pte(w, mm, v, addr, pte, key, mode)
             # The page comes, protected; then the store is told of.
             marked = not v.flags & VM_UFFD_ASYNC
         if waits(w, v, addr):
@@ -214,6 +216,7 @@ cdef int write_pte(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *
     rc = new_anon(w, mm, v, pte, w.f_key[pfn] if mode & FAULT_KEEP else key)
     if rc == KW_OK:
         mlock_page(w, w.mms[mm].cpu, v.flags, pfn)
+        w.done.cow_ksm += w.f_flags[pfn] & FRAME_KSM != 0
         frame_unmap(w, mm, pfn)
     return rc
 
@@ -273,7 +276,10 @@ cdef int64_t read_absent(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint
     """A load where no page is present."""
     cdef uint64_t e = pte[0], marked
     cdef int64_t pfn
-    if not entry_none(e) and e != wp_marker() or waits(w, v, addr):
+    if not entry_none(e) and e != wp_marker():
+        pfn = swap_in(w, mm, v, addr, pte)            # -EFAULT: a guard marker, say
+        return pfn if pfn < 0 else <int64_t>entry_pfn(pte[0], 1)
+    if waits(w, v, addr):
         return -EFAULT
     # Over a marker comes a page that is protected.
     marked = PTE_UFFD_WP if e == wp_marker() else 0

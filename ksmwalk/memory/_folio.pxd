@@ -15,8 +15,11 @@ cdef int split_folio(kw_world *w, int64_t pfn) noexcept nogil
 cdef int split_folio_at(kw_world *w, int64_t pfn, uint64_t addr) noexcept nogil
     # The same, told an address where pfn is mapped: looks there first in every mm (where forks have it), and everywhere
     # only if that does not account for all mappings. Prefer it: split_folio has to search all tables.
-cdef int clean_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil
-    # MADV_FREE: anonymous pages lose dirty and accessed, huge ones that stick out are split.
+cdef int64_t whole_folio(kw_world *w, const uint64_t *ptes, int64_t room) noexcept nogil
+    # Pages of the folio of several that these ptes, of which there are `room`, map from its first to its last page; 0: none.
+cdef int split_parts(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil
+    # Advice for a range inside one area (COLD, PAGEOUT, FREE) splits huge pages of which it covers a part, where they are
+    # not shared and nobody holds on to them. KW_ENOROWS.
 cdef void map_huge(kw_world *w, int32_t mm, kw_vma *v, uint64_t *pmd, int64_t pfn) noexcept nogil
     # A leaf pmd of the new huge page pfn, with the permissions of the vma, dirty; it is exclusive.
 cdef void make_huge_zero(kw_world *w, int64_t pfn) noexcept nogil

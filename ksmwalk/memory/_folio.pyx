@@ -1,4 +1,4 @@
-"""Folios of a Host, compiled: huge pages split, freed lazily in parts; the huge zero page.
+"""Folios of a Host, compiled: huge pages split, as a whole or for a part of them; the huge zero page.
 
 The contract of every function stands in `_folio.pxd`.
 """
@@ -10,10 +10,10 @@ from ksmwalk._core cimport (
     pte_present,
 )
 from ksmwalk.memory._frames cimport (
-    folio_mappings, folio_pages, folio_unmake, frame_free, huge_map, is_huge, maybe_shared, mlock_drain, new_page,
+    folio_mappings, folio_pages, folio_unmake, frame_free, huge_map, maybe_shared, mlock_drain, new_page,
     normal_pfn,
 )
-from ksmwalk.memory._leaves cimport LeafOp, huge_flags, over_leaves, pmd_split, touched, whole_pmd
+from ksmwalk.memory._leaves cimport huge_flags, pmd_split, touched
 from ksmwalk.memory._areas cimport vma_find
 from ksmwalk.layout._layout cimport *
 
@@ -189,22 +189,10 @@ cdef int split_folio(kw_world *w, int64_t pfn) noexcept nogil:
     return split_folio_at(w, pfn, 1)
 
 
-# ------------------------------------------------------------------ MADV_FREE
-
-cdef int op_clean(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
-    if normal_pfn(w, entry[0], 1) >= 0 and pte_present(entry[0]):
-        entry[0] &= ~(PTE_A | PTE_D)
-    return 0
-
-
-cdef int op_clean_pmd(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
-    if normal_pfn(w, entry[0], 2) >= 0:
-        entry[0] &= ~(PTE_A | PTE_D)
-    return 0
-
+# ------------------------------------------------------------------ parts of huge pages
 
 cdef int split_sticking_out(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil:
-    """MADV_FREE of a part of a huge page of this mm alone splits the page itself, where it can."""
+    """Advice for a part of a huge page of this mm alone splits the page itself, where it can."""
     cdef uint64_t *pmd
     cdef int64_t pfn
     if addr & (KW_PMD_SIZE - 1) == 0:
@@ -220,57 +208,56 @@ cdef int split_sticking_out(kw_world *w, int32_t mm, uint64_t addr) noexcept nog
     return KW_OK
 
 
-cdef bint maps_whole_pmd(kw_world *w, const uint64_t *row) noexcept nogil:
-    """Does this pte table map one huge page from its first to its last part?"""
-    cdef int64_t head = normal_pfn(w, row[0], 1) if pte_present(row[0]) else KW_NONE
-    cdef int i
-    if head < 0 or not is_huge(w, head):
-        return False
-    for i in range(512):
-        if not pte_present(row[i]) or normal_pfn(w, row[i], 1) != head + i:
-            return False
-    return True
+cdef int64_t whole_folio(kw_world *w, const uint64_t *ptes, int64_t room) noexcept nogil:
+    cdef int64_t head = normal_pfn(w, ptes[0], 1) if pte_present(ptes[0]) else KW_NONE, n, i
+    if head < 0 or not w.f_flags[head] & FRAME_HEAD or w.f_flags[head] & FRAME_HUGETLB:
+        return 0
+    n = folio_pages(w, head)
+    if n > room:
+        return 0
+    for i in range(1, n):
+        if not pte_present(ptes[i]) or normal_pfn(w, ptes[i], 1) != head + i:
+            return 0
+    return n
 
 
 cdef int split_in_parts(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil:
-    """MADV_FREE splits huge pages of this mm alone that small ptes map, too, unless it takes a whole table at once."""
+    """So are split folios of this mm alone that small ptes map, unless the whole is taken at once."""
     cdef uint64_t addr = start, next
+    cdef uint64_t *pmd
     cdef uint64_t *pte
-    cdef int64_t pfn, passed = KW_NONE
+    cdef int64_t pfn, n, passed = KW_NONE
     cdef int rc
     while addr < end:
-        next = min((addr & ~(KW_PMD_SIZE - 1)) + KW_PMD_SIZE, end)
-        pte = pte_find(w, w.mms[mm].root, addr)
-        if pte == NULL or (whole_pmd(addr, next) and maps_whole_pmd(w, pte)):
+        pmd = pmd_find(w, w.mms[mm].root, addr)
+        next = KW_PUD_SIZE if pmd == NULL else KW_PMD_SIZE
+        next = min((addr & ~(next - 1)) + next, end)
+        pte = pte_find(w, w.mms[mm].root, addr) if pmd != NULL else NULL
+        if pte == NULL:
             addr = next
             continue
         while addr < next:
+            n = 1
             pfn = normal_pfn(w, pte[0], 1) if pte_present(pte[0]) else KW_NONE
             if pfn >= 0 and w.f_flags[w.f_head[pfn]] & FRAME_HEAD and w.f_head[pfn] != passed:
-                if not maybe_shared(w, pfn):
+                n = whole_folio(w, pte, <int64_t>((next - addr) >> 12))
+                if n == 0 and not maybe_shared(w, pfn):
                     rc = split_folio_at(w, pfn, addr)
                     if rc == KW_ENOROWS:
                         return rc
-                passed = w.f_head[pfn]
-            pte += 1
-            addr += KW_PAGE_SIZE
+                if n == 0:
+                    passed = w.f_head[pfn]
+                    n = 1
+            pte += n
+            addr += <uint64_t>n * KW_PAGE_SIZE
     return KW_OK
 
 
-cdef int clean_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil:
-    cdef LeafOp op
+cdef int split_parts(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil:
     cdef int rc = split_sticking_out(w, mm, start)
     if rc == KW_OK:
         rc = split_sticking_out(w, mm, end)
-    if rc == KW_OK:
-        rc = split_in_parts(w, mm, start, end)
-    if rc < 0:
-        return rc
-    op.pte = op_clean
-    op.pmd = op_clean_pmd
-    op.mm = mm
-    op.on = False
-    return over_leaves(w, &op, start, end)
+    return rc if rc < 0 else split_in_parts(w, mm, start, end)
 
 
 # ------------------------------------------------------------------ huge pages

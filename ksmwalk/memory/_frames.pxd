@@ -5,9 +5,9 @@
 #
 # Counting. f_mapcount[pfn] = entries that map this very frame; a leaf pmd counts once for each of its 512 frames.
 # f_refs[head] = sum of f_mapcount over the folio's frames (so splitting a pmd does not change it) + pins + 1 while on
-# the LRU batch + 1 for each entry of the mlock batches. "Nobody but the mappings holds a reference" is
-# folio_extra_refs() == 0. A folio is freed as a whole when its refs drop to 0: a huge page that lost some of its
-# mappings stays a folio and keeps all of its 512 frames. The shared zero page (frame 0) and the huge zero page
+# the LRU batch + 1 for each entry of the mlock batches + 1 while in the swap cache. "Nobody but the mappings holds a
+# reference" is folio_extra_refs() == 0. A folio is freed as a whole when its refs drop to 0: a huge page that lost some of
+# its mappings stays a folio and keeps all of its 512 frames. The shared zero page (frame 0) and the huge zero page
 # (ctl.huge_zero) are not counted and never freed.
 #
 # Owners. Of an anonymous folio of several pages `owners[head >> 2]` says besides who maps it, as the kernel knows it; every
@@ -114,7 +114,9 @@ cdef inline bint dma_pinned(kw_world *w, int64_t pfn) noexcept nogil:
 cdef int64_t folio_mappings(kw_world *w, int64_t head) noexcept nogil
     # Entries that map any frame of the folio.
 cdef int64_t folio_extra_refs(kw_world *w, int64_t pfn) noexcept nogil
-    # References of pfn's folio besides its mappings: pins and what waits in batches.
+    # References of pfn's folio besides its mappings and the swap cache's: pins and what waits in batches.
+cdef void cache_forget(kw_world *w, int64_t pfn) noexcept nogil
+    # The frame, which is in the swap cache, leaves it; the reference is the caller's.
 
 cdef inline int64_t normal_pfn(kw_world *w, uint64_t e, int level) noexcept nogil:
     # Frame of a present leaf that maps a counted page; KW_NONE for zero pages, raw, unallocated and impossible frames

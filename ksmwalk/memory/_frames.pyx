@@ -201,7 +201,16 @@ cdef int64_t hugetlb_alloc(kw_world *w, int nid) noexcept nogil:
     return pfn
 
 
+cdef void cache_forget(kw_world *w, int64_t pfn) noexcept nogil:
+    cdef kw_slot *s = &w.slots[w.slot_of[pfn]]
+    s.pfn = s.root = 0
+    s.addr = 0
+    w.slot_of[pfn] = 0
+
+
 cdef inline void clear_frame(kw_world *w, int64_t pfn) noexcept nogil:
+    if KW_UNLIKELY(w.ctl.slots_used > 1) and w.slot_of[pfn]:
+        cache_forget(w, pfn)
     if w.f_node[pfn]:
         w.nodes[w.f_node[pfn]].pfn = -1
         w.nodes_gone += 1
@@ -382,7 +391,8 @@ cdef int64_t folio_mappings(kw_world *w, int64_t head) noexcept nogil:
 
 cdef int64_t folio_extra_refs(kw_world *w, int64_t pfn) noexcept nogil:
     cdef int64_t head = w.f_head[pfn]
-    return w.f_refs[head] - folio_mappings(w, head)
+    # Nor does it count that the page is in the swap cache.
+    return w.f_refs[head] - folio_mappings(w, head) - (w.ctl.slots_used > 1 and w.slot_of[pfn] != 0)
 
 
 # ------------------------------------------------------------------ folios and their owners
@@ -401,9 +411,11 @@ cdef void folio_make(kw_world *w, int64_t pfn, int order) noexcept nogil:
 
 cdef void folio_unmake(kw_world *w, int64_t head) noexcept nogil:
     cdef int64_t i
+    # What the head says of all is each one's now.
+    cdef uint16_t of_all = w.f_flags[head] & (FRAME_LAZY | FRAME_DIRTY) | FRAME_ANON | FRAME_USED
     for i in range(head, head + folio_pages(w, head)):
         w.f_head[i] = <uint32_t>i
-        w.f_flags[i] = (w.f_flags[i] & ~LARGE) | FRAME_ANON | FRAME_USED
+        w.f_flags[i] = (w.f_flags[i] & ~LARGE) | of_all
         w.f_refs[i] = w.f_mapcount[i]
     memset(&w.owners[head >> 2], 0, sizeof(kw_owners))
 

@@ -12,6 +12,8 @@ from ksmwalk.memory._areas cimport VM_WATCHED, node_of
 from ksmwalk.memory._frames cimport folio_extra_refs, huge_alloc, lru_drain, maybe_shared, normal_pfn
 from ksmwalk.memory._folio cimport map_huge
 from ksmwalk.memory._leaves cimport zap_pte
+from ksmwalk.memory._swap cimport swap_slot
+from ksmwalk.memory._swapin cimport swap_in
 from ksmwalk.layout._layout cimport *
 
 
@@ -44,12 +46,25 @@ cdef bint worth_while(kw_world *w, kw_vma *v, const uint64_t *row) noexcept nogi
     return accessed >= 256 if out else accessed > 0
 
 
-cdef int into_huge(kw_world *w, int32_t mm, kw_vma *v, uint64_t *pmd, int64_t table) noexcept nogil:
+cdef int bring_back(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *row) noexcept nogil:
+    """What of a table is swapped out comes back."""
+    cdef int i, rc
+    for i in range(512):
+        if not pte_present(row[i]) and swap_slot(w, row[i]):
+            rc = swap_in(w, mm, v, addr + <uint64_t>i * KW_PAGE_SIZE, row + i)
+            if rc < 0:
+                return rc
+    return KW_OK
+
+
+cdef int into_huge(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *pmd, int64_t table) noexcept nogil:
     """One huge page instead of this table of small pages."""
     cdef uint64_t *row = w.rows + table * 512
     cdef uint64_t e
     cdef int64_t pfn, huge
     cdef int i, j
+    if bring_back(w, mm, v, addr, row) < 0:
+        return -ENOMEM
     lru_drain(w)
     for i in range(512):
         e = row[i]
@@ -92,7 +107,7 @@ cdef int collapse(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr) noexcept no
     if entry_leaf(pmd[0], 2):
         return KW_OK
     table = child_row(w, pmd)
-    return into_huge(w, mm, v, pmd, table) if table >= 0 else -EINVAL
+    return into_huge(w, mm, v, addr & ~(KW_PMD_SIZE - 1), pmd, table) if table >= 0 else -EINVAL
 
 
 # ------------------------------------------------------------------ khugepaged
@@ -124,7 +139,7 @@ cdef int64_t khuge_mm(kw_world *w, int32_t mm) noexcept nogil:
                     continue
                 table = child_row(w, pmd) if not entry_none(pmd[0]) and not entry_leaf(pmd[0], 2) else KW_NONE
                 if table >= 0 and worth_while(w, &w.vmas[at], w.rows + table * 512):
-                    if into_huge(w, mm, &w.vmas[at], pmd, table) == KW_OK:
+                    if into_huge(w, mm, &w.vmas[at], addr, pmd, table) == KW_OK:
                         made += 1
                 addr += KW_PMD_SIZE
         at = w.vmas[at].next

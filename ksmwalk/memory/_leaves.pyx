@@ -13,14 +13,19 @@ from ksmwalk.memory._areas cimport node_of
 from ksmwalk.memory._frames cimport (
     dma_pinned, frame_alloc, frame_map, frame_unmap, huge_map, huge_unmap, leaf_split, mlock_add, new_page, normal_pfn,
 )
+from ksmwalk.memory._swap cimport SWAP_EXCLUSIVE, SWAP_UFFD_WP, slot_put, slot_share, swap_slot
 from ksmwalk.layout._layout cimport *
 
 
 cdef void zap_pte(kw_world *w, int32_t mm, uint64_t *entry) noexcept nogil:
     cdef uint64_t e = entry[0]
     cdef int64_t pfn
+    cdef int32_t slot
     entry[0] = 0
     if not pte_present(e):
+        slot = swap_slot(w, e)
+        if slot:
+            slot_put(w, slot)
         return
     if e & PTE_SPECIAL:
         if pte_ksm_zero(e):
@@ -158,9 +163,9 @@ cdef int mlock_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noex
 
 cdef int op_discard_pte(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
     cdef uint64_t e = entry[0]
-    if pte_present(e):
+    if pte_present(e) or swap_slot(w, e):
         zap_pte(w, op.mm, entry)
-        if op.on and e & PTE_UFFD_WP:
+        if op.on and e & (PTE_UFFD_WP if pte_present(e) else SWAP_UFFD_WP):
             entry[0] = wp_marker()
     elif e == wp_marker() and not op.on:
         entry[0] = 0
@@ -239,12 +244,19 @@ cdef int copy_ptes(kw_world *w, int32_t src, kw_vma *v, uint64_t *from_, uint64_
     cdef uint64_t *to = pte_make(w, dst, addr)
     cdef uint64_t e
     cdef int64_t pfn
+    cdef int32_t slot
     if to == NULL:
         return no_entry(w, dst, addr)
     while addr < end:
         e = from_[0]
         if e != 0:
             if not pte_present(e):
+                slot = swap_slot(w, e)
+                if slot:
+                    slot_share(w, slot)
+                    e &= ~<uint64_t>SWAP_EXCLUSIVE
+                    from_[0] = e
+                    e &= ~<uint64_t>SWAP_UFFD_WP
                 if e != wp_marker():     # the child is not registered with the parent's userfaultfd
                     to[0] = e
             elif cow and dma_pinned(w, normal_pfn(w, e, 1)):
@@ -418,6 +430,8 @@ cdef int op_wp(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept
     if not pte_present(entry[0]):
         if entry[0] == wp_marker() and not op.on:
             entry[0] = 0
+        elif swap_slot(w, entry[0]):
+            entry[0] = entry[0] | SWAP_UFFD_WP if op.on else entry[0] & ~<uint64_t>SWAP_UFFD_WP
         return 0
     if op.on:
         entry[0] = (entry[0] & ~PTE_RW) | PTE_UFFD_WP

@@ -26,6 +26,7 @@ from .replay_life import Life
 from .replay_locks import LRU_BATCH, Locks, host_options
 from .replay_nodes import NodeOps
 from .replay_pins import Pins
+from .replay_swap import Swapping
 
 __all__ = ["NotModelled", "Replay", "modelled", "replay", "stream"]
 
@@ -33,7 +34,9 @@ __all__ = ["NotModelled", "Replay", "modelled", "replay", "stream"]
 SYSCALLS = (149, 150, 151, 152, 325)
 
 #: parts of an environment the model has: what their names begin with
-ENVIRONMENT: tuple[str, ...] = (*HUGE_ENVIRONMENT,)
+ENVIRONMENT: tuple[str, ...] = (*HUGE_ENVIRONMENT, "swap_mib", "memcg")
+#: counters of /proc/vmstat it has
+VMSTAT = ("ksm_swpin_copy", "cow_ksm")
 
 #: frames of a Host made for a scenario: those it may touch at most, with room for copies
 LEAST_FRAMES = 1 << 14
@@ -64,8 +67,8 @@ def modelled(scenario: Scenario) -> list[Any] | None:
     for key, value in scenario.env.items():
         if not any(key.startswith(known) for known in ENVIRONMENT):
             return ["env", key, value]
-    if scenario.vmstat:
-        return ["vmstat", *scenario.vmstat]
+    if unknown := [name for name in scenario.vmstat if name not in VMSTAT]:
+        return ["vmstat", *unknown]
     return next((op for op in scenario.ops if not _has(op)), None)
 
 
@@ -137,7 +140,7 @@ def _page_of(number: int) -> bytes:
 # ---------------------------------------------------------------- one run
 
 
-class Replay(HugePages, Life, Locks, NodeOps, Pins):
+class Replay(HugePages, Life, Locks, NodeOps, Pins, Swapping):
     """One scenario on a Host of its own.
 
     Parameters
@@ -178,6 +181,7 @@ class Replay(HugePages, Life, Locks, NodeOps, Pins):
         self._arrays = self.host.world.arrays
         self._surround_huge(scenario.env)
         self._shows_absent = shows_swap_entries(scenario)
+        self._swap_begins()
         ksm = self.host.ksm
         ksm.events.on = True
         if not scenario.settle:
@@ -224,7 +228,7 @@ class Replay(HugePages, Life, Locks, NodeOps, Pins):
             told = self._told(where, op) if self.host.kernel.events else []
             pages = self._pages()
             nodes = self._nodes_of(pages)
-            yield self.recorder.record(op, ret, self.host.ksm.counters(), self._stats(), pages, told, nodes=nodes)
+            yield self.recorder.record(op, ret, self.host.ksm.counters(), self._stats(), pages, told, self._vmstat(), nodes)
 
     # ------------------------------------------------------------ what can be seen
 
@@ -340,10 +344,6 @@ class Replay(HugePages, Life, Locks, NodeOps, Pins):
     def do_madvise(self, name: str, vpn: int, n: int, advice: str) -> None:
         mm, start, end = self.live[name], vpn * PAGE, (vpn + n) * PAGE
         if advice == "collapse" and self.collapses_shared(mm, start, end):
-            raise NotModelled(name, [advice])
-        if advice == "remove" and any(
-            v.vm_start < end and v.vm_end > start and v.vm_flags & Vm.SHARED for v in mm.vmas
-        ):
             raise NotModelled(name, [advice])
         mm.madvise(start, end - start, advice)
 

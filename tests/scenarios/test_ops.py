@@ -128,9 +128,14 @@ def test_what_the_model_lacks_is_said_before_anything_is_run():
     made = Scenario("x", [["spawn", "A"], ["syscall", "A", 39]])
     with pytest.raises(NotModelled, match="x: op 1"):
         next(stream(made))
-    shared = [["spawn", "A"], ["mmap", "A", 100, 4, {"shared": 1}], ["madvise", "A", 100, 4, "remove"]]
-    with pytest.raises(NotModelled, match="x: op 2"):
-        replay(Scenario("x", shared))
+    with pytest.raises(NotModelled, match="what surrounds it.*pgfault"):
+        next(stream(Scenario("x", [["spawn", "A"]], vmstat=["cow_ksm", "pgfault"])))
+
+
+def test_shared_memory_is_emptied_for_all_and_private_memory_is_not():
+    shared = [["spawn", "A"], ["mmap", "A", 100, 4, {"shared": 1}], ["fill", "A", 100, [1, 2, 3, 4]], ["fork", "A", "B"],
+              ["touch", "B", [101]], ["madvise", "A", 101, 2, "remove"]]  # fmt: skip
+    assert replay(Scenario("x", shared))[-1]["p"] == {"A": [[101, 2, "-"]], "B": [[101, 2, "-"]]}
     private = [["spawn", "A"], ["mmap", "A", 100, 4], ["madvise", "A", 100, 4, "remove"]]
     assert replay(Scenario("x", private))[-1]["ret"] == -errno.EINVAL
 

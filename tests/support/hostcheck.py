@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from ksmwalk.host import _swap
+
 FRAME = {"anon": 1, "ksm": 2, "head": 4, "tail": 8, "zero": 0x10, "lru": 0x100, "used": 0x400, "exclusive": 0x800}
 PFN = 0x000FFFFFFFFFF000
 P, RW, PS, G, SPECIAL, D = 1, 2, 0x80, 0x100, 0x200, 0x40
@@ -75,6 +77,7 @@ def check(host, pinned=(), torn=False):
     check_frames(host, mapped, cached, pinned)
     check_allocator(host)
     check_owners(host, owners)
+    check_swap(host)
     for number in range(1, len(mms)):
         if int(mms["flags"][number]) & (16 | 4 | 32) == 16:
             assert int(mms["nr_zero"][number]) >= zero_placed.get(number, 0)
@@ -109,6 +112,8 @@ def check_frames(host, mapped, cached, pinned):
     for batch in host.world.arrays["batches"]:
         waiting = batch["mlock"][: batch["nr_mlock"]]
         np.add.at(refs, waiting[waiting > 0], 1)  # new ones have their mark
+    if host.world.arrays["ctl"]["slots_used"][0] > 1:
+        np.add.at(refs, head[host.world.arrays["slot_of"] != 0], 1)
     for pfn in pinned:
         refs[head[pfn]] += 1
     if host.world.arrays["ctl"]["dma_pins"][0]:
@@ -123,6 +128,25 @@ def check_frames(host, mapped, cached, pinned):
     exclusive = (f.flags & FRAME["exclusive"]) != 0
     assert (f.mapcount[exclusive] <= 1).all() and not (f.flags[exclusive] & (FRAME["ksm"] | FRAME["zero"])).any()
     assert (f.flags[(f.flags & FRAME["ksm"]) != 0] & FRAME["anon"]).all()
+
+
+def check_swap(host):
+    """Every slot is meant by as many entries as it says, and the swap cache says the same from both sides."""
+    a = host.world.arrays
+    slots = a["slots"][: int(a["ctl"]["slots_used"][0])]
+    meant = np.zeros(len(slots), np.int64)
+    for mm in host.mm_list:
+        for addr, slot in zip(*_swap.swapped(host.world, mm.index), strict=True):
+            meant[slot] += slot > 0
+            assert not slot or mm.read_pfns(int(addr), 1)[0] == -1 and mm.read_keys(int(addr), 1)[0] == slots["key"][slot]
+    used = slots["flags"] & 1 != 0
+    assert np.array_equal(meant, np.where(used, slots["count"], 0)) and (slots["count"][used] > 0).all()
+    assert used.sum() == host.swap_used <= host.swap_pages
+    for number in np.flatnonzero(slots["pfn"]):
+        pfn = int(slots["pfn"][number])
+        assert used[number] and a["slot_of"][pfn] == number and a["f_key"][pfn] == slots["key"][number]
+    if len(slots) > 1:
+        assert np.count_nonzero(a["slot_of"]) == np.count_nonzero(slots["pfn"])
 
 
 def check_allocator(host):

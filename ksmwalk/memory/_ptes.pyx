@@ -1,0 +1,37 @@
+"""One walk over ptes that splits nothing, compiled.
+
+The contract stands in `_ptes.pxd`.
+"""
+from libc.stdint cimport int64_t, uint64_t
+
+from ksmwalk._core cimport child_row, entry_leaf, entry_none, level_index, pmd_find
+from ksmwalk.memory._leaves cimport LeafOp, touched, whole_pmd
+from ksmwalk.layout._layout cimport *
+
+
+cdef int over_ptes(kw_world *w, LeafOp *op, uint64_t start, uint64_t end) noexcept nogil:
+    cdef uint64_t next
+    cdef uint64_t *pmd
+    cdef uint64_t *p
+    cdef int64_t row
+    cdef int rc
+    touched(w, op.mm)
+    while start < end:
+        pmd = pmd_find(w, w.mms[op.mm].root, start)
+        # Nothing for a gigabyte at least: on to its end.
+        next = KW_PUD_SIZE if pmd == NULL else KW_PMD_SIZE
+        next = min((start & ~(next - 1)) + next, end)
+        if pmd != NULL and op.pmd != NULL and whole_pmd(start, next) and entry_leaf(pmd[0], 2) and not entry_none(pmd[0]):
+            rc = op.pmd(w, op, start, pmd)
+            if rc:
+                return rc
+        row = KW_NONE if pmd == NULL else child_row(w, pmd)
+        p = w.rows + row * 512 + level_index(start, 1)
+        while row >= 0 and start < next:
+            rc = op.pte(w, op, start, p) if p[0] else 0
+            if rc:
+                return rc
+            p += 1
+            start += KW_PAGE_SIZE
+        start = next
+    return KW_OK

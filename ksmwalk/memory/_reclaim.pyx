@@ -1,0 +1,450 @@
+"""Reclaim, compiled: what becomes cold, what goes out to swap, what is freed.
+
+The contract of every function stands in `_reclaim.pxd`.
+"""
+from libc.errno cimport ENOMEM
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint64_t, uint8_t
+from libc.stdlib cimport calloc, free
+
+from ksmwalk._core cimport child_row, entry_leaf, entry_none, interrupted_at, level_index, pmd_find, pte_present
+from ksmwalk.memory._areas cimport vma_find
+from ksmwalk.memory._folio cimport split_folio, split_folio_at, split_parts, whole_folio
+from ksmwalk.memory._frames cimport (
+    LARGE, dma_pinned, folio_extra_refs, folio_mappings, folio_pages, folio_put, frame_unmap, lru_drain, lru_drain_cpu, maybe_shared,
+    normal_pfn,
+)
+from ksmwalk.memory._leaves cimport LeafOp, pmd_split, touched, whole_pmd, zap_leaf, zap_pte
+from ksmwalk.memory._ptes cimport over_ptes
+from ksmwalk.memory._swap cimport (
+    SWAP_EXCLUSIVE, SWAP_UFFD_WP, cache_drop, cached_slot, slot_new, slot_share, slots_left, swap_entry,
+    swap_slot,
+)
+from ksmwalk.layout._layout cimport *
+
+
+# ------------------------------------------------------------------ one page
+
+cdef bint can_go(kw_world *w, int64_t pfn) noexcept nogil:
+    """Is it a page that reclaim looks at? One with a DMA pin, or in somebody's work, is not."""
+    cdef int64_t head = w.f_head[pfn]
+    if w.f_flags[pfn] & (FRAME_HUGETLB | FRAME_DEVICE) or w.f_flags[head] & (FRAME_LOCKED | FRAME_LRU):
+        return False
+    return not dma_pinned(w, pfn)
+
+
+cdef bint reached(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn) noexcept nogil:
+    """Does the way from a KSM page back to its mappings lead here? It goes by its items: to their places, and to these
+    places in relatives by fork."""
+    cdef int32_t node = w.f_node[pfn], v = vma_find(w, mm, addr), u, item
+    item = w.nodes[node].items if node else 0
+    while item:
+        if w.items[item].addr == addr:
+            if w.items[item].mm == mm:
+                return True
+            u = vma_find(w, w.items[item].mm, addr)
+            if u and v and w.vmas[u].anon_root == w.vmas[v].anon_root:
+                return True
+        item = w.links[item].left
+    return False
+
+
+cdef bint swap_out(kw_world *w, int32_t mm, uint64_t addr, uint64_t *pte, int64_t pfn) noexcept nogil:
+    """A small page's mapping becomes an entry of a slot, the page's or a new one. The page is in the swap cache then."""
+    cdef uint64_t e = pte[0], bits = 0
+    cdef int32_t slot = cached_slot(w, pfn), v
+    if w.f_flags[pfn] & FRAME_KSM and not reached(w, mm, addr, pfn):
+        return False
+    if slot == 0:
+        slot = slot_new(w, pfn)
+        if slot < 0:
+            return False
+        v = vma_find(w, mm, addr)
+        if v:
+            w.slots[slot].root = w.vmas[v].anon_root
+            w.slots[slot].addr = (w.vmas[v].pgoff << 12) + (addr - w.vmas[v].start)
+    if w.f_flags[pfn] & FRAME_EXCLUSIVE:
+        bits |= SWAP_EXCLUSIVE
+        w.f_flags[pfn] &= ~FRAME_EXCLUSIVE
+    if e & PTE_UFFD_WP:
+        bits |= SWAP_UFFD_WP
+    pte[0] = swap_entry(slot, bits)
+    slot_share(w, slot)
+    frame_unmap(w, mm, pfn)
+    touched(w, mm)
+    return True
+
+
+cdef void leave_cache(kw_world *w, int64_t pfn) noexcept nogil:
+    """A page that nobody but the swap cache holds on to any more is freed."""
+    cdef int32_t slot = cached_slot(w, pfn)
+    if slot and w.f_mapcount[pfn] == 0 and folio_extra_refs(w, pfn) == 0:
+        cache_drop(w, slot)
+
+
+cdef inline void not_lazy(kw_world *w, int64_t pfn) noexcept nogil:
+    """Something was stored into a page after MADV_FREE: it is one like others again, and stays this time."""
+    w.f_flags[pfn] = (w.f_flags[pfn] & ~FRAME_LAZY) | FRAME_DIRTY
+
+
+cdef inline void not_accessed(uint64_t *entry) noexcept nogil:
+    entry[0] &= ~PTE_A
+
+
+# ------------------------------------------------------------------ folios of several pages
+
+cdef void large_leave(kw_world *w, int64_t head) noexcept nogil:
+    """leave_cache of a folio of several pages: it is freed as a whole."""
+    cdef int64_t i, n = 0, end = head + folio_pages(w, head)
+    for i in range(head, end):
+        n += cached_slot(w, i) != 0
+    if n == 0 or folio_mappings(w, head) or w.f_refs[head] != n:
+        return
+    for i in range(head, end):
+        if cached_slot(w, i):
+            cache_drop(w, cached_slot(w, i))
+
+
+cdef int pageout_large(kw_world *w, int32_t mm, uint64_t addr, uint64_t *ptes, int64_t head, int64_t n) noexcept nogil:
+    """A folio that these ptes alone map: it goes as a whole, or it is split (1: its parts are to be looked at)."""
+    cdef bint soiled = w.f_flags[head] & FRAME_DIRTY != 0
+    cdef int64_t i
+    cdef int rc
+    if folio_extra_refs(w, head) or not can_go(w, head):
+        return 0
+    if w.f_flags[head] & FRAME_LAZY:
+        for i in range(n):
+            soiled = soiled or ptes[i] & PTE_D
+        if soiled:
+            not_lazy(w, head)
+        for i in range(0 if soiled else n):
+            zap_leaf(w, mm, addr + <uint64_t>i * KW_PAGE_SIZE, ptes + i, 1)
+        return 0
+    if slots_left(w) >= n:
+        for i in range(n):
+            swap_out(w, mm, addr + <uint64_t>i * KW_PAGE_SIZE, ptes + i, head + i)
+        large_leave(w, head)
+        return 0
+    rc = split_folio_at(w, head, addr)
+    return 1 if rc == KW_OK else KW_ENOROWS if rc == KW_ENOROWS else 0
+
+
+# ------------------------------------------------------------------ advice
+
+cdef enum:
+    COLD, PAGEOUT, LAZY    # what a range is to be
+
+
+cdef int use_pmd(kw_world *w, int32_t mm, uint64_t addr, uint64_t *pmd, int use) noexcept nogil:
+    """A leaf pmd that the range covers whole: done, or ptes from now on that are to be looked at."""
+    cdef int64_t head = normal_pfn(w, pmd[0], 2)
+    if head < 0 or not w.f_flags[head] & FRAME_ANON or maybe_shared(w, head):
+        return KW_OK
+    not_accessed(pmd)
+    if use == LAZY:
+        pmd[0] &= ~PTE_D
+        w.f_flags[head] = (w.f_flags[head] | FRAME_LAZY) & ~FRAME_DIRTY
+    if use != PAGEOUT or folio_extra_refs(w, head) or not can_go(w, head):
+        return KW_OK
+    if not w.f_flags[head] & FRAME_LAZY:
+        return pmd_split(w, mm, addr, pmd)
+    if pmd[0] & PTE_D or w.f_flags[head] & FRAME_DIRTY:
+        not_lazy(w, head)
+    else:
+        zap_leaf(w, mm, addr, pmd, 2)
+    return KW_OK
+
+
+cdef void free_ptes(kw_world *w, int32_t mm, uint64_t *ptes, int64_t n) noexcept nogil:
+    """MADV_FREE of a small page, or of a whole folio."""
+    cdef int64_t pfn = normal_pfn(w, ptes[0], 1), i
+    cdef uint16_t f
+    if pfn < 0 or not w.f_flags[pfn] & FRAME_ANON or n == 1 and w.f_flags[pfn] & LARGE:
+        return
+    f = w.f_flags[pfn]
+    if f & FRAME_DIRTY or f & (FRAME_KSM | FRAME_LAZY) == FRAME_KSM or cached_slot(w, pfn):
+        # Its content is nowhere else: only he who alone has it may give it up.
+        if folio_mappings(w, pfn) != n or cached_slot(w, pfn):
+            return
+        w.f_flags[pfn] &= ~FRAME_DIRTY
+    for i in range(n):
+        ptes[i] &= ~(PTE_A | PTE_D)
+    w.f_flags[pfn] |= FRAME_LAZY
+
+
+cdef void pageout_pte(kw_world *w, int32_t mm, uint64_t addr, uint64_t *pte, bint out) noexcept nogil:
+    """One small page: it is cold from now on, and out of memory where it may."""
+    cdef int64_t pfn = normal_pfn(w, pte[0], 1)
+    if pfn < 0 or w.f_flags[pfn] & LARGE or w.f_mapcount[pfn] != 1:
+        return
+    not_accessed(pte)
+    if not out or not can_go(w, pfn):
+        return
+    if not w.f_flags[pfn] & FRAME_ANON:
+        # Shared memory goes out of its object, of which only mappings are told.
+        if slots_left(w):
+            zap_pte(w, mm, pte)
+        return
+    if w.f_flags[pfn] & FRAME_LAZY:
+        if pte[0] & PTE_D or w.f_flags[pfn] & FRAME_DIRTY:
+            not_lazy(w, pfn)
+        elif folio_extra_refs(w, pfn) == 0:
+            zap_pte(w, mm, pte)
+        return
+    if swap_out(w, mm, addr, pte, pfn):
+        leave_cache(w, pfn)
+
+
+cdef int use_ptes(kw_world *w, int32_t mm, uint64_t addr, uint64_t end, uint64_t *p, int use) noexcept nogil:
+    """The ptes of one table from p on."""
+    cdef int64_t n, i
+    cdef int rc
+    while addr < end:
+        n = whole_folio(w, p, <int64_t>((end - addr) >> 12))
+        if n and use != LAZY:
+            rc = 0
+            if folio_mappings(w, normal_pfn(w, p[0], 1)) == n:
+                for i in range(n):
+                    not_accessed(p + i)
+                if use == PAGEOUT:
+                    rc = pageout_large(w, mm, addr, p, normal_pfn(w, p[0], 1), n)
+            if rc < 0:
+                return rc
+            if rc:
+                n = 0      # split: page by page
+        elif use == LAZY and pte_present(p[0]):
+            free_ptes(w, mm, p, max(n, 1))
+        elif use == LAZY and swap_slot(w, p[0]):
+            zap_pte(w, mm, p)
+        if n == 0:
+            n = 1
+            if use != LAZY and pte_present(p[0]):
+                pageout_pte(w, mm, addr, p, use == PAGEOUT)
+        p += n
+        addr += <uint64_t>n * KW_PAGE_SIZE
+    return KW_OK
+
+
+cdef int use_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end, int use) noexcept nogil:
+    cdef uint64_t next
+    cdef uint64_t *pmd
+    cdef int64_t row
+    cdef int rc
+    lru_drain_cpu(w, w.mms[mm].cpu)
+    rc = split_parts(w, mm, start, end)
+    touched(w, mm)
+    while rc == KW_OK and start < end:
+        pmd = pmd_find(w, w.mms[mm].root, start)
+        next = KW_PUD_SIZE if pmd == NULL else KW_PMD_SIZE
+        next = min((start & ~(next - 1)) + next, end)
+        if pmd != NULL and not entry_none(pmd[0]):
+            if interrupted_at(start):
+                return KW_EINTR
+            if entry_leaf(pmd[0], 2) and whole_pmd(start, next):
+                rc = use_pmd(w, mm, start, pmd, use)
+            row = child_row(w, pmd)
+            if rc == KW_OK and row >= 0:
+                rc = use_ptes(w, mm, start, next, w.rows + row * 512 + level_index(start, 1), use)
+        start = next
+    return rc
+
+
+cdef int cold_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil:
+    return use_range(w, mm, start, end, COLD)
+
+
+cdef int pageout_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil:
+    return use_range(w, mm, start, end, PAGEOUT)
+
+
+cdef int free_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil:
+    return use_range(w, mm, start, end, LAZY)
+
+
+# ------------------------------------------------------------------ MADV_REMOVE
+
+cdef int op_unmap(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
+    cdef int level = 2 if entry[0] & PTE_PS and op.on else 1
+    cdef int64_t pfn = normal_pfn(w, entry[0], level) if pte_present(entry[0]) else KW_NONE
+    if pfn >= 0 and not w.f_flags[pfn] & FRAME_ANON:
+        zap_leaf(w, op.mm, addr, entry, level)
+    return 0
+
+
+cdef int op_empty(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
+    cdef int64_t pfn = normal_pfn(w, entry[0], 2 if op.on else 1)
+    entry[0] = 0
+    if pfn >= 0:
+        folio_put(w, pfn)
+    return 0
+
+
+cdef int punch_range(kw_world *w, int32_t backing, uint64_t pgoff, uint64_t pages) noexcept nogil:
+    cdef LeafOp op
+    cdef int32_t mm, v
+    cdef uint64_t first, last, base
+    cdef int rc
+    op.pte = op.pmd = op_unmap
+    for mm in range(1, <int32_t>w.ctl.mms_used):
+        op.mm = mm
+        v = 0 if w.mms[mm].root == 0 or w.mms[mm].flags & MM_BACKING else w.mms[mm].vma_first
+        while v:
+            base = w.vmas[v].start - (w.vmas[v].pgoff << 12)     # where the object would begin
+            op.on = w.vmas[v].page_shift > 12
+            first = max(pgoff, w.vmas[v].pgoff)
+            last = min(pgoff + pages, w.vmas[v].pgoff + ((w.vmas[v].end - w.vmas[v].start) >> 12))
+            if w.vmas[v].backing == backing and first < last:
+                rc = over_ptes(w, &op, base + (first << 12), base + (last << 12))
+                if rc < 0:
+                    return rc
+            v = w.vmas[v].next
+    op.pte = op_empty
+    op.pmd = NULL
+    op.mm = backing
+    op.on = False
+    rc = over_ptes(w, &op, pgoff << 12, (pgoff + pages) << 12)
+    if rc == KW_OK:
+        op.pmd = op_empty
+        op.on = True
+        op.pte = op_nothing
+        rc = over_ptes(w, &op, pgoff << 12, (pgoff + pages) << 12)
+    return rc
+
+
+cdef int op_nothing(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
+    return 0
+
+
+# ------------------------------------------------------------------ everything there is
+
+cdef enum:
+    STAYS = 1      # mapped in a locked area, or held on to
+    SOILED = 2     # stored to, as one of its ptes says
+
+ctypedef struct Reclaim:
+    LeafOp op      # the first member: what an operation gets stands for the whole
+    uint8_t *marks  # by head of the folio
+
+
+cdef int op_mark(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
+    """A pte or leaf pmd: what it says of its page."""
+    cdef Reclaim *r = <Reclaim *>op
+    cdef int level = 2 if op.on else 1
+    cdef int64_t pfn = normal_pfn(w, entry[0], level) if pte_present(entry[0]) else KW_NONE
+    if pte_present(entry[0]):
+        not_accessed(entry)
+    if pfn < 0:
+        return 0
+    if op.v.flags & VM_LOCKED or not can_go(w, pfn):
+        r.marks[w.f_head[pfn]] |= STAYS
+    if entry[0] & PTE_D:
+        r.marks[w.f_head[pfn]] |= SOILED
+    return 0
+
+
+cdef int op_mark_pmd(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
+    cdef int rc
+    op.on = True
+    rc = op_mark(w, op, addr, entry)
+    op.on = False
+    return rc
+
+
+cdef int op_go_pmd(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
+    cdef Reclaim *r = <Reclaim *>op
+    cdef int64_t pfn = normal_pfn(w, entry[0], 2)
+    if pfn < 0 or r.marks[pfn] & STAYS or not w.f_flags[pfn] & FRAME_ANON:
+        return 0
+    if w.f_flags[pfn] & FRAME_LAZY:
+        zap_leaf(w, op.mm, addr, entry, 2)
+        return 0
+    return pmd_split(w, op.mm, addr, entry)
+
+
+cdef int op_go(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
+    cdef Reclaim *r = <Reclaim *>op
+    cdef int64_t pfn = normal_pfn(w, entry[0], 1) if pte_present(entry[0]) else KW_NONE
+    if pfn < 0 or r.marks[w.f_head[pfn]] & STAYS:
+        return 0
+    if w.f_flags[w.f_head[pfn]] & FRAME_LAZY or not w.f_flags[pfn] & FRAME_ANON:
+        zap_pte(w, op.mm, entry)
+    else:
+        swap_out(w, op.mm, addr, entry, pfn)
+    return 0
+
+
+cdef int over_all(kw_world *w, Reclaim *r) noexcept nogil:
+    """The operation for all areas of all address spaces, but those of other page sizes and raw frames."""
+    cdef int32_t mm, v
+    cdef int rc
+    for mm in range(1, <int32_t>w.ctl.mms_used):
+        if w.mms[mm].root == 0 or w.mms[mm].flags & MM_BACKING:
+            continue
+        r.op.mm = mm
+        v = w.mms[mm].vma_first
+        while v:
+            if not w.vmas[v].flags & (VM_HUGETLB | VM_PFNMAP | VM_IO | VM_MIXEDMAP):
+                r.op.v = &w.vmas[v]
+                rc = over_ptes(w, &r.op, w.vmas[v].start, w.vmas[v].end)
+                if rc < 0:
+                    return rc
+            v = w.vmas[v].next
+    return KW_OK
+
+
+cdef int decide(kw_world *w, Reclaim *r) noexcept nogil:
+    """What stays besides, frame by frame; folios of several pages that can't go as a whole are split."""
+    cdef int64_t pfn, i, room = slots_left(w)
+    cdef bint whole
+    cdef uint16_t f
+    for pfn in range(1, w.ctl.nr_frames):
+        f = w.f_flags[pfn]
+        if not f & FRAME_USED or f & FRAME_TAIL or r.marks[pfn] & STAYS:
+            continue
+        if f & FRAME_LAZY:
+            if r.marks[pfn] & SOILED or f & FRAME_DIRTY:
+                not_lazy(w, pfn)
+                r.marks[pfn] |= STAYS
+            elif folio_extra_refs(w, pfn):
+                r.marks[pfn] |= STAYS
+            continue
+        if w.ctl.slots_most == 0:
+            r.marks[pfn] |= STAYS
+        elif f & FRAME_HEAD and f & FRAME_ANON:
+            if folio_extra_refs(w, pfn):
+                r.marks[pfn] |= STAYS
+                continue
+            whole = room >= folio_pages(w, pfn)
+            for i in range(pfn, pfn + folio_pages(w, pfn)):
+                whole = whole and w.f_mapcount[i] > 0
+            if whole:
+                room -= folio_pages(w, pfn)
+            elif split_folio(w, pfn) == KW_ENOROWS:
+                return KW_ENOROWS
+    return KW_OK
+
+
+cdef int reclaim_all(kw_world *w) noexcept nogil:
+    cdef Reclaim r
+    cdef int64_t pfn
+    cdef int rc
+    lru_drain(w)
+    r.marks = <uint8_t *>calloc(w.ctl.nr_frames, 1)
+    if r.marks == NULL:
+        return -ENOMEM
+    r.op.on = False
+    r.op.pte = op_mark
+    r.op.pmd = op_mark_pmd
+    rc = over_all(w, &r)
+    if rc == KW_OK:
+        rc = decide(w, &r)
+    if rc == KW_OK:
+        r.op.pte = op_go
+        r.op.pmd = op_go_pmd
+        rc = over_all(w, &r)
+    free(r.marks)
+    for pfn in range(1, w.ctl.nr_frames if w.ctl.slots_used > 1 else 1):
+        if w.f_flags[pfn] & FRAME_HEAD:
+            large_leave(w, pfn)
+        elif not w.f_flags[pfn] & FRAME_TAIL:
+            leave_cache(w, pfn)
+    return rc
