@@ -83,7 +83,7 @@ class Outside:
         ArenaFullError
             No frame is left: the device is still there, some pages are back.
 
-        Models: swapoff(2) of Linux 6.18. Differs: address spaces in the order of their numbers.
+        Models: swapoff(2) of Linux 6.18. Differs: address spaces in the order they were made in.
         """
         if not self.swap_pages:
             check(-errno.EINVAL, "swapoff: there is no swap device")

@@ -39,6 +39,7 @@ cdef int64_t backing_page(kw_world *w, kw_vma *v, uint64_t pgoff, bint huge) noe
         if huge and not entry_leaf(p[0], 2):
             return -EFAULT
         pfn = normal_pfn(w, p[0], 2 if huge else 1)
+        p[0] |= PTE_A
         return pfn if pfn >= 0 else bad_entry(w, pgoff << 12, 2 if huge else 1, p[0], BAD_PFN)
     if huge:
         pfn = hugetlb_alloc(w, node_of(w, v))
@@ -359,7 +360,7 @@ cdef int64_t fault_read(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, int m
 
 
 cdef void map_around(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *pte) noexcept nogil:
-    """A load of a file page maps those of the 16 around it that the file has already (fault_around_bytes).
+    """A load of a file page maps those of the 16 around it that the file has in memory (fault_around_bytes).
 
     The 16 begin at a multiple of 16, or where the area does, and end with the area or the table at the latest.
     """
@@ -373,7 +374,7 @@ cdef void map_around(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t
         pgoff = v.pgoff + ((a - v.start) >> 12)
         if p[0] == 0 and pgoff < <uint64_t>w.mms[v.backing].nr_pages:
             have = pte_find(w, w.mms[v.backing].root, pgoff << 12)
-            pfn = normal_pfn(w, have[0], 1) if have != NULL and have[0] else KW_NONE
+            pfn = normal_pfn(w, have[0], 1) if have != NULL and have[0] & PTE_A else KW_NONE
             if pfn >= 0:
                 p[0] = make_entry(<uint64_t>pfn, prot_bits(v.flags))
                 frame_map(w, mm, pfn)

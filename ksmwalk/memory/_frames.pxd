@@ -115,8 +115,13 @@ cdef int64_t folio_mappings(kw_world *w, int64_t head) noexcept nogil
     # Entries that map any frame of the folio.
 cdef int64_t folio_extra_refs(kw_world *w, int64_t pfn) noexcept nogil
     # References of pfn's folio besides its mappings and the swap cache's: pins and what waits in batches.
-cdef void cache_forget(kw_world *w, int64_t pfn) noexcept nogil
+cdef inline void cache_forget(kw_world *w, int64_t pfn) noexcept nogil:
     # The frame, which is in the swap cache, leaves it; the reference is the caller's.
+    cdef kw_slot *s = &w.slots[w.slot_of[pfn]]
+    s.pfn = s.root = 0
+    s.addr = 0
+    w.slot_of[pfn] = 0
+
 
 cdef inline int64_t normal_pfn(kw_world *w, uint64_t e, int level) noexcept nogil:
     # Frame of a present leaf that maps a counted page; KW_NONE for zero pages, raw, unallocated and impossible frames

@@ -201,13 +201,6 @@ cdef int64_t hugetlb_alloc(kw_world *w, int nid) noexcept nogil:
     return pfn
 
 
-cdef void cache_forget(kw_world *w, int64_t pfn) noexcept nogil:
-    cdef kw_slot *s = &w.slots[w.slot_of[pfn]]
-    s.pfn = s.root = 0
-    s.addr = 0
-    w.slot_of[pfn] = 0
-
-
 cdef inline void clear_frame(kw_world *w, int64_t pfn) noexcept nogil:
     if KW_UNLIKELY(w.ctl.slots_used > 1) and w.slot_of[pfn]:
         cache_forget(w, pfn)
@@ -460,12 +453,13 @@ cdef void owners_drop(kw_world *w, int32_t mm, int64_t pfn, int32_t n) noexcept 
 
 cdef int leaf_split(kw_world *w, int32_t mm, uint64_t *entry, int level) noexcept nogil:
     cdef int64_t head = normal_pfn(w, entry[0], level), i
-    cdef uint16_t exclusive
+    cdef uint16_t exclusive, dirty = FRAME_DIRTY if entry[0] & PTE_D else 0
     if split_leaf(w, mm, entry, level) < 0:
         return KW_ENOROWS
     if level != 2 or head < 0 or not is_huge(w, head):
         return KW_OK
     exclusive = w.f_flags[head] & FRAME_EXCLUSIVE
+    w.f_flags[head] |= dirty
     # An owner that had found no slot may find one here, with a number that is short by one.
     owners_add(w, mm, head, 512)
     owners_drop(w, mm, head, 1)

@@ -6,12 +6,12 @@ from libc.errno cimport ENOMEM
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint64_t, uint8_t
 from libc.stdlib cimport calloc, free
 
-from ksmwalk._core cimport child_row, entry_leaf, entry_none, interrupted_at, level_index, pmd_find, pte_present
+from ksmwalk._core cimport child_row, entry_leaf, entry_none, interrupted_at, level_index, pmd_find, pte_find, pte_present
 from ksmwalk.memory._areas cimport vma_find
 from ksmwalk.memory._folio cimport split_folio, split_folio_at, split_parts, whole_folio
 from ksmwalk.memory._frames cimport (
-    LARGE, dma_pinned, folio_extra_refs, folio_mappings, folio_pages, folio_put, frame_unmap, lru_drain, lru_drain_cpu, maybe_shared,
-    normal_pfn,
+    LARGE, dma_pinned, folio_extra_refs, folio_mappings, folio_pages, folio_put, frame_unmap, lru_drain, lru_drain_cpu,
+    maybe_shared, normal_pfn,
 )
 from ksmwalk.memory._leaves cimport LeafOp, pmd_split, touched, whole_pmd, zap_leaf, zap_pte
 from ksmwalk.memory._ptes cimport over_ptes
@@ -41,8 +41,9 @@ cdef bint reached(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn) noexcept 
         if w.items[item].addr == addr:
             if w.items[item].mm == mm:
                 return True
-            u = vma_find(w, w.items[item].mm, addr)
-            if u and v and w.vmas[u].anon_root == w.vmas[v].anon_root:
+            # An item whose area is gone still knows its relatives.
+            u = vma_find(w, w.items[item].mm, addr) if w.mms[w.items[item].mm].root else 0
+            if v and (u == 0 or w.vmas[u].anon_root == w.vmas[v].anon_root):
                 return True
         item = w.links[item].left
     return False
@@ -81,9 +82,21 @@ cdef void leave_cache(kw_world *w, int64_t pfn) noexcept nogil:
         cache_drop(w, slot)
 
 
-cdef inline void not_lazy(kw_world *w, int64_t pfn) noexcept nogil:
-    """Something was stored into a page after MADV_FREE: it is one like others again, and stays this time."""
-    w.f_flags[pfn] = (w.f_flags[pfn] & ~FRAME_LAZY) | FRAME_DIRTY
+cdef inline bint lazy(kw_world *w, int64_t pfn) noexcept nogil:
+    """Was it marked by MADV_FREE, and nothing found since that keeps it? With FRAME_DIRTY something was: MADV_PAGEOUT sends
+    such a page out like others then, reclaim takes it for one in use."""
+    return w.f_flags[pfn] & (FRAME_LAZY | FRAME_DIRTY) == FRAME_LAZY
+
+
+cdef void unmap_file(kw_world *w, int32_t mm, uint64_t addr, uint64_t *pte) noexcept nogil:
+    """A page of shared memory is unmapped. With swap it is out, too: its object keeps the frame, but without PTE_A."""
+    cdef int32_t v = vma_find(w, mm, addr)
+    cdef uint64_t *p = NULL
+    zap_pte(w, mm, pte)
+    if v and w.vmas[v].backing and slots_left(w):
+        p = pte_find(w, w.mms[w.vmas[v].backing].root, (w.vmas[v].pgoff << 12) + (addr - w.vmas[v].start))
+    if p != NULL:
+        p[0] &= ~PTE_A
 
 
 cdef inline void not_accessed(uint64_t *entry) noexcept nogil:
@@ -106,16 +119,16 @@ cdef void large_leave(kw_world *w, int64_t head) noexcept nogil:
 
 cdef int pageout_large(kw_world *w, int32_t mm, uint64_t addr, uint64_t *ptes, int64_t head, int64_t n) noexcept nogil:
     """A folio that these ptes alone map: it goes as a whole, or it is split (1: its parts are to be looked at)."""
-    cdef bint soiled = w.f_flags[head] & FRAME_DIRTY != 0
+    cdef bint soiled = False
     cdef int64_t i
     cdef int rc
     if folio_extra_refs(w, head) or not can_go(w, head):
         return 0
-    if w.f_flags[head] & FRAME_LAZY:
+    if lazy(w, head):
         for i in range(n):
             soiled = soiled or ptes[i] & PTE_D
         if soiled:
-            not_lazy(w, head)
+            w.f_flags[head] |= FRAME_DIRTY
         for i in range(0 if soiled else n):
             zap_leaf(w, mm, addr + <uint64_t>i * KW_PAGE_SIZE, ptes + i, 1)
         return 0
@@ -145,10 +158,10 @@ cdef int use_pmd(kw_world *w, int32_t mm, uint64_t addr, uint64_t *pmd, int use)
         w.f_flags[head] = (w.f_flags[head] | FRAME_LAZY) & ~FRAME_DIRTY
     if use != PAGEOUT or folio_extra_refs(w, head) or not can_go(w, head):
         return KW_OK
-    if not w.f_flags[head] & FRAME_LAZY:
+    if not lazy(w, head):
         return pmd_split(w, mm, addr, pmd)
-    if pmd[0] & PTE_D or w.f_flags[head] & FRAME_DIRTY:
-        not_lazy(w, head)
+    if pmd[0] & PTE_D:
+        w.f_flags[head] |= FRAME_DIRTY
     else:
         zap_leaf(w, mm, addr, pmd, 2)
     return KW_OK
@@ -180,13 +193,11 @@ cdef void pageout_pte(kw_world *w, int32_t mm, uint64_t addr, uint64_t *pte, bin
     if not out or not can_go(w, pfn):
         return
     if not w.f_flags[pfn] & FRAME_ANON:
-        # Shared memory goes out of its object, of which only mappings are told.
-        if slots_left(w):
-            zap_pte(w, mm, pte)
+        unmap_file(w, mm, addr, pte)
         return
-    if w.f_flags[pfn] & FRAME_LAZY:
-        if pte[0] & PTE_D or w.f_flags[pfn] & FRAME_DIRTY:
-            not_lazy(w, pfn)
+    if lazy(w, pfn):
+        if pte[0] & PTE_D:
+            w.f_flags[pfn] |= FRAME_DIRTY
         elif folio_extra_refs(w, pfn) == 0:
             zap_pte(w, mm, pte)
         return
@@ -365,8 +376,10 @@ cdef int op_go(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept
     cdef int64_t pfn = normal_pfn(w, entry[0], 1) if pte_present(entry[0]) else KW_NONE
     if pfn < 0 or r.marks[w.f_head[pfn]] & STAYS:
         return 0
-    if w.f_flags[w.f_head[pfn]] & FRAME_LAZY or not w.f_flags[pfn] & FRAME_ANON:
+    if w.f_flags[w.f_head[pfn]] & FRAME_LAZY:
         zap_pte(w, op.mm, entry)
+    elif not w.f_flags[pfn] & FRAME_ANON:
+        unmap_file(w, op.mm, addr, entry)
     else:
         swap_out(w, op.mm, addr, entry, pfn)
     return 0
@@ -402,7 +415,7 @@ cdef int decide(kw_world *w, Reclaim *r) noexcept nogil:
             continue
         if f & FRAME_LAZY:
             if r.marks[pfn] & SOILED or f & FRAME_DIRTY:
-                not_lazy(w, pfn)
+                w.f_flags[pfn] |= FRAME_DIRTY
                 r.marks[pfn] |= STAYS
             elif folio_extra_refs(w, pfn):
                 r.marks[pfn] |= STAYS

@@ -15,9 +15,11 @@ from ksmwalk.layout._layout cimport *
 
 
 cdef inline bint belongs(kw_world *w, kw_slot *s, kw_vma *v, uint64_t index) noexcept nogil:
-    """May the page of the swap cache be mapped here as it is? What is KSM's may be mapped anywhere; another page is of
-    the place that had it first, once one had it."""
-    return w.f_flags[s.pfn] & FRAME_KSM or s.root == 0 or s.root == v.anon_root and s.addr == index
+    """May the page of the swap cache be mapped here as it is? What is KSM's may be mapped anywhere, while KSM has it;
+    another page is of the place that had it first, once one had it."""
+    if w.f_flags[s.pfn] & FRAME_KSM:
+        return w.f_node[s.pfn] != 0 and w.ksm.run != 2
+    return s.root == 0 or s.root == v.anon_root and s.addr == index
 
 
 cdef int64_t page_for(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, kw_slot *s, int32_t slot, bint *own) noexcept nogil:
@@ -105,17 +107,26 @@ cdef int read_ahead(kw_world *w, int32_t mm, kw_vma *v, uint64_t start, uint64_t
     return over_ptes(w, &op, start, end)
 
 
+cdef int32_t next_born(kw_world *w, int64_t serial) noexcept nogil:
+    """The oldest address space younger than this, 0: there is none."""
+    cdef int32_t mm, found = 0
+    for mm in range(1, <int32_t>w.ctl.mms_used):
+        if w.mms[mm].root and not w.mms[mm].flags & MM_BACKING and w.mms[mm].serial > serial:
+            if found == 0 or w.mms[mm].serial < w.mms[found].serial:
+                found = mm
+    return found
+
+
 cdef int swap_off(kw_world *w) noexcept nogil:
     cdef LeafOp op
-    cdef int32_t mm, v
+    cdef int32_t mm = 0, v
     cdef int rc
     op.pte = op_bring_back
     op.pmd = NULL
-    for mm in range(1, <int32_t>w.ctl.mms_used):
-        if w.ctl.slots_live == 0:
+    while w.ctl.slots_live:
+        mm = next_born(w, w.mms[mm].serial if mm else 0)
+        if mm == 0:
             break
-        if w.mms[mm].root == 0 or w.mms[mm].flags & MM_BACKING:
-            continue
         op.mm = mm
         v = w.mms[mm].vma_first
         while v:
