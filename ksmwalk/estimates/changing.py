@@ -163,7 +163,7 @@ def run_changing(
     """
     host, random = loaded.host, np.random.default_rng(seed)
     fresh = fresh_keys()
-    pages = sum(mm.ksm_stat()["ksm_rmap_items"] for mm in loaded.mms) or 1
+    pages = sum(mm._ksm_counts()["ksm_rmap_items"] for mm in loaded.mms) or 1
     # the end of a scan is noticed by looking for one page more
     part = pages // LOOKS + 1
     rows = []

@@ -353,7 +353,7 @@ def outcome(
     host = loaded.host
     work: list[RecordArray] = []
     before = apart(loaded, shares(loaded))
-    placed = [mm.ksm_stat()["ksm_zero_pages"] for mm in loaded.mms]
+    placed = [mm._ksm_counts()["ksm_zero_pages"] for mm in loaded.mms]
     leaves = _leaves(host)
     already = _saved(host)
     steady = _counted(loaded, work, each, passing) if counted else run_to_steady(host, each=each)
@@ -370,7 +370,7 @@ def outcome(
     for number, one in enumerate(loaded.capture.processes):
         mine = freed_by_vma(loaded, before, after, number)
         freed = int(mine.sum()) + placed[number] * PAGE_SIZE
-        stat = loaded.mms[number].ksm_stat()
+        stat = loaded.mms[number]._ksm_counts()
         result.by_process.append({
             "pid": one.pid, "name": one.name, "command": list(one.identity.command), "freed_bytes": freed,
             **{name: stat[name] for name in ("ksm_merging_pages", "ksm_rmap_items", "ksm_zero_pages", "ksm_process_profit")},

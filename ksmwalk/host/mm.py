@@ -170,9 +170,14 @@ class Mm(Placed, Tasks, Locking, Watched, ShownMm):
 
         Models: ksm_stat of the Host's kernel. Differs: that of 6.1 has ksm_merging_pages, which is a file of its own there.
         """
+        counts, stats = self._ksm_counts(), self.host.kernel.stats
+        return counts if stats == STATS else {f"ksm_{name}": counts[f"ksm_{name}"] for name in stats}
+
+    def _ksm_counts(self) -> dict[str, int]:
+        """The same, whatever the kernel shows of it."""
         r = self._world.arrays["mms"][self._at()]
         items, zero, merging = int(r["nr_rmap_items"]), int(r["nr_zero"]), int(r["nr_merging"])
-        counts = {
+        return {
             "ksm_rmap_items": items,
             "ksm_zero_pages": zero,
             "ksm_merging_pages": merging,
@@ -180,8 +185,6 @@ class Mm(Placed, Tasks, Locking, Watched, ShownMm):
             "ksm_merge_any": int(self.merge_any),
             "ksm_mergeable": int(any(v.vm_flags & _MERGEABLE for v in self.vmas)),
         }
-        stats = self.host.kernel.stats
-        return counts if stats == STATS else {f"ksm_{name}": counts[f"ksm_{name}"] for name in stats}
 
     # ---------------------------------------------------------- mapping
 

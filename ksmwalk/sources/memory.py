@@ -96,8 +96,12 @@ def load_memory(
     kernel, note = kernel_of(what)
     levels = 5 if any(one.vmas[-1].end > 1 << 47 for one in parts if one.vmas) else 4
     host = Host(_frames_needed(parts), levels=levels, kernel=kernel.version)
+    lacking = []
     for name, value in (knobs or {}).items():
-        setattr(host.ksm, name, value)
+        if not host.ksm.has(name) and name in what.machine.get("ksm", {}):
+            lacking.append(name)  # the machine has it, the nearest kernel that was seen has not
+        else:
+            setattr(host.ksm, name, value)
     merged = take_over and mark != "none"
     images = {}
     above = _first_unseen(parts)
@@ -110,6 +114,8 @@ def load_memory(
         result.nr_merged = _take_over(host, parts, result.mms)
     result.notes = list(dict.fromkeys(note for image in images.values() for note in image.notes))
     result.notes += [note] if note else []
+    if lacking:
+        result.notes.append(f"Linux {kernel.version} has no {', '.join(lacking)}: left out.")
     if torn:
         result.notes.append(f"{counted(torn, 'huge page', 'was', 'were')} split between two looks: taken as small pages.")
     result.seconds = time.perf_counter() - start
