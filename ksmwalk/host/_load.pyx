@@ -63,6 +63,8 @@ cdef int64_t load(kw_world *w, int32_t mm, uint64_t vm_flags, const uint64_t *ad
         page = pages[i]
         pfn = <uint64_t>pfns[i]
         flags = ro | PTE_SPECIAL if page & FRAME_ZERO else rw if page & LOADED_WRITABLE else ro
+        if (page & (FRAME_ANON | FRAME_KSM | FRAME_ZERO)) == FRAME_ANON:
+            flags |= PTE_D      # somebody stored to it once
         if page & LOADED_LEAF:
             p = pmd_make(w, mm, addr[i])
             if p == NULL:
