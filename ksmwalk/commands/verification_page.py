@@ -6,14 +6,18 @@ import platform
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..host import ADVICE
 from ..kernel.verify import Results
 from ..kernel.workload_runs import BAND, RUNS, STEADY, WITHIN, Outcome
+from ..scenarios.ops import OPS
+from ..scenarios.said import all_there_is
 
 #: what the model has and this comparison can't judge, with the reason
 UNVERIFIED = (
     (
         "NUMA: a tree per node, migration of nodes (merge_across_nodes = 0)",
-        "needs a machine with several nodes; on one node the knob's refusals are compared",
+        "needs a machine with several nodes: compared with recordings of two (`tests/golden`), and in an emulated one by "
+        "`verify --guest`",
     ),
     (
         "the scan-time advisor's adaptation",
@@ -23,24 +27,26 @@ UNVERIFIED = (
     ),
     (
         "chain pruning after a finite time",
-        "depends on the clock: compared with 0 (always due) and with a time that never passes",
+        "depends on the clock: random scenarios have 0 (always due) and a time that never passes, recordings one of 1.5 s",
     ),
-    ("pinned pages and undrained LRU batches", "inputs of the model; the stepping drains before each operation"),
+    ("batches of new pages that nobody drains", "whatever runs on a CPU empties them; batches of locked pages are compared"),
     ("work counts and times", "the kernel does not show them"),
 )
 
 #: what the model does not have, with what happens instead
 NOT_MODELLED = (
-    ("swap", "nothing is swapped out; cold, pageout and willneed only check their arguments"),
-    ("page reclaim, memory pressure", "a Host without a free frame raises ArenaFullError"),
-    ("khugepaged", "huge pages come from faults and MADV_COLLAPSE; the stepping puts it to sleep"),
+    ("memory pressure", "reclaim comes when it is asked for; a Host without a free frame raises ArenaFullError"),
+    ("swap on a disk", "a device is read and written at once, without readahead"),
     ("compaction, memory hotplug", "frames stay where they are; KSM pages are compared by number, not by frame"),
 )
 
 #: between these stands what `verify --workloads` writes
 _BEGIN, _END = "\n<!-- workloads -->\n", "<!-- end of workloads -->\n"
 
-_KINDS = {"a": "anonymous", "k": "KSM", "h": "huge", "z": "zero page", "f": "other", "-": "not present"}
+_KINDS = {
+    "a": "anonymous", "k": "KSM", "h": "huge", "z": "zero page", "f": "other", "s": "swap entry or marker",
+    "-": "not present",
+}  # fmt: skip
 
 
 def page(results: Results, command: str) -> str:
@@ -92,8 +98,9 @@ def page(results: Results, command: str) -> str:
     ]
     for name, number in sorted(results.changes.items()):
         lines.append(f"| {_field(name)} | {number:,} |")
-    lines += ["", "## Operations run", "", "| operation | times |", "|---|---|"]
-    lines += [f"| {name} | {number:,} |" for name, number in sorted(results.ops.items())]
+    lines += ["", "## What a scenario can say", "", "With the scenarios of this run that say it, and how many of them agree.", ""]
+    lines += ["| what | scenarios | agree | run | |", "|---|---|---|---|---|"]
+    lines += [_said(results, word) for word in all_there_is(tuple(ADVICE))]
     lines += ["", "## Differences", ""]
     notable = [verdict for verdict in results.verdicts if verdict.status != "agrees" or verdict.nondet]
     if not notable:
@@ -118,6 +125,13 @@ def beyond() -> str:
     lines += ["", "## Not modelled", "", "| what | instead |", "|---|---|"]
     lines += [f"| {what} | {instead} |" for what, instead in NOT_MODELLED]
     return "\n".join(lines) + "\n"
+
+
+def _said(results: Results, word: str) -> str:
+    times = f"{results.ops[word]:,}" if word in OPS else ""
+    needs = OPS[word].needs if word in OPS else ""
+    why = f"this machine has no {needs}" if needs in results.lacking else "" if results.said[word] else "not in this run"
+    return f"| {word} | {results.said[word]:,} | {results.agreed[word]:,} | {times} | {why} |"
 
 
 def _field(name: str) -> str:

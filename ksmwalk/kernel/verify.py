@@ -14,6 +14,7 @@ from ..scenarios.compare import Difference, differing_fields, first_difference, 
 from ..scenarios.format import Recording, Scenario, ScenarioError, save
 from ..scenarios.records import COUNTERS, STATS, Record
 from ..scenarios.replay import NotModelled
+from ..scenarios.said import said
 from .guest import Guest
 from .stepper import Session
 from .worker import WorkerDied
@@ -91,6 +92,10 @@ class Results:
         How many records show a change of a field: ``c.full_scans``, ``s.rmap_items``, ``p.k``, ``t.new``.
     ops : Counter
         Operations run, by name.
+    said, agreed : Counter
+        In how many of the scenarios that were run each thing is said (`scenarios.said`), and how many of these agree.
+    lacking : list of str
+        What operations need and this machine has not.
     """
 
     kernel: str
@@ -102,6 +107,9 @@ class Results:
     values: int = 0
     changes: Counter[str] = field(default_factory=Counter)
     ops: Counter[str] = field(default_factory=Counter)
+    said: Counter[str] = field(default_factory=Counter)
+    agreed: Counter[str] = field(default_factory=Counter)
+    lacking: list[str] = field(default_factory=list)
 
     def count(self, status: str) -> int:
         """Return how many scenarios came to a status."""
@@ -134,6 +142,7 @@ class Results:
             "model_seconds": round(self.model_seconds, 3),
             "changes": dict(sorted(self.changes.items())),
             "ops": dict(sorted(self.ops.items())),
+            "said": {word: [number, self.agreed[word]] for word, number in sorted(self.said.items())},
             "verdicts": [verdict.to_json() for verdict in self.verdicts],
         }
 
@@ -258,13 +267,17 @@ def verify(
     -------
     Results
     """
-    results = Results(session.kernel, list(session.left_out))
+    results = Results(session.kernel, list(session.left_out), lacking=sorted(session.lacking))
     pair = _Pair(session, replay, results)
     start = time.perf_counter()
     for number, item in enumerate(scenarios):
         recording = item if isinstance(item, Recording) else Recording(item)
         verdict = pair.judge(recording.scenario, recording.nondet)
         results.verdicts.append(verdict)
+        if verdict.records:
+            words = said(verdict.scenario)
+            results.said.update(words)
+            results.agreed.update(words if verdict.status == "agrees" else ())
         results.seconds = time.perf_counter() - start
         name = recording.scenario.name
         if verdict.status in ("not modelled", "left out", "not run"):

@@ -95,6 +95,7 @@ class Answers:
 
     ignore = frozenset()
     left_out = ("nothing",)
+    lacking = frozenset({"two NUMA nodes"})
 
     def __init__(self, *answers):
         self.answers = list(answers)

@@ -16,6 +16,7 @@ from ksmwalk.scenarios import kinds, records
 from ksmwalk.scenarios.format import Scenario, ScenarioError, dumps, scenario_from_json
 from ksmwalk.scenarios.ops import OPS, row
 from ksmwalk.scenarios.replay import Contents, NotModelled, Replay, _NoKeyLeft, replay, stream
+from ksmwalk.scenarios.said import all_there_is, said
 
 SOURCE = Path(ksmwalk.__file__).parent
 
@@ -176,3 +177,12 @@ def test_a_run_that_needs_new_keys_tells_the_same_records():
 def test_a_scenario_with_many_records_is_refused():
     with pytest.raises(ScenarioError, match="records at most, not: 1000002"):
         scenario_from_json({"ops": [["spawn", "A"], ["step", 1_000_000], ["drain"]]})
+
+
+def test_all_that_a_scenario_says_is_in_the_table_of_what_can_be_said():
+    there = all_there_is(tuple(ADVICE))
+    around = {"env": {"thp": "always", "mthp_64": "always", "swap_mib": 1}, "settle": 0, "vmstat": ["pgfault"]}
+    words = said(scenario_from_json({"name": "all", "ops": EXAMPLES, **around}))
+    assert words <= {*there} and len({*there}) == len(there)
+    assert {"advise cold", "mmap populate", "mremap dontunmap", "set pages_to_scan", "env swap_mib", "settle 0"} <= words
+    assert "madvise" not in words and "mmap prot" not in words and said(Scenario("nothing", [])) == set()
