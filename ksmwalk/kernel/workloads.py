@@ -13,6 +13,7 @@ from typing import Protocol
 
 from ..layout import PAGE_SIZE as PAGE
 from ..proc.child import Child
+from .workload_collapsed import then_collapsed, thin_twins
 from .workload_yard import Yard, ask_qemu
 
 HUGE = 512
@@ -452,7 +453,8 @@ WORKLOADS: tuple[Workload, ...] = (
              excuse="which merged pages were broken, and which wait for their second visit, can't be seen"),
     Workload("locked", "processes with locked memory, and their forks", _locked, {"use_zero_pages": 1, **_OFF}),
     Workload("swapped", "processes of which half is swapped out", _pairs, needs=_last_issue("a swap device")),
-    Workload("collapsed", "huge pages that khugepaged makes meanwhile", _pairs, needs=_last_issue("khugepaged awake")),
+    Workload("collapsed", "ksmd has done three scans; then khugepaged makes huge pages, and there is a fork", thin_twins, _OFF,
+             before=then_collapsed),
     Workload("writer-fast", "two processes of 6,000 pages, 500 of them rewritten four times a second with new contents",
              _writer(2000, 500), _PACE | _OFF, static=False),
     Workload("writer-slow", "the same with 1,500 pages that are rewritten every ten seconds or so, with one of 300 contents",

@@ -3,6 +3,7 @@
 A hand-made mutation names a piece of text that occurs exactly once in the whole engine, whatever file it stands in.
 """
 
+import mutations_folios
 import mutations_kernels
 import mutations_owners
 
@@ -444,7 +445,7 @@ MUTATIONS: dict[str, tuple[str, str]] = {
         "                pass\n            zap_pte",
     ),
 }
-MUTATIONS |= mutations_kernels.MUTATIONS | mutations_owners.MUTATIONS
+MUTATIONS |= mutations_kernels.MUTATIONS | mutations_owners.MUTATIONS | mutations_folios.MUTATIONS
 
 #: name of a mutation: why nothing can tell it from the engine as it stands
 EQUIVALENT: dict[str, str] = {
