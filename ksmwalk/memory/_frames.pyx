@@ -431,8 +431,8 @@ cdef void owners_add(kw_world *w, int32_t mm, int64_t pfn, int32_t n) noexcept n
     if slot >= 0:
         o.mm[slot] = mm
         o.nr[slot] = n
-    # Whoever finds no slot is not known of from then on.
-    if slot < 0 or n != o.total:
+    # Whoever finds no slot is not known of from then on; others have mappings then.
+    if n != o.total:
         o.shared = 1
 
 
@@ -460,9 +460,8 @@ cdef int leaf_split(kw_world *w, int32_t mm, uint64_t *entry, int level) noexcep
         return KW_OK
     exclusive = w.f_flags[head] & FRAME_EXCLUSIVE
     w.f_flags[head] |= dirty
-    # An owner that had found no slot may find one here, with a number that is short by one.
-    owners_add(w, mm, head, 512)
-    owners_drop(w, mm, head, 1)
+    # 512 mappings more and one less: an owner that had found no slot may find one here, with a number short by one.
+    owners_add(w, mm, head, 511)
     if exclusive:
         for i in range(head, head + 512):
             w.f_flags[i] |= FRAME_EXCLUSIVE
