@@ -115,7 +115,7 @@ class Host(Driven, ShownHost, Running, Outside, Folios):
         self._bind(arrays)
         self.thp, self.mthp = thp, mthp or {}
         first_frames(arrays, nr_frames, nr_nodes)
-        if swap_pages:
+        if as_int(swap_pages, "swap_pages", 0, int(ctl["slots_cap"][0]) - 1):
             self.swapon(swap_pages)
 
     def _bind(self, arrays: dict[str, AnyArray]) -> None:

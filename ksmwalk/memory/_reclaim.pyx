@@ -329,7 +329,6 @@ cdef int op_nothing(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noe
 
 cdef enum:
     STAYS = 1      # mapped in a locked area, or held on to
-    SOILED = 2     # stored to, as one of its ptes says
 
 ctypedef struct Reclaim:
     LeafOp op      # the first member: what an operation gets stands for the whole
@@ -347,8 +346,6 @@ cdef int op_mark(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexce
         return 0
     if op.v.flags & VM_LOCKED or not can_go(w, pfn):
         r.marks[w.f_head[pfn]] |= STAYS
-    if entry[0] & PTE_D:
-        r.marks[w.f_head[pfn]] |= SOILED
     return 0
 
 
@@ -360,13 +357,23 @@ cdef int op_mark_pmd(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) no
     return rc
 
 
+cdef void unmap_lazy(kw_world *w, Reclaim *r, uint64_t addr, uint64_t *entry, int level, int64_t head) noexcept nogil:
+    """A mapping of a page that MADV_FREE marked. With the first that was stored to since, the page stays for it and those
+    after it; the others are gone."""
+    if entry[0] & PTE_D:
+        w.f_flags[head] |= FRAME_DIRTY
+        r.marks[head] |= STAYS
+    else:
+        zap_leaf(w, r.op.mm, addr, entry, level)
+
+
 cdef int op_go_pmd(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
     cdef Reclaim *r = <Reclaim *>op
     cdef int64_t pfn = normal_pfn(w, entry[0], 2)
     if pfn < 0 or r.marks[pfn] & STAYS or not w.f_flags[pfn] & FRAME_ANON:
         return 0
     if w.f_flags[pfn] & FRAME_LAZY:
-        zap_leaf(w, op.mm, addr, entry, 2)
+        unmap_lazy(w, r, addr, entry, 2, pfn)
         return 0
     return pmd_split(w, op.mm, addr, entry)
 
@@ -377,7 +384,7 @@ cdef int op_go(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept
     if pfn < 0 or r.marks[w.f_head[pfn]] & STAYS:
         return 0
     if w.f_flags[w.f_head[pfn]] & FRAME_LAZY:
-        zap_pte(w, op.mm, entry)
+        unmap_lazy(w, r, addr, entry, 1, w.f_head[pfn])
     elif not w.f_flags[pfn] & FRAME_ANON:
         unmap_file(w, op.mm, addr, entry)
     else:
@@ -414,10 +421,7 @@ cdef int decide(kw_world *w, Reclaim *r) noexcept nogil:
         if not f & FRAME_USED or f & FRAME_TAIL or r.marks[pfn] & STAYS:
             continue
         if f & FRAME_LAZY:
-            if r.marks[pfn] & SOILED or f & FRAME_DIRTY:
-                w.f_flags[pfn] |= FRAME_DIRTY
-                r.marks[pfn] |= STAYS
-            elif folio_extra_refs(w, pfn):
+            if f & FRAME_DIRTY or folio_extra_refs(w, pfn):
                 r.marks[pfn] |= STAYS
             continue
         if w.ctl.slots_most == 0:

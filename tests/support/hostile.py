@@ -341,8 +341,8 @@ def targets(scene):
     levels = integer(4, 5)
     out = {
         "Host": (
-            lambda nr_frames=64, nr_nodes=1, levels=4, thp="never", kernel="6.18.44", huge=None: Host(
-                nr_frames, nr_nodes, levels, thp=thp, kernel=kernel, huge=huge
+            lambda nr_frames=64, nr_nodes=1, levels=4, thp="never", kernel="6.18.44", swap_pages=0, huge=None: Host(
+                nr_frames, nr_nodes, levels, thp=thp, kernel=kernel, swap_pages=swap_pages, huge=huge
             ),
             {"nr_frames": 1024},
             {
@@ -351,6 +351,7 @@ def targets(scene):
                 "levels": levels,
                 "thp": text("never", "always"),
                 "kernel": nothing,
+                "swap_pages": integer(0, 1023 + 1024),
                 "huge": either(flag, none),
             },
         ),
@@ -379,6 +380,7 @@ def targets(scene):
         "Host.drop_object": (host.drop_object, {"number": scene.object}, {"number": integer(scene.object, scene.object)}),
         "Host.check_object": (host.check_object, {"number": scene.object}, {"number": integer(scene.object, scene.object)}),
         "Host.pin": (host.pin, {"mm": mm, "addr": AT}, {"mm": nothing, "addr": integer(AT, AT + 16 * PAGE)}),
+        "Host.swapon": (host.swapon, {"pages": 100}, {"pages": integer(1, 1023 + 1024)}),
         "Host.unpin": (host.unpin, {"pfn": scene.pinned}, {"pfn": integer(scene.pinned, scene.pinned)}),
         "Host.dma_pin": (
             host.dma_pin,

@@ -6,6 +6,7 @@ A hand-made mutation names a piece of text that occurs exactly once in the whole
 import mutations_folios
 import mutations_kernels
 import mutations_owners
+import mutations_swap
 
 #: name: (text as it stands, text as it is broken)
 MUTATIONS: dict[str, tuple[str, str]] = {
@@ -445,7 +446,9 @@ MUTATIONS: dict[str, tuple[str, str]] = {
         "                pass\n            zap_pte",
     ),
 }
-MUTATIONS |= mutations_kernels.MUTATIONS | mutations_owners.MUTATIONS | mutations_folios.MUTATIONS
+MUTATIONS |= (
+    mutations_kernels.MUTATIONS | mutations_owners.MUTATIONS | mutations_folios.MUTATIONS | mutations_swap.MUTATIONS
+)
 
 #: name of a mutation: why nothing can tell it from the engine as it stands
 EQUIVALENT: dict[str, str] = {
