@@ -422,7 +422,7 @@ MUTATIONS: dict[str, tuple[str, str]] = {
         "    if False:\n        free_pte_tables",
     ),
     "MADV_DONTNEED takes markers as well": (
-        "    if pte_present(e):\n        zap_pte(w, op.mm, entry)",
+        "    if pte_present(e) or swap_slot(w, e):\n        zap_pte(w, op.mm, entry)",
         "    if True:\n        zap_pte(w, op.mm, entry)",
     ),
     "MADV_FREE leaves a huge page whole that sticks out": (

@@ -74,8 +74,4 @@ MUTATIONS: dict[str, tuple[str, str]] = {
         "frame_alloc(w, node_of(w, v), w.f_key[pfn], FRAME_ANON | FRAME_EXCLUSIVE)\n    if new < 0:\n        return",
         "frame_alloc(w, node_of(w, v), 0, FRAME_ANON | FRAME_EXCLUSIVE)\n    if new < 0:\n        return",
     ),
-    "MADV_FREE splits a folio that others may map": (
-        "                if not maybe_shared(w, pfn):\n                    rc = split_folio_at",
-        "                if True:\n                    rc = split_folio_at",
-    ),
 }
