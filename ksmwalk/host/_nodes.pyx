@@ -7,8 +7,8 @@ from libc.errno cimport EACCES, EBUSY, EFAULT, ENOENT, ENOMEM
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 
 from ksmwalk._core cimport World, enter, entry_pfn, leaf_find, leave, level_size, pte_present, records
-from ksmwalk.memory._areas cimport set_policy, vma_find
-from ksmwalk.memory._frames cimport lru_drain, normal_pfn
+from ksmwalk.memory._areas cimport set_policy, vma_find, vma_find_from
+from ksmwalk.memory._frames cimport LARGE, lru_drain, maybe_shared, normal_pfn
 from ksmwalk.memory._leaves cimport LeafOp, over_leaves
 from ksmwalk.memory._moving cimport move_folio
 from ksmwalk.layout._layout cimport *
@@ -36,8 +36,8 @@ cdef int64_t page_at(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil:
 
 
 cdef bint shared(kw_world *w, int64_t pfn) noexcept nogil:
-    """Is a page, or the first of its folio, mapped more than once?"""
-    return w.f_mapcount[pfn] > 1 or w.f_mapcount[w.f_head[pfn]] > 1
+    """Is a page mapped more than once, or its folio by others, as far as the kernel knows?"""
+    return maybe_shared(w, pfn) if w.f_flags[pfn] & LARGE and w.f_flags[pfn] & FRAME_ANON else w.f_mapcount[pfn] > 1
 
 
 cdef int go(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn, int nid) noexcept nogil:
@@ -97,12 +97,14 @@ cdef int move_area(kw_world *w, Area *a, int32_t v, uint64_t start, uint64_t end
 
 
 cdef int sys_mbind(kw_world *w, int32_t mm, uint64_t start, uint64_t end, int32_t policy, int mode) noexcept nogil:
-    cdef int32_t v = vma_find(w, mm, start)
+    cdef int32_t v = vma_find_from(w, mm, start)
     cdef uint64_t at = start, stop
     cdef int32_t rc
     cdef Area a
-    # With a hole in it nothing is done at all.
-    while at < end:
+    if start < end and (v == 0 or w.vmas[v].start >= end):
+        return -EFAULT
+    # With a hole in it nothing is done at all, but for taking a policy away.
+    while policy and at < end:
         if v == 0 or w.vmas[v].start > at:
             return -EFAULT
         at = w.vmas[v].end
@@ -111,7 +113,10 @@ cdef int sys_mbind(kw_world *w, int32_t mm, uint64_t start, uint64_t end, int32_
         lru_drain(w)
     at = start
     while at < end:
-        v = vma_find(w, mm, at)
+        v = vma_find_from(w, mm, at)
+        if v == 0 or w.vmas[v].start >= end:
+            break
+        at = max(at, w.vmas[v].start)
         stop = min(end, w.vmas[v].end)
         rc = set_policy(w, v, at, stop, policy)
         if rc < 0:

@@ -36,7 +36,8 @@ class Placed(Touched):
         Raises
         ------
         OSError
-            EINVAL: no such node, or an address inside a page. EFAULT: the range has a hole; nothing is done.
+            EINVAL: no such node, or an address inside a page. EFAULT: the range has a hole, or with None nothing else;
+            nothing is done.
 
         Models: mbind(2) of Linux 6.18. Differs: a full node lends from the next one; pages of files and of shared
         memory stay where they are.
@@ -110,15 +111,17 @@ class Placed(Touched):
         Raises
         ------
         OSError
-            EINVAL: no such node.
+            EINVAL: no such target.
 
         Models: migrate_pages(2) of one node in Linux 6.18, and of kernels without smart scan, which count no page twice.
         Differs: pages of files and of shared memory stay where they are.
         """
         self._at()
         source, target = as_int(source, "source", 0), as_int(target, "target", 0)
-        if max(source, target) >= self.host.nr_nodes:
+        if target >= self.host.nr_nodes:
             raise refuse(errno.EINVAL, f"migrate_pages from node {source} to {target}: there is none")
+        if source >= self.host.nr_nodes:
+            return 0
         taken = np.zeros(self.host.nr_frames, np.uint8)
         code = _nodes.migrate(self._world, self.index, source, target, taken)
         return self._check(code, f"migrate_pages from node {source} to {target}")

@@ -32,6 +32,8 @@ HARMLESS = {39: "getpid", 149: "mlock", 150: "munlock", 151: "mlockall", 152: "m
 #: what a kernel without a knob does; the model is set to it
 WITHOUT = {"smart_scan": 0, "use_zero_pages": 0, "merge_across_nodes": 1}
 
+#: in a file of its own before ksm_stat showed it
+MERGING = "ksm_merging_pages"
 #: names in ksm_stat of what a record holds of a process, in its order
 STAT_NAMES = (
     "ksm_rmap_items",
@@ -165,16 +167,16 @@ class Run(Held, Memory, Tasks, Outside):
         self.counted = {name: int(value) for name, value in rows if name in self.scenario.vmstat}
         return {name: value - before.get(name, value) for name, value in self.counted.items()}
 
-    def _stats(self) -> dict[str, list[int]]:
-        out = {}
+    def _stats(self) -> dict[str, list[int | None]]:
+        """What the kernel shows of each process, None of what it does not."""
+        out: dict[str, list[int | None]] = {}
         for name, process in self.live.items():
             fd = process.files()[1]
-            if fd < 0:
-                out[name] = [0] * len(STAT_NAMES)
-                continue
-            text = os.pread(fd, 512, 0).decode().replace(":", "").split()
+            text = os.pread(fd, 512, 0).decode().replace(":", "").split() if fd >= 0 else []
             values = dict(zip(text[::2], text[1::2], strict=True))
-            out[name] = [_number(values.get(field, "0")) for field in STAT_NAMES]
+            if self.session.merging_file:
+                values[MERGING] = Path(f"/proc/{process.pid}/{MERGING}").read_text().strip()
+            out[name] = [_number(values[field]) if field in values else None for field in STAT_NAMES]
         return out
 
     def _pages(self) -> dict[str, Pages]:

@@ -18,7 +18,7 @@ from ..scenarios import records
 from ..scenarios.format import Scenario
 from . import devices, fitting, knobs, pages, signals, surround, trace, worker
 from .knobs import KSM, KernelUnavailable
-from .run import PR_GET_MEMORY_MERGE, STAT_NAMES, Disturbed, Run
+from .run import MERGING, PR_GET_MEMORY_MERGE, STAT_NAMES, Disturbed, Run
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _MOVE_PAGES, _USERFAULTFD, _IO_URING_SETUP = 279, 323, 425
@@ -75,8 +75,9 @@ class Session:
             self.ignore.add("t")
         stat = Path("/proc/self/ksm_stat")
         have = stat.read_text() if stat.exists() else ""
+        self.merging_file: bool = MERGING not in have and Path(f"/proc/self/{MERGING}").exists()
         for name, short in zip(STAT_NAMES, records.STATS, strict=True):
-            if name not in have:
+            if name not in have and not (name == MERGING and self.merging_file):
                 self.left_out.append(f"no {name} in ksm_stat")
                 self.ignore.add(short)
         self.missing: set[str] = {name for name in knobs.DEFAULTS if not (KSM / name).exists()}
