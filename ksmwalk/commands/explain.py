@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from .. import kernels
 from ..layout.whole import write_whole
 from ..proc.frames import ksm_frames
 from ..proc.ksmstate import KsmProcess, KsmState, Moment, read_ksm_state
@@ -93,6 +94,8 @@ def run(args: argparse.Namespace) -> int:
     if not looking.state.available:
         complain("ksmwalk explain", "this kernel has no KSM (no /sys/kernel/mm/ksm)")
         return UNUSABLE
+    if args.root == "/" and (note := kernels.here()[1]):
+        complain("ksmwalk explain", note)
     if args.watch is None:
         looking.look(args.interval, visible=not args.json)
         _put(args, looking.state, looking.pace(), prediction)
