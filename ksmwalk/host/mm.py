@@ -77,9 +77,8 @@ class Mm(Placed, Tasks, Locking, Watched, ShownMm):
         Number of its record in `host.mms`; changes with `exec`.
 
     Models: struct mm_struct and the mm system calls of Linux 6.18 on x86-64.
-    Differs: no khugepaged, no limits but
-    vm.max_map_count; a store to a page under userfaultfd write protection fails instead of waiting; the
-    exclusive mark of anonymous pages is deduced from their mappings, pins don't count in it.
+    Differs: khugepaged comes when it is told to; no limits but vm.max_map_count and the 8 MiB of a stack; nobody answers a
+    userfaultfd: what would wait for one fails.
     """
 
     # ---------------------------------------------------------- looking
