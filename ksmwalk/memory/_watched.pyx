@@ -14,6 +14,7 @@ from ksmwalk.memory._leaves cimport huge_flags, pmd_split, prot_bits, touched, w
 from ksmwalk.memory._areas cimport anon_vma_prepare
 from ksmwalk.memory._fault cimport backing_page, new_anon
 from ksmwalk.memory._folio cimport split_folio_at
+from ksmwalk.memory._swap cimport SWAP_EXCLUSIVE, SWAP_UFFD_WP, swap_slot
 from ksmwalk.layout._layout cimport *
 
 
@@ -146,6 +147,18 @@ cdef inline bint movable(kw_world *w, int64_t pfn) noexcept nogil:
     return w.f_flags[pfn] & FRAME_EXCLUSIVE != 0 and not (w.ctl.dma_pins and w.pins_of[w.f_head[pfn]])
 
 
+cdef int move_entry(kw_world *w, const kw_vma *v, uint64_t to, uint64_t e) noexcept nogil:
+    """May this entry move? A swap slot that nobody shares, whose page, if there is one, belongs to the new place."""
+    cdef int32_t slot = swap_slot(w, e)
+    if slot == 0:
+        return -EFAULT
+    if not e & SWAP_EXCLUSIVE:
+        return -EBUSY
+    if w.slots[slot].pfn:
+        w.slots[slot].addr, w.slots[slot].root = to, v.anon_root
+    return KW_OK
+
+
 cdef int move_page(kw_world *w, int32_t mm, kw_vma *v, uint64_t to, uint64_t start) noexcept nogil:
     cdef uint64_t *pte = NULL
     cdef uint64_t *old
@@ -166,8 +179,11 @@ cdef int move_page(kw_world *w, int32_t mm, kw_vma *v, uint64_t to, uint64_t sta
         return -ENOENT
     e = old[0]
     if not pte_present(e):
-        return -EFAULT
-    if e & PTE_SPECIAL:
+        rc = move_entry(w, v, to, e)
+        if rc < 0:
+            return rc
+        pte[0] = e & ~<uint64_t>SWAP_UFFD_WP
+    elif e & PTE_SPECIAL:
         pte[0] = make_entry(0, prot_bits(v.flags) | PTE_SPECIAL)
     else:
         pfn = normal_pfn(w, e, 1)

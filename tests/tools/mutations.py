@@ -74,6 +74,10 @@ MUTATIONS: dict[str, tuple[str, str]] = {
         "    if flags & VM_UFFD_WP:\n        rc = wp_range(w, mm, new, new + old_len, False)",
         "    if False:\n        rc = wp_range(w, mm, new, new + old_len, False)",
     ),
+    "a page that is swapped out does not move": (
+        "    if slot == 0:\n        return -EFAULT\n    if not e & SWAP_EXCLUSIVE",
+        "    if True:\n        return -EFAULT\n    if not e & SWAP_EXCLUSIVE",
+    ),
     "what is shared by fork moves": (
         "return w.f_flags[pfn] & FRAME_EXCLUSIVE != 0 and not",
         "return not w.f_flags[pfn] & FRAME_KSM and not",
