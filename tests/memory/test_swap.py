@@ -120,6 +120,48 @@ def test_a_pinned_page_is_unmapped_but_keeps_its_frame():
     check(host)
 
 
+def test_what_comes_back_alone_is_exclusive():
+    """So a pin does not make a store copy it."""
+    host, mm = one()
+    mm.write(BASE, 5)
+    host.reclaim()
+    mm.read(BASE)
+    pfn = host.pin(mm, BASE)
+    mm.write(BASE, 6)
+    assert mm.read_pfns(BASE, 1)[0] == pfn
+    host.unpin(pfn)
+    check(host)
+
+
+def test_protection_goes_out_and_comes_back():
+    host, mm = one()
+    mm.write(BASE, 5)
+    mm.uffd_wp(BASE, PAGE)
+    host.reclaim()
+    mm.read(BASE)
+    with pytest.raises(OSError) as waits:
+        mm.write(BASE, 6)
+    assert waits.value.errno == errno.EFAULT and mm.read(BASE) == 5
+    host.reclaim()
+    mm.uffd_wp(BASE, PAGE, on=False)
+    mm.write(BASE, 6)
+    assert mm.read(BASE) == 6
+    check(host)
+
+
+def test_what_was_stored_to_after_madv_free_goes_out_at_the_second_try():
+    host, mm = one()
+    mm.write(BASE, 5)
+    mm.madvise(BASE, PAGE, "free")
+    mm.write(BASE, 6)
+    mm.madvise(BASE, PAGE, "pageout")
+    assert out(mm) == []
+    host.reclaim()
+    assert out(mm) == []
+    mm.madvise(BASE, PAGE, "pageout")
+    assert out(mm) == [0] and mm.read(BASE) == 6
+
+
 def test_dontneed_free_munmap_and_exit_give_slots_back():
     host, mm = one()
     for i in range(8):
