@@ -5,6 +5,7 @@ A hand-made mutation names a piece of text that occurs exactly once in the whole
 
 import mutations_folios
 import mutations_kernels
+import mutations_nodes
 import mutations_owners
 import mutations_swap
 
@@ -451,7 +452,8 @@ MUTATIONS: dict[str, tuple[str, str]] = {
     ),
 }
 MUTATIONS |= (
-    mutations_kernels.MUTATIONS | mutations_owners.MUTATIONS | mutations_folios.MUTATIONS | mutations_swap.MUTATIONS
+    mutations_kernels.MUTATIONS | mutations_nodes.MUTATIONS | mutations_owners.MUTATIONS | mutations_folios.MUTATIONS
+    | mutations_swap.MUTATIONS
 )
 
 #: name of a mutation: why nothing can tell it from the engine as it stands
