@@ -143,7 +143,7 @@ class WorldMaker(Maker):
         if rng.random() < 0.6:
             self.env["thp"] = rng.choice(("always", "always", "never"))
         for kib in rng.sample(FOLIO_KIB, rng.choice((0, 1, 1, 2, 3))):
-            if self.possible(env={f"mthp_{kib}": "always"}):
+            if self.possible(env=self.env | {f"mthp_{kib}": "always"}):
                 self.env[f"mthp_{kib}"] = rng.choice(("always", "madvise"))
 
     def with_khuge(self) -> None:
@@ -156,6 +156,8 @@ class WorldMaker(Maker):
 
     def with_swap(self) -> None:
         """A swap device, what can be reclaimed, and what is counted."""
+        if not self.possible(env=self.env | _ENV["swap"]):
+            self.env = {key: value for key, value in self.env.items() if not key.startswith("mthp_")}
         self.env |= _ENV["swap"]
         if self.possible(vmstat=_COUNTED):
             self.vmstat = _COUNTED

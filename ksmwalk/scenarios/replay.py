@@ -67,6 +67,8 @@ def modelled(scenario: Scenario) -> list[Any] | None:
     for key, value in scenario.env.items():
         if not any(key.startswith(known) for known in ENVIRONMENT):
             return ["env", key, value]
+        if "swap_mib" in scenario.env and key.startswith("mthp_") and value != "never":
+            return ["env", key, value]  # swapped pages come back in such folios
     if unknown := [name for name in scenario.vmstat if name not in VMSTAT]:
         return ["vmstat", *unknown]
     return next((op for op in scenario.ops if not _has(op)), None)
