@@ -13,6 +13,7 @@ from ksmwalk.memory._frames cimport (
     LARGE, dma_pinned, folio_extra_refs, folio_mappings, folio_pages, folio_put, frame_unmap, lru_drain, lru_drain_cpu,
     maybe_shared, normal_pfn,
 )
+from ksmwalk.memory._khuge cimport underused
 from ksmwalk.memory._leaves cimport LeafOp, pmd_split, touched, whole_pmd, zap_leaf, zap_pte
 from ksmwalk.memory._ptes cimport over_ptes
 from ksmwalk.memory._swap cimport (
@@ -329,6 +330,7 @@ cdef int op_nothing(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noe
 
 cdef enum:
     STAYS = 1      # mapped in a locked area, or held on to
+    LOCKED = 2     # a leaf pmd maps it in a locked area
 
 ctypedef struct Reclaim:
     LeafOp op      # the first member: what an operation gets stands for the whole
@@ -351,9 +353,12 @@ cdef int op_mark(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexce
 
 cdef int op_mark_pmd(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
     cdef int rc
+    cdef int64_t pfn = normal_pfn(w, entry[0], 2)
     op.on = True
     rc = op_mark(w, op, addr, entry)
     op.on = False
+    if pfn >= 0 and op.v.flags & VM_LOCKED:
+        (<Reclaim *>op).marks[pfn] |= LOCKED
     return rc
 
 
@@ -440,6 +445,16 @@ cdef int decide(kw_world *w, Reclaim *r) noexcept nogil:
     return KW_OK
 
 
+cdef int split_underused(kw_world *w, Reclaim *r) noexcept nogil:
+    """Folios that are still there and not worth their frames are split, where nobody holds them."""
+    cdef int64_t pfn
+    for pfn in range(1, w.ctl.nr_frames if w.ctl.folios else 1):
+        if w.f_flags[pfn] & (FRAME_HEAD | FRAME_ANON) == FRAME_HEAD | FRAME_ANON and not r.marks[pfn] & LOCKED:
+            if underused(w, pfn) and split_folio(w, pfn) == KW_ENOROWS:
+                return KW_ENOROWS
+    return KW_OK
+
+
 cdef int reclaim_all(kw_world *w) noexcept nogil:
     cdef Reclaim r
     cdef int64_t pfn
@@ -458,6 +473,8 @@ cdef int reclaim_all(kw_world *w) noexcept nogil:
         r.op.pte = op_go
         r.op.pmd = op_go_pmd
         rc = over_all(w, &r)
+    if rc == KW_OK:
+        rc = split_underused(w, &r)
     free(r.marks)
     for pfn in range(1, w.ctl.nr_frames if w.ctl.slots_used > 1 else 1):
         if w.f_flags[pfn] & FRAME_HEAD:
