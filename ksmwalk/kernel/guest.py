@@ -7,9 +7,11 @@ Nothing of this machine's own KSM is touched, and the emulator's memory is kept 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -40,6 +42,8 @@ _MACHINE = ("-accel", "tcg,thread=multi", "-machine", "q35,mem-merge=off,hpet=of
 _ALONE = ("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot")
 _KERNEL = "console=ttyS0 quiet panic=-1 mitigations=off nokaslr numa_balancing=disable"
 _LAST_LINES = 5
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)
 
 
 def why_not(image: Path) -> str | None:
@@ -147,6 +151,11 @@ class Guest:
             raise Disturbed(answer["broken"])
         records: list[Record] = answer["records"]
         return records
+
+
+def _end_with_us() -> None:
+    """Whatever ends this process ends the emulator too."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _last_words(console: Path) -> str:
@@ -264,7 +273,7 @@ def guest(image: Path, nodes: int = 1, say: Callable[[str], None] | None = None)
         archive.write_bytes(guest_archive.build())
         machine = subprocess.Popen(
             _command(image, archive, line, console, nodes), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE, start_new_session=True,
+            stderr=subprocess.PIPE, start_new_session=True, preexec_fn=_end_with_us,
         )  # fmt: skip
         wire = None
         try:
