@@ -7,13 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..layout import PAGE_SIZE as PAGE
 from ..scenarios.format import ScenarioError
-from ..scenarios.records import ANON, HUGE, KSM
 from . import devices, knobs
-from .pages import present
 from .run_side import Side
 
 _MBIND, _MIGRATE_PAGES = 237, 256
@@ -75,25 +71,13 @@ class Outside(Side):
         """Reclaim all that the processes can give."""
         if self.around.cgroup is None:
             raise self._needs("memcg", "reclaim")
-        ret = self._reclaimed(self.around.cgroup)
-        if ret == 0 and self.around.swap is not None and self._anonymous():
-            # what has just come back from swap is thought to be in use until the cgroup's statistics are up to date
+        if self.went_out:
+            # a page that has come back from swap is thought to be in use or not by the cgroup's statistics, which lag behind
             time.sleep(_STATISTICS)
-            ret = self._reclaimed(self.around.cgroup)
-        return ret
-
-    def _reclaimed(self, cgroup: devices.Cgroup) -> int:
+        self.went_out = True
         for process in self.live.values():
             Path(f"/proc/{process.pid}/clear_refs").write_text(_ACCESSED)
-        return cgroup.empty()
-
-    def _anonymous(self) -> bool:
-        """Whether any process has an anonymous page."""
-        for process in self.live.values():
-            _, frames = present(process.files()[0], process.disjoint(), process.pid)
-            if np.isin(self.session._kinds(frames), (ANON, KSM, HUGE)).any():
-                return True
-        return False
+        return self.around.cgroup.empty()
 
     def do_swapoff(self) -> int:
         """Bring all back that is swapped out, and swap no more."""
