@@ -17,8 +17,9 @@ LETTERS = (
     (Vm.MAYEXEC, "me"), (Vm.MAYSHARE, "ms"), (Vm.GROWSDOWN, "gd"), (Vm.UFFD_MISSING, "um"), (Vm.PFNMAP, "pf"),
     (Vm.MAYBE_GUARD, "gu"), (Vm.UFFD_WP, "uw"), (Vm.LOCKED, "lo"),
     (Vm.IO, "io"), (Vm.SEQ_READ, "sr"),
-    (Vm.RAND_READ, "rr"), (Vm.DONTCOPY, "dc"), (Vm.DONTEXPAND, "de"), (Vm.ACCOUNT, "ac"), (Vm.NORESERVE, "nr"),
-    (Vm.HUGETLB, "ht"), (Vm.WIPEONFORK, "wf"), (Vm.DONTDUMP, "dd"), (Vm.MIXEDMAP, "mm"), (Vm.HUGEPAGE, "hg"),
+    (Vm.RAND_READ, "rr"), (Vm.DONTCOPY, "dc"), (Vm.DONTEXPAND, "de"), (Vm.LOCKONFAULT, "lf"),
+    (Vm.ACCOUNT, "ac"), (Vm.NORESERVE, "nr"), (Vm.HUGETLB, "ht"), (Vm.WIPEONFORK, "wf"),
+    (Vm.DONTDUMP, "dd"), (Vm.MIXEDMAP, "mm"), (Vm.HUGEPAGE, "hg"),
     (Vm.NOHUGEPAGE, "nh"), (Vm.MERGEABLE, "mg"), (Vm.DROPPABLE, "dp"), (Vm.UFFD_MINOR, "ui"),
 )  # fmt: skip
 

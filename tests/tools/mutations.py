@@ -489,3 +489,5 @@ CI: tuple[str, ...] = (
     "a store goes into a page that others map",
     "empty parts of a huge page being split stay",
 )
+
+MUTATIONS |= mutations_locks.MUTATIONS

@@ -1,0 +1,105 @@
+"""Mutations made by hand of locked memory and of what waits in the batches of CPUs: see `mutations.py`."""
+
+#: name: (text as it stands, text as it is broken)
+MUTATIONS: dict[str, tuple[str, str]] = {
+    "the mlock batch takes one entry more": (
+        "    if b.nr_mlock >= MLOCK_BATCH:",
+        "    if b.nr_mlock > MLOCK_BATCH:",
+    ),
+    "huge pages wait in the mlock batch": (
+        "    if w.f_flags[pfn] & LARGE:\n        mlock_drain(w, cpu)\n        return\n",
+        "    if w.f_flags[pfn] & LARGE:\n        return\n",
+    ),
+    "a full scan begins with what waits on ksmd's CPU alone": (
+        "    for cpu in range(w.ctl.nr_cpus):\n        lru_drain_cpu(w, cpu)",
+        "    for cpu in range(1):\n        lru_drain_cpu(w, cpu)",
+    ),
+    "new pages of locked areas wait in the LRU batch": (
+        "        mlock_wait(w, cpu, pfn, -pfn)\n    else:",
+        "        lru_wait(w, cpu, pfn)\n    else:",
+    ),
+    "a page that is copied leaves a locked area without an entry": (
+        "        mlock_page(w, w.mms[mm].cpu, v.flags, pfn)\n        w.done.cow_ksm",
+        "        w.done.cow_ksm",
+    ),
+    "the KSM page mapped in a locked area has no entry": (
+        "        if kpfn:\n            mlock_add(",
+        "        if False:\n            mlock_add(",
+    ),
+    "the page that ksmd replaces in a locked area has no entry": (
+        "        mlock_add(w, <int>w.ksm.cpu, pfn)",
+        "        pass",
+    ),
+    "the page that ksmd replaces waits on another CPU": (
+        "        mlock_add(w, <int>w.ksm.cpu, pfn)",
+        "        mlock_add(w, w.mms[mm].cpu, pfn)",
+    ),
+    "unmerged pages of locked areas have no entry": (
+        "        mlock_page(w, cpu, v.flags, pfn)",
+        "        pass",
+    ),
+    "munmap of locked memory leaves no entries": (
+        "    if w.vmas[v].flags & VM_LOCKED:\n        mlock_range(w, mm, w.vmas[v].start, w.vmas[v].end)",
+        "    if False:\n        mlock_range(w, mm, w.vmas[v].start, w.vmas[v].end)",
+    ),
+    "an exit lets go of nothing": (
+        "    lru_drain_cpu(w, w.mms[mm].cpu)\n    mm_clear(w, mm)",
+        "    mm_clear(w, mm)",
+    ),
+    "locking memory that is locked already lets go": (
+        "    if flags & NEVER_LOCKED or flags == now:",
+        "    drain_here(w, mm)\n    if flags & NEVER_LOCKED or flags == now:",
+    ),
+    "memory that comes to be locked lets go of nothing": (
+        "    if v > 0 and (flags ^ now) & VM_LOCKED:",
+        "    if False:",
+    ),
+    "what was brought in lets go of nothing": (
+        "    drain_here(w, mm)\n    return -ENOMEM if code == -EFAULT else code",
+        "    return -ENOMEM if code == -EFAULT else code",
+    ),
+    "memory locked on fault is brought in": (
+        "    if flags & VM_LOCKONFAULT:\n        return 0",
+        "    if False:\n        return 0",
+    ),
+    "MADV_POPULATE of a hole lets go of nothing": (
+        "    drain_here(w, mm)\n    while start < end:",
+        "    while start < end:",
+    ),
+    "MADV_COLD lets go of nothing": (
+        "        if for_reclaim(advice) and not w.vmas[v].flags & a.refused:",
+        "        if False:",
+    ),
+    "MADV_COLD that is refused lets go": (
+        "        if for_reclaim(advice) and not w.vmas[v].flags & a.refused:",
+        "        if for_reclaim(advice):",
+    ),
+    "a child inherits the lock": (
+        "~<uint64_t>(VM_LOCKED | VM_LOCKONFAULT | VM_WATCHED)",
+        "~<uint64_t>VM_WATCHED",
+    ),
+    "a Host with memory locked on fault can't be saved": (
+        "VM_GROWSDOWN | VM_LOCKONFAULT |",
+        "VM_GROWSDOWN |",
+    ),
+    "a Host that locks what is to come can't be saved": (
+        "    MM_BITS = 0x1ff",
+        "    MM_BITS = 0x7f",
+    ),
+    "a store counts what waits on its own CPU": (
+        "    if flags & FRAME_LRU and w.f_refs[pfn] <= 3:",
+        "    if False:",
+    ),
+    "empty parts of a locked huge page go for all whose area is not locked": (
+        "    if s.any_locked and s.locked[pfn - s.head] and visited_before(w, s.locked[pfn - s.head], v):",
+        "    if False:",
+    ),
+    "empty parts of a locked huge page stay for all": (
+        "    if s.any_locked and s.locked[pfn - s.head] and visited_before(w, s.locked[pfn - s.head], v):",
+        "    if s.any_locked and s.locked[pfn - s.head]:",
+    ),
+    "a split of a locked huge page lets go of nothing": (
+        "    if s.any_locked:\n        mlock_drain(w, <int>w.ksm.cpu)",
+        "    if False:\n        mlock_drain(w, <int>w.ksm.cpu)",
+    ),
+}
