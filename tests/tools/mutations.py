@@ -5,6 +5,7 @@ A hand-made mutation names a piece of text that occurs exactly once in the whole
 
 import mutations_folios
 import mutations_kernels
+import mutations_locks
 import mutations_nodes
 import mutations_owners
 import mutations_swap
