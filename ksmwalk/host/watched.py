@@ -21,6 +21,7 @@ class Watched(Door):
 
     def _watched_range(self, addr: int, length: int, what: str) -> tuple[int, int]:
         """Whole pages, at least one, within user memory."""
+        length = as_int(length, "length")
         start, end = self._range(addr, length, what)
         if length % PAGE_SIZE or start == end or end > self.task_size:
             raise refuse(errno.EINVAL, f"{what} {start:#x}, length {length:#x}")

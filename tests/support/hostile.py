@@ -160,6 +160,7 @@ VALUES = [
 #: doors that are what is wanted
 FITTING = {
     ("Host.pin", "mm"): ["an Mm"],
+    ("Mm.process_madvise", "other"): ["an Mm"],
     ("Mm", "host"): ["a Host", "another Host"],
     ("Vma", "mm"): ["an Mm"],
     ("walk_page_range", "mm"): ["an Mm", "an Mm of another Host"],
@@ -193,6 +194,11 @@ class Scene:
         self.tables = PageTables(capacity=64)
         self.tables.map_range(AT, np.arange(1, 17, dtype=np.uint64))
         self.tables.map(4 * AT, 512, level=2)
+        self.watched = watched = host.new_mm()
+        for start in (AT, AT + M):
+            watched.mmap(16 * PAGE, start)
+        watched.write(AT + M, np.arange(1, 17, dtype=np.uint64))
+        watched.uffd_register(AT, 16 * PAGE, missing=True, wp=True)
         self.image = PageTables.from_image(np.array(self.tables.rows), self.tables.root)
         self.pinned = host.pin(mm, AT)
         self.dma = int(host.dma_pin(mm, AT + 15 * PAGE)[0])
@@ -330,6 +336,76 @@ def in_callback(scene, what):
     return call
 
 
+def outside_targets(scene):
+    """Targets of what surrounds a Host: locks, nodes, swap, folios, userfaultfd."""
+    host, mm = scene.host, scene.mm
+    at, pages = integer(AT, AT), integer(0, 16 * PAGE)
+    some = either(U64, row(0, 2**64 - 1))
+    return {
+        "Host.khuge_limits": (set_(host, "khuge_limits"), {"value": {"max_ptes_none": 7}}, {"value": empty_mapping}),
+        "Host.mthp": (set_(host, "mthp"), {"value": {64: "always"}}, {"value": empty_mapping}),
+        "Host.drain": (host.drain, {"cpu": 0}, {"cpu": either(none, integer(0, 0))}),
+        "Host.swapon": (host.swapon, {"pages": 64}, {"pages": integer(1, 1 << 31)}),
+        "Mm.cpu": (set_(mm, "cpu"), {"value": 0}, {"value": integer(0, 0)}),
+        "Ksm.cpu": (set_(host.ksm, "cpu"), {"value": 0}, {"value": integer(0, 0)}),
+        "Ksm.writer_cpu": (set_(host.ksm, "writer_cpu"), {"value": 0}, {"value": integer(0, 0)}),
+        "Mm.mbind": (
+            mm.mbind,
+            {"addr": AT, "length": PAGE, "node": 0, "move": False, "move_all": False},
+            {"addr": at, "length": pages, "node": either(none, integer(0, 0)), "move": flag, "move_all": flag},
+        ),
+        "Mm.migrate_pages": (mm.migrate_pages, {"source": 0, "target": 0}, {"source": integer(0, 0), "target": integer(0, 0)}),
+        "Mm.move_pages": (
+            mm.move_pages,
+            {"addrs": [AT, AT + PAGE], "nodes": 0, "move_all": False},
+            {"addrs": some, "nodes": either(integer(0, 0), row(0, 0)), "move_all": flag},
+        ),
+        "Mm.mlock": (
+            mm.mlock,
+            {"addr": AT, "length": PAGE, "flags": 0},
+            # a length that wraps when it is rounded locks nothing, as in Linux
+            {"addr": at, "length": either(pages, integer(2**64 - 4095, 2**64 - 1)), "flags": integer(0, 1)},
+        ),
+        "Mm.mlockall": (mm.mlockall, {"flags": 3}, {"flags": integer(1, 7)}),
+        "Mm.mmap of locked pages": (
+            mm.mmap,
+            {"length": PAGE, "addr": 2 * AT, "locked": True, "populate": True},
+            {"length": integer(1, 512 * PAGE), "addr": either(USER_ADDR, none), "locked": flag, "populate": flag},
+        ),
+        "Mm.mremap that leaves the area": (
+            mm.mremap,
+            {"addr": AT, "old": PAGE, "new": PAGE, "new_addr": None, "dontunmap": True},
+            {"addr": at, "old": USER_LEN, "new": integer(1, USER), "new_addr": either(none, USER_ADDR), "dontunmap": flag},
+        ),
+        "Mm.process_madvise": (
+            mm.process_madvise,
+            {"other": mm, "addr": AT, "length": PAGE, "advice": "cold"},
+            {"other": nothing, "addr": at, "length": pages, "advice": integer(0, 200)},
+        ),
+        "Mm.uffd_register": (
+            mm.uffd_register,
+            {"addr": AT, "length": PAGE, "missing": True, "wp": True, "minor": False, "asynchronous": False},
+            # an area within it is enough
+            {"addr": at, "length": integer(1, USER), "missing": flag, "wp": flag, "minor": flag, "asynchronous": flag},
+        ),
+        "Mm.uffd_unregister": (mm.uffd_unregister, {"addr": AT, "length": PAGE}, {"addr": at, "length": integer(1, USER)}),
+        "Mm.uffd_protect": (
+            scene.watched.uffd_protect,
+            {"addr": AT, "length": PAGE, "on": True},
+            {"addr": at, "length": integer(1, 16 * PAGE), "on": flag},
+        ),
+        "Mm.uffd_copy": (
+            scene.watched.uffd_copy, {"addr": AT, "keys": [1, 2], "wp": False}, {"addr": at, "keys": some, "wp": flag},
+        ),
+        "Mm.uffd_zero": (scene.watched.uffd_zero, {"addr": AT, "length": PAGE}, {"addr": at, "length": integer(1, 16 * PAGE)}),
+        "Mm.uffd_move": (
+            scene.watched.uffd_move,
+            {"to": AT, "addr": AT + M, "length": PAGE},
+            {"to": at, "addr": integer(AT + M, AT + M), "length": integer(1, 16 * PAGE)},
+        ),
+    }
+
+
 def targets(scene):
     """{name: (callable, arguments that work, {parameter: which values may succeed})}."""
     host, mm, tables, image = scene.host, scene.mm, scene.tables, scene.image
@@ -454,12 +530,6 @@ def targets(scene):
         ),
         "Mm.prctl_merge": (mm.prctl_merge, {"on": True}, {"on": flag}),
         "Mm.thp_disable": (mm.thp_disable, {"on": True}, {"on": flag}),
-        # a length that wraps when it is rounded locks nothing, as in Linux
-        "Mm.mlock": (
-            mm.mlock,
-            {"addr": AT, "length": PAGE},
-            {"addr": integer(AT, AT), "length": either(integer(0, 16 * PAGE), integer(2**64 - 4095, 2**64 - 1))},
-        ),
         "Mm.munlock": (
             mm.munlock,
             {"addr": AT, "length": PAGE},
@@ -658,6 +728,7 @@ def targets(scene):
     bits = either(
         U64, row(0, 2**64 - 1), lambda v: isinstance(v, np.ndarray) and v.dtype.kind in "iu" and v.ndim and (v >= 0).all()
     )
+    out |= outside_targets(scene)
     out["entries.pack"] = (entries.pack, {"pfn": 1, "flags": 7, "level": 1}, {"pfn": bits, "flags": bits, "level": integer(1, 5)})
     return out
 
