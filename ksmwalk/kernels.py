@@ -246,7 +246,7 @@ def find(release: str, version: str = "") -> Found:
     seen = [_numbers(one) for one in PROFILES]
     if not min(seen)[:2] <= numbers[:2] <= max(seen)[:2]:
         raise ValueError(f"kernel {shown(full)}: none like it was seen; known are {_known()}")
-    nearest = ".".join(map(str, min(seen, key=lambda other: _distance(numbers, other))))
+    nearest = min(PROFILES, key=lambda known: _distance(numbers, _numbers(known)))
     return Found(PROFILES[nearest], False, f"Linux {full} was not seen: answered as {nearest}, the nearest version that was")
 
 

@@ -54,7 +54,7 @@ class Folios:
         """Smaller folios for anonymous memory, by size: 16 to 1024 KiB, in powers of two, each "never", "madvise" or
         "always"; may be set, the sizes left out to "never".
 
-        Models: hugepages-*kB/enabled of Linux 6.18. Differs: no "inherit".
+        Models: ``hugepages-*kB/enabled`` of Linux 6.18. Differs: no "inherit".
         """
         modes = self._arrays["ctl"]["mthp"][0]
         return {kib: Thp(int(modes[order])).name.lower() for kib, order in ORDERS.items()}

@@ -82,7 +82,7 @@ class Placed(Touched):
         self._at()
         at = as_array(addrs, "addrs")
         one = not isinstance(nodes, (list, tuple)) and not (isinstance(nodes, np.ndarray) and nodes.ndim)
-        to = np.full(len(at), as_int(nodes, "nodes", 0)) if one else as_array(nodes, "nodes")  # type: ignore[arg-type]
+        to = np.full(len(at), as_int(nodes, "nodes", 0)) if one else as_array(nodes, "nodes")
         if len(to) != len(at):
             raise ValueError(f"{len(to)} nodes for {len(at)} addresses")
         if len(to) and int(to.max()) >= self.host.nr_nodes:

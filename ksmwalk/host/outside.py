@@ -25,7 +25,10 @@ class Outside:
 
     if TYPE_CHECKING:
         world: _core.World
-        nr_frames: int
+
+        @property
+        def nr_frames(self) -> int: ...
+
         _arrays: dict[str, AnyArray]
         _pins: dict[int, int]
 

@@ -282,13 +282,13 @@ def guest(image: Path, nodes: int = 1, say: Callable[[str], None] | None = None)
             if "broken" in about:
                 raise KernelUnavailable(f"the guest: {about['broken']}")
             release, version = about["release"], about["version"]
-            sets = (set(about[key]) for key in ("ignore", "missing", "lacking"))
+            ignore, missing, lacking = (set(about[key]) for key in ("ignore", "missing", "lacking"))
             try:
                 profile = kernels.find(release, version)
             except ValueError as error:
                 raise KernelUnavailable(str(error)) from None
             full = kernels.full_version(release, version)
-            yield Guest(release, full, about["left_out"], *sets, profile, nodes, wire.ask)
+            yield Guest(release, full, about["left_out"], ignore, missing, lacking, profile, nodes, wire.ask)
         finally:
             if wire is not None:
                 wire.close()

@@ -16,8 +16,8 @@ cdef int64_t read_fault(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil
 cdef int new_anon(kw_world *w, int32_t mm, kw_vma *v, uint64_t *pte, uint64_t key) noexcept nogil
     # A new anonymous page with this content at an empty or replaced pte; the area has an anon_vma. KW_ENOFRAMES.
 cdef int64_t backing_page(kw_world *w, kw_vma *v, uint64_t pgoff, bint huge) noexcept nogil
-    # The frame of the file or shared object behind v at this offset, made (empty) where missing. -EFAULT: beyond its end;
-    # KW_ENOFRAMES.
+    # The frame of the file or shared object behind v at this offset, made (empty) where missing. -EFAULT: beyond its
+    # end; KW_ENOFRAMES.
 cdef int fault_write(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t key, int mode) noexcept nogil
 cdef int64_t fault_read(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, int mode) noexcept nogil
     # write_fault and read_fault with the vma at hand; mode: FAULT_* bits.

@@ -401,7 +401,7 @@ cdef int64_t write_range(kw_world *w, int32_t mm, uint64_t addr, int64_t n, cons
     cdef kw_vma *v
     cdef int32_t at
     cdef int nid
-    cdef bint waits     # new pages do in a batch
+    cdef bint batched   # new pages wait in a batch
     code[0] = KW_OK
     at = vma_find_from(w, mm, addr)
     while addr < end:
@@ -428,12 +428,12 @@ cdef int64_t write_range(kw_world *w, int32_t mm, uint64_t addr, int64_t n, cons
                     code[0] = no_entry(w, mm, addr)
                     return done
                 anon_vma_prepare(w, v)
-                waits = w.ctl.lru_batch != 0 or v.flags & VM_LOCKED
+                batched = w.ctl.lru_batch != 0 or v.flags & VM_LOCKED
                 flags = prot_bits(v.flags) | PTE_D | PTE_RW
                 nid = node_of(w, v)
                 mm_changed(w, mm, (stop - addr) >> 12)
                 while addr < stop:
-                    if pte[0] == 0 and not waits:
+                    if pte[0] == 0 and not batched:
                         pfn = frame_new(w, nid, keys[done * stride] if keys != NULL else 0)
                         if pfn < 0:
                             code[0] = KW_ENOFRAMES

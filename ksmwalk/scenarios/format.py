@@ -67,7 +67,7 @@ class Scenario:
 
     def to_json(self) -> dict[str, Any]:
         """Return the scenario as what a file holds."""
-        out = {"name": self.name, "note": self.note, "tunables": self.tunables, "ops": self.ops}
+        out: dict[str, Any] = {"name": self.name, "note": self.note, "tunables": self.tunables, "ops": self.ops}
         if self.env:
             out["env"] = self.env
         if not self.settle:

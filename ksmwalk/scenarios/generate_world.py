@@ -318,13 +318,13 @@ class WorldMaker(Maker):
         space.map(vpn, HUGE)
         n = rng.choice((8, 20, 30, 112, 200, 512))
         start = vpn + rng.randint(0, HUGE - n)
-        steps = [
-            lambda: self.add("fill", name, start, self.contents(n)),
-            lambda: self.add("madvise", name, vpn, HUGE, "mergeable"),
-        ]
+        steps = ["fill", "madvise"]
         rng.shuffle(steps)
         for step in steps:
-            step()
+            if step == "fill":
+                self.add("fill", name, start, self.contents(n))
+            else:
+                self.add("madvise", name, vpn, HUGE, "mergeable")
         self.add("madvise", name, vpn, HUGE, "hugepage")
 
     def do_khuge(self) -> None:

@@ -203,7 +203,8 @@ class Recorder:
     def ksm_pages(self, name: str) -> np.ndarray:
         """The pages of a process that were KSM's at the last record."""
         view = self._views.get(name) or _View.nothing()
-        return view.vpn[view.kind == KSM]
+        found: np.ndarray = view.vpn[view.kind == KSM]
+        return found
 
     # ------------------------------------------------------------ the one door
 

@@ -345,7 +345,6 @@ def outside_targets(scene):
         "Host.khuge_limits": (set_(host, "khuge_limits"), {"value": {"max_ptes_none": 7}}, {"value": empty_mapping}),
         "Host.mthp": (set_(host, "mthp"), {"value": {64: "always"}}, {"value": empty_mapping}),
         "Host.drain": (host.drain, {"cpu": 0}, {"cpu": either(none, integer(0, 0))}),
-        "Host.swapon": (host.swapon, {"pages": 64}, {"pages": integer(1, 1 << 31)}),
         "Mm.cpu": (set_(mm, "cpu"), {"value": 0}, {"value": integer(0, 0)}),
         "Ksm.cpu": (set_(host.ksm, "cpu"), {"value": 0}, {"value": integer(0, 0)}),
         "Ksm.writer_cpu": (set_(host.ksm, "writer_cpu"), {"value": 0}, {"value": integer(0, 0)}),
@@ -354,7 +353,7 @@ def outside_targets(scene):
             {"addr": AT, "length": PAGE, "node": 0, "move": False, "move_all": False},
             {"addr": at, "length": pages, "node": either(none, integer(0, 0)), "move": flag, "move_all": flag},
         ),
-        "Mm.migrate_pages": (mm.migrate_pages, {"source": 0, "target": 0}, {"source": integer(0, 0), "target": integer(0, 0)}),
+        "Mm.migrate_pages": (mm.migrate_pages, {"source": 0, "target": 0}, {"source": integer(0, 1 << 64), "target": integer(0, 0)}),
         "Mm.move_pages": (
             mm.move_pages,
             {"addrs": [AT, AT + PAGE], "nodes": 0, "move_all": False},
