@@ -381,12 +381,16 @@ def _summed(values: dict[str, float]) -> dict[str, float]:
 
 
 def merged_share(rows: Iterable[dict[str, Any]]) -> float | None:
-    """How much of the predicted merging is done: pages_sharing and ksm_zero_pages against what they are to be."""
+    """How much of the predicted merging is done: pages_sharing and ksm_zero_pages against what they are to be.
+
+    What is more than predicted counts no more: it may be somebody else's, or left over (some ways out of a KSM-placed zero
+    page leave that counter too high for ever).
+    """
     want = have = 0.0
     for row in rows:
         if row["name"] in ("pages_sharing", "ksm_zero_pages") and row["achieved"] is not None:
             want += row["predicted"]
-            have += row["achieved"]
+            have += min(row["achieved"], row["predicted"])
     return have / want if want > 0 else None
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from ..layout import PAGE_SIZE as PAGE
 from ..proc import processes
 from ..proc.child import Child
+from .surround import Surroundings
 
 PROGRAM = Path(__file__).with_name("workload_program.py")
 HUGE_BYTES = 2 << 20
@@ -78,6 +79,10 @@ class Yard:
             child.do(_LOAD)
         self.pids.append(child.pid)
         return child
+
+    def around(self, env: dict[str, Any]) -> None:
+        """Make the machine as an environment of scenarios says, until after the processes that come now have ended."""
+        self._stack.enter_context(Surroundings(env))
 
     def area(self, child: Child, pages: int, *, huge: bool | None = False, mark: bool = True) -> int:
         """Map memory in a child.

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from ..host import ADVICE
 from ..layout import PAGE_SIZE as PAGE
 from ..proc.child import Child
 from .workload_collapsed import then_collapsed, thin_twins
@@ -88,10 +89,6 @@ def _filled(yard: Yard, pages: int, word: str, *, huge: bool | None = False, mer
 
 def _program(name: str) -> Callable[[], str | None]:
     return lambda: None if shutil.which(name) else f"{name} is not installed"
-
-
-def _last_issue(what: str) -> Callable[[], str | None]:
-    return lambda: f"needs {what}, which is not modelled yet"
 
 
 # ---------------------------------------------------------------- Python
@@ -276,6 +273,13 @@ def _locked(yard: Yard) -> None:
         yard.fork(child)
 
 
+def _swapped(yard: Yard) -> None:
+    yard.around({"swap_mib": 256})
+    for _ in range(2):
+        child, address = _filled(yard, 10000, "1 + i * 7919 % 9000")
+        child.do(f"call('madvise', {address}, {5000 * PAGE}, {ADVICE['pageout']})")
+
+
 # ---------------------------------------------------------------- servers, virtual machines
 
 
@@ -452,7 +456,7 @@ WORKLOADS: tuple[Workload, ...] = (
              {"max_page_sharing": 2, **_OFF}, before=_then_ended,
              excuse="which merged pages were broken, and which wait for their second visit, can't be seen"),
     Workload("locked", "processes with locked memory, and their forks", _locked, {"use_zero_pages": 1, **_OFF}),
-    Workload("swapped", "processes of which half is swapped out", _pairs, needs=_last_issue("a swap device")),
+    Workload("swapped", "two processes of 10,000 pages of which half is swapped out", _swapped, _OFF),
     Workload("collapsed", "ksmd has done three scans; then khugepaged makes huge pages, and there is a fork", thin_twins, _OFF,
              before=then_collapsed),
     Workload("writer-fast", "two processes of 6,000 pages, 500 of them rewritten four times a second with new contents",

@@ -245,6 +245,7 @@ def test_the_real_ksmd_is_told_as_it_is():
     """Two processes with the same 300 pages: what is saved, who has it, and that a pass has an end."""
     try:
         with knobs.taken(lambda text: None, wait=60), Living() as one, Living() as two:
+            zeros = int(knobs.read("ksm_zero_pages"))  # left over from others for ever
             for child in (one, two):
                 area = child.do("new(300 * P)")
                 child.do(f"put({area}, range(0, 300 * P, P), range(1, 301))")
@@ -258,7 +259,7 @@ def test_the_real_ksmd_is_told_as_it_is():
     assert done.returncode == 0, done.stderr
     got = json.loads(done.stdout)
     assert got["saved"]["sharing"] == 300 * 4096 and got["saved"]["kept"] == 300 * 4096 and got["rmap_items"] == 600
-    assert got["saved"]["profit"] == got["counters"]["general_profit"] == 300 * 4096 - 600 * 64
+    assert got["saved"]["profit"] == got["counters"]["general_profit"] == 300 * 4096 - 600 * 64 + zeros * 4096
     assert {row["pid"]: (row["merging_pages"], row["ksm_pages"], row["owed"]) for row in got["processes"]} == {
         one.pid: (300, 300, 0), two.pid: (300, 300, 0),
     }  # fmt: skip

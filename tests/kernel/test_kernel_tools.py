@@ -3,6 +3,7 @@
 import argparse
 import copy
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -96,6 +97,7 @@ class Answers:
     ignore = frozenset()
     left_out = ("nothing",)
     lacking = frozenset({"two NUMA nodes"})
+    kernel = os.uname().release
 
     def __init__(self, *answers):
         self.answers = list(answers)
