@@ -8,7 +8,7 @@ import numpy as np
 
 from ksmwalk._core cimport World, alone, enter, leave, pointer
 from ksmwalk.memory._leaves cimport LeafOp
-from ksmwalk.memory._ptes cimport over_ptes
+from ksmwalk.memory._ptes cimport look_at_ptes
 from ksmwalk.memory._reclaim cimport reclaim_all
 from ksmwalk.memory._swap cimport swap_slot
 from ksmwalk.memory._swapin cimport swap_off
@@ -57,7 +57,7 @@ cdef void over_areas(kw_world *w, Out *a) noexcept nogil:
     a.n = 0
     while v:
         if not w.vmas[v].flags & VM_HUGETLB:
-            over_ptes(w, &a.op, w.vmas[v].start, w.vmas[v].end)
+            look_at_ptes(w, &a.op, w.vmas[v].start, w.vmas[v].end)
         v = w.vmas[v].next
 
 
@@ -65,8 +65,6 @@ def swapped(World world not None, int32_t mm):
     """(addresses, slots) of what of an address space is swapped out."""
     cdef Out a
     alone(world)
-    cdef uint64_t epoch = world.w.mms[mm].epoch
-    cdef int64_t changes = world.w.ctl.changes
     a.op.pte = op_out
     a.op.pmd = NULL
     a.op.mm = mm
@@ -78,9 +76,6 @@ def swapped(World world not None, int32_t mm):
         a.addr = <uint64_t *>pointer(addrs, True)
         a.slot = <int32_t *>pointer(slots, True)
         over_areas(&world.w, &a)
-    # Looking changes nothing.
-    world.w.mms[mm].epoch = epoch
-    world.w.ctl.changes = changes
     return addrs, slots
 
 

@@ -10,12 +10,16 @@ from ksmwalk.layout._layout cimport *
 
 
 cdef int over_ptes(kw_world *w, LeafOp *op, uint64_t start, uint64_t end) noexcept nogil:
+    touched(w, op.mm)
+    return look_at_ptes(w, op, start, end)
+
+
+cdef int look_at_ptes(kw_world *w, LeafOp *op, uint64_t start, uint64_t end) noexcept nogil:
     cdef uint64_t next
     cdef uint64_t *pmd
     cdef uint64_t *p
     cdef int64_t row
     cdef int rc
-    touched(w, op.mm)
     while start < end:
         pmd = pmd_find(w, w.mms[op.mm].root, start)
         # Nothing for a gigabyte at least: on to its end.

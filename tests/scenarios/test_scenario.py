@@ -50,8 +50,11 @@ class Frames:
             elif what == "zero":
                 out.append((what, rest[0], int(rest[1])))
             elif what == "new":
-                name, vpn = rest[3].split(":")
-                frame = self.pages[name][int(vpn)][0]
+                if rest[3] == "?":  # mapped nowhere: in the swap cache
+                    frame = self.new()
+                else:
+                    name, vpn = rest[3].split(":")
+                    frame = self.pages[name][int(vpn)][0]
                 if rest[0] != "-":
                     self.of_number[rest[0]] = frame
                 out.append((what, frame, rest[1], int(rest[2])))

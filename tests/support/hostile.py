@@ -353,7 +353,9 @@ def outside_targets(scene):
             {"addr": AT, "length": PAGE, "node": 0, "move": False, "move_all": False},
             {"addr": at, "length": pages, "node": either(none, integer(0, 0)), "move": flag, "move_all": flag},
         ),
-        "Mm.migrate_pages": (mm.migrate_pages, {"source": 0, "target": 0}, {"source": integer(0, 1 << 64), "target": integer(0, 0)}),
+        "Mm.migrate_pages": (
+            mm.migrate_pages, {"source": 0, "target": 0}, {"source": integer(0, 1 << 64), "target": integer(0, 0)},
+        ),
         "Mm.move_pages": (
             mm.move_pages,
             {"addrs": [AT, AT + PAGE], "nodes": 0, "move_all": False},
