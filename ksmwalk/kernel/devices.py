@@ -113,16 +113,16 @@ class SwapDevice:
     def __init__(self, mib: int):
         if reason := no_swap():
             raise KernelUnavailable(reason)
-        self.on = False
+        self.on: bool = False
         # the kernel gives out the lowest number that is free: noted before it is made
         number = next(n for n in range(_MOST_DEVICES) if not (_BLOCK / f"zram{n}").exists())
         _note(zram=number)
-        self.number = int((ZRAM / "hot_add").read_text())
+        self.number: int = int((ZRAM / "hot_add").read_text())
         if self.number != number:
             _note(zram=self.number)
         try:
             (_BLOCK / f"zram{self.number}" / "disksize").write_text(str(mib << 20))
-            self.node = _node_of(self.number)
+            self.node: Path = _node_of(self.number)
             _format(self.node, (mib << 20) // PAGE)
             if error := self.switch_on():
                 raise KernelUnavailable(f"swap on {self.node}: {os.strerror(-error)}")
@@ -215,7 +215,7 @@ class Cgroup:
         root = memory_cgroups()
         if root is None:
             raise KernelUnavailable("no memory cgroups")
-        self.place = root / f"ksmwalk-{os.getpid()}"
+        self.place: Path = root / f"ksmwalk-{os.getpid()}"
         _note(cgroup=str(self.place))
         self.place.mkdir(exist_ok=True)
 

@@ -81,7 +81,7 @@ class Run(Held, Memory, Tasks, Outside):
         self.recorder: Recorder = Recorder(events=session._events is not None)
         self.live: dict[str, Process] = {}
         self.name_of_mm: dict[str, str] = {}
-        self.around = surround.Surroundings(scenario.env)
+        self.around: surround.Surroundings = surround.Surroundings(scenario.env)
         self.placed: bool = any(row(op).needs == NODES for op in scenario.ops)
         self.swapped: bool = shows_swap_entries(scenario)
 

@@ -42,7 +42,7 @@ class Session:
         The same as field names for :func:`ksmwalk.compare.first_difference`.
     """
 
-    kernel = os.uname().release
+    kernel: str = os.uname().release
 
     def __init__(self, events: trace.Events | None):
         self._events = events

@@ -65,15 +65,15 @@ class Maker:
         self.rng = rng
         self.ops: list[Op] = []
         self.live: dict[str, Space] = {}
-        self.born = 0
-        self.unique = 100000
-        self.running = False
+        self.born: int = 0
+        self.unique: int = 100000
+        self.running: bool = False
         self.most_pages = MAX_PAGES
         self.style = rng.choices(("churn", "areas", "thp"), (45, 35, 20))[0]
         self.alphabet = rng.choice((2, 3, 4, 6, 8, 12, 20))
-        self.zeros = rng.choice((0.02, 0.1, 0.3))
-        self.uniques = rng.choice((0.0, 0.1, 0.3) if self.style != "thp" else (0.3, 0.6, 0.9))
-        self.holes = rng.choice((0.0, 0.05, 0.2))
+        self.zeros: float = rng.choice((0.02, 0.1, 0.3))
+        self.uniques: float = rng.choice((0.0, 0.1, 0.3) if self.style != "thp" else (0.3, 0.6, 0.9))
+        self.holes: float = rng.choice((0.0, 0.05, 0.2))
 
     # ------------------------------------------------------------ small choices
 

@@ -90,13 +90,13 @@ class WorldMaker(Maker):
         self.can = can
         self.most_pages = MOST_PAGES
         self.env: dict[str, Any] = {}
-        self.settle = True
+        self.settle: bool = True
         self.vmstat: list[str] = []
         self.pins: list[tuple[str, str, int]] = []  # operation that gives it back, process, page
         self.watched: list[tuple[str, int, int]] = []
         self.subjects: list[str] = []
         self.locked: dict[str, set[int]] = {}  # pages of each process that are, or were before they were unmapped
-        self.grown = 0
+        self.grown: int = 0
 
     def possible(self, *ops: Op, **around: Any) -> bool:
         """Whether there are these operations, of a process A, and these surroundings."""

@@ -176,7 +176,7 @@ class Replay(HugePages, Life, Locks, NodeOps, Pins, Swapping):
         self.lodgers: set[str] = set()
         self.away: dict[str, str] = {}
         self.watched: list[tuple[Mm, range, tuple[str, int]]] = []
-        self.numbers = count(1)
+        self.numbers: Iterator[int] = count(1)
         self.piped: dict[tuple[str, int], int] = {}
         self.mapped_for_devices: dict[tuple[str, int], np.ndarray] = {}
         self.name_of: dict[int, str] = {}
