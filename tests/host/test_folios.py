@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
+from hostcheck import check
 from hypothesis import given
 from hypothesis import strategies as st
 
 import ksmwalk
 from ksmwalk.layout import PAGE_SIZE as PAGE
 from ksmwalk.layout import Frame
-from tests.support.hostcheck import check
 
 BASE = 1 << 40
 HUGE = 512 * PAGE
