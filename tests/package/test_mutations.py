@@ -6,12 +6,31 @@ import sys
 from pathlib import Path
 
 import mutate
+import mutation_facts
 from mutation_sites import drawn, memory_side, sites
-from mutations import CI, EQUIVALENT, MUTATIONS
+from mutations import CI, EQUIVALENT, LISTS, MUTATIONS, UNRECORDED
 
 
 def test_each_mutation_by_hand_breaks_a_text_that_occurs_once():
     assert len(mutate.by_hand()) == len(MUTATIONS)
+
+
+def test_no_two_mutations_by_hand_have_one_name():
+    assert sum(len(one.MUTATIONS) for one in LISTS) == len(MUTATIONS)
+
+
+def test_the_facts_that_mutations_break_are_facts():
+    named = {fact for _, _, *facts in MUTATIONS.values() for fact in facts}
+    assert named <= set(mutation_facts.FACTS), named - set(mutation_facts.FACTS)
+
+
+def test_what_noticed_a_mutation_is_there():
+    known = mutation_facts.caught()
+    assert set(known) | set(UNRECORDED) <= set(MUTATIONS)
+    recordings = {path.stem for path in (mutate.ROOT / "tests" / "golden").rglob("*.json")} | {"the import"}
+    for name, what in known.items():
+        file, _, test = what.partition("::")
+        assert what in recordings if not test else (mutate.ROOT / "tests" / file).exists(), (name, what)
 
 
 def test_names_of_sites_are_unique_and_a_draw_repeats():

@@ -1,10 +1,11 @@
 """What is run in a copy of the package to tell a mutant from the engine: recordings, and random programs with digests.
 
-    python mutant_runs.py golden PACKAGE RECORDINGS
+    python mutant_runs.py golden PACKAGE RECORDINGS [FIRST ...]
     python mutant_runs.py aimed PACKAGE STYLE SEED FIRST COUNT PROBE
 
-`golden` replays the recordings, shortest first, until one differs. `aimed` prints one line for each random program:
-its number, how often the mutated line was reached and a digest of all that could be seen after every step.
+`golden` replays the recordings, those named first, then the shortest first, until one differs. `aimed` prints one line
+for each random program: its number, how often the mutated line was reached and a digest of all that could be seen after
+every step.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import pickle
 import random
+import signal
 import sys
 import zlib
 from collections.abc import Callable
@@ -19,6 +21,8 @@ from pathlib import Path
 
 PAGE = 4096
 HUGE = 512
+#: of processor time that one recording may take; the longest takes one, without optimisation two
+SECONDS = 20
 BASE = 0x40000000
 PAGES = 3 * HUGE
 
@@ -298,13 +302,15 @@ def aimed(style: str, seed: int, first: int, count: int, probe: str) -> None:
         print(number, reached.value, digest, flush=True)
 
 
-def golden(recordings: Path) -> None:
+def golden(recordings: Path, first: list[str]) -> None:
     from ksmwalk.scenarios.compare import first_difference
     from ksmwalk.scenarios.format import load
     from ksmwalk.scenarios.replay import replay
 
-    for path in sorted(recordings.rglob("*.json"), key=lambda p: p.stat().st_size):
+    for path in sorted(recordings.rglob("*.json"), key=lambda p: (p.stem not in first, p.stat().st_size)):
         print("try", path.stem, flush=True)
+        # What never ends is ended: by its own processor time, which a busy machine does not add to.
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
         recording = load(path)
         difference = first_difference(recording.records, replay(recording), recording.nondet)
         if difference is not None:
@@ -316,6 +322,6 @@ def golden(recordings: Path) -> None:
 if __name__ == "__main__":
     sys.path.insert(0, sys.argv[2])
     if sys.argv[1] == "golden":
-        golden(Path(sys.argv[3]))
+        golden(Path(sys.argv[3]), sys.argv[4:])
     else:
         aimed(sys.argv[3], int(sys.argv[4]), int(sys.argv[5]), int(sys.argv[6]), sys.argv[7])

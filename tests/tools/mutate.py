@@ -1,10 +1,11 @@
 """Break the engine one line at a time and see that the recordings of the real ksmd, or the tests of a room, notice.
 
     python tests/tools/mutate.py [--ci] [--recordings] [--only NAME] [--count N] [--seed N] [--jobs N]
-    python tests/tools/mutate.py --list
+    python tests/tools/mutate.py --list | --facts
     python tests/tools/mutate.py --aimed [NAME ...] [--scenarios N]
 
-Mutations are made by hand (`mutations.py`) and drawn by operators (`mutation_sites.py`). Each is built into a copy of
+Mutations are made by hand (`mutations.py`), each for facts about the kernel (`mutation_facts.py`), and drawn by operators
+(`mutation_sites.py`). Each is built into a copy of
 the package without optimisation, which then replays the recordings until one differs; where none does, it runs the
 tests of the rooms. A crash and a run without end count as noticed. Code that is there for speed alone (prefetches,
 warming the cache, `kw_check`) is not broken; counts of work done are, like any other line: the tests hold them exactly.
@@ -32,9 +33,10 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+import mutation_facts
 from mutant_runs import STYLES
 from mutation_sites import PACKAGE, ROOT, Site, drawn, engine_files, memory_side
-from mutations import CI, EQUIVALENT, MUTATIONS
+from mutations import CI, EQUIVALENT, MUTATIONS, UNRECORDED
 
 SPEC = importlib.util.find_spec("ksmwalk")
 INSTALLED = Path(SPEC.origin).parent if SPEC else PACKAGE
@@ -45,6 +47,7 @@ ROOMS = ("ksm", "host", "memory", "tables", "layout", "sources", "estimates")
 #: tests that replay the recordings once more, or see to threads, other processes and time
 LEFT_OUT = "not (real or golden or contract or after_every_operation or saved_in_mid or two_processes or threads or million)"
 RECORDING, TESTS, EQUAL, SURVIVED, VOID = "recording", "tests", "equivalent", "SURVIVED", "does not compile"
+LEFT = "left to tests"
 PROBE = '''
 cdef extern from *:
     """
@@ -78,9 +81,11 @@ class Outcome:
 
 
 def by_hand() -> list[Mutation]:
-    texts = {path.relative_to(PACKAGE).as_posix(): path.read_text() for path in engine_files()}
+    # Rules stand in Python as well: those of clocks, of loading, of whole operations.
+    paths = [*engine_files(), *sorted(PACKAGE.rglob("*.py"))]
+    texts = {path.relative_to(PACKAGE).as_posix(): path.read_text() for path in paths}
     out = []
-    for name, (good, bad) in MUTATIONS.items():
+    for name, (good, bad, *_) in MUTATIONS.items():
         files = [file for file, text in texts.items() for _ in range(text.count(good))]
         if len(files) != 1:
             raise SystemExit(f"mutation {name!r}: its text occurs {len(files)} times in the engine, not once: {files}")
@@ -102,6 +107,8 @@ def by_operators(seed: int, count: int) -> list[Mutation]:
 
 def users(file: str) -> list[str]:
     """The compiled modules that a change of this file concerns, without suffix."""
+    if file.endswith(".py"):
+        return []
     if file.endswith(".pyx"):
         return [file.removesuffix(".pyx")]
     dotted = "ksmwalk." + file.removesuffix(".pxd").replace("/", ".")
@@ -185,9 +192,10 @@ def run(command: list[str], work: Path, seconds: float) -> tuple[str, int | str]
         return (expired.stdout or b"").decode(errors="replace"), f"no end after {seconds:g} s"
 
 
-def recordings(work: Path) -> str:
-    """The recording that a mutant replays otherwise, empty if there is none."""
-    out, code = run([sys.executable, str(RUNS), "golden", str(work), str(snapshot().parent / "tests" / "golden")], work, 60)
+def recordings(work: Path, *first: str) -> str:
+    """The recording that a mutant replays otherwise, of those named and then of all; empty if there is none."""
+    goldens = snapshot().parent / "tests" / "golden"
+    out, code = run([sys.executable, str(RUNS), "golden", str(work), str(goldens), *first], work, 1800)
     caught = re.findall(r"^caught (.*)$", out, re.M)
     tried = re.findall(r"^try (.*)$", out, re.M)
     if caught:
@@ -208,14 +216,16 @@ def pytest(work: Path, *words: str) -> tuple[list[str], str]:
     return failed, "" if code in (0, 1) else f"{code}: {(out.strip().splitlines() or ['no output'])[-1][:80]}"
 
 
-def tests(work: Path, file: str) -> str:
-    """The test of a room that fails with a mutant, empty if there is none."""
+def tests(work: Path, file: str, known: str = "") -> str:
+    """The test of a room that fails with a mutant, the one named before all others; empty if there is none."""
     room = "sources" if file == "host/_load.pyx" else file.split("/")[0]
     root = snapshot().parent
     folders = [root / "tests" / name for name in dict.fromkeys((room, *ROOMS)) if (root / "tests" / name).is_dir()]
     # of processes of this machine, of files, of executors
     elsewhere = ("sources/test_sources_capture", "sources/test_harmless", "sources/test_captures", "estimates/test_sweep")
     words = [f"--ignore={root / 'tests' / name}.py" for name in elsewhere]
+    if "::" in known and (root / "tests" / known.split("::")[0]).exists() and any(pytest(work, str(root / "tests" / known))):
+        return known
     while True:
         failed, ended = pytest(work, *words, *map(str, folders))
         if not failed:
@@ -239,16 +249,19 @@ def engine_passes() -> None:
 def mutate(mutation: Mutation, with_tests: bool = True) -> Outcome:
     """Build a mutant and show it to the recordings, then (but for those argued to be equivalent) to the tests."""
     start = time.monotonic()
+    known = mutation_facts.caught().get(mutation.name, "")
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         if not make(work, mutation, mutation.text):
             how, what = VOID, ""
-        elif what := recordings(work):
+        elif mutation.name not in UNRECORDED and (what := recordings(work, known)):
             how = RECORDING
         elif what := EQUIVALENT.get(mutation.name, ""):
             how = EQUAL
-        elif with_tests and (what := tests(work, mutation.file)):
+        elif with_tests and (what := tests(work, mutation.file, known)):
             how = TESTS
+        elif what := "" if with_tests else UNRECORDED.get(mutation.name, ""):
+            how = LEFT
         else:
             how = SURVIVED
     return Outcome(mutation, how, what, time.monotonic() - start)
@@ -344,8 +357,8 @@ def aim(mutation: Mutation, wanted: int, seed: int) -> tuple[int, int, str]:
 
 
 def table(outcomes: list[Outcome]) -> str:
-    kinds = (RECORDING, TESTS, EQUAL, SURVIVED)
-    rows = [("module", "mutations", "by recordings", "by tests", "equivalent", "survived")]
+    kinds = (RECORDING, TESTS, EQUAL, LEFT, SURVIVED)
+    rows = [("module", "mutations", "by recordings", "by tests", "equivalent", LEFT, "survived")]
     for file in sorted({outcome.mutation.file for outcome in outcomes}):
         count = Counter(outcome.how for outcome in outcomes if outcome.mutation.file == file)
         rows.append((file, str(sum(count[kind] for kind in kinds)), *(str(count[kind]) for kind in kinds)))
@@ -374,6 +387,8 @@ def main() -> int:
     parser.add_argument("--ci", action="store_true", help="a dozen quick ones over all rooms")
     parser.add_argument("--recordings", action="store_true", help="show them to the recordings only")
     parser.add_argument("--list", action="store_true", help="name the mutations and run none")
+    parser.add_argument("--facts", action="store_true", help="facts, the mutations that break each, what noticed them; run none")
+    parser.add_argument("--save", action="store_true", help="keep what noticed each that was made by hand")
     parser.add_argument("--only", metavar="NAME", nargs="+", help="only mutations whose name contains one of these")
     parser.add_argument("--seed", type=int, default=1, help="of the draw, and of random programs (default: 1)")
     parser.add_argument("--count", type=int, default=80, help="mutations drawn beside those made by hand (default: 80)")
@@ -381,6 +396,9 @@ def main() -> int:
     parser.add_argument("--aimed", metavar="NAME", nargs="*", help="random programs aimed at lines (default: of EQUIVALENT)")
     parser.add_argument("--scenarios", type=int, default=10000, help="how many of them have to reach it (default: 10000)")
     args = parser.parse_args()
+    if args.facts:
+        print(mutation_facts.table())
+        return 0
     mutations = chosen(args)
     if not mutations:
         parser.error("no mutation of such a name, by hand or in this draw")
@@ -405,6 +423,9 @@ def main() -> int:
             outcome = done.result()
             outcomes.append(outcome)
             print(f"{outcome.how:16}  {outcome.mutation.name:70}  {outcome.what}  ({outcome.seconds:.0f} s)", flush=True)
+            if args.save and outcome.how in (RECORDING, TESTS):
+                what = outcome.what if outcome.how == TESTS else re.split(r" record |: ", outcome.what)[0]
+                mutation_facts.save({outcome.mutation.name: what})
         sound.result()
     print(table(outcomes))
     # One made by hand compiled once: that it does not is no proof of anything (there may be no Cython, or no gcc).

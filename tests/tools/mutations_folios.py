@@ -1,7 +1,7 @@
 """Mutations of folios and of khugepaged; recordings catch them. See `mutations.py`."""
 
-#: name: (text as it stands, text as it is broken)
-MUTATIONS: dict[str, tuple[str, str]] = {
+#: name: (text as it stands, text as it is broken, facts that it breaks ...)
+MUTATIONS: dict[str, tuple[str, ...]] = {
     "the smallest folio that fits is taken": ("for order in range(8, 1, -1):", "for order in range(2, 9):"),
     "a folio may stick out of its area": ("or base < v.start or base + (<uint64_t>n << 12) > v.end:", "or base < v.start:"),
     "a folio is put over pages that are there": ("        if not all_empty(first, n):\n            continue\n", ""),

@@ -1,7 +1,7 @@
 """Mutations of what tells one kernel from another; recordings of those kernels catch them. See `mutations.py`."""
 
-#: name: (text as it stands, text as it is broken)
-MUTATIONS: dict[str, tuple[str, str]] = {
+#: name: (text as it stands, text as it is broken, facts that it breaks ...)
+MUTATIONS: dict[str, tuple[str, ...]] = {
     "an old kernel compares the checksum first": (
         "cdef bint stable_first = w.ctl.kernel & SWITCH_STABLE_FIRST != 0",
         "cdef bint stable_first = False",

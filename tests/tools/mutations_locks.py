@@ -1,7 +1,7 @@
 """Mutations made by hand of locked memory and of what waits in the batches of CPUs: see `mutations.py`."""
 
-#: name: (text as it stands, text as it is broken)
-MUTATIONS: dict[str, tuple[str, str]] = {
+#: name: (text as it stands, text as it is broken, facts that it breaks ...)
+MUTATIONS: dict[str, tuple[str, ...]] = {
     "the mlock batch takes one entry more": (
         "    if b.nr_mlock >= MLOCK_BATCH:",
         "    if b.nr_mlock > MLOCK_BATCH:",

@@ -1,7 +1,7 @@
 """Mutations of what two NUMA nodes have to do with merging; recordings of two nodes catch them. See `mutations.py`."""
 
-#: name: (text as it stands, text as it is broken)
-MUTATIONS: dict[str, tuple[str, str]] = {
+#: name: (text as it stands, text as it is broken, facts that it breaks ...)
+MUTATIONS: dict[str, tuple[str, ...]] = {
     "a full page that moved keeps all its items": (
         "return node if has_room(w, node, 0) else 0", "return node",
     ),

@@ -1,7 +1,7 @@
 """Mutations made by hand of who owns a page, and of pins: see `mutations.py`."""
 
-#: name: (text as it stands, text as it is broken)
-MUTATIONS: dict[str, tuple[str, str]] = {
+#: name: (text as it stands, text as it is broken, facts that it breaks ...)
+MUTATIONS: dict[str, tuple[str, ...]] = {
     "a store goes into a page that others map": (
         "    if v.flags & VM_SHARED or page_ours(w, mm, pfn):\n",
         "    if True:\n",

@@ -1,7 +1,7 @@
 """Mutations of swap, reclaim and advice about use; recordings catch them. See `mutations.py`."""
 
-#: name: (text as it stands, text as it is broken)
-MUTATIONS: dict[str, tuple[str, str]] = {
+#: name: (text as it stands, text as it is broken, facts that it breaks ...)
+MUTATIONS: dict[str, tuple[str, ...]] = {
     "swapped KSM pages come back together": (
         "    return s.root == 0 or s.root == v.anon_root and s.addr == index\n",
         "    return True\n",
