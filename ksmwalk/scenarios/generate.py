@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable
 
 from .format import Scenario
+from .generate_nodes import NodesMaker, there
 from .generate_plain import FIRST_VPN, MAX_OPS, MAX_PAGES, MAX_PROCESSES, Maker
 from .generate_world import MOST_PAGES, WorldMaker
 
@@ -37,4 +38,6 @@ def generate(seed: int, number: int, can: Callable[[Scenario], bool] | None = No
     Differs: no raw system calls, and none of what depends on the machine's speed.
     """
     name, rng = f"random_{seed}_{number}", random.Random(f"ksmwalk {seed} {number}")
-    return Maker(rng).make(name) if can is None else WorldMaker(rng, can).make(name)
+    if can is None:
+        return Maker(rng).make(name)
+    return (NodesMaker if there(can) else WorldMaker)(rng, can).make(name)
