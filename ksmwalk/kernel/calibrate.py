@@ -262,20 +262,30 @@ def splitting(pages: int) -> list[Sample]:
         return bench.samples
 
 
-def batches(pages: int) -> list[Sample]:
-    """Merged pages, and twice as many unique ones, a hundred at a time with the default pauses."""
-    with Bench(f"{pages} merged pages in batches") as bench:
-        bench.process(Area(np.repeat(_mixed(pages // 16, 1 << 40), 16)))
+def chains(pages: int) -> list[Sample]:
+    """Contents of which each has more pages than may share one; then others that are like none."""
+    with Bench(f"{pages} pages in chains", smart_scan=0, max_page_sharing=2) as bench:
+        bench.process(Area(np.tile(2 * _mixed(pages // 16, 1 << 39), 16)))
         for what in ("first scan", "merging", "merged"):
             bench.scan(what)
-        bench.scan("in batches of 100", pages_to_scan=100, sleep_millisecs=20)
+        bench.process(Area(2 * _mixed(pages // 2, 1 << 39, 2) + np.uint64(1)))
+        for what in ("others", "compared", "compared again"):
+            bench.scan(what)
+        return bench.samples
+
+
+def batches(pages: int) -> list[Sample]:
+    """Pages that merge, and twice as many unique ones, a hundred at a time with the default pauses."""
+    paused = {"pages_to_scan": 100, "sleep_millisecs": 20}
+    with Bench(f"{pages} pages in batches") as bench:
+        bench.process(Area(np.repeat(_mixed(pages // 16, 1 << 40), 16)))
+        for what in ("first scan", "merging", "merged"):
+            bench.scan(what, **paused)
         samples = bench.samples
     with Bench(f"{2 * pages} unique pages in batches", smart_scan=0) as bench:
         bench.process(Area(_mixed(2 * pages, 1 << 40)))
-        for what in ("first scan", "second"):
-            bench.scan(what)
-        for _ in range(2):
-            bench.scan("in batches of 100", pages_to_scan=100, sleep_millisecs=20)
+        for what in ("first scan", "second", "third"):
+            bench.scan(what, **paused)
         return samples + bench.samples
 
 
@@ -307,6 +317,7 @@ def stories(room: int | None = None) -> list[Story]:
         (1 << 13, lambda: sparse(1 << 12, PMD_SIZE)),
         (1 << 12, lambda: sparse(1 << 9, PUD_SIZE)),
         (1 << 15, lambda: splitting(64)),
+        (1 << 14, lambda: chains(1 << 13)),
         (1 << 15, lambda: pairs(1 << 14)),
         (1 << 16, lambda: unique(1 << 16)),
         (1 << 16, lambda: in_huge_pages(1 << 16)),

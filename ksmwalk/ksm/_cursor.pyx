@@ -337,5 +337,6 @@ def py_counts(World world not None):
     return (
         k.pages_scanned, k.pages_skipped, d.huge, d.merged, d.first, d.changed, d.hits, d.inserted, d.merges, d.zeroed,
         d.splits, d.joined, s.found, s.ptes, s.holes, s.callbacks + s.cached,
-        world.w.ctl.items_live, k.pages_shared - k.dups + k.chains, k.pages_unshared, <int64_t>world.w.cursor.seqnr,
+        world.w.ctl.items_live, k.pages_shared - k.dups + k.chains, k.pages_shared, k.pages_unshared,
+        <int64_t>world.w.cursor.seqnr,
     )

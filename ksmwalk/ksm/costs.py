@@ -21,7 +21,7 @@ from ..signatures import RecordArray
 
 __all__ = ["FIELDS", "WORK_DTYPE", "BadCosts", "Costs", "default_path", "design", "ksmd_seconds", "nanoseconds"]
 
-VERSION = 1
+VERSION = 2
 MEASURED, STORED = "measured here", "stored"
 _MOST_FILE = 1 << 16
 _MOST_NS = 1e12
@@ -47,6 +47,8 @@ WORK_DTYPE = np.dtype(
         ("stable_searches", np.int64),
         ("stable_hits", np.int64),
         ("stable_nodes", np.int64),
+        # KSM pages, mean of the scan: more than contents where some have chains
+        ("stable_pages", np.int64),
         # searches of the unstable tree, and items put into it by the end of the scan (it is empty at its beginning)
         ("unstable_searches", np.int64),
         ("unstable_items", np.int64),
@@ -114,6 +116,7 @@ class Costs:
     unstable_near_ns: float = _cost("a level of the unstable tree", 157)
     unstable_far_ns: float = _cost("a level of the unstable tree beyond the caches, added", 413)
     unstable_small_ns: float = _cost("a level of the unstable tree, added where pages are not parts of huge ones", 118)
+    dup_ns: float = _cost("a further node of a chain looked at, at each level of the stable tree", 60)
     cold_ns: float = _cost("a level of either tree that was pushed out of the caches between two batches, added", 190)
     byte_ns: float = _cost("a byte compared in vain at a level", 0.111)
     hit_ns: float = _cost("merging a page with a KSM page", 1_970)
@@ -277,6 +280,8 @@ def _terms(work: Mapping[str, Any], near_levels: float, log2: Callable[[Any], An
         "unstable_near_ns": unstable * levels_unstable,
         "unstable_far_ns": unstable * most(levels_unstable - near_levels, 0.0),
         "unstable_small_ns": small * unstable * levels_unstable,
+        # a chain on the way is gone through until there is a node with room: most often, to its end
+        "dup_ns": stable * levels_stable * most(work["stable_pages"] / most(work["stable_nodes"], 1) - 1.0, 0.0),
         "cold_ns": stable * cold_stable + unstable * cold_unstable,
         "byte_ns": work["prefix"] * (stable * levels_stable + unstable * levels_unstable),
         "hit_ns": work["stable_hits"],

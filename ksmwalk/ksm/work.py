@@ -5,10 +5,10 @@ from __future__ import annotations
 from .. import _core
 from . import _cursor
 
-#: what `_cursor.py_counts` answers, in order: all but the last four only grow
+#: what `_cursor.py_counts` answers, in order: all but the last five only grow
 COUNTS = (
     "scanned", "skipped", "huge", "merged", "first", "changed", "hits", "inserted", "merges", "zeroed", "splits", "joined",
-    "found", "ptes", "holes", "callbacks", "items", "contents", "unshared", "scans",
+    "found", "ptes", "holes", "callbacks", "items", "contents", "pages", "unshared", "scans",
 )  # fmt: skip
 
 
@@ -50,6 +50,7 @@ class Stretch:
             "stable_hits": d["hits"],
             # what a search of the stable tree meets: a chain once, a content that has no chain once
             "stable_nodes": max(0, before[_CONTENTS] + after[_CONTENTS]) // 2,
+            "stable_pages": max(0, before[_PAGES] + after[_PAGES]) // 2,
             "unstable_searches": searches - d["hits"],
             "unstable_items": d["inserted"],
             "merges": d["merges"],
@@ -64,4 +65,4 @@ class Stretch:
         }
 
 
-_CONTENTS = COUNTS.index("contents")
+_CONTENTS, _PAGES = COUNTS.index("contents"), COUNTS.index("pages")

@@ -77,6 +77,12 @@ def test_pages_cost_more_in_a_larger_tree_and_less_in_huge_pages():
     assert ns_a_page(searched(1 << 20, huge=1 << 20)) < large
 
 
+def test_each_level_costs_more_where_contents_have_chains():
+    n = 1 << 14
+    plain, chains = (searched(n, stable_nodes=1023, stable_pages=pages) for pages in (1023, 3 * 1023))
+    assert ns_a_page(chains) == pytest.approx(ns_a_page(plain) + 2 * 10 * Costs().dup_ns)
+
+
 def test_small_batches_with_pauses_cost_more_than_one_batch():
     n = 1 << 14
     assert ns_a_page(searched(n, batches=n // 100)) > ns_a_page(searched(n)) + Costs().batch_ns / 100
@@ -86,7 +92,7 @@ def test_costs_come_back_from_disk(tmp_path):
     costs = dataclasses.replace(Costs(), page_ns=123.5, source="measured here", machine="a\x1b machine", date="2026-01-02")
     path = costs.save(tmp_path / "costs.json")
     assert Costs.load(path) == costs
-    assert json.loads(path.read_text())["version"] == 1
+    assert json.loads(path.read_text())["version"] == 2
     assert os.listdir(tmp_path) == ["costs.json"]
 
 
@@ -108,7 +114,7 @@ def test_a_relative_cache_directory_is_not_heeded(tmp_path, monkeypatch):
 
 
 def changed(**fields):
-    data = {"format": "ksmwalk costs", "version": 1, **dataclasses.asdict(Costs()), **fields}
+    data = {"format": "ksmwalk costs", "version": 2, **dataclasses.asdict(Costs()), **fields}
     return {name: value for name, value in data.items() if value is not ...}
 
 
@@ -118,8 +124,8 @@ def changed(**fields):
         ("", "no JSON"),
         ("[" * 5000, "no JSON"),
         ("[1, 2]", "no file of costs"),
-        (json.dumps({"version": 1}), "no file of costs"),
-        (json.dumps(changed(version=2)), "version 2: this ksmwalk reads 1"),
+        (json.dumps({"version": 2}), "no file of costs"),
+        (json.dumps(changed(version=1)), "version 1: this ksmwalk reads 2"),
         (json.dumps(changed(version=True)), "version True"),
         (json.dumps(changed(page_ns=...)), "field page_ns is missing"),
         (json.dumps(changed(other=1)), "unknown field 'other'"),

@@ -46,14 +46,14 @@ def test_pairs_merge_and_a_third_joins_them():
     scanned(host, [*range(1, 501), *range(1, 501)])
     counts(host)
     assert counts(host) == {
-        "visits": 1000, "stable_searches": 1000, "stable_nodes": 250, "unstable_searches": 1000, "unstable_items": 500,
-        "merges": 500,
+        "visits": 1000, "stable_searches": 1000, "stable_nodes": 250, "stable_pages": 250, "unstable_searches": 1000,
+        "unstable_items": 500, "merges": 500,
     }  # fmt: skip
-    assert counts(host) == {"visits": 1000, "merged": 1000, "stable_nodes": 500}
+    assert counts(host) == {"visits": 1000, "merged": 1000, "stable_nodes": 500, "stable_pages": 500}
     scanned(host, range(1, 501))
-    assert counts(host) == {"visits": 1500, "merged": 1000, "first": 500, "changed": 500, "stable_nodes": 500}
+    assert counts(host) == {"visits": 1500, "merged": 1000, "first": 500, "changed": 500, "stable_nodes": 500, "stable_pages": 500}
     assert counts(host) == {
-        "visits": 1500, "merged": 1000, "stable_searches": 500, "stable_hits": 500, "stable_nodes": 500,
+        "visits": 1500, "merged": 1000, "stable_searches": 500, "stable_hits": 500, "stable_nodes": 500, "stable_pages": 500,
     }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from ksmwalk.layout import Event
 
 P, M = 4096, 2 << 20
 #: as the engine counts them and as the reference can tell
-EXACT = ("visits", "skipped", "first", "freed", "changed", "stable_nodes")
+EXACT = ("visits", "skipped", "first", "freed", "changed", "stable_nodes", "stable_pages")
 
 
 def make(spaces, **tunables):
@@ -76,7 +76,7 @@ def test_full_scans_are_counted_as_what_they_leave_behind(spaces, rounds, knobs)
 @given(memories, changes, tunables, st.integers(1, 17))
 def test_cut_into_batches_the_counts_are_the_same_in_sum(spaces, rounds, knobs, batch):
     (host, mms), (other, others) = make(spaces, **knobs), make(spaces, **knobs)
-    walk = ("ptes", "holes", "tables", "stable_nodes")
+    walk = ("ptes", "holes", "tables", "stable_nodes", "stable_pages")
     for stores in [[], [], *rounds]:
         change(host, mms, stores)
         change(other, others, stores)

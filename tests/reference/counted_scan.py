@@ -29,6 +29,7 @@ class _Counters:
         # what a search of the stable tree meets: a chain once, a content that has no chain once; nodes of pages that
         # nobody maps in marked memory are in chains, and not in pages_shared
         self.contents = max(0, ksm.pages_shared - ksm.stable_node_dups + ksm.stable_node_chains)
+        self.pages = ksm.pages_shared
         self.changes = int(arrays["ctl"]["changes"][0])
         self.heads = int(np.count_nonzero(arrays["f_flags"] & np.uint16(Frame.HEAD)))
 
@@ -109,6 +110,7 @@ def _row(before: _Counters, after: _Counters, items: dict[str, int]) -> np.ndarr
         "stable_searches": searches,
         "stable_hits": hits,
         "stable_nodes": (before.contents + after.contents) // 2,
+        "stable_pages": (before.pages + after.pages) // 2,
         "unstable_searches": max(0, searches - hits),
         "unstable_items": after.unshared + merges,
         "merges": merges,
