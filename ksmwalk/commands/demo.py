@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import time
+from pathlib import Path
 from typing import Any
 
 from ..errors import KsmwalkError
@@ -37,12 +38,25 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         epilog="examples:\n"
         "  ksmwalk demo                          32 TiB with one page in it\n"
         "  ksmwalk demo --span 1T --pages 1000   another size, more pages\n"
-        "  sudo ksmwalk demo --kernel            this machine's own ksmd beside the model",
+        "  sudo ksmwalk demo --kernel            this machine's own ksmd beside the model\n"
+        "  ksmwalk demo --span 1T --guest vmlinuz-6.12.43 vmlinuz-6.12.117\n"
+        "                                        kernels before and after it, in emulated machines, beside the model",
         formatter_class=HelpFormatter,
     )
     parser.add_argument("--span", type=span, default=32 << 40, metavar="SIZE", help="of the mapping (default 32T)")
     parser.add_argument("--pages", type=int, default=1, metavar="N", help="pages written, evenly spread (default 1)")
     parser.add_argument("--kernel", action="store_true", help="also let this machine's ksmd scan the process (root)")
+    parser.add_argument(
+        "--guest",
+        nargs="+",
+        type=Path,
+        metavar="IMAGE",
+        help="in its place let these kernels (vmlinuz), each in an emulated machine, scan spans from 1 GiB to this one, and "
+        "say what the model makes of it: needs qemu-system-x86_64, no root; a kernel of before takes a minute for 1 TiB",
+    )
+    parser.add_argument(
+        "--plot", metavar="FILE", help="with --guest: draw that too (.png, .svg or .pdf; needs matplotlib, the extra plot)"
+    )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.set_defaults(run=run)
 
@@ -64,6 +78,14 @@ def span(text: str) -> int:
 def run(args: argparse.Namespace) -> int:
     if not 1 <= args.pages <= args.span // PAGE:
         raise ValueError(f"--pages {args.pages}: must be from 1 to {args.span // PAGE}, the pages of the mapping")
+    if args.guest:
+        if args.kernel:
+            raise ValueError("--guest and --kernel: one at a time")
+        from . import demo_guest
+
+        return demo_guest.run(args)
+    if args.plot:
+        raise ValueError("--plot goes with --guest")
     with contextlib.ExitStack() as stack:
         if args.kernel:
             # Before the process is there: a KSM in use is refused.

@@ -410,11 +410,11 @@ def fit(samples: Sequence[Sample]) -> Costs:
     # where the caches end shows in how well what follows from it fits
     for near in np.arange(4.0, 16.5, 0.5):
         columns = design(work, near) * weights[:, None]
-        found, error = _not_negative(columns, seconds * weights * 1e9)
+        found, error = not_negative(columns, seconds * weights * 1e9)
         if (wild := _FAR & (found > _SLOWEST_LEVEL_NS)).any():
             # a sliver of a level beyond the caches took up what was noise: it was not measured
             columns[:, wild] = 0
-            found, error = _not_negative(columns, seconds * weights * 1e9)
+            found, error = not_negative(columns, seconds * weights * 1e9)
         if best is None or error < best[0]:
             best = error, float(near), found
     assert best is not None
@@ -424,7 +424,7 @@ def fit(samples: Sequence[Sample]) -> Costs:
     return dataclasses.replace(costs, residual=float(wrong.max()))
 
 
-def _not_negative(columns: NDArray[np.float64], wanted: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+def not_negative(columns: NDArray[np.float64], wanted: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
     """Least squares without negative factors (Lawson and Hanson): the factors, and what is left, squared."""
     n = columns.shape[1]
     # of one size, for the solver's sake

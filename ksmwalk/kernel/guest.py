@@ -26,8 +26,9 @@ from .. import kernels
 from ..drawing.words import printable
 from ..scenarios.format import Scenario, ScenarioError
 from ..scenarios.records import Record
-from . import guest_archive
+from . import giants, guest_archive
 from .fitting import fit, lacks
+from .giants import Giant, Measured
 from .guest_harness import Line
 from .knobs import KernelUnavailable
 from .run import Disturbed, check
@@ -38,7 +39,10 @@ QEMU = "qemu-system-x86_64"
 #: seconds until a kernel must have started Python, and that one scenario may take
 BOOT_SECONDS, SCENARIO_SECONDS = 300.0, 300.0
 _MIB, _NODE_MIB = 1024, 640
-_MACHINE = ("-accel", "tcg,thread=multi", "-machine", "q35,mem-merge=off,hpet=off", "-cpu", "max,la57=off,avx=off,avx2=off")
+_TOGETHER = ("-accel", "tcg,thread=multi")
+#: time is what the processor has done: an instruction a nanosecond, whatever else this machine does meanwhile
+_COUNTED = ("-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off")
+_MACHINE = ("-machine", "q35,mem-merge=off,hpet=off", "-cpu", "max,la57=off,avx=off,avx2=off")
 _ALONE = ("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot")
 _KERNEL = "console=ttyS0 quiet panic=-1 mitigations=off nokaslr numa_balancing=disable"
 _LAST_LINES = 5
@@ -62,7 +66,7 @@ def why_not(image: Path) -> str | None:
     return guest_archive.why_not()
 
 
-def _command(image: Path, archive: Path, line: Path, console: Path, nodes: int) -> list[str]:
+def _command(image: Path, archive: Path, line: Path, console: Path, nodes: int, counted: bool) -> list[str]:
     python = guest_archive.program()
     variables = {
         "PYTHONHOME": guest_archive.home(), "PYTHONPATH": ":".join(guest_archive.search_path()), "PYTHONHASHSEED": "0",
@@ -70,7 +74,8 @@ def _command(image: Path, archive: Path, line: Path, console: Path, nodes: int) 
     }  # fmt: skip
     words = [_KERNEL, f"rdinit={python}", *(f"{name}={value}" for name, value in variables.items())]
     words += ["--", "-S", "-P", "-m", guest_archive.HARNESS]
-    out = [QEMU, *_MACHINE, *_ALONE, "-kernel", str(image), "-initrd", str(archive), "-append", " ".join(words)]
+    out = [QEMU, *(_COUNTED if counted else _TOGETHER)]
+    out += [*_MACHINE, *_ALONE, "-kernel", str(image), "-initrd", str(archive), "-append", " ".join(words)]
     each, count = (_MIB, 1) if nodes == 1 else (_NODE_MIB, nodes)
     out += ["-m", f"{each * count}M", "-smp", str(count)]
     for node in range(count):
@@ -107,8 +112,7 @@ class Guest:
     missing: set[str]
     lacking: set[str]
     profile: kernels.Found
-    nr_cpus: int
-    _ask: Callable[[dict[str, Any]], dict[str, Any]]
+    _ask: Callable[..., dict[str, Any]]
     _of_env: dict[str, str | None] = field(default_factory=dict)
 
     @property
@@ -120,8 +124,8 @@ class Guest:
         """Return what a scenario needs and this kernel has not, in words, or None."""
         if (what := lacks(scenario, self.lacking)) is not None:
             return what
-        if (cpu := max((op[2] for op in scenario.ops if op[0] == "cpu"), default=0)) >= self.nr_cpus:
-            return f"no CPU {cpu} to run on"
+        if cpu := max((op[2] for op in scenario.ops if op[0] == "cpu"), default=0):
+            return f"no CPU {cpu} to run on: a node of a guest has one, and all run on the first"
         key = json.dumps(scenario.env, sort_keys=True)
         if scenario.env and key not in self._of_env:
             self._of_env[key] = self._ask({"env": scenario.env}).get("lacks")
@@ -151,6 +155,31 @@ class Guest:
             raise Disturbed(answer["broken"])
         records: list[Record] = answer["records"]
         return records
+
+    def scanned(self, giant: Giant, patience: float) -> Measured:
+        """Let its ksmd scan a process with few pages in very much address space, every page in every scan.
+
+        Parameters
+        ----------
+        giant : Giant
+        patience : float
+            Seconds to wait at most for the end of a scan.
+
+        Returns
+        -------
+        Measured
+            ksmd's CPU time, by the clock of the emulated machine.
+
+        Raises
+        ------
+        KernelUnavailable
+            It can't be had, or a scan did not end in that time.
+        """
+        asked = {"giant": [giant.span, giant.pages], "patience": patience}
+        answer = self._ask(asked, SCENARIO_SECONDS + giants.SCANS * patience)
+        if "broken" in answer:
+            raise KernelUnavailable(f"the guest: {answer['broken']}")
+        return Measured(*answer["scanned"])
 
 
 def _end_with_us() -> None:
@@ -207,13 +236,13 @@ class _Wire:
             raise self._gone("it has ended")
         return got
 
-    def ask(self, what: dict[str, Any]) -> dict[str, Any]:
+    def ask(self, what: dict[str, Any], seconds: float = SCENARIO_SECONDS) -> dict[str, Any]:
         """Send a message and wait for the answer."""
         try:
             self._line.send(what)
         except OSError:
             raise self._gone("it has ended") from None
-        return self.take(SCENARIO_SECONDS)
+        return self.take(seconds)
 
     def close(self) -> None:
         """Tell the guest to end, and hang up."""
@@ -243,7 +272,9 @@ class _Deadline:
 
 
 @contextlib.contextmanager
-def guest(image: Path, nodes: int = 1, say: Callable[[str], None] | None = None) -> Iterator[Guest]:
+def guest(
+    image: Path, nodes: int = 1, say: Callable[[str], None] | None = None, *, counted: bool = False
+) -> Iterator[Guest]:
     """Start a kernel in an emulated machine for any number of scenarios; it is switched off on any way out.
 
     Parameters
@@ -254,6 +285,9 @@ def guest(image: Path, nodes: int = 1, say: Callable[[str], None] | None = None)
         NUMA nodes it is to have.
     say : callable of str, optional
         Told what takes time; default: print to stderr.
+    counted : bool
+        Its clock counts the instructions of its one processor, one a nanosecond: what is timed by it is the same each
+        time, and scans take longer.
 
     Yields
     ------
@@ -272,7 +306,7 @@ def guest(image: Path, nodes: int = 1, say: Callable[[str], None] | None = None)
         (say or to_stderr)(f"starting {image.name} in an emulated machine")
         archive.write_bytes(guest_archive.build())
         machine = subprocess.Popen(
-            _command(image, archive, line, console, nodes), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            _command(image, archive, line, console, nodes, counted), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE, start_new_session=True, preexec_fn=_end_with_us,
         )  # fmt: skip
         wire = None
@@ -288,7 +322,7 @@ def guest(image: Path, nodes: int = 1, say: Callable[[str], None] | None = None)
             except ValueError as error:
                 raise KernelUnavailable(str(error)) from None
             full = kernels.full_version(release, version)
-            yield Guest(release, full, about["left_out"], ignore, missing, lacking, profile, nodes, wire.ask)
+            yield Guest(release, full, about["left_out"], ignore, missing, lacking, profile, wire.ask)
         finally:
             if wire is not None:
                 wire.close()

@@ -7,6 +7,7 @@ front, on the second serial line; what there is to be said to people goes to the
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import json
 import os
 import struct
@@ -19,6 +20,7 @@ from typing import Any
 
 from ..scenarios.format import ScenarioError, scenario_from_json
 from . import surround
+from .giants import Giant, scanned
 from .session import Session, session
 from .worker import WorkerDied
 
@@ -88,6 +90,8 @@ def _answer(taken: Session, asked: dict[str, Any]) -> dict[str, Any]:
     if "env" in asked:
         return {"lacks": surround.lacking(asked["env"])}
     try:
+        if "giant" in asked:
+            return {"scanned": dataclasses.astuple(scanned(Giant(*asked["giant"]), asked["patience"]))}
         return {"records": taken.record(scenario_from_json(asked["scenario"], "scenario"))}
     except ScenarioError as error:
         return {"refused": str(error)}

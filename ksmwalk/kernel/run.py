@@ -187,7 +187,7 @@ class Run(Held, Memory, Tasks, Outside):
 
     def _correct(self, seen: dict[str, Pages], told: list[tuple[Any, ...]], moving: bool) -> None:
         """Of what looks like KSM pages on a kernel that lies, some are: those that events told of, wherever they moved."""
-        named = np.fromiter(self.recorder.named(told), np.int64)
+        named = np.fromiter(self.recorder.ksm_frames(told), np.int64)
         for name, (vpns, frames, kinds) in seen.items():
             known = np.isin(vpns, self.recorder.ksm_pages(name)) if moving else np.isin(frames, named)
             kinds[(kinds == KSM) & ~known] = ANON

@@ -195,10 +195,13 @@ class Recorder:
         self._members: dict[int, int] = {}  # number -> successful merges into it
         self._leaving: tuple[int | None, int] = None, -1  # frame and number of the last rmi: the rmk after it is its
 
-    def named(self, events: Iterable[Event]) -> set[int]:
-        """The frames of KSM pages that have a number, or had none at the last record, with those that these events bring."""
-        nameless = (frame for view in self._views.values() for frame in view.frame[view.kind == KSM].tolist())
-        return {*self._of_frame, *nameless, *(event[1] for event in events if event[0] in ("new", "add") and event[3] == 0)}
+    def ksm_frames(self, events: Iterable[Event]) -> set[int]:
+        """The frames that held KSM pages at the last record, with those that these events bring.
+
+        A stale node's frame may be another page's by now, so the numbers in use say nothing of that.
+        """
+        before = {frame for view in self._views.values() for frame in view.frame[view.kind == KSM].tolist()}
+        return before | {event[1] for event in events if event[0] in ("new", "add") and event[3] == 0}
 
     def ksm_pages(self, name: str) -> np.ndarray:
         """The pages of a process that were KSM's at the last record."""

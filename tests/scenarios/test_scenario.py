@@ -209,6 +209,15 @@ def test_a_frame_used_again_while_its_stale_node_lives():
     assert recorder.record(["step"], 0, {}, {}, {"A": pages((5, 20, ANON))}, [("rmk", 11)])["t"] == ["rmk k1"]
 
 
+def test_where_ksm_pages_are_is_not_where_stale_nodes_think():
+    """A kernel that calls anything KSM's is corrected by this: a stale node's frame may be another's by now."""
+    recorder = Recorder()
+    recorder.record(["step"], 0, {}, {}, {"A": pages((5, 11, KSM), (6, 12, KSM))}, [("new", 11, "A", 0), ("new", 12, "A", 0)])
+    assert recorder.ksm_frames([("new", 13, "A", 0), ("add", 14, "A", -14)]) == {11, 12, 13}
+    recorder.record(["drain"], 0, {}, {}, {"A": pages((6, 12, KSM), (7, 11, ANON))})
+    assert recorder.ksm_frames([("rmk", 11)]) == {12}
+
+
 def test_compaction_is_not_seen():
     recorder = Recorder()
     recorder.record(["drain"], 0, {}, {}, {"A": pages((5, 10, ANON))})
