@@ -1,11 +1,11 @@
 """What is run in a copy of the package to tell a mutant from the engine: recordings, and random programs with digests.
 
-    python mutant_runs.py golden PACKAGE RECORDINGS [FIRST ...]
+    python mutant_runs.py golden PACKAGE RECORDINGS [WORD ...]
     python mutant_runs.py aimed PACKAGE STYLE SEED FIRST COUNT PROBE
 
-`golden` replays the recordings, those named first, then the shortest first, until one differs. `aimed` prints one line
-for each random program: its number, how often the mutated line was reached and a digest of all that could be seen after
-every step.
+`golden` replays the recordings, those with a word in their names first, then the shortest first, until one differs.
+`aimed` prints one line for each random program: its number, how often the mutated line was reached and a digest of all
+that could be seen after every step.
 """
 
 from __future__ import annotations
@@ -302,12 +302,16 @@ def aimed(style: str, seed: int, first: int, count: int, probe: str) -> None:
         print(number, reached.value, digest, flush=True)
 
 
-def golden(recordings: Path, first: list[str]) -> None:
+def golden(recordings: Path, words: list[str]) -> None:
     from ksmwalk.scenarios.compare import first_difference
     from ksmwalk.scenarios.format import load
     from ksmwalk.scenarios.replay import replay
 
-    for path in sorted(recordings.rglob("*.json"), key=lambda p: (p.stem not in first, p.stat().st_size)):
+    def rank(path: Path) -> tuple[bool, bool, int]:
+        name = path.relative_to(recordings).with_suffix("").as_posix()
+        return path.stem not in words, not any(word in name for word in words), path.stat().st_size
+
+    for path in sorted(recordings.rglob("*.json"), key=rank):
         print("try", path.stem, flush=True)
         # What never ends is ended: by its own processor time, which a busy machine does not add to.
         signal.setitimer(signal.ITIMER_PROF, SECONDS)

@@ -36,7 +36,7 @@ from pathlib import Path
 import mutation_facts
 from mutant_runs import STYLES
 from mutation_sites import PACKAGE, ROOT, Site, drawn, engine_files, memory_side
-from mutations import CI, EQUIVALENT, MUTATIONS, UNRECORDED
+from mutations import CI, EQUIVALENT, FIRST, MUTATIONS, UNRECORDED
 
 SPEC = importlib.util.find_spec("ksmwalk")
 INSTALLED = Path(SPEC.origin).parent if SPEC else PACKAGE
@@ -192,10 +192,10 @@ def run(command: list[str], work: Path, seconds: float) -> tuple[str, int | str]
         return (expired.stdout or b"").decode(errors="replace"), f"no end after {seconds:g} s"
 
 
-def recordings(work: Path, *first: str) -> str:
-    """The recording that a mutant replays otherwise, of those named and then of all; empty if there is none."""
+def recordings(work: Path, *words: str) -> str:
+    """The recording that a mutant replays otherwise, of those with such a word first; empty if there is none."""
     goldens = snapshot().parent / "tests" / "golden"
-    out, code = run([sys.executable, str(RUNS), "golden", str(work), str(goldens), *first], work, 1800)
+    out, code = run([sys.executable, str(RUNS), "golden", str(work), str(goldens), *words], work, 1800)
     caught = re.findall(r"^caught (.*)$", out, re.M)
     tried = re.findall(r"^try (.*)$", out, re.M)
     if caught:
@@ -254,7 +254,7 @@ def mutate(mutation: Mutation, with_tests: bool = True) -> Outcome:
         work = Path(folder)
         if not make(work, mutation, mutation.text):
             how, what = VOID, ""
-        elif mutation.name not in UNRECORDED and (what := recordings(work, known)):
+        elif mutation.name not in UNRECORDED and (what := recordings(work, *filter(None, (known, *FIRST.get(mutation.name, ()))))):
             how = RECORDING
         elif what := EQUIVALENT.get(mutation.name, ""):
             how = EQUAL

@@ -23,6 +23,9 @@ LISTS = (
 #: name: (text as it stands, text as it is broken, facts that it breaks ...)
 MUTATIONS: dict[str, tuple[str, ...]] = {name: texts for one in LISTS for name, texts in one.MUTATIONS.items()}
 
+#: name: words in the names of the recordings that are to be tried first
+FIRST: dict[str, tuple[str, ...]] = {name: getattr(one, "FIRST", ()) for one in LISTS for name in one.MUTATIONS}
+
 #: name of a mutation: why nothing can tell it from the engine as it stands
 EQUIVALENT: dict[str, str] = {
     "child_row: if (e & (PTE_P | PTE_PS)) != PTE_P or row <= 0 or row [>= -> >] w.ctl.rows_used:":

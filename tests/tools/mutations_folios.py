@@ -1,5 +1,8 @@
 """Mutations of folios and of khugepaged; recordings catch them. See `mutations.py`."""
 
+#: words in the names of recordings that are to be tried first
+FIRST = ("khuge", "mthp", "thp", "shrink")
+
 #: name: (text as it stands, text as it is broken, facts that it breaks ...)
 MUTATIONS: dict[str, tuple[str, ...]] = {
     "the smallest folio that fits is taken": ("for order in range(8, 1, -1):", "for order in range(2, 9):"),

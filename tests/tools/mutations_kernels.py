@@ -1,5 +1,8 @@
 """Mutations of what tells one kernel from another; recordings of those kernels catch them. See `mutations.py`."""
 
+#: words in the names of recordings that are to be tried first
+FIRST = ("guests",)
+
 #: name: (text as it stands, text as it is broken, facts that it breaks ...)
 MUTATIONS: dict[str, tuple[str, ...]] = {
     "an old kernel compares the checksum first": (

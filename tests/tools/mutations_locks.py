@@ -1,5 +1,8 @@
 """Mutations made by hand of locked memory and of what waits in the batches of CPUs: see `mutations.py`."""
 
+#: words in the names of recordings that are to be tried first
+FIRST = ("lock", "lru")
+
 #: name: (text as it stands, text as it is broken, facts that it breaks ...)
 MUTATIONS: dict[str, tuple[str, ...]] = {
     "the mlock batch takes one entry more": (

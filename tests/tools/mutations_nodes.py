@@ -1,5 +1,8 @@
 """Mutations of what two NUMA nodes have to do with merging; recordings of two nodes catch them. See `mutations.py`."""
 
+#: words in the names of recordings that are to be tried first
+FIRST = ("numa",)
+
 #: name: (text as it stands, text as it is broken, facts that it breaks ...)
 MUTATIONS: dict[str, tuple[str, ...]] = {
     "a full page that moved keeps all its items": (

@@ -1,5 +1,8 @@
 """Mutations made by hand of who owns a page, and of pins: see `mutations.py`."""
 
+#: words in the names of recordings that are to be tried first
+FIRST = ("owner", "dma", "pin", "cow", "fork")
+
 #: name: (text as it stands, text as it is broken, facts that it breaks ...)
 MUTATIONS: dict[str, tuple[str, ...]] = {
     "a store goes into a page that others map": (

@@ -1,5 +1,8 @@
 """Mutations of swap, reclaim and advice about use; recordings catch them. See `mutations.py`."""
 
+#: words in the names of recordings that are to be tried first
+FIRST = ("swap", "free", "cold", "pageout", "shrink", "collapse", "remove", "shared")
+
 #: name: (text as it stands, text as it is broken, facts that it breaks ...)
 MUTATIONS: dict[str, tuple[str, ...]] = {
     "swapped KSM pages come back together": (
