@@ -107,7 +107,10 @@ def caught() -> dict[str, str]:
 def save(found: dict[str, str]) -> None:
     """Add what noticed mutations to what is kept."""
     known = {name: what for name, what in (caught() | found).items() if name in MUTATIONS}
-    CAUGHT.write_text(json.dumps(dict(sorted(known.items())), indent=0, ensure_ascii=False) + "\n")
+    # whole at any time: others read it meanwhile
+    new = CAUGHT.with_suffix(".new")
+    new.write_text(json.dumps(dict(sorted(known.items())), indent=0, ensure_ascii=False) + "\n")
+    new.replace(CAUGHT)
 
 
 def broken_by(fact: str) -> list[str]:

@@ -13,11 +13,13 @@ import mutations_merging
 import mutations_nodes
 import mutations_owners
 import mutations_swap
+import mutations_time
 import mutations_watched
 
 LISTS = (
     mutations_loading, mutations_watched, mutations_merging, mutations_memory, mutations_kernels, mutations_nodes,
     mutations_owners, mutations_folios, mutations_swap, mutations_locks,
+    mutations_time,
 )  # fmt: skip
 
 #: name: (text as it stands, text as it is broken, facts that it breaks ...)

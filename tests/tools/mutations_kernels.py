@@ -8,65 +8,126 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
     "an old kernel compares the checksum first": (
         "cdef bint stable_first = w.ctl.kernel & SWITCH_STABLE_FIRST != 0",
         "cdef bint stable_first = False",
+        "K3",
     ),
     "an old kernel passes new pages without a search": (
         "if link == 0 or w.ctl.kernel & SWITCH_STABLE_FIRST:",
         "if link == 0:",
+        "K3",
     ),
     "an old kernel counts zero pages": (
         "if kpfn == 0 and w.ctl.kernel & SWITCH_ZERO_UNTRACKED:",
         "if False:",
+        "K5",
     ),
     "an old kernel maps empty parts of a split huge page to the zero page": (
         " or w.ctl.kernel & SWITCH_SPLIT_KEEPS_EMPTY:",
         ":",
+        "K6",
     ),
     "an old chain of one dup turns back when it is passed": (
         " and (not w.ctl.kernel & SWITCH_OLD_CHAINS or prune and found):",
         ":",
+        "K7",
     ),
     "a child never starts with its parent's counts": (
         "    if w.ctl.kernel & SWITCH_FORK_INHERITS:\n        w.mms[child].nr_rmap_items",
         "    if False:\n        w.mms[child].nr_rmap_items",
+        "K9",
     ),
     "a merge forgets nothing": (
         "    if KW_UNLIKELY(w.ctl.kernel & SWITCH_FORGETS):\n        q.flags",
         "    if False:\n        q.flags",
+        "K11",
     ),
     "a merge forgets the age but not when the item leaves": (
         "    if KW_UNLIKELY(w.ctl.kernel & SWITCH_FORGETS):\n        q.age",
         "    if False:\n        q.age",
+        "K11",
     ),
     "a page that was to become KSM's and was undone is remembered": (
         "    forget(w, item)\n    err = merge_one",
         "    err = merge_one",
+        "K11",
     ),
     "a PROT_NONE page is a partner everywhere": (
         "    if not leaf[0] & PTE_P and w.ctl.kernel & SWITCH_NONE_NO_PARTNER:",
         "    if False:",
+        "K12",
     ),
     "protected KSM pages are unmerged everywhere": (
         "return e & PTE_UFFD_WP != 0 and w.ctl.kernel & SWITCH_KEEPS_PROTECTED != 0",
         "return False",
+        "K13",
     ),
     "a debugger stores into PROT_NONE memory everywhere": (
         "if mode & FAULT_FORCE and not v.flags & VM_ACCESS and w.ctl.kernel & SWITCH_POKE_FAILS:",
         "if False:",
+        "K14",
     ),
     "several areas move everywhere": (
         "if old_len == new_len > p.end - addr and w.ctl.kernel & SWITCH_MOVE_ONE_AREA:",
         "if False:",
+        "K15",
     ),
     "PR_SET_MEMORY_MERGE is everywhere": (
         "    if w.ctl.kernel & SWITCH_NO_MERGE_ANY:",
         "    if False:",
+        "K16",
     ),
     "MADV_COLLAPSE is everywhere": (
         "if a == NULL or a.do == collapse_all and w.ctl.kernel & SWITCH_NO_COLLAPSE:",
         "if a == NULL:",
+        "K16",
     ),
     "unmerging walks ranges everywhere": (
         "if w.cursor.strategy == STRATEGY_RANGE and w.ctl.kernel & SWITCH_UNMERGE_RANGE else",
         "if w.cursor.strategy == STRATEGY_RANGE else",
+        "K2", "K19",
+    ),
+    "6.16.12 scans by page tables": (
+        'Profile("6.16.12", _12_17 | Switch.SCAN_EACH | Switch',
+        'Profile("6.16.12", _12_17 | Switch',
+        "K1",
+    ),
+    "no kernel scans address by address": (
+        "        if found.profile.switches & Switch.SCAN_EACH:\n",
+        "        if False:\n",
+        "K1", "K18",
+    ),
+    "6.19.14 unmerges address by address": (
+        'Profile("6.19.14", _LIE | Switch.UNMERGE_RANGE, _ALL)',
+        'Profile("6.19.14", _LIE, _ALL)',
+        "K2",
+    ),
+    "an old kernel takes no KSM page of zeros first": (
+        "    if target:\n        return target\n    if not q.flags & ITEM_HAS_CHECKSUM",
+        "    if target and (key or not w.ksm.use_zero_pages):\n        return target\n    if not q.flags & ITEM_HAS_CHECKSUM",
+        "K4",
+    ),
+    "an old chain is left by its fullest dup": (
+        "            if not prune:\n                break",
+        "            if not prune and not w.ctl.kernel & SWITCH_OLD_CHAINS:\n                break",
+        "K7",
+    ),
+    "smart scan is everywhere": (
+        'ksm[knob.field][0] = knob.default if knob.name != "smart_scan" or self.has(knob.name) else 0',
+        "ksm[knob.field][0] = knob.default",
+        "K8",
+    ),
+    "a fork counts its zero pages in all kernels": (
+        "        if not w.ctl.kernel & SWITCH_FORK_INHERITS:\n            w.ksm.zero_pages",
+        "        if True:\n            w.ksm.zero_pages",
+        "K9",
+    ),
+    "the first merge of a forked huge page succeeds everywhere": (
+        "if split(w, pfn, addr) != KW_OK or shared and w.ctl.kernel & SWITCH_FORKED_HUGE_FAILS:",
+        "if split(w, pfn, addr) != KW_OK:",
+        "K10",
+    ),
+    "the bits of 7.0.13 do not lie": (
+        'Profile("7.0.13", _LIE | Switch',
+        'Profile("7.0.13", Switch',
+        "K17",
     ),
 }

@@ -8,78 +8,97 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
     "the mlock batch takes one entry more": (
         "    if b.nr_mlock >= MLOCK_BATCH:",
         "    if b.nr_mlock > MLOCK_BATCH:",
+        "W1",
     ),
     "huge pages wait in the mlock batch": (
         "    if w.f_flags[pfn] & LARGE:\n        mlock_drain(w, cpu)\n        return\n",
         "    if w.f_flags[pfn] & LARGE:\n        return\n",
+        "W5",
     ),
     "a full scan begins with what waits on ksmd's CPU alone": (
         "    for cpu in range(w.ctl.nr_cpus):\n        lru_drain_cpu(w, cpu)",
         "    for cpu in range(1):\n        lru_drain_cpu(w, cpu)",
+        "W4",
     ),
     "new pages of locked areas wait in the LRU batch": (
         "        mlock_wait(w, cpu, pfn, -pfn)\n    else:",
         "        lru_wait(w, cpu, pfn)\n    else:",
+        "W2",
     ),
     "a page that is copied leaves a locked area without an entry": (
         "        mlock_page(w, w.mms[mm].cpu, v.flags, pfn)\n        w.done.cow_ksm",
         "        w.done.cow_ksm",
+        "W2",
     ),
     "the KSM page mapped in a locked area has no entry": (
         "        if kpfn:\n            mlock_add(",
         "        if False:\n            mlock_add(",
+        "W2",
     ),
     "the page that ksmd replaces in a locked area has no entry": (
         "        mlock_add(w, <int>w.ksm.cpu, pfn)",
         "        pass",
+        "W2",
     ),
     "the page that ksmd replaces waits on another CPU": (
         "        mlock_add(w, <int>w.ksm.cpu, pfn)",
         "        mlock_add(w, w.mms[mm].cpu, pfn)",
+        "W2",
     ),
     "unmerged pages of locked areas have no entry": (
         "        mlock_page(w, cpu, v.flags, pfn)",
         "        pass",
+        "W2", "W9",
     ),
     "munmap of locked memory leaves no entries": (
         "    if w.vmas[v].flags & VM_LOCKED:\n        mlock_range(w, mm, w.vmas[v].start, w.vmas[v].end)",
         "    if False:\n        mlock_range(w, mm, w.vmas[v].start, w.vmas[v].end)",
+        "W2",
     ),
     "an exit lets go of nothing": (
         "    lru_drain_cpu(w, w.mms[mm].cpu)\n    mm_clear(w, mm)",
         "    mm_clear(w, mm)",
+        "W4",
     ),
     "locking memory that is locked already lets go": (
         "    if flags & NEVER_LOCKED or flags == now:",
         "    drain_here(w, mm)\n    if flags & NEVER_LOCKED or flags == now:",
+        "W4",
     ),
     "memory that comes to be locked lets go of nothing": (
         "    if v > 0 and (flags ^ now) & VM_LOCKED:",
         "    if False:",
+        "W4",
     ),
     "what was brought in lets go of nothing": (
         "    drain_here(w, mm)\n    return -ENOMEM if code == -EFAULT else code",
         "    return -ENOMEM if code == -EFAULT else code",
+        "W4",
     ),
     "memory locked on fault is brought in": (
         "    if flags & VM_LOCKONFAULT:\n        return 0",
         "    if False:\n        return 0",
+        "W7",
     ),
     "MADV_POPULATE of a hole lets go of nothing": (
         "    drain_here(w, mm)\n    while start < end:",
         "    while start < end:",
+        "W4",
     ),
     "MADV_COLD lets go of nothing": (
         "        if for_reclaim(advice) and not w.vmas[v].flags & a.refused:",
         "        if False:",
+        "W4",
     ),
     "MADV_COLD that is refused lets go": (
         "        if for_reclaim(advice) and not w.vmas[v].flags & a.refused:",
         "        if for_reclaim(advice):",
+        "W4", "W8",
     ),
     "a child inherits the lock": (
         "~<uint64_t>(VM_LOCKED | VM_LOCKONFAULT | VM_WATCHED)",
         "~<uint64_t>VM_WATCHED",
+        "W6",
     ),
     "a Host with memory locked on fault can't be saved": (
         "VM_GROWSDOWN | VM_LOCKONFAULT |",
@@ -92,17 +111,66 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
     "a store counts what waits on its own CPU": (
         "    if flags & FRAME_LRU and w.f_refs[pfn] <= 3:",
         "    if False:",
+        "W10",
     ),
     "empty parts of a locked huge page go for all whose area is not locked": (
         "    if s.any_locked and s.locked[pfn - s.head] and visited_before(w, s.locked[pfn - s.head], v):",
         "    if False:",
+        "W5",
     ),
     "empty parts of a locked huge page stay for all": (
         "    if s.any_locked and s.locked[pfn - s.head] and visited_before(w, s.locked[pfn - s.head], v):",
         "    if s.any_locked and s.locked[pfn - s.head]:",
+        "W5",
     ),
     "a split of a locked huge page lets go of nothing": (
         "    if s.any_locked:\n        mlock_drain(w, <int>w.ksm.cpu)",
         "    if False:\n        mlock_drain(w, <int>w.ksm.cpu)",
+        "W4", "W5",
+    ),
+    "what somebody refers to merges": (
+        "    if e & (PTE_RW | PTE_D) and folio_extra_refs(w, pfn) != 0:",
+        "    if False:",
+        "W3", "W16",
+    ),
+    "a KSM page that nobody maps is stale whoever refers to it": (
+        "    return w.nodes[node].pfn < 0\n",
+        "    return w.nodes[node].pfn < 0 or w.f_mapcount[w.nodes[node].pfn] == 0\n",
+        "W3", "W16",
+    ),
+    "mlock loads where it could store": (
+        "    if (flags & (VM_WRITE | VM_SHARED)) == VM_WRITE:\n",
+        "    if False:\n",
+        "W7",
+    ),
+    "locked areas take MADV_COLD": (
+        'b"cold", 20, cold, 0, 0, VM_LOCKED | VM_PFNMAP',
+        'b"cold", 20, cold, 0, 0, VM_PFNMAP',
+        "W8",
+    ),
+    "locked areas take MADV_DONTNEED": (
+        'b"dontneed", 4, dont_need, 0, 0, VM_PFNMAP | VM_LOCKED',
+        'b"dontneed", 4, dont_need, 0, 0, VM_PFNMAP',
+        "W8",
+    ),
+    "run=2 works on ksmd's CPU": (
+        "unmerge_mm(w, mm, unmerging(w), w.mms[0].cpu)",
+        "unmerge_mm(w, mm, unmerging(w), <int>w.ksm.cpu)",
+        "W9",
+    ),
+    "the page that ksmd replaces waits before the KSM page": (
+        "        if kpfn:\n            mlock_add(w, <int>w.ksm.cpu, kpfn)\n        mlock_add(w, <int>w.ksm.cpu, pfn)",
+        "        mlock_add(w, <int>w.ksm.cpu, pfn)\n        if kpfn:\n            mlock_add(w, <int>w.ksm.cpu, kpfn)",
+        "W2",
+    ),
+    "a child locks what is to come as its parent does": (
+        "w.mms[parent].flags & (MM_MERGE_ANY | MM_THP_DISABLED)\n    w.mms[child].nid",
+        "w.mms[parent].flags & (MM_MERGE_ANY | MM_THP_DISABLED | MM_LOCK_FUTURE)\n    w.mms[child].nid",
+        "W6",
+    ),
+    "mlockall of what is to come lets go": (
+        "    if flags and not flags & MCL_CURRENT:\n        return 0",
+        "    if flags and not flags & MCL_CURRENT:\n        drain_here(w, mm)\n        return 0",
+        "W4",
     ),
 }

@@ -33,6 +33,7 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
     "fork keeps memory locked": (
         "q.flags &= ~<uint64_t>(VM_LOCKED | VM_LOCKONFAULT | VM_WATCHED)",
         "q.flags &= ~<uint64_t>VM_WATCHED",
+        "W6",
     ),
     "the child has no count of zero pages": (
         "    w.mms[child].nr_zero = w.mms[parent].nr_zero\n",
@@ -61,10 +62,12 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
     "empty parts of a huge page being split stay": (
         "    if w.f_key[pfn] != 0 or w.ctl.kernel & SWITCH_SPLIT",
         "    if True or w.ctl.kernel & SWITCH_SPLIT",
+        "K6",
     ),
     "a huge page is split although somebody holds it": (
         "    if w.f_refs[head] != expected:\n        return KW_EBUSYENTRY\n",
         "",
+        "W16",
     ),
     "MADV_DONTNEED keeps empty tables": (
         "    if rc == KW_OK and start < end:\n        free_pte_tables",
@@ -77,6 +80,7 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
     "MADV_FREE leaves a huge page whole that sticks out": (
         "    cdef int rc = split_sticking_out(w, mm, start)\n",
         "    cdef int rc = KW_OK\n",
+        "W17",
     ),
     "mremap moves KSM pages": (
         "    if flags & VM_MERGEABLE and anon:\n",

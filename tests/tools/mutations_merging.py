@@ -5,6 +5,7 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
     "a node without items takes newcomers": (
         "return count > 0 and count + more <",
         "return count + more <",
+        "W54",
     ),
     "one sharer more than max_page_sharing": (
         "return count > 0 and count + more <",
@@ -21,6 +22,7 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
     "pruning takes the emptiest dup": (
         "w.nodes[dup].count > w.nodes[found].count):",
         "w.nodes[dup].count < w.nodes[found].count):",
+        "W46",
     ),
     "a chain of one dup stays a chain": (
         "if w.nodes[dup].dup_next == 0 and (",
@@ -33,6 +35,7 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
     "without pruning the fullest dup is taken too": (
         "if not prune:",
         "if False:",
+        "W46",
     ),
     "a search gives up where a node was stale": (
         "            if page == AGAIN:\n"
@@ -161,6 +164,7 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
     "a chain that is due for pruning is passed by": (
         "    return w.ksm.chains == 0 or not chain_due(w)",
         "    return True",
+        "W46",
     ),
     "a node is not in the index of the stable tree": (
         "    if not kw_slots_add(&s.stable, kw_slots_hash(w.nodes[node].key, w.nodes[node].tree), node):\n"
@@ -174,10 +178,12 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
     "parts of one huge page merge": (
         "cdef bint within = w.f_flags[pfn] & LARGE and",
         "cdef bint within = False and w.f_flags[pfn] & LARGE and",
+        "W31",
     ),
     "a huge page is not split when its parts meet": (
         "            split(w, pfn, a.addr)\n        return KW_OK",
         "            pass\n        return KW_OK",
+        "W29", "W31",
     ),
     "half a merge is not undone": (
         "        err = break_ksm(w, a.mm, a.addr, <int>w.ksm.cpu)\n        return err if err < 0 else KW_OK",

@@ -7,19 +7,77 @@ FIRST = ("numa",)
 MUTATIONS: dict[str, tuple[str, ...]] = {
     "a full page that moved keeps all its items": (
         "return node if has_room(w, node, 0) else 0", "return node",
+        "K24",
     ),
     "a newcomer joins a KSM page that has moved to another node": (
         "    if found and misplaced(w, found):", "    if False:",
+        "K24",
     ),
     "a KSM page is merged into another one": (
         "w.f_flags[w.f_head[pfn]] & FRAME_LOCKED or w.f_flags[pfn] & FRAME_KSM:",
         "w.f_flags[w.f_head[pfn]] & FRAME_LOCKED:",
+        "K24",
     ),
     "a moved page that is mapped once becomes a dup": (
         "    if entry and w.f_mapcount[w.nodes[node].pfn] <= 1:", "    if False:",
+        "K24",
     ),
     "pages of two nodes meet in the unstable tree": (
         "                if not w.ksm.merge_across_nodes and tree_of(w, w.items[t].mm, page) != tree:",
         "                if False:",
+        "K23",
+    ),
+    "pages of two nodes have trees of their own when merged across": (
+        "(0 if w.ksm.merge_across_nodes else w.f_nid[pfn])",
+        "w.f_nid[pfn]",
+        "K20",
+    ),
+    "pages of two nodes share their trees": (
+        "(0 if w.ksm.merge_across_nodes else w.f_nid[pfn])",
+        "0",
+        "K21",
+    ),
+    "a copy goes where the KSM page was": (
+        "    new = frame_alloc(w, node_of(w, v), 0 if pfn < 0 else",
+        "    new = frame_alloc(w, w.f_nid[max(pfn, 0)], 0 if pfn < 0 else",
+        "K22",
+    ),
+    "a copy that a store makes goes where the KSM page was": (
+        "    rc = new_anon(w, mm, v, pte, w.f_key[pfn] if mode & FAULT_KEEP else key)\n    if rc == KW_OK:\n        mlock",
+        "    rc = new_anon(w, mm, v, pte, w.f_key[pfn] if mode & FAULT_KEEP else key)\n"
+        "    if rc == KW_OK:\n"
+        "        w.f_nid[entry_pfn(pte[0], 1)] = w.f_nid[pfn]\n"
+        "        mlock",
+        "K22",
+    ),
+    "nodes that went stale wait on": (
+        "    if not w.ksm.merge_across_nodes:\n        migrate_drop_stale(w)",
+        "    if False:\n        migrate_drop_stale(w)",
+        "K25",
+    ),
+    "merge_across_nodes changes whatever is shared": (
+        '        if name in ("max_page_sharing", "merge_across_nodes") and number != old:',
+        '        if name == "max_page_sharing" and number != old:',
+        "K26",
+    ),
+    "move_pages moves what others map": (
+        "    if shared(w, pfn) and not every:\n        return -EACCES",
+        "    if False:\n        return -EACCES",
+        "K27",
+    ),
+    "mbind moves what others map": (
+        "    if not a.every and shared(w, pfn):\n        return 0",
+        "    if False:\n        return 0",
+        "K27",
+    ),
+    "the zero page is told as absent": (
+        "    pfn = normal_pfn(w, leaf[0], level)\n    if pfn < 0:\n        return -EFAULT\n    return pfn + <int64_t>((addr",
+        "    pfn = normal_pfn(w, leaf[0], level)\n    if pfn < 0:\n        return -ENOENT\n    return pfn + <int64_t>((addr",
+        "K27",
+    ),
+    "placing with a move takes all sharers along": (
+        "#: MPOL_MF_MOVE, MPOL_MF_MOVE_ALL\n_MOVE, _MOVE_ALL = 2, 4",
+        "#: MPOL_MF_MOVE, MPOL_MF_MOVE_ALL\n_MOVE, _MOVE_ALL = 2, 2",
+        "K28",
     ),
 }

@@ -8,73 +8,101 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
     "a store goes into a page that others map": (
         "    if v.flags & VM_SHARED or page_ours(w, mm, pfn):\n",
         "    if True:\n",
+        "W10",
     ),
     "a store goes into a huge page that others map": (
         "            if not huge_ours(w, pfn):\n                return pmd_split",
         "            if False:\n                return pmd_split",
+        "W11",
     ),
     "mprotect lets stores into pages that others map": (
         "        if w.f_flags[pfn] & FRAME_EXCLUSIVE:\n            flags |= PTE_RW",
         "        if True:\n            flags |= PTE_RW",
+        "W10",
     ),
     "a page that a fork shares stays exclusive": (
         "                    w.f_flags[pfn] &= ~FRAME_EXCLUSIVE\n                    frame_map(w, dst, pfn)",
         "                    frame_map(w, dst, pfn)",
+        "W10",
     ),
     "a huge page that a fork shares stays exclusive": (
         "                w.f_flags[pfn] &= ~FRAME_EXCLUSIVE\n                huge_map(w, dst, pfn)",
         "                huge_map(w, dst, pfn)",
+        "W11",
     ),
     "pages of a huge page being split are exclusive no more": (
         "    if exclusive:\n        for i in range(head, head + 512):",
         "    if False:\n        for i in range(head, head + 512):",
+        "W11", "W12",
     ),
     "a page stored to in place is not exclusive again": (
         "        if not v.flags & VM_SHARED:\n            w.f_flags[pfn] |= FRAME_EXCLUSIVE\n        pte[0] =",
         "        pte[0] =",
+        "W10",
     ),
     "a small page is stored to in place though somebody else refers to it": (
         "    return w.f_refs[pfn] == 1\n",
         "    return w.f_mapcount[pfn] == 1\n",
+        "W10", "W14",
     ),
     "a part of a folio is stored to in place though the folio is pinned": (
         "        return not maybe_shared(w, pfn) and folio_extra_refs(w, pfn) == 0\n",
         "        return not maybe_shared(w, pfn)\n",
+        "W12", "W14",
     ),
     "a folio is not shared as long as its page has one mapping": (
         "        return not maybe_shared(w, pfn) and folio_extra_refs(w, pfn) == 0\n",
         "        return w.f_mapcount[pfn] == 1 and folio_extra_refs(w, pfn) == 0\n",
+        "W12", "W13",
     ),
     "a folio that was shared once stays so": (
         "o.mm[1] and o.nr[1] == o.total:\n        o.shared = 0",
         "o.mm[1] and o.nr[1] == o.total:\n        pass",
+        "W13",
     ),
     "the split of a pmd counts one mapping too many": (
         "    owners_add(w, mm, head, 511)",
         "    owners_add(w, mm, head, 512)",
+        "W13",
     ),
     "another owner does not make a folio shared": (
         "    if n != o.total:\n        o.shared = 1",
         "    if False:\n        o.shared = 1",
+        "W13",
     ),
     "a pin does not keep a store from a huge page": (
         "    return w.owners[head >> 2].total == 1 and w.f_refs[head] == 512\n",
         "    return w.owners[head >> 2].total == 1\n",
+        "W11", "W14",
     ),
     "the batch of the CPU at hand keeps a store from a page": (
         "        lru_drain_cpu(w, w.mms[mm].cpu)\n    return w.f_refs",
         "        pass\n    return w.f_refs",
+        "W10",
     ),
     "a fork shares what a device has": (
         "            elif cow and dma_pinned(w, normal_pfn(w, e, 1)):",
         "            elif False:",
+        "W15",
     ),
     "a fork shares a huge page that a device has": (
         "        if level == 2 and cow and entry_leaf(e, 2) and dma_pinned(w, normal_pfn(w, e, 2)):",
         "        if False:",
+        "W15",
     ),
     "the child's copy of what a device has is not written": (
         "frame_alloc(w, node_of(w, v), w.f_key[pfn], FRAME_ANON | FRAME_EXCLUSIVE)\n    if new < 0:\n        return",
         "frame_alloc(w, node_of(w, v), 0, FRAME_ANON | FRAME_EXCLUSIVE)\n    if new < 0:\n        return",
+        "W15",
+    ),
+    "an exclusive page that is pinned is copied": (
+        "    if flags & FRAME_EXCLUSIVE:\n        return True\n    if flags & LARGE:",
+        "    if flags & FRAME_EXCLUSIVE and w.f_refs[pfn] == 1:\n        return True\n    if flags & LARGE:",
+        "W10",
+    ),
+    "a pin by vmsplice is a device's": (
+        "    alone(world)\n    folio_get(&world.w, pfn)\n",
+        "    alone(world)\n    dma_get(&world.w, pfn)\n",
+        "W14",
     ),
 }

@@ -8,93 +8,175 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
     "swapped KSM pages come back together": (
         "    return s.root == 0 or s.root == v.anon_root and s.addr == index\n",
         "    return True\n",
+        "W23",
     ),
     "relatives by fork get copies": (
         "    return s.root == 0 or s.root == v.anon_root and s.addr == index\n",
         "    return s.root == 0\n",
+        "W23",
     ),
     "a KSM page of the swap cache that KSM gave up is mapped": (
         "        return w.f_node[s.pfn] != 0 and w.ksm.run != 2\n",
         "        return True\n",
+        "W24", "W25",
     ),
     "what comes back alone is not exclusive": (
         "    if (own or e & SWAP_EXCLUSIVE) and not w.f_flags[pfn] & FRAME_KSM:\n",
         "    if False:\n",
+        "W10", "W23",
     ),
     "protection by userfaultfd is lost in swap": (
         "    if e & SWAP_UFFD_WP:\n        flags |= PTE_UFFD_WP\n",
         "",
+        "W35",
     ),
     "a page leaves the swap cache with its first mapping": (
         "    if s.count > 0:\n        return\n",
         "    if s.count > 0:\n        cache_drop(w, slot)\n        return\n",
+        "W23",
     ),
     "fork copies entries of exclusive pages as they are": (
         "                    e &= ~<uint64_t>SWAP_EXCLUSIVE\n",
         "",
+        "W25",
     ),
     "swapoff goes by the youngest": (
         "w.mms[mm].serial < w.mms[found].serial",
         "w.mms[mm].serial > w.mms[found].serial",
+        "W25",
     ),
     "items of the dead lead nowhere": (
         "if v and (u == 0 or w.vmas[u].anon_root == w.vmas[v].anon_root):",
         "if v and u and w.vmas[u].anon_root == w.vmas[v].anon_root:",
+        "W21",
     ),
     "locked pages go": (
         "    if op.v.flags & VM_LOCKED or not can_go(w, pfn):\n",
         "    if not can_go(w, pfn):\n",
+        "W21",
     ),
     "pages with DMA pins go": (
         "    return not dma_pinned(w, pfn)\n",
         "    return True\n",
+        "W16", "W21",
     ),
     "MADV_PAGEOUT takes what others map, too": (
         "    if pfn < 0 or w.f_flags[pfn] & LARGE or w.f_mapcount[pfn] != 1:\n",
         "    if pfn < 0 or w.f_flags[pfn] & LARGE:\n",
+        "W18", "W21",
     ),
     "MADV_FREE marks dirty pages that others map": (
         "        if folio_mappings(w, pfn) != n or cached_slot(w, pfn):\n            return\n",
         "",
+        "W19",
     ),
     "MADV_FREE keeps what is swapped out": (
         "        elif use == LAZY and swap_slot(w, p[0]):\n            zap_pte(w, mm, p)\n",
         "",
+        "W19",
     ),
     "a store after MADV_FREE is lost": (
         "        if pte[0] & PTE_D:\n            w.f_flags[pfn] |= FRAME_DIRTY\n        elif",
         "        if",
+        "W18", "W19",
     ),
     "a page stored to after MADV_FREE goes out at once": (
         "    return w.f_flags[pfn] & (FRAME_LAZY | FRAME_DIRTY) == FRAME_LAZY\n",
         "    return w.f_flags[pfn] & FRAME_LAZY != 0\n",
+        "W18",
     ),
     "parts of a split huge page are not dirty themselves": (
         "    w.f_flags[head] |= dirty\n",
         "",
+        "W19",
     ),
     "MADV_COLD splits whole folios": (
         "                n = whole_folio(w, pte, <int64_t>((next - addr) >> 12))\n",
         "                n = 0\n",
+        "W17",
     ),
     "shared folios are split by advice": (
         "                if n == 0 and not maybe_shared(w, pfn):\n",
         "                if n == 0:\n",
+        "W17",
     ),
     "a huge page mapped in part goes out whole": (
         "                whole = whole and w.f_mapcount[i] > 0\n",
         "                pass\n",
+        "W26",
     ),
     "copies from the swap cache are not counted": (
         "        w.done.ksm_swpin_copy += pfn != 0\n",
         "",
+        "W23",
     ),
     "MADV_REMOVE leaves mappings": (
         "        zap_leaf(w, op.mm, addr, entry, level)\n    return 0\n\n\ncdef int op_empty(",
         "        pass\n    return 0\n\n\ncdef int op_empty(",
+        "W20",
     ),
     "shared memory that is out is mapped around a fault": (
         "if have != NULL and have[0] & PTE_A else KW_NONE",
         "if have != NULL and have[0] else KW_NONE",
+        "W21",
+    ),
+    "MADV_PAGEOUT leaves huge pages whole": (
+        "    if not lazy(w, head):\n        return pmd_split(w, mm, addr, pmd)",
+        "    if not lazy(w, head):\n        return KW_OK",
+        "W18", "W26",
+    ),
+    "MADV_COLD sends out": (
+        "return use_range(w, mm, start, end, COLD)",
+        "return use_range(w, mm, start, end, PAGEOUT)",
+        "W17",
+    ),
+    "MADV_COLD leaves a huge page whole that begins in it": (
+        "        rc = split_sticking_out(w, mm, end)\n",
+        "        rc = KW_OK\n",
+        "W17", "W18",
+    ),
+    "MADV_REMOVE of private memory does nothing": (
+        "    if p.flags & a.refused or not p.backing:\n        return -EINVAL\n    if p.flags & (VM_SHARED",
+        "    if p.flags & a.refused:\n"
+        "        return -EINVAL\n"
+        "    if not p.backing:\n"
+        "        return 0\n"
+        "    if p.flags & (VM_SHARED",
+        "W20",
+    ),
+    "MADV_COLLAPSE takes shared memory that lies askew": (
+        "    if v.backing and ((v.start >> 12) - v.pgoff) & 511:\n        return -EINVAL",
+        "    if False:\n        return -EINVAL",
+        "W20",
+    ),
+    "what went out stays in the swap cache": (
+        "    if slot and w.f_mapcount[pfn] == 0 and folio_extra_refs(w, pfn) == 0:\n",
+        "    if False:\n",
+        "W22",
+    ),
+    "a page of the swap cache does not merge": (
+        "- (w.ctl.slots_used > 1 and w.slot_of[pfn] != 0)",
+        "- 0",
+        "W24",
+    ),
+    "MADV_WILLNEED reads nothing": (
+        "    if slot == 0 or w.slots[slot].pfn:\n        return 0\n    pfn = frame_alloc(",
+        "    if True:\n        return 0\n    pfn = frame_alloc(",
+        "W27",
+    ),
+    "huge pages go out in parts": (
+        "            whole = room >= folio_pages(w, pfn)\n",
+        "            whole = False\n",
+        "W26",
+    ),
+    "an empty page comes back as the zero page": (
+        "    frame_map(w, mm, pfn)\n    pte[0] = make_entry(<uint64_t>pfn, flags)\n    slot_put(w, slot)",
+        "    if own and w.f_key[pfn] == 0:\n"
+        "        pte[0] = make_entry(0, (flags & ~PTE_RW) | PTE_SPECIAL)\n"
+        "    else:\n"
+        "        frame_map(w, mm, pfn)\n"
+        "        pte[0] = make_entry(<uint64_t>pfn, flags)\n"
+        "    slot_put(w, slot)",
+        "W26",
     ),
 }

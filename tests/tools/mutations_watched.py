@@ -8,73 +8,121 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
     "a child is watched as its parent is": (
         "q.flags &= ~<uint64_t>(VM_LOCKED | VM_LOCKONFAULT | VM_WATCHED)",
         "q.flags &= ~<uint64_t>(VM_LOCKED | VM_LOCKONFAULT)",
+        "W36",
     ),
     "markers of userfaultfd go along with a fork": (
         "                if e != wp_marker():     # the child",
         "                if True:     # the child",
+        "W36",
     ),
     "absent pages get no markers": (
         "                    pte[0] = wp_marker()\n",
         "                    pass\n",
+        "W38",
     ),
     "un-protecting leaves markers": (
         "if entry[0] == wp_marker() and not op.on:",
         "if False:",
+        "W38",
     ),
     "what comes over a marker is not protected": (
         "marked = PTE_UFFD_WP if e == wp_marker() else 0",
         "marked = 0",
+        "W38",
     ),
     "nothing missing waits": (
         "return v.flags & VM_UFFD_MISSING != 0",
         "return False",
+        "W33",
     ),
     "a page of shared memory that is there is missing": (
         "return v.flags & (VM_UFFD_MINOR if there != NULL and there[0] else VM_UFFD_MISSING) != 0",
         "return v.flags & (VM_UFFD_MISSING | VM_UFFD_MINOR) != 0",
+        "W33",
     ),
     "a moved area is watched on": (
         "w.vmas[moved].flags = flags & ~<uint64_t>VM_WATCHED ",
         "w.vmas[moved].flags = flags ",
+        "W37",
     ),
     "a moved area stays protected": (
         "    if flags & VM_UFFD_WP:\n        rc = wp_range(w, mm, new, new + old_len, False)",
         "    if False:\n        rc = wp_range(w, mm, new, new + old_len, False)",
+        "W37",
     ),
     "a page that is swapped out does not move": (
         "    if slot == 0:\n        return -EFAULT\n    if not e & SWAP_EXCLUSIVE",
         "    if True:\n        return -EFAULT\n    if not e & SWAP_EXCLUSIVE",
+        "W34",
     ),
     "what is shared by fork moves": (
         "return w.f_flags[pfn] & FRAME_EXCLUSIVE != 0 and not",
         "return not w.f_flags[pfn] & FRAME_KSM and not",
+        "W34",
     ),
     "a watched area with holes is collapsed": (
         "            if v.flags & VM_WATCHED:\n                return -EBUSY",
         "            if False:\n                return -EBUSY",
+        "W28",
     ),
     "memory goes with the first task that ends": (
         "    if w.mms[mm].tasks > 0:\n",
         "    if False:\n",
+        "W41",
     ),
     "nothing grows a stack": (
         "    if not v.flags & VM_GROWSDOWN:\n        return 0\n",
         "    if True:\n        return 0\n",
+        "W39",
     ),
     "a stack grows right up to what lies below it": (
         "p.flags & VM_ACCESS and start - p.end < STACK_GAP:",
         "p.flags & VM_ACCESS and start < p.end:",
+        "W39",
     ),
     "MREMAP_DONTUNMAP unmaps": (
         "    if not keep:\n        return sys_munmap",
         "    if True:\n        return sys_munmap",
+        "W40",
     ),
     "an area that all pages left keeps its anon_vma": (
         "        v.anon_vma = v.anon_root = v.forked = 0",
         "pass",
+        "W40",
     ),
     "several areas move, watched ones too": (
         "if several and w.vmas[v].flags & VM_WATCHED:",
         "if False:",
+        "W37",
+    ),
+    "UFFDIO_COPY goes over a page that is there": (
+        "    if not entry_none(pte[0][0]) and not is_marker(pte[0][0]):\n        return -EEXIST\n",
+        "",
+        "W33",
+    ),
+    "protection stays when a page is merged": (
+        "        flags &= ~(PTE_UFFD_WP | PTE_SOFT_DIRTY)\n",
+        "        flags &= ~PTE_SOFT_DIRTY\n",
+        "W35",
+    ),
+    "protected pages do not merge": (
+        "    if pte == NULL or not pte_present(pte[0]) or pte[0] & PTE_SPECIAL or entry_pfn",
+        "    if pte == NULL or not pte_present(pte[0]) or pte[0] & (PTE_SPECIAL | PTE_UFFD_WP) or entry_pfn",
+        "W35",
+    ),
+    "a child's pages are protected": (
+        "to[0] = e & ~(PTE_UFFD_WP | PTE_A)    # the child",
+        "to[0] = e & ~PTE_A    # the child",
+        "W36",
+    ),
+    "the area that MREMAP_DONTUNMAP leaves stays locked": (
+        "    v.flags &= ~<uint64_t>(VM_LOCKED | VM_LOCKONFAULT)\n    if v.start",
+        "    if v.start",
+        "W40",
+    ),
+    "process_madvise gives others any advice": (
+        "        if other._at() != at and number not in _FOR_OTHERS:",
+        "        if False:",
+        "W42",
     ),
 }
