@@ -1,6 +1,7 @@
 """Locked memory: which calls lock what, and what waits in the batch of which CPU."""
 
 import errno
+import pickle
 
 import numpy as np
 import pytest
@@ -47,6 +48,22 @@ def test_each_call_locks_what_it_says():
     mm.munlockall()
     assert locks(mm) == [(0, 8, Vm(0))] and mm.locks_future == 0
     check(host)
+    mm.mlockall(MCL_FUTURE | MCL_ONFAULT)
+    again = pickle.loads(pickle.dumps(host))
+    assert (again.mms["flags"] == host.mms["flags"]).all()
+
+
+def test_an_exit_lets_go_of_what_waits_on_its_cpu():
+    host, mm = made()
+    other, elsewhere = host.new_mm(), host.new_mm()
+    other.cpu, elsewhere.cpu = 0, 1
+    mm.mlock(AT, 8 * PAGE, MLOCK_ONFAULT)
+    mm.write(AT, 1)
+    waits = waiting(host)
+    elsewhere.exit()
+    assert len(waits) == 1 and waiting(host) == waits
+    other.exit()
+    assert waiting(host) == []
 
 
 def test_a_child_and_a_new_program_inherit_no_lock():

@@ -62,6 +62,14 @@ def test_nothing_moves_but_the_clock_where_ksmd_has_nothing_to_do():
     assert len(rows) == 1 and rows["time"][0] == 0 and rows["frames_used"][0] == 1
 
 
+def test_the_advisor_counts_the_visits_that_end_the_scan():
+    host, _ = scanning(2, advisor_mode="scan-time", advisor_target_scan_time=2)
+    assert host.ksm.pages_to_scan == 500
+    host.run(1, costs=Costs(scan_ns=2.2e9))
+    # 2 s of 2 wanted, the change weighs 30 percent; of no time at all 10 percent of a CPU would be 5,000
+    assert host.ksm.pages_to_scan == 150
+
+
 def test_ksmd_wakes_at_once_for_the_first_process_and_for_run():
     host = Host(1 << 12)
     host.ksm.run = 1

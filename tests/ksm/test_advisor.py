@@ -57,16 +57,21 @@ def test_a_host_takes_every_recorded_step(run):
 def test_switching_it_on_forgets_what_it_knew():
     host = Host(1024)
     mm = host.new_mm()
-    addr = mm.mmap(P)
-    mm.write(addr, [1])
-    mm.madvise(addr, P, "mergeable")
+    addr = mm.mmap(3 * P)
+    mm.write(addr, [1, 2, 3])
+    mm.madvise(addr, 3 * P, "mergeable")
     ksm = host.ksm
+    # neither its floor nor its ceiling: what it knew shows
+    ksm.advisor_target_scan_time, ksm.smart_scan = 50, 0
     steps = []
     for _ in range(2):
         ksm.now_ms, ksm.cpu_ms = 0, 0
         ksm.advisor_mode = "scan-time"
         for _ in range(4):
-            ksm.full_scan()
+            ksm.do_scan(1)
+            ksm.now_ms += 100_000
+            ksm.cpu_ms += 50_000
+            ksm.do_scan(1 << 20)
             steps.append(ksm.pages_to_scan)
         ksm.advisor_mode = "none"
         assert ksm.pages_to_scan == 100

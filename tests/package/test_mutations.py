@@ -24,6 +24,15 @@ def test_the_facts_that_mutations_break_are_facts():
     assert named <= set(mutation_facts.FACTS), named - set(mutation_facts.FACTS)
 
 
+def test_every_fact_is_broken_by_a_mutation():
+    assert [fact for fact in mutation_facts.FACTS if not mutation_facts.broken_by(fact)] == []
+
+
+def test_what_a_test_notices_and_no_recording_says_why():
+    known = mutation_facts.caught()
+    assert {name for name, (_, _, *facts) in MUTATIONS.items() if facts and "::" in known.get(name, "")} <= set(UNRECORDED)
+
+
 def test_what_noticed_a_mutation_is_there():
     known = mutation_facts.caught()
     assert set(known) | set(UNRECORDED) <= set(MUTATIONS)

@@ -55,3 +55,6 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W53",
     ),
 }
+
+#: those of memory that is merged already
+MIDDLE = tuple(name for name, (_, _, *facts) in MUTATIONS.items() if facts)

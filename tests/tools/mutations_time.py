@@ -61,3 +61,6 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W46",
     ),
 }
+
+#: those that have no time in recordings of single steps
+ADVISOR = tuple(name for name, (_, _, *facts) in MUTATIONS.items() if {"W43", "W44", "W45"} & set(facts))
