@@ -76,8 +76,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "K27",
     ),
     "placing with a move takes all sharers along": (
-        "#: MPOL_MF_MOVE, MPOL_MF_MOVE_ALL\n_MOVE, _MOVE_ALL = 2, 4",
-        "#: MPOL_MF_MOVE, MPOL_MF_MOVE_ALL\n_MOVE, _MOVE_ALL = 2, 2",
+        "_MOVE, _MOVE_ALL = 2, 4\n\n\nclass NodeOps:",
+        "_MOVE, _MOVE_ALL = 2, 2\n\n\nclass NodeOps:",
         "K28",
     ),
 }
