@@ -1,7 +1,7 @@
 """Mutations of userfaultfd, of stacks, of mremap and of tasks. See `mutations.py`."""
 
 #: words in the names of recordings that are to be tried first
-FIRST = ("uffd", "protect", "stack", "grow", "dontunmap", "vfork", "clone", "tasks", "remap", "move")
+FIRST = ("uffd", "process", "protect", "stack", "grow", "dontunmap", "vfork", "clone", "tasks", "remap", "move")
 
 #: name: (text as it stands, text as it is broken, facts that it breaks ...)
 MUTATIONS: dict[str, tuple[str, ...]] = {
