@@ -51,6 +51,8 @@ UNRECORDED: dict[str, str] = {
     "an exit lets go of nothing":
         "the stack of a recorded process is shared memory, and its end lets go of the same",
     "run=2 works on ksmd's CPU": "the CPU on which the recorder writes is nobody's to choose",
+    **dict.fromkeys(mutations_kernels.TIMED, "the answers are the same, and a recording has no times"),
+    "the bits of 7.0.13 do not lie": "a recording shows which pages are KSM's, not the bits",
     "a Host with memory locked on fault can't be saved": "the kernel keeps no Hosts",
     "a Host that locks what is to come can't be saved": "the kernel keeps no Hosts",
     **dict.fromkeys(mutations_loading.MIDDLE, "a recording begins with nothing merged"),

@@ -131,3 +131,6 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "K17",
     ),
 }
+
+#: those that change nothing but times
+TIMED = tuple(name for name, (_, _, *facts) in MUTATIONS.items() if {"K1", "K2"} & set(facts))
