@@ -1,8 +1,10 @@
-"""What the cursor comes to next: pages merged already are passed in one go, what searches will touch is fetched.
+"""What the cursor comes to next: pages with which nothing special is are visited in tight loops, what searches will touch
+is fetched.
 
 The contract stands in `_ahead.pxd`.
 """
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
+from libc.string cimport memset
 
 from ksmwalk._core cimport child_row, eligible, entry_pfn, leaf_find, pmd_find
 from ksmwalk.ksm._items cimport age_item, item_alloc, next_item
@@ -10,6 +12,7 @@ from ksmwalk.ksm._late cimport (
     Late, items_keyed, kw_keyed, kw_slots_find, kw_slots_guess, kw_slots_hash, kw_slots_prefetch, late, late_add_at,
     nodes_keyed, stable_quiet,
 )
+from ksmwalk.ksm._pairs cimport easy, join_node, pair_up
 from ksmwalk.ksm._stable cimport stable_root, unstable_root
 from ksmwalk.layout._layout cimport *
 
@@ -182,7 +185,8 @@ cdef inline void fetch_slots(kw_world *w, Ahead *a, int i, uint64_t entry, int t
     kw_slots_prefetch(&late(w).unstable, a.hash[i & RING])
 
 
-cdef inline void fetch_records(kw_world *w, Ahead *a, int i) noexcept nogil:
+cdef inline void fetch_records(kw_world *w, Ahead *a, int i, uint64_t entry) noexcept nogil:
+    cdef int64_t pfn = <int64_t>((entry & PTE_PFN_MASK) >> 12)
     cdef int32_t found
     if a.there[i & RING] == 0:
         return
@@ -191,10 +195,14 @@ cdef inline void fetch_records(kw_world *w, Ahead *a, int i) noexcept nogil:
         a.there[i & RING] = -found
         prefetch(&w.nodes[found])
         prefetch(<char *>&w.nodes[found] + sizeof(kw_node) - 1)
+        warm_frame(w, pfn)
         return
     found = kw_slots_guess(&late(w).unstable, a.hash[i & RING])
     a.there[i & RING] = found
     if found:
+        prefetch(&w.f_mapcount[pfn])
+        prefetch(&w.f_refs[pfn])
+        prefetch(&w.f_node[pfn])
         prefetch(&w.items[found])
         prefetch(&w.links[found])
 
@@ -233,7 +241,7 @@ cdef void look(kw_world *w, Ahead *a, const uint64_t *p, int here, int end) noex
         fetch_slots(w, a, i, p[i], tree)
         a.upto[1] = i + 1
     for i in range(max(a.upto[2], here), min(here + 3 * STRIDE, a.upto[1])):
-        fetch_records(w, a, i)
+        fetch_records(w, a, i, p[i])
         a.upto[2] = i + 1
     for i in range(max(a.upto[3], here), min(here + 2 * STRIDE, a.upto[2])):
         fetch_places(w, a, i)
@@ -250,7 +258,7 @@ cdef inline void look_on(kw_world *w, Ahead *a, const uint64_t *p, int here, int
         return
     fetch_key(w, p[here + 5 * STRIDE - 1])
     fetch_slots(w, a, here + 4 * STRIDE - 1, p[here + 4 * STRIDE - 1], tree)
-    fetch_records(w, a, here + 3 * STRIDE - 1)
+    fetch_records(w, a, here + 3 * STRIDE - 1, p[here + 3 * STRIDE - 1])
     fetch_places(w, a, here + 2 * STRIDE - 1)
     fetch_frames(w, a, here + STRIDE - 1)
     a.upto[0] = here + 5 * STRIDE
@@ -272,6 +280,7 @@ cdef inline bint look_here(kw_world *w, Ahead *a, int *here, int *end) noexcept 
         a.base = cur.cache_base
         for step in range(STEPS):
             a.upto[step] = here[0]
+        memset(a.there, 0, sizeof(a.there))
     a.here = here[0]
     return True
 
@@ -286,47 +295,72 @@ cdef void warm_known(kw_world *w, Ahead *a) noexcept nogil:
         look_on(w, a, w.rows + w.cursor.cache_row * 512, here, end, w.mms[w.cursor.slot].domain * <int>w.ctl.nr_nodes)
 
 
-cdef int64_t pass_alone(kw_world *w, Ahead *a, int64_t n) noexcept nogil:
-    """Visit up to n pages that are like no other and come into the unstable tree, while the index stands for the trees."""
+# ------------------------------------------------------------------ pages whose searches the index answers
+
+cdef inline bint let_alone(kw_world *w, int32_t item, uint64_t hash) noexcept nogil:
+    """It comes into the unstable tree. False: there is no room."""
+    cdef kw_item *q = &w.items[item]
+    if not late_add_at(w, item, hash):
+        return False
+    if not q.flags & ITEM_UNSTABLE:     # else one of an earlier scan leaves, and one of this scan comes
+        w.ksm.pages_unshared += 1
+    q.flags |= ITEM_UNSTABLE
+    q.seq = <uint8_t>w.cursor.seqnr
+    w.done.inserted += 1
+    return True
+
+
+cdef inline bint known_search(kw_world *w, kw_item *q, int64_t pfn, uint64_t addr) noexcept nogil:
+    """Whether the index answers for the page and all of its visit is a search: unchanged, not empty, not KSM's."""
+    cdef uint64_t key = w.f_key[pfn]
+    if not eligible(w.f_flags[pfn]) or w.f_flags[pfn] & FRAME_KSM or q.addr != addr or q.checksum != key or key == 0:
+        return False
+    if q.flags & (ITEM_STABLE | ITEM_HAS_CHECKSUM) != ITEM_HAS_CHECKSUM or w.ksm.smart_scan and q.age >= 3 and q.skips:
+        return False
+    return not (q.flags & ITEM_UNSTABLE and q.seq == <uint8_t>w.cursor.seqnr)
+
+
+cdef int64_t pass_known(kw_world *w, Ahead *a, int64_t n) noexcept nogil:
     cdef kw_cursor *cur = w.cursor
     cdef Late *s = late(w)
     cdef int64_t done = 0, pfn
     cdef int here = 0, end = 0, tree = w.mms[cur.slot].domain * <int>w.ctl.nr_nodes
-    cdef uint64_t addr = cur.address, hash, key
+    cdef uint64_t addr = cur.address, hash
     cdef uint64_t *p
-    cdef int32_t link = cur.link, item = next_item(w, cur.slot, link)
-    cdef uint8_t now = <uint8_t>cur.seqnr
+    cdef int32_t link = cur.link, item = next_item(w, cur.slot, link), found
     cdef kw_item *q
     cdef kw_keyed items = items_keyed(w), nodes = nodes_keyed(w)
+    cdef bint merges = easy(w)
+    a.merged = 0
     if not look_here(w, a, &here, &end) or w.ctl.changes != w.ksm.changes_seen or not stable_quiet(w):
         return 0
     if w.ksm.generation != w.ksm.tree_generation:
         return 0
     p = w.rows + cur.cache_row * 512
-    while done < n and here < end and item:
+    while done < n and here < end and item and s.on and s.known:
         pfn = <int64_t>((p[here] & PTE_PFN_MASK) >> 12)
-        if (p[here] & (PTE_P | PTE_SPECIAL)) != PTE_P or pfn >= w.ctl.nr_frames:
-            break
         q = &w.items[item]
-        key = w.f_key[pfn]
-        if not eligible(w.f_flags[pfn]) or w.f_flags[pfn] & FRAME_KSM or q.addr != addr or q.checksum != key or key == 0:
-            break
-        if q.flags & (ITEM_STABLE | ITEM_HAS_CHECKSUM) != ITEM_HAS_CHECKSUM or w.ksm.smart_scan and q.age >= 3 and q.skips:
-            break
-        if q.flags & ITEM_UNSTABLE and q.seq == now:
+        if (p[here] & (PTE_P | PTE_SPECIAL)) != PTE_P or pfn >= w.ctl.nr_frames or not known_search(w, q, pfn, addr):
             break
         look_on(w, a, p, here + 1, end, tree)
-        hash = kw_slots_hash(key, tree)
-        if s.stable.filled and kw_slots_find(&s.stable, hash, &nodes, key, tree):
+        prefetch(q + AHEAD)     # mostly they were made one after the other
+        hash = kw_slots_hash(q.checksum, tree)
+        found = -kw_slots_find(&s.stable, hash, &nodes, q.checksum, tree) if s.stable.filled else 0
+        if found == 0:
+            found = kw_slots_find(&s.unstable, hash, &items, q.checksum, 0)
+        if found == 0:
+            if not let_alone(w, item, hash):
+                break
+        elif not merges:
             break
-        if kw_slots_find(&s.unstable, hash, &items, key, 0) or not late_add_at(w, item, hash):
+        elif join_node(w, item, &p[here], pfn, -found) if found < 0 else pair_up(
+                w, item, &p[here], pfn, found, a.entry[here & RING] if a.there[here & RING] == found else NULL, tree):
+            a.merged += 1
+            w.ksm.changes_seen = w.ctl.changes
+        else:
             break
         if w.ksm.smart_scan:
             age_item(q)
-        if not q.flags & ITEM_UNSTABLE:     # else one of an earlier scan leaves, and one of this scan comes
-            w.ksm.pages_unshared += 1
-        q.flags |= ITEM_UNSTABLE
-        q.seq = now
         link = item
         item = q.next
         addr += KW_PAGE_SIZE
@@ -334,7 +368,6 @@ cdef int64_t pass_alone(kw_world *w, Ahead *a, int64_t n) noexcept nogil:
         done += 1
     if done:
         a.here = here
-        w.done.inserted += done
         passed(w, addr, link, done)
     return done
 

@@ -10,10 +10,10 @@ from libc.errno cimport EFAULT
 from libc.stdint cimport int32_t, int64_t, uint64_t, uint8_t
 
 from ksmwalk._core cimport (
-    World, alone, enter, entry_pfn, interrupted, leave, looked_at, make_entry, mm_changed, pte_find,
+    World, alone, enter, entry_pfn, interrupted, leave, looked_at, make_entry, pte_find,
     pte_present,
 )
-from ksmwalk.memory._frames cimport LARGE, folio_extra_refs, frame_map, frame_unmap, lru_drain
+from ksmwalk.memory._frames cimport LARGE, folio_extra_refs, lru_drain
 from ksmwalk.memory._folio cimport split_folio_at
 from ksmwalk.ksm._items cimport cursor_reset, event, items_drop, slot_remove
 from ksmwalk.ksm._cursor cimport scan_begin, scan_next
@@ -21,11 +21,12 @@ from ksmwalk.ksm._late cimport indexed, late, late_bind, late_force, late_scan, 
 from ksmwalk.ksm._unstable cimport page_eligible, spoil, unstable_erase, unstable_search
 from ksmwalk.ksm._unmerge cimport break_ksm, unmerge_mm, unmerging
 from ksmwalk.ksm._locked cimport mlock_merged
+from ksmwalk.ksm._remap cimport become_ksm, map_ksm, unmapped
 from ksmwalk.ksm._stable cimport (
     append_item, drop_stable_nodes, migrate_add, migrate_drop_stale, migrate_search, node_leave,
     stable_insert, stable_search, tree_of,
 )
-from ksmwalk.ksm._ahead cimport Ahead, pass_alone, pass_merged, pass_new, warm_known, warm_trees
+from ksmwalk.ksm._ahead cimport Ahead, pass_known, pass_merged, pass_new, warm_known, warm_trees
 from ksmwalk.layout._layout cimport *
 
 
@@ -85,7 +86,7 @@ cdef inline int split(kw_world *w, int64_t pfn, uint64_t addr) noexcept nogil:
 cdef int merge_one(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn, int64_t kpfn) noexcept nogil:
     """Replace the mapping of pfn at addr by one of kpfn (0: the zero page; BECOME_KSM: pfn itself): 0 or -EFAULT."""
     cdef uint64_t *pte
-    cdef uint64_t e, flags
+    cdef uint64_t e
     cdef bint shared
     if pfn == kpfn:
         return 0                # shared by fork: the page is there already
@@ -102,26 +103,21 @@ cdef int merge_one(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn, int64_t 
     # To be write-protected, the page must not be in anybody else's hands.
     if e & (PTE_RW | PTE_D) and folio_extra_refs(w, pfn) != 0:
         return -EFAULT
-    flags = e & ~(PTE_PFN_MASK | PTE_RW | PTE_D)
     if kpfn == BECOME_KSM:
-        w.f_flags[pfn] = (w.f_flags[pfn] | FRAME_KSM | FRAME_DIRTY) & ~FRAME_EXCLUSIVE
-        pte[0] = make_entry(<uint64_t>pfn, flags)
+        become_ksm(w, mm, pte, pfn)
+        return 0
+    if w.f_key[pfn] != w.f_key[kpfn]:
+        return -EFAULT
+    if kpfn:
+        map_ksm(w, mm, pte, kpfn)
     else:
-        if w.f_key[pfn] != w.f_key[kpfn]:
-            return -EFAULT
-        flags &= ~(PTE_UFFD_WP | PTE_SOFT_DIRTY)
-        if kpfn == 0 and w.ctl.kernel & SWITCH_ZERO_UNTRACKED:
-            pte[0] = make_entry(0, flags | PTE_SPECIAL)
-        elif kpfn == 0:
-            pte[0] = make_entry(0, flags | PTE_SPECIAL | PTE_D)
+        pte[0] = make_entry(0, e & ~(PTE_PFN_MASK | PTE_RW | PTE_D | PTE_UFFD_WP | PTE_SOFT_DIRTY) | PTE_SPECIAL)
+        if not w.ctl.kernel & SWITCH_ZERO_UNTRACKED:
+            pte[0] |= PTE_D
             w.ksm.zero_pages += 1
             w.mms[mm].nr_zero += 1
-        else:
-            pte[0] = make_entry(<uint64_t>kpfn, flags)
-            frame_map(w, mm, kpfn)
-        mlock_merged(w, mm, addr, pfn, kpfn)
-        frame_unmap(w, mm, pfn)
-    mm_changed(w, mm, 1)
+    mlock_merged(w, mm, addr, pfn, kpfn)
+    unmapped(w, mm, pfn)
     return 0
 
 
@@ -292,8 +288,8 @@ cdef int64_t scan_and_merge(kw_world *w, int64_t n, int *failed) noexcept nogil:
         elif w.ctl.items_used + w.ctl.items_free != items:
             items = w.ctl.items_used + w.ctl.items_free
             done += pass_new(w, n - done)
-        elif indexed(w) and w.items[item].flags & ITEM_UNSTABLE:
-            done += pass_alone(w, &ahead, n - done)
+        if indexed(w) and w.items[item].flags & (ITEM_STABLE | ITEM_UNSTABLE):
+            done += pass_known(w, &ahead, n - done)
         if done >= asked + 4096:
             asked = done
             if interrupted():

@@ -310,6 +310,9 @@ cdef void stable_learn(kw_world *w) noexcept nogil:
     if not s.known:
         return
     for i in range(1, w.ctl.stable_used):
+        p = &w.nodes[min(i + AHEAD, w.ctl.stable_used - 1)]
+        if p.flags & NODE_USED:
+            kw_slots_prefetch(&s.stable, kw_slots_hash(p.key, p.tree))
         p = &w.nodes[i]
         if not p.flags & NODE_USED:
             continue

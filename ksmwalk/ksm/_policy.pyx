@@ -12,7 +12,7 @@ from libc.string cimport memset
 
 from ksmwalk._core cimport eligible, entry_decode, entry_pfn, interrupted, leaf_find, level_index, pte_present
 from ksmwalk.memory._areas cimport vma_find_from
-from ksmwalk.ksm._ahead cimport Ahead, pass_alone, pass_merged, pass_new, warm_known, warm_trees
+from ksmwalk.ksm._ahead cimport Ahead, pass_known, pass_merged, pass_new, warm_known, warm_trees
 from ksmwalk.ksm._cursor cimport (
     begin_full_scan, empty_trees, hand_out, leave_mm, next_in_table, scan_begin, skip_run,
 )
@@ -425,18 +425,17 @@ cdef int64_t scan_asking(kw_world *w, kw_choosing *c, int64_t n, int *failed) no
         if err < 0:
             failed[0] = err
             break
-        if not all_alike(c):
-            passed = 0
-        elif w.f_flags[pfn] & FRAME_KSM:
-            passed = pass_merged(w, n - done)
-            c.tally.merged += passed
-        elif w.ctl.items_used + w.ctl.items_free != items:
-            items = w.ctl.items_used + w.ctl.items_free
-            passed = pass_new(w, n - done)
-        elif indexed(w) and w.items[item].flags & ITEM_UNSTABLE:
-            passed = pass_alone(w, &ahead, n - done)
-        else:
-            passed = 0
+        passed = 0
+        if all_alike(c):
+            if w.f_flags[pfn] & FRAME_KSM:
+                passed = pass_merged(w, n - done)
+                c.tally.merged += passed
+            elif w.ctl.items_used + w.ctl.items_free != items:
+                items = w.ctl.items_used + w.ctl.items_free
+                passed = pass_new(w, n - done)
+            if indexed(w) and w.items[item].flags & (ITEM_STABLE | ITEM_UNSTABLE):
+                passed += pass_known(w, &ahead, n - done - passed)
+                c.tally.merged += ahead.merged
         c.tally.visited += passed
         done += passed
         if done >= asked + 4096:

@@ -140,19 +140,18 @@ static inline int kw_slots_put(kw_slots *s, uint64_t hash, int32_t i, int32_t to
     want = ((uint32_t)hash & ~s->mask) | (uint32_t)i;
     for (;;) {
         uint32_t *at = s->slots + line * KW_SLOTS_LINE;
-        unsigned empty;
-        kw_slots_match(at, s->mask, 0, &empty);
-        for (int k = 0; k < KW_SLOTS_LINE; k++)
-            if (at[k] == want) {
-                if (to)
-                    at[k] = ((uint32_t)hash & ~s->mask) | (uint32_t)to;
-                else if (empty) {
-                    at[k] = 0;
-                    s->filled--;
-                } else
-                    at[k] = s->mask + 1;
-                return 1;
-            }
+        unsigned empty, same = kw_slots_match(at, 0, want, &empty);
+        if (same) {
+            int k = __builtin_ctz(same);
+            if (to)
+                at[k] = ((uint32_t)hash & ~s->mask) | (uint32_t)to;
+            else if (empty) {
+                at[k] = 0;
+                s->filled--;
+            } else
+                at[k] = s->mask + 1;
+            return 1;
+        }
         if (empty)
             return 0;
         line = line + 1 == s->lines ? 0 : line + 1;

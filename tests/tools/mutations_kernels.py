@@ -16,8 +16,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "K3",
     ),
     "an old kernel counts zero pages": (
-        "if kpfn == 0 and w.ctl.kernel & SWITCH_ZERO_UNTRACKED:",
-        "if False:",
+        "if not w.ctl.kernel & SWITCH_ZERO_UNTRACKED:",
+        "if True:",
         "K5",
     ),
     "an old kernel maps empty parts of a split huge page to the zero page": (
