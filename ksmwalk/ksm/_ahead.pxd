@@ -19,11 +19,12 @@ cdef struct Ahead:
     uint64_t hash[RING + 1]
     int32_t there[RING + 1]    # item of a twin, or less a stable node; 0: nothing
     uint64_t *entry[RING + 1]  # of the twin
-    int64_t merged      # of the pages that pass_known visited last
+    int64_t merged      # of the pages that pass_known visited last: they are merged now, or were before
 
 cdef int64_t pass_known(kw_world *w, Ahead *a, int64_t n) noexcept nogil
     # Visit up to n pages, from the cursor on, whose searches the index answers: they come into the unstable tree, or are
-    # merged where nothing is in the way of that. Only where the index stands for the unstable tree.
+    # merged where nothing is in the way of that; and those between them that are merged already. Only where the index
+    # stands for the unstable tree.
 cdef void warm_known(kw_world *w, Ahead *a) noexcept nogil
     # The same where the index stands for the trees: one page more at each call. `a` is good for one batch.
 cdef uint64_t warm_trees(kw_world *w, uint64_t addr, uint64_t key) noexcept nogil

@@ -27,6 +27,7 @@ cdef extern from * nogil:
 cdef enum:
     AHEAD = 16         # searches prepared side by side
     STRIDE = 6         # pages from one look at what comes to the next
+    LONG = 32          # merged pages in a row that `pass_merged` is quicker with
 
 
 cdef inline uint64_t *table_ahead(kw_world *w, int *n) noexcept nogil:
@@ -177,7 +178,10 @@ cdef inline void fetch_key(kw_world *w, uint64_t entry) noexcept nogil:
 cdef inline void fetch_slots(kw_world *w, Ahead *a, int i, uint64_t entry, int tree) noexcept nogil:
     cdef uint64_t pfn = (entry & PTE_PFN_MASK) >> 12
     a.there[i & RING] = 0
-    if (entry & (PTE_P | PTE_SPECIAL)) != PTE_P or pfn >= <uint64_t>w.ctl.nr_frames or w.f_flags[pfn] & FRAME_KSM:
+    if (entry & (PTE_P | PTE_SPECIAL)) != PTE_P or pfn >= <uint64_t>w.ctl.nr_frames:
+        return
+    if w.f_flags[pfn] & FRAME_KSM:
+        prefetch(&w.f_node[pfn])
         return
     a.there[i & RING] = 1
     a.hash[i & RING] = kw_slots_hash(w.f_key[pfn], tree)
@@ -311,56 +315,75 @@ cdef inline bint let_alone(kw_world *w, int32_t item, uint64_t hash) noexcept no
 
 
 cdef inline bint known_search(kw_world *w, kw_item *q, int64_t pfn, uint64_t addr) noexcept nogil:
-    """Whether the index answers for the page and all of its visit is a search: unchanged, not empty, not KSM's."""
+    """Whether a visit of the page, which is not KSM's, is a search: it is unchanged, and not for the zero page."""
     cdef uint64_t key = w.f_key[pfn]
-    if not eligible(w.f_flags[pfn]) or w.f_flags[pfn] & FRAME_KSM or q.addr != addr or q.checksum != key or key == 0:
+    if not eligible(w.f_flags[pfn]) or q.addr != addr or q.checksum != key or key == 0 and w.ksm.use_zero_pages:
         return False
     if q.flags & (ITEM_STABLE | ITEM_HAS_CHECKSUM) != ITEM_HAS_CHECKSUM or w.ksm.smart_scan and q.age >= 3 and q.skips:
         return False
     return not (q.flags & ITEM_UNSTABLE and q.seq == <uint8_t>w.cursor.seqnr)
 
 
+cdef inline bint listed(kw_world *w, kw_item *q, int64_t pfn, uint64_t addr) noexcept nogil:
+    """Whether a KSM page's item is on the list of its node already, which is all that a visit asks."""
+    return q.addr == addr and q.flags & ITEM_STABLE != 0 and q.node == w.f_node[pfn] and w.ksm.merge_across_nodes != 0
+
+
+cdef inline int visit_known(kw_world *w, Ahead *a, int32_t item, uint64_t *pte, int64_t pfn, int i, int tree) noexcept nogil:
+    """Search for the page of an item, in the i-th place of its table, and do what follows; 1: merged, -1: not done."""
+    cdef Late *s = late(w)
+    cdef kw_keyed items = items_keyed(w), nodes = nodes_keyed(w)
+    cdef uint64_t key = w.f_key[pfn], hash = kw_slots_hash(key, tree)
+    cdef int32_t found = kw_slots_find(&s.stable, hash, &nodes, key, tree) if s.stable.filled else 0
+    if found:
+        return 1 if easy(w) and join_node(w, item, pte, pfn, found) else -1
+    if key == 0:
+        return -1           # `late(w).zero` is noted of it
+    found = kw_slots_find(&s.unstable, hash, &items, key, 0)
+    if found == 0:
+        return 0 if let_alone(w, item, hash) else -1
+    if easy(w) and pair_up(w, item, pte, pfn, found, a.entry[i & RING] if a.there[i & RING] == found else NULL, tree):
+        return 1
+    return -1
+
+
 cdef int64_t pass_known(kw_world *w, Ahead *a, int64_t n) noexcept nogil:
     cdef kw_cursor *cur = w.cursor
     cdef Late *s = late(w)
     cdef int64_t done = 0, pfn
-    cdef int here = 0, end = 0, tree = w.mms[cur.slot].domain * <int>w.ctl.nr_nodes
-    cdef uint64_t addr = cur.address, hash
+    cdef int here = 0, end = 0, tree = w.mms[cur.slot].domain * <int>w.ctl.nr_nodes, merged, row = 0
+    cdef uint64_t addr = cur.address
     cdef uint64_t *p
-    cdef int32_t link = cur.link, item = next_item(w, cur.slot, link), found
+    cdef int32_t link = cur.link, item = next_item(w, cur.slot, link)
     cdef kw_item *q
-    cdef kw_keyed items = items_keyed(w), nodes = nodes_keyed(w)
-    cdef bint merges = easy(w)
     a.merged = 0
     if not look_here(w, a, &here, &end) or w.ctl.changes != w.ksm.changes_seen or not stable_quiet(w):
         return 0
     if w.ksm.generation != w.ksm.tree_generation:
         return 0
     p = w.rows + cur.cache_row * 512
-    while done < n and here < end and item and s.on and s.known:
+    while done < n and here < end and item and s.on and s.known and s.restless == 0:
         pfn = <int64_t>((p[here] & PTE_PFN_MASK) >> 12)
         q = &w.items[item]
-        if (p[here] & (PTE_P | PTE_SPECIAL)) != PTE_P or pfn >= w.ctl.nr_frames or not known_search(w, q, pfn, addr):
+        if (p[here] & (PTE_P | PTE_SPECIAL)) != PTE_P or pfn >= w.ctl.nr_frames:
             break
         look_on(w, a, p, here + 1, end, tree)
         prefetch(q + AHEAD)     # mostly they were made one after the other
-        hash = kw_slots_hash(q.checksum, tree)
-        found = -kw_slots_find(&s.stable, hash, &nodes, q.checksum, tree) if s.stable.filled else 0
-        if found == 0:
-            found = kw_slots_find(&s.unstable, hash, &items, q.checksum, 0)
-        if found == 0:
-            if not let_alone(w, item, hash):
+        if w.f_flags[pfn] & FRAME_KSM:
+            if row == LONG or not listed(w, q, pfn, addr):
                 break
-        elif not merges:
-            break
-        elif join_node(w, item, &p[here], pfn, -found) if found < 0 else pair_up(
-                w, item, &p[here], pfn, found, a.entry[here & RING] if a.there[here & RING] == found else NULL, tree):
+            row += 1
             a.merged += 1
-            w.ksm.changes_seen = w.ctl.changes
+            w.done.merged += 1
         else:
-            break
-        if w.ksm.smart_scan:
-            age_item(q)
+            row = 0
+            merged = visit_known(w, a, item, &p[here], pfn, here, tree) if known_search(w, q, pfn, addr) else -1
+            if merged < 0:
+                break
+            a.merged += merged
+            w.ksm.changes_seen = w.ctl.changes
+            if w.ksm.smart_scan:
+                age_item(q)
         link = item
         item = q.next
         addr += KW_PAGE_SIZE

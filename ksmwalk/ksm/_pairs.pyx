@@ -31,7 +31,14 @@ cdef inline void out_of_tree(kw_world *w, kw_item *q) noexcept nogil:
 cdef bint join_node(kw_world *w, int32_t item, uint64_t *pte, int64_t pfn, int32_t node) noexcept nogil:
     cdef kw_item *q = &w.items[item]
     cdef kw_node *p = &w.nodes[node]
-    if p.flags != NODE_USED or p.pfn < 0 or p.pfn == pfn or not has_room(w, node, 0) or in_hand(w, pte[0], pfn):
+    if p.flags == NODE_USED | NODE_CHAIN:
+        node = p.dups           # no search would change the chain, or its first has no room
+        p = &w.nodes[node]
+        if p.dup_next == 0:
+            return False
+    elif p.flags != NODE_USED:
+        return False
+    if p.pfn < 0 or p.pfn == pfn or not has_room(w, node, 0) or in_hand(w, pte[0], pfn):
         return False
     if w.vmas[w.cursor.vma].flags & VM_LOCKED:
         return False
