@@ -73,14 +73,15 @@ def _guarded(size: int, flags: int) -> tuple[mmap.mmap, int]:
     return buf, _GUARD
 
 
-def _aligned(size: int, flags: int) -> tuple[mmap.mmap, int]:
-    """Map whole huge pages for `size` bytes; return the mapping and where in it the first one begins.
+def _aligned(size: int, row: int, flags: int) -> tuple[mmap.mmap, int]:
+    """Map whole huge pages for `size` bytes; return the mapping and where in it the bytes begin.
 
     A small array at random access waits for the TLB if it lies on ordinary pages, and a prefetch that would have to
-    wait for it is dropped.
+    wait for it is dropped. The first one begins behind the first row, which stands for "none" (of frames, for the zero
+    page): so a host of a round number of pages needs no further huge page for its last one.
     """
-    buf = mmap.mmap(-1, -(-size // _HUGE_PAGE) * _HUGE_PAGE + _HUGE_PAGE, flags=flags)
-    return buf, -np.frombuffer(buf, np.uint8).ctypes.data % _HUGE_PAGE
+    buf = mmap.mmap(-1, -(-size // _HUGE_PAGE) * _HUGE_PAGE + 2 * _HUGE_PAGE, flags=flags)
+    return buf, -(np.frombuffer(buf, np.uint8).ctypes.data + row) % _HUGE_PAGE
 
 
 def shape_of(array: Array, ctl: RecordArray) -> tuple[int, ...]:
@@ -136,7 +137,7 @@ def reserve(capacity: int, dtype: DTypeLike, *, shape: tuple[int, ...] = (), hug
         if _GUARD:
             buf, offset = _guarded(size, flags)
         elif huge:
-            buf, offset = _aligned(size, flags)
+            buf, offset = _aligned(size, row, flags)
         else:
             buf, offset = mmap.mmap(-1, size, flags=flags), 0
     except (OSError, ValueError, OverflowError) as err:
