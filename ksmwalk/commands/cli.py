@@ -26,6 +26,7 @@ COMMANDS = (
     "ksmwalk.commands.apply",
     "ksmwalk.commands.capture",
     "ksmwalk.commands.replay",
+    "ksmwalk.commands.reproduce",
     "ksmwalk.commands.trace",
     "ksmwalk.commands.kernel",
     "ksmwalk.commands.calibrate",

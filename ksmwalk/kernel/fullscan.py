@@ -141,10 +141,12 @@ def cpu_of_full_scan(pages_to_scan: int, sleep_millisecs: int | None = None, pat
 
 def _asleep(pid: int | None, end: float) -> None:
     """Wait until a kernel thread sleeps: only then is its CPU time up to date."""
-    while pid and time.monotonic() < end:
-        if Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"S":
-            return
+    while pid and time.monotonic() < end and not _asleep_now(pid):
         time.sleep(_POLL_SECONDS)
+
+
+def _asleep_now(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"S"
 
 
 def full_scans(giant: Any, pages: int, patience: float = PATIENCE) -> dict[str, Any]:
