@@ -20,7 +20,7 @@ from ..kernel.worker import WorkerDied
 from ..kernel.workloads import WORKLOADS
 from ..scenarios.format import Recording, Scenario, ScenarioError, load, save
 from ..scenarios.generate import generate
-from . import timed, verification_page, workloads
+from . import advised, timed, verification_page, workloads
 from .codes import FAILED, FINE, UNUSABLE, complain
 from .report import printable
 
@@ -74,6 +74,13 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         metavar="NAME",
         help="in their place hold the model's clock against the real ksmd, at default tunables and with the advisor, on "
         "all timed workloads or these: " + ", ".join(one.name for one in STORIES),
+    )
+    one.add_argument(
+        "--advisor",
+        type=int,
+        metavar="N",
+        help="in their place hold N fresh steps of the real scan-time advisor against the model's arithmetic, a third of them "
+        "on each of three settings (minutes; --seed draws the knobs; --json prints the steps)",
     )
     one.add_argument("--seconds", type=float, default=60, metavar="S", help="of each timed workload (default %(default)s)")
     one.add_argument("--costs", type=Path, metavar="FILE", help="costs for --time (default: those of `ksmwalk calibrate`)")
@@ -149,10 +156,13 @@ def run_verify(args: argparse.Namespace, replay: Replay | None = None) -> int:
     if args.time is not None:
         alone = args.workloads is None and not args.files and args.random <= 0 and args.docs is None
         return timed.run_timed(args) if alone else _refused("--time goes alone")
+    if args.advisor is not None:
+        alone = args.workloads is None and not args.files and args.random <= 0 and args.docs is None and args.guest is None
+        return advised.run_advised(args) if alone else _refused("--advisor goes alone")
     if args.workloads is not None:
         return _refused("--workloads goes alone") if args.files or args.random > 0 else workloads.run_workloads(args)
     if not args.files and args.random <= 0:
-        return _refused("nothing to verify: give FILE..., --random N, --workloads or --time")
+        return _refused("nothing to verify: give FILE..., --random N, --workloads, --time or --advisor N")
     if args.guest is None and args.nodes > 1:
         return _refused("--nodes goes with --guest")
     if args.guest is not None and args.docs is not None:
