@@ -15,7 +15,7 @@ from ..host import Host, Player
 from ..layout import PAGE_SIZE
 from ..signatures import RecordArray
 from ..sources.traces import KINDS, TraceSummary, iter_trace, watched
-from . import report
+from . import ksm_events, report
 from .codes import FAILED, FINE
 from .screen import Column, HelpFormatter, Screen
 
@@ -47,7 +47,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "  valgrind --tool=lackey --trace-mem=yes --log-file=ls.log ls\n"
         "  ksmwalk trace ls.log                         what it touches\n"
         "  ksmwalk trace 600.champsimtrace.xz --fetches with the pages of its instructions\n"
-        "  ksmwalk trace workload.npy --run --scans 2   apply it, then two full scans of ksmd",
+        "  ksmwalk trace workload.npy --run --scans 2   apply it, then two full scans of ksmd\n"
+        "  ksmwalk trace ksm.txt --events --scenario pair.json   KSM's own events, beside those expected",
         formatter_class=HelpFormatter,
     )
     parser.add_argument("file", metavar="FILE", help="the trace")
@@ -61,6 +62,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--scans", type=_at_least(0), default=0, metavar="N",
         help="with --run: mark all memory mergeable, and so many full scans of ksmd behind it",
     )  # fmt: skip
+    parser.add_argument(
+        "--events", action="store_true",
+        help="it is text of ksm:* events (trace-cmd report, tracefs, perf script): what they are",
+    )  # fmt: skip
+    parser.add_argument("--scenario", metavar="FILE.json", help="with --events: hold them against this scenario's, one by one")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.set_defaults(run=run)
 
@@ -78,6 +84,12 @@ def run(args: argparse.Namespace) -> int:
     """Carry out ``ksmwalk trace``; exit code 1 where events failed."""
     if args.scans and not args.apply:
         raise ValueError("--scans: needs --run")
+    if args.events:
+        if args.apply or args.kind or args.fetches:
+            raise ValueError("--events: goes without --run, --kind and --fetches")
+        return ksm_events.run_events(args)
+    if args.scenario:
+        raise ValueError("--scenario: needs --events")
     summary = TraceSummary()
     pieces = watched(iter_trace(args.file, args.kind, fetches=args.fetches), summary)
     outcome = None
