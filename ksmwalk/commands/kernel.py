@@ -94,7 +94,10 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     one.add_argument("--docs", type=Path, metavar="FILE", help="write the verification page, or its part, there")
     one.add_argument("--json", action="store_true", help="print the results as JSON")
     one.set_defaults(run=run_verify)
+    _add_record(subparsers)
 
+
+def _add_record(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     two = subparsers.add_parser(
         "record",
         help="save what the real ksmd of this machine answers to scenarios (root)",
