@@ -8,7 +8,8 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 
 from ksmwalk._core cimport World, enter, entry_pfn, leaf_find, leave, level_size, pte_present, records
 from ksmwalk.memory._areas cimport set_policy, vma_find, vma_find_from
-from ksmwalk.memory._frames cimport LARGE, lru_drain, maybe_shared, normal_pfn
+from ksmwalk.memory._folio cimport split_folio_at
+from ksmwalk.memory._frames cimport LARGE, folio_pages, lru_drain, maybe_shared, normal_pfn
 from ksmwalk.memory._leaves cimport LeafOp, over_leaves
 from ksmwalk.memory._moving cimport move_folio
 from ksmwalk.layout._layout cimport *
@@ -40,9 +41,40 @@ cdef bint shared(kw_world *w, int64_t pfn) noexcept nogil:
     return maybe_shared(w, pfn) if w.f_flags[pfn] & LARGE and w.f_flags[pfn] & FRAME_ANON else w.f_mapcount[pfn] > 1
 
 
+cdef bint partly_mapped(kw_world *w, int64_t pfn) noexcept nogil:
+    """Is any page of a folio of several mapped by nobody?"""
+    cdef int64_t i, head = w.f_head[pfn]
+    if w.f_flags[head] & (FRAME_HEAD | FRAME_ANON | FRAME_HUGETLB) != FRAME_HEAD | FRAME_ANON:
+        return False
+    for i in range(head, head + folio_pages(w, head)):
+        if w.f_mapcount[i] == 0:
+            return True
+    return False
+
+
+cdef int split_and_go(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn, int nid) noexcept nogil:
+    """Split a folio first, then move all that is left of it."""
+    cdef int64_t head = w.f_head[pfn], pages = folio_pages(w, head), i
+    cdef int rc = split_folio_at(w, pfn, addr), part
+    if rc < 0:
+        return rc
+    for i in range(head, head + pages):
+        # empty ones are the zero page by now
+        if w.f_mapcount[i] == 0:
+            continue
+        part = move_folio(w, mm, addr + (<uint64_t>(i - pfn) << 12), i, nid)
+        rc = part if i == pfn else rc
+    return rc
+
+
 cdef int go(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn, int nid) noexcept nogil:
     """Move the folio of a page: 0, -EBUSY or -ENOMEM."""
-    cdef int rc = move_folio(w, mm, addr, pfn, nid)
+    cdef int rc
+    # Kernels as old as those without smart scan move it as it is.
+    if not w.ctl.kernel & SWITCH_NO_SMART_SCAN and partly_mapped(w, pfn):
+        rc = split_and_go(w, mm, addr, pfn, nid)
+    else:
+        rc = move_folio(w, mm, addr, pfn, nid)
     if rc == KW_ENOFRAMES:
         return -ENOMEM
     return -EBUSY if rc < 0 else 0

@@ -10,7 +10,7 @@ from ..host.host import Host
 from ..host.mm import Mm
 from ..layout import PAGE_SIZE as PAGE
 from ..layout import NodeFlag
-from .records import ZERO, Pages
+from .records import SWAP, ZERO, Pages
 
 #: MPOL_MF_MOVE, MPOL_MF_MOVE_ALL
 _MOVE, _MOVE_ALL = 2, 4
@@ -29,11 +29,11 @@ class NodeOps:
         return [("moved", moved)] if moved else []
 
     def _nodes_of(self, pages: dict[str, Pages]) -> dict[str, np.ndarray] | None:
-        """The NUMA nodes of pages, where there are several; the zero page is nowhere."""
+        """The NUMA nodes of pages, where there are several; the zero page is nowhere, nor is what is swapped out."""
         if self.host.nr_nodes == 1:
             return None
         node = self.host.world.arrays["f_nid"].astype(np.int64)
-        return {name: np.where(kind == ZERO, -1, node[frame]) for name, (_, frame, kind) in pages.items()}
+        return {name: np.where((kind == ZERO) | (kind == SWAP), -1, node[frame]) for name, (_, frame, kind) in pages.items()}
 
     def _ksm_frames(self) -> np.ndarray:
         nodes = self.host.world.arrays["nodes"][: int(self.host.world.arrays["ctl"]["stable_used"][0])]

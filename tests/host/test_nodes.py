@@ -217,3 +217,21 @@ def test_contents_and_counts_survive_any_moves(steps):
     host.ksm.write("run", 2)
     assert host.frames_used == 1 and host.ksm.pages_shared == 0
     check(host)
+
+
+@pytest.mark.parametrize("kernel", ["6.12.117", "6.1.192"])
+def test_a_huge_page_that_nobody_maps_in_part_is_split_before_it_moves(kernel):
+    host = ksmwalk.Host(1 << 13, nr_nodes=2, kernel=kernel)
+    mm = host.new_mm()
+    at = mm.mmap(512 * 4096, addr=1 << 30)
+    mm.madvise(at, 512 * 4096, "hugepage")
+    mm.write(at, np.arange(512, dtype=np.uint64))
+    mm.munmap(at + 200 * 4096, 10 * 4096)
+    assert mm.move_pages([at + 5 * 4096], 1).tolist() == [1]
+    maps = mm.tables.mappings()
+    pfns = maps["pfn"].astype(np.int64)
+    nodes = host.world.arrays["f_nid"][pfns]
+    old = kernel == "6.1.192"
+    assert len(pfns) == 502 and (nodes[pfns > 0] == 1).all()
+    # the empty page became the zero page, if its huge page was split
+    assert (pfns == 0).sum() == (0 if old else 1)

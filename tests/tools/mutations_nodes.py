@@ -80,4 +80,11 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "_MOVE, _MOVE_ALL = 2, 2\n\n\nclass NodeOps:",
         "K28",
     ),
+    "a folio that is partly unmapped moves whole": (
+        "    if not w.ctl.kernel & SWITCH_NO_SMART_SCAN and partly_mapped(w, pfn):", "    if False:",
+    ),
+    "of a folio that is split to be moved one part moves": (
+        "        if w.f_mapcount[i] == 0:\n            continue\n        part = move_folio",
+        "        if i != pfn:\n            continue\n        part = move_folio",
+    ),
 }
