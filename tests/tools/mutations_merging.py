@@ -68,8 +68,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "    w.ksm.dups += 1\n",
     ),
     "the page visited is listed first": (
-        "    append_item(w, other, node)\n    append_item(w, item, node)\n",
-        "    append_item(w, item, node)\n    append_item(w, other, node)\n",
+        "    append_item(w, other, node)\n    append_item(w, item, node)\n    w.done.merges += 1\n    return True",
+        "    append_item(w, item, node)\n    append_item(w, other, node)\n    w.done.merges += 1\n    return True",
     ),
     "every item of a stale node is told of": (
         "            w.ksm.pages_shared -= 1\n        off_node(w, q)",

@@ -101,8 +101,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W33",
     ),
     "protection stays when a page is merged": (
-        "        flags &= ~(PTE_UFFD_WP | PTE_SOFT_DIRTY)\n",
-        "        flags &= ~PTE_SOFT_DIRTY\n",
+        "make_entry(<uint64_t>kpfn, pte[0] & ~(PTE_PFN_MASK | PTE_RW | PTE_D | PTE_UFFD_WP | PTE_SOFT_DIRTY))",
+        "make_entry(<uint64_t>kpfn, pte[0] & ~(PTE_PFN_MASK | PTE_RW | PTE_D | PTE_SOFT_DIRTY))",
         "W35",
     ),
     "protected pages do not merge": (
