@@ -45,16 +45,16 @@ def test_what_noticed_a_mutation_is_there():
 def test_names_of_sites_are_unique_and_a_draw_repeats():
     names = [site.name for site in sites()]
     assert len(names) == len(set(names))
-    assert drawn(1, 80) == drawn(1, 80) != drawn(2, 80)
+    assert drawn(1, 90) == drawn(1, 90) != drawn(2, 90)
 
 
 def test_every_module_of_the_engine_is_drawn_from():
     everything = {site.file for site in sites()}
-    assert {site.file for site in drawn(1, 80)} == everything
+    assert {site.file for site in drawn(1, 90)} == everything
 
 
 def test_there_are_eighty_at_least_and_thirty_in_faults_areas_folios_and_ranges():
-    every = [*mutate.by_hand(), *mutate.by_operators(1, 80)]
+    every = [*mutate.by_hand(), *mutate.by_operators(1, 90)]
     assert len(every) >= 80 and sum(memory_side(mutation.file) for mutation in every) >= 30
 
 

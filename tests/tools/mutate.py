@@ -404,7 +404,7 @@ def main() -> int:
     parser.add_argument("--save", action="store_true", help="keep what noticed each that was made by hand")
     parser.add_argument("--only", metavar="NAME", nargs="+", help="only mutations whose name contains one of these")
     parser.add_argument("--seed", type=int, default=1, help="of the draw, and of random programs (default: 1)")
-    parser.add_argument("--count", type=int, default=80, help="mutations drawn beside those made by hand (default: 80)")
+    parser.add_argument("--count", type=int, default=90, help="mutations drawn beside those made by hand (default: 90)")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--aimed", metavar="NAME", nargs="*", help="random programs aimed at lines (default: of EQUIVALENT)")
     parser.add_argument("--scenarios", type=int, default=10000, help="how many of them have to reach it (default: 10000)")
