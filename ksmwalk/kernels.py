@@ -43,6 +43,15 @@ SWITCHES: dict[Switch, str] = {
     Switch.NO_MERGE_ANY: "no PR_SET_MEMORY_MERGE: -22",
     Switch.NO_COLLAPSE: "no MADV_COLLAPSE: -22",
     Switch.BITS_LIE: "/proc/kpageflags shows the KSM bit for every anonymous page",
+    Switch.OLD_CALLS: "no MADV_POPULATE_READ and _WRITE, no MADV_DONTNEED_LOCKED; process_madvise takes MADV_COLD and "
+    "MADV_PAGEOUT alone, MREMAP_DONTUNMAP and a userfaultfd that protects private "
+    "anonymous memory alone: -22",
+    Switch.NO_GUARD: "no MADV_GUARD_INSTALL and _REMOVE, and process_madvise takes for oneself too only what it takes for "
+    "others: -22",
+    Switch.OLD_UFFD: "no UFFDIO_MOVE: -22; a store to a page that userfaultfd protects always waits, absent anonymous pages "
+    "are not protected, and those that are lie in one area",
+    Switch.COLLAPSES_NOTHING: "MADV_COLLAPSE of a range without a whole huge page is no error where the area has room for one; "
+    "elsewhere -22",
 }
 
 #: columns of a process in records, in their order
@@ -50,7 +59,8 @@ STATS = ("rmap_items", "zero_pages", "merging_pages", "process_profit", "merge_a
 
 _OLD = (
     Switch.STABLE_FIRST | Switch.ZERO_UNTRACKED | Switch.SPLIT_KEEPS_EMPTY | Switch.OLD_CHAINS | Switch.NO_SMART_SCAN
-    | Switch.KEEPS_PROTECTED | Switch.MOVE_ONE_AREA | Switch.NO_MERGE_ANY
+    | Switch.KEEPS_PROTECTED | Switch.MOVE_ONE_AREA | Switch.NO_MERGE_ANY | Switch.NO_GUARD
+    | Switch.OLD_UFFD
 )  # fmt: skip
 _NO_FILES = frozenset({
     "smart_scan", "advisor_mode", "advisor_max_cpu", "advisor_min_pages_to_scan", "advisor_max_pages_to_scan",
@@ -125,13 +135,13 @@ _WITHOUT_MARKS = STATS[:4]
 PROFILES: dict[str, Profile] = {
     one.version: one
     for one in (
-        Profile("5.10.223", _OLD | Switch.SCAN_EACH | Switch.NO_COLLAPSE, _ALL, _NO_FILES, (), False),
+        Profile("5.10.223", _OLD | Switch.SCAN_EACH | Switch.NO_COLLAPSE | Switch.OLD_CALLS, _ALL, _NO_FILES, (), False),
         Profile("6.1.170", _OLD | Switch.FORK_INHERITS | Switch.NONE_NO_PARTNER, _SOME, _NO_FILES,
                 ("rmap_items", "merging_pages"), False),
         Profile("6.1.192", _OLD | Switch.FORK_INHERITS | Switch.NONE_NO_PARTNER, _ALL, _NO_FILES,
                 ("rmap_items", "merging_pages"), False),
-        Profile("6.12.43", _12_17 | Switch.SCAN_EACH | Switch.FORK_INHERITS, _SOME, stats=_WITHOUT_MARKS),
-        Profile("6.12.117", _12_17, _ALL, stats=_WITHOUT_MARKS),
+        Profile("6.12.43", _12_17 | Switch.NO_GUARD | Switch.SCAN_EACH | Switch.FORK_INHERITS, _SOME, stats=_WITHOUT_MARKS),
+        Profile("6.12.117", _12_17 | Switch.NO_GUARD, _ALL, stats=_WITHOUT_MARKS),
         Profile("6.16.12", _12_17 | Switch.SCAN_EACH | Switch.FORK_INHERITS | Switch.FORKED_HUGE_FAILS, _ALL),
         Profile("6.17.8", _LIE | Switch.SCAN_EACH | Switch.FORKED_HUGE_FAILS,
                 "its time and /proc/kpageflags only; the rest is taken from 6.17.13"),
@@ -142,7 +152,8 @@ PROFILES: dict[str, Profile] = {
         Profile("7.0.13", _LIE | Switch.UNMERGE_RANGE, _ALL + "; that it unmerges by ranges is taken from 6.19.14"),
         Profile("7.1.13", Switch.UNMERGE_RANGE | Switch.POKE_FAILS, _SOME),
         Profile("7.2.12", Switch.UNMERGE_RANGE | Switch.POKE_FAILS, _SOME),
-        Profile("7.3.4", Switch.UNMERGE_RANGE | Switch.POKE_FAILS | Switch.FORGETS, _ALL),
+        Profile("7.3.4", Switch.UNMERGE_RANGE | Switch.POKE_FAILS | Switch.FORGETS | Switch.COLLAPSES_NOTHING,
+                _ALL),
     )
 }  # fmt: skip
 

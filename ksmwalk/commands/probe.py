@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from .. import kernels
 from ..errors import KsmwalkError
-from ..kernel import knobs, probe, stepper
+from ..kernel import guest, knobs, probe, stepper
 from ..kernel.worker import WorkerDied
 from . import report
 from .codes import FAILED, FINE
@@ -29,6 +30,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         epilog="example: sudo ksmwalk probe --json",
         formatter_class=HelpFormatter,
     )
+    parser.add_argument(
+        "--guest",
+        type=Path,
+        metavar="IMAGE",
+        help="not this machine's kernel but this one (vmlinuz), in an emulated machine: needs qemu-system-x86_64, no root",
+    )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.set_defaults(run=run)
 
@@ -46,12 +53,7 @@ def run(args: argparse.Namespace) -> int:
         0; 1 where no known kernel is exactly like it, or something could not be told.
     """
     try:
-        if reason := knobs.unusable():
-            raise knobs.KernelUnavailable(reason)
-        with stepper.session(knobs.to_stderr, _WAIT) as session:
-            found = probe.probe(session)
-        with knobs.taken(knobs.to_stderr, _WAIT):
-            probe.by_time(found)
+        found = _here() if args.guest is None else _there(args.guest)
     except (knobs.KernelUnavailable, stepper.Disturbed, WorkerDied) as reason:
         raise KsmwalkError(report.printable(str(reason))) from None
     told = probe.summary(found)
@@ -60,6 +62,21 @@ def run(args: argparse.Namespace) -> int:
     else:
         show(Screen(), found)
     return FINE if told["exactly"] else FAILED
+
+
+def _here() -> probe.Probe:
+    if reason := knobs.unusable():
+        raise knobs.KernelUnavailable(reason)
+    with stepper.session(knobs.to_stderr, _WAIT) as session:
+        found = probe.probe(session)
+    with knobs.taken(knobs.to_stderr, _WAIT):
+        probe.by_time(found)
+    return found
+
+
+def _there(image: Path) -> probe.Probe:
+    with guest.guest(image, say=knobs.to_stderr) as machine:
+        return probe.of_guest(machine)
 
 
 def show(screen: Screen, found: probe.Probe) -> None:

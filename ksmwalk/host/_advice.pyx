@@ -19,7 +19,7 @@ from ksmwalk.layout._layout cimport *
 
 # ------------------------------------------------------------------ the advice there is
 # An advice is one row of TABLE: its name and number, what it does to (a part of) an area, and for those that only change
-# vm_flags which they set and clear, and which they can't be given with.
+# vm_flags which they set and clear, and which they can't be given with; and which kernels do not have it.
 
 ctypedef int (*advice_fn)(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint64_t end,
                           const Advice *a) noexcept nogil
@@ -29,6 +29,7 @@ cdef struct Advice:
     int number
     advice_fn do
     uint64_t sets, clears, refused
+    int64_t lacking
 
 
 cdef int change_flags(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint64_t end,
@@ -135,7 +136,7 @@ cdef int collapse_all(kw_world *w, int32_t mm, int32_t at, uint64_t start, uint6
         return -EINVAL
     if v.backing and ((v.start >> 12) - v.pgoff) & 511:
         return -EINVAL      # no huge page of the object lies right for one here
-    if not v.backing and v.anon_vma == 0 or addr > end:
+    if not v.backing and v.anon_vma == 0 or addr > end and not w.ctl.kernel & SWITCH_COLLAPSES_NOTHING:
         return -EINVAL
     while addr < end:
         rc = collapse(w, mm, v, addr)
@@ -158,7 +159,7 @@ cdef int sys_madvise(kw_world *w, int32_t mm, uint64_t start, uint64_t end, int 
     cdef int hole = 0, rc
     cdef int32_t v
     cdef uint64_t stop
-    if a == NULL or a.do == collapse_all and w.ctl.kernel & SWITCH_NO_COLLAPSE:
+    if a == NULL or w.ctl.kernel & a.lacking:
         return -EINVAL
     if a.do == NULL:     # of a whole range, not area by area
         return sys_populate(w, mm, start, end, advice == MADV_POPULATE_WRITE)
@@ -222,32 +223,32 @@ cdef enum:
 
 cdef Advice TABLE[NR_ADVICE]
 TABLE[:] = [
-    # name, number, what it does, vm_flags it sets, clears, is refused with
-    Advice(b"normal", 0, change_flags, 0, VM_RAND_READ | VM_SEQ_READ, 0),
-    Advice(b"random", 1, change_flags, VM_RAND_READ, VM_SEQ_READ, 0),
-    Advice(b"sequential", 2, change_flags, VM_SEQ_READ, VM_RAND_READ, 0),
-    Advice(b"willneed", 3, will_need, 0, 0, 0),
-    Advice(b"dontneed", 4, dont_need, 0, 0, VM_PFNMAP | VM_LOCKED),
-    Advice(b"free", 8, free_lazily, 0, 0, VM_SPECIAL | VM_HUGETLB | VM_LOCKED),
-    Advice(b"remove", 9, remove, 0, 0, VM_LOCKED),
-    Advice(b"dontfork", 10, change_flags, VM_DONTCOPY, 0, 0),
-    Advice(b"dofork", 11, change_flags, 0, VM_DONTCOPY, VM_SPECIAL),
-    Advice(b"mergeable", 12, mergeable, VM_MERGEABLE, 0, 0),
-    Advice(b"unmergeable", 13, unmergeable, 0, VM_MERGEABLE, 0),
-    Advice(b"hugepage", 14, change_flags, VM_HUGEPAGE, VM_NOHUGEPAGE, VM_SPECIAL | VM_HUGETLB),
-    Advice(b"nohugepage", 15, change_flags, VM_NOHUGEPAGE, VM_HUGEPAGE, VM_SPECIAL | VM_HUGETLB),
-    Advice(b"dontdump", 16, change_flags, VM_DONTDUMP, 0, 0),
-    Advice(b"dodump", 17, do_dump, 0, VM_DONTDUMP, VM_DROPPABLE),
-    Advice(b"wipeonfork", 18, wipe_on_fork, VM_WIPEONFORK, 0, VM_SHARED),
-    Advice(b"keeponfork", 19, change_flags, 0, VM_WIPEONFORK, VM_DROPPABLE),
-    Advice(b"cold", 20, cold, 0, 0, VM_LOCKED | VM_PFNMAP | VM_HUGETLB),
-    Advice(b"pageout", 21, page_out, 0, 0, VM_LOCKED | VM_PFNMAP | VM_HUGETLB),
-    Advice(b"populate_read", 22, NULL, 0, 0, 0),
-    Advice(b"populate_write", 23, NULL, 0, 0, 0),
-    Advice(b"dontneed_locked", 24, dont_need, 0, 0, VM_PFNMAP),
-    Advice(b"collapse", 25, collapse_all, 0, 0, 0),
-    Advice(b"guard_install", 102, guard_install, 0, 0, VM_SPECIAL | VM_HUGETLB | VM_LOCKED),
-    Advice(b"guard_remove", 103, guard_remove, 0, 0, VM_SPECIAL | VM_HUGETLB),
+    # name, number, what it does, vm_flags it sets, clears, is refused with, switches of kernels that do not have it
+    Advice(b"normal", 0, change_flags, 0, VM_RAND_READ | VM_SEQ_READ, 0, 0),
+    Advice(b"random", 1, change_flags, VM_RAND_READ, VM_SEQ_READ, 0, 0),
+    Advice(b"sequential", 2, change_flags, VM_SEQ_READ, VM_RAND_READ, 0, 0),
+    Advice(b"willneed", 3, will_need, 0, 0, 0, 0),
+    Advice(b"dontneed", 4, dont_need, 0, 0, VM_PFNMAP | VM_LOCKED, 0),
+    Advice(b"free", 8, free_lazily, 0, 0, VM_SPECIAL | VM_HUGETLB | VM_LOCKED, 0),
+    Advice(b"remove", 9, remove, 0, 0, VM_LOCKED, 0),
+    Advice(b"dontfork", 10, change_flags, VM_DONTCOPY, 0, 0, 0),
+    Advice(b"dofork", 11, change_flags, 0, VM_DONTCOPY, VM_SPECIAL, 0),
+    Advice(b"mergeable", 12, mergeable, VM_MERGEABLE, 0, 0, 0),
+    Advice(b"unmergeable", 13, unmergeable, 0, VM_MERGEABLE, 0, 0),
+    Advice(b"hugepage", 14, change_flags, VM_HUGEPAGE, VM_NOHUGEPAGE, VM_SPECIAL | VM_HUGETLB, 0),
+    Advice(b"nohugepage", 15, change_flags, VM_NOHUGEPAGE, VM_HUGEPAGE, VM_SPECIAL | VM_HUGETLB, 0),
+    Advice(b"dontdump", 16, change_flags, VM_DONTDUMP, 0, 0, 0),
+    Advice(b"dodump", 17, do_dump, 0, VM_DONTDUMP, VM_DROPPABLE, 0),
+    Advice(b"wipeonfork", 18, wipe_on_fork, VM_WIPEONFORK, 0, VM_SHARED, 0),
+    Advice(b"keeponfork", 19, change_flags, 0, VM_WIPEONFORK, VM_DROPPABLE, 0),
+    Advice(b"cold", 20, cold, 0, 0, VM_LOCKED | VM_PFNMAP | VM_HUGETLB, 0),
+    Advice(b"pageout", 21, page_out, 0, 0, VM_LOCKED | VM_PFNMAP | VM_HUGETLB, 0),
+    Advice(b"populate_read", 22, NULL, 0, 0, 0, SWITCH_OLD_CALLS),
+    Advice(b"populate_write", 23, NULL, 0, 0, 0, SWITCH_OLD_CALLS),
+    Advice(b"dontneed_locked", 24, dont_need, 0, 0, VM_PFNMAP, SWITCH_OLD_CALLS),
+    Advice(b"collapse", 25, collapse_all, 0, 0, 0, SWITCH_NO_COLLAPSE),
+    Advice(b"guard_install", 102, guard_install, 0, 0, VM_SPECIAL | VM_HUGETLB | VM_LOCKED, SWITCH_NO_GUARD),
+    Advice(b"guard_remove", 103, guard_remove, 0, 0, VM_SPECIAL | VM_HUGETLB, SWITCH_NO_GUARD),
 ]
 
 

@@ -303,7 +303,7 @@ cdef int64_t sys_mremap(kw_world *w, int32_t mm, uint64_t addr, uint64_t old_len
     if v == 0:
         return -EFAULT
     p = &w.vmas[v]
-    if keep and p.flags & (VM_DONTEXPAND | VM_PFNMAP):
+    if keep and (p.flags & (VM_DONTEXPAND | VM_PFNMAP) or p.backing and w.ctl.kernel & SWITCH_OLD_CALLS):
         return -EINVAL
     if p.page_shift > 12:
         old_len = (old_len + KW_PMD_SIZE - 1) & ~(KW_PMD_SIZE - 1)

@@ -18,7 +18,9 @@ cdef bint may_watch(kw_world *w, const kw_vma *v, uint64_t flags) noexcept nogil
     """Private anonymous memory, shared memory, memory of files (which the model takes for memfds'), hugetlb."""
     if v.flags & (VM_PFNMAP | VM_IO | VM_MIXEDMAP | VM_DROPPABLE | VM_DAX):
         return False
-    return v.backing != 0 or not flags & VM_UFFD_MINOR
+    if flags & VM_UFFD_MINOR:
+        return v.backing != 0 and not w.ctl.kernel & SWITCH_OLD_CALLS
+    return not (flags & VM_UFFD_WP and v.backing and w.ctl.kernel & SWITCH_OLD_CALLS)
 
 
 cdef int may_watch_all(kw_world *w, int32_t mm, uint64_t start, uint64_t end, uint64_t flags) noexcept nogil:
@@ -82,12 +84,14 @@ cdef int sys_protect(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bint
     cdef int32_t v = vma_find_from(w, mm, start)
     cdef uint64_t first, stop
     cdef int rc = -ENOENT
+    if w.ctl.kernel & SWITCH_OLD_UFFD and v and (w.vmas[v].start > start or w.vmas[v].end < end):
+        return -ENOENT
     while v and w.vmas[v].start < end:
         if not w.vmas[v].flags & VM_UFFD_WP:
             return -ENOENT
         first, stop = max(start, w.vmas[v].start), min(end, w.vmas[v].end)
         rc = wp_range(w, mm, first, stop, on)
-        if rc == 0 and on and w.vmas[v].page_shift == 12:
+        if rc == 0 and on and w.vmas[v].page_shift == 12 and (w.vmas[v].backing or not w.ctl.kernel & SWITCH_OLD_UFFD):
             rc = mark_absent(w, mm, first, stop)
         if rc < 0:
             return rc

@@ -39,8 +39,8 @@ class Placed(Touched):
             EINVAL: no such node, or an address inside a page. EFAULT: the range has a hole, or with None nothing else;
             nothing is done.
 
-        Models: mbind(2) of Linux 6.18. Differs: a full node lends from the next one; pages of files and of shared
-        memory stay where they are.
+        Models: mbind(2) of Linux 6.18. Differs: a full node lends from the next one; the policy of a file or of
+        shared memory is that of each area that maps it.
         """
         start, end = self._range(addr, length, "mbind")
         if node is not None:
@@ -77,7 +77,7 @@ class Placed(Touched):
         ValueError, TypeError
             Arrays of different lengths, or of other things.
 
-        Models: move_pages(2) of Linux 6.18. Differs: pages of files and of shared memory are busy.
+        Models: move_pages(2) of Linux 6.18. Differs: nothing known.
         """
         self._at()
         at = as_array(addrs, "addrs")
@@ -114,7 +114,7 @@ class Placed(Touched):
             EINVAL: no such target.
 
         Models: migrate_pages(2) of one node in Linux 6.18, and of kernels without smart scan, which count no page twice.
-        Differs: pages of files and of shared memory stay where they are.
+        Differs: nothing known.
         """
         self._at()
         source, target = as_int(source, "source", 0), as_int(target, "target", 0)

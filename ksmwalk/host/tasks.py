@@ -6,6 +6,7 @@ import errno
 from typing import TYPE_CHECKING, cast
 
 from ..gate import as_int, shown
+from ..layout import Switch
 from . import _advice, _doors
 from .door import Door, refuse
 
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
 ADVICE: dict[str, int] = _advice.advice_numbers()
 #: and the numbers alone
 ADVICE_NUMBERS = frozenset(ADVICE.values())
-#: what a process may advise for another: nothing that changes what it will find there
+#: what a process may advise for another: nothing that changes what it will find there; on old kernels these alone
 _FOR_OTHERS = frozenset(ADVICE[name] for name in ("cold", "pageout", "willneed", "collapse"))
+_OF_OLD = frozenset(ADVICE[name] for name in ("cold", "pageout"))
 #: most tasks that one address space has
 _MOST_TASKS = (1 << 30) - 1
 
@@ -90,24 +92,26 @@ class Tasks(Door):
         Parameters
         ----------
         other : Mm
-            Whose memory it is; for oneself any advice will do.
+            Whose memory it is; for oneself any advice will do, since 6.16.
         addr, length : int
             Bytes in it, the start page aligned.
         advice : str or int
-            For others "cold", "pageout", "willneed" and "collapse" only.
+            For others "cold", "pageout", "willneed" and "collapse" only; in 5.10 the first two.
 
         Raises
         ------
         OSError
             EINVAL: not for others. As `madvise` besides.
 
-        Models: process_madvise(2) of Linux 6.18 by root, with one range. Differs: as `madvise`.
+        Models: process_madvise(2) by root, with one range, of each known kernel. Differs: as `madvise`.
         """
         if not isinstance(other, Tasks) or other.host is not self.host:
             raise ValueError(f"other {shown(other)}: must be an Mm of the same Host")
         at = self._at()
         number = advice_number(advice)
-        if other._at() != at and number not in _FOR_OTHERS:
+        switches = self.host.kernel.switches
+        free = other._at() == at and not switches & Switch.NO_GUARD
+        if not free and number not in (_OF_OLD if switches & Switch.OLD_CALLS else _FOR_OTHERS):
             raise refuse(errno.EINVAL, f"process_madvise {advice} for address space {other.index}")
         other.madvise(addr, length, advice)
 

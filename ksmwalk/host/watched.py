@@ -7,7 +7,7 @@ import errno
 import numpy as np
 
 from ..gate import as_array, as_flag, as_int
-from ..layout import PAGE_SIZE, Vm
+from ..layout import PAGE_SIZE, Switch, Vm
 from ..signatures import Integer, Integers, U64Array
 from . import _doors, _watched
 from .door import Door, refuse
@@ -55,7 +55,8 @@ class Watched(Door):
         Raises
         ------
         OSError
-            EINVAL: nothing mapped there, no mode, or an area that can't be watched so. Nothing has changed.
+            EINVAL: nothing mapped there, no mode, or an area that can't be watched so; `asynchronous` on kernels that do not
+            have it. Nothing has changed.
 
         Models: UFFDIO_REGISTER of Linux 6.18, with UFFD_FEATURE_SIGBUS and UFFD_FEATURE_WP_UNPOPULATED.
         Differs: one userfaultfd an address space; EFAULT stands for SIGBUS; a private file is taken for one of memfd_create.
@@ -66,6 +67,8 @@ class Watched(Door):
         start, end = self._watched_range(addr, length, "uffd_register")
         if not flags:
             raise refuse(errno.EINVAL, "uffd_register without a mode")
+        if asynchronous and self.host.kernel.switches & Switch.OLD_UFFD:
+            raise refuse(errno.EINVAL, f"UFFD_FEATURE_WP_ASYNC in Linux {self.host.kernel.version}")
         if wp and asynchronous:
             flags |= _ASYNC
         self._check(_watched.watch(self._world, self._at(), start, end, flags), f"uffd_register {start:#x}-{end:#x}")
@@ -151,10 +154,13 @@ class Watched(Door):
         OSError
             EINVAL: not private anonymous memory with the same permissions on both sides and locked alike, not within one
             area, not writable, or `to` not watched; ENOENT: no area, or no page; EEXIST: there is a page, or a marker;
-            EBUSY: a KSM page, or one that is not exclusive (shared by fork); EFAULT: a marker.
+            EBUSY: a KSM page, or one that is not exclusive (shared by fork); EFAULT: a marker. EINVAL on kernels that do
+            not have it.
 
         Models: UFFDIO_MOVE of Linux 6.18. Differs: nothing known.
         """
+        if self.host.kernel.switches & Switch.OLD_UFFD:
+            raise refuse(errno.EINVAL, f"UFFDIO_MOVE in Linux {self.host.kernel.version}")
         start, end = self._watched_range(addr, length, "uffd_move")
         to, _ = self._watched_range(as_int(to, "to"), length, "uffd_move to")
         code = _watched.move(self._world, self._at(), to, start, (end - start) // PAGE_SIZE)

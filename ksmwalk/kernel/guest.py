@@ -24,7 +24,9 @@ from typing import Any
 
 from .. import kernels
 from ..drawing.words import printable
+from ..layout import Switch
 from ..scenarios.format import Scenario, ScenarioError
+from ..scenarios.ops import MERGE_ANY
 from ..scenarios.records import Record
 from . import giants, guest_archive
 from .fitting import fit, lacks
@@ -181,6 +183,19 @@ class Guest:
             raise KernelUnavailable(f"the guest: {answer['broken']}")
         return Measured(*answer["scanned"])
 
+    def look(self) -> dict[str, Any]:
+        """Let it look at a page of its own and time a scan: what `ksmwalk.kernel.probe.look` says there.
+
+        Raises
+        ------
+        KernelUnavailable
+            It could not, has ended or does not answer.
+        """
+        answer = self._ask({"look": 1})
+        if "broken" in answer:
+            raise KernelUnavailable(f"the guest: {answer['broken']}")
+        return answer
+
 
 def _end_with_us() -> None:
     """Whatever ends this process ends the emulator too."""
@@ -321,6 +336,8 @@ def guest(
                 profile = kernels.find(release, version)
             except ValueError as error:
                 raise KernelUnavailable(str(error)) from None
+            if profile.profile.switches & Switch.NO_MERGE_ANY:
+                lacking.discard(MERGE_ANY)  # it says so itself, and the model with it
             full = kernels.full_version(release, version)
             yield Guest(release, full, about["left_out"], ignore, missing, lacking, profile, wire.ask)
         finally:

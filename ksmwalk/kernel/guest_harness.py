@@ -19,7 +19,7 @@ import zlib
 from typing import Any
 
 from ..scenarios.format import ScenarioError, scenario_from_json
-from . import surround
+from . import probe, surround
 from .giants import Giant, scanned
 from .session import Session, session
 from .worker import WorkerDied
@@ -92,6 +92,8 @@ def _answer(taken: Session, asked: dict[str, Any]) -> dict[str, Any]:
     try:
         if "giant" in asked:
             return {"scanned": dataclasses.astuple(scanned(Giant(*asked["giant"]), asked["patience"]))}
+        if "look" in asked:
+            return probe.look()
         return {"records": taken.record(scenario_from_json(asked["scenario"], "scenario"))}
     except ScenarioError as error:
         return {"refused": str(error)}

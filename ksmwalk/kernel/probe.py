@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import kernels
 from ..host.host import Host
@@ -23,7 +23,10 @@ from .fullscan import timed_scans
 from .session import Session
 from .telltales import TELLTALES
 
-__all__ = ["Probe", "by_time", "decide", "probe", "summary"]
+if TYPE_CHECKING:
+    from .guest import Guest
+
+__all__ = ["Probe", "by_time", "decide", "look", "of_guest", "probe", "summary"]
 
 #: bytes of the area with one page that is scanned and unmerged, and how long either takes who goes address by address
 _GIANT = 16 << 30
@@ -155,16 +158,55 @@ def probe(session: Session) -> Probe:
     Probe
     """
     name = os.uname()
-    found = Probe(name.release)
+    try:
+        full = kernels.full_version(name.release, name.version)
+    except ValueError:
+        full = ""
+    return _by_answers(session, name.release, full, bits_lie())
+
+
+def of_guest(guest: Guest) -> Probe:
+    """Ask the KSM of an emulated machine, and measure it, and return what it is like.
+
+    Parameters
+    ----------
+    guest : Guest
+
+    Returns
+    -------
+    Probe
+
+    Raises
+    ------
+    KernelUnavailable
+        The guest has ended, or does not answer.
+    """
+    look = guest.look()
+    found = _by_answers(guest, guest.release, guest.version, look["lies"])
+    for name, on in look["timed"].items():
+        found.told(Switch[name], on)
+    found.unknown |= {Switch[name]: why for name, why in look["unknown"].items()}
+    return found
+
+
+def look() -> dict[str, Any]:
+    """What `of_guest` wants to know besides answers to scenarios, as plain data; KSM must be taken."""
+    lying, found = bits_lie(), Probe("")
+    by_time(found)
+    timed = {one.name: one in found.on for one in (*found.on, *found.off)}
+    return {"lies": lying, "timed": timed, "unknown": {one.name: why for one, why in found.unknown.items()}}
+
+
+def _by_answers(session: Session | Guest, release: str, full: str, lying: bool | None) -> Probe:
+    found = Probe(release)
     start = Switch(0)
     try:
-        nearest = kernels.find(name.release, name.version)
+        nearest = kernels.find(full)
         found.named, start = nearest.profile.version, nearest.profile.switches
     except ValueError:
         pass
     found.told(Switch.NO_SMART_SCAN, "smart_scan" in session.missing)
     found.told(Switch.NO_MERGE_ANY, any("MEMORY_MERGE" in what for what in session.lacking))
-    lying = bits_lie()
     if lying is None:
         found.unknown[Switch.BITS_LIE] = "no page of our own could be looked at"
     else:
@@ -190,7 +232,7 @@ def by_time(found: Probe) -> None:
     """
     knobs.reset()
     giant = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-s", "-S", "-P", "-c", _PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert giant.stdin is not None and giant.stdout is not None
     try:

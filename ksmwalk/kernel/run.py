@@ -11,7 +11,7 @@ import numpy as np
 
 from ..layout import PAGE_SIZE as PAGE
 from ..scenarios.format import Scenario, ScenarioError
-from ..scenarios.ops import NODES, row, shows_swap_entries
+from ..scenarios.ops import MERGE_ANY, NODES, row, shows_swap_entries
 from ..scenarios.records import ANON, KSM, MOVING, Pages, Recorder
 from . import knobs, pages, signals, surround, worker
 from .knobs import KernelUnavailable
@@ -89,7 +89,7 @@ class Run(Held, Memory, Tasks, Outside):
         session = self.session
         check(self.scenario)
         # what only the kernel itself lacks it may say itself
-        if (what := session.lacks(self.scenario)) and what != "no PR_SET_MEMORY_MERGE":
+        if (what := session.lacks(self.scenario)) and what != f"no {MERGE_ANY}":
             raise ScenarioError(f"{self.scenario.name}: it can't be run on this machine", what, self.scenario.env)
         made = (row(op).made(op) for op in self.scenario.ops)
         names = list(dict.fromkeys(name for name in made if name is not None))

@@ -16,13 +16,13 @@ from ..layout import PAGE_SIZE as PAGE
 from ..proc import processes
 from ..scenarios import records
 from ..scenarios.format import Scenario
+from ..scenarios.ops import MERGE_ANY
 from . import devices, fitting, knobs, pages, signals, surround, trace, worker
 from .knobs import KSM, KernelUnavailable
 from .run import MERGING, PR_GET_MEMORY_MERGE, STAT_NAMES, Disturbed, Run
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _MOVE_PAGES, _USERFAULTFD, _IO_URING_SETUP = 279, 323, 425
-_MERGE_ANY = "PR_SET_MEMORY_MERGE"
 _NODES = Path("/sys/devices/system/node")
 
 #: two huge times between batches: writing the other one wakes ksmd for exactly one batch
@@ -85,8 +85,8 @@ class Session:
         # what operations need and this kernel lacks
         self.lacking: set[str] = set()
         if _libc.prctl(PR_GET_MEMORY_MERGE, 0, 0, 0, 0) < 0:
-            self.lacking.add(_MERGE_ANY)
-            self.left_out.append(f"no {_MERGE_ANY}")
+            self.lacking.add(MERGE_ANY)
+            self.left_out.append(f"no {MERGE_ANY}")
         for what, number in (("userfaultfd", _USERFAULTFD), ("io_uring", _IO_URING_SETUP)):
             # with arguments that it refuses where it is
             if _libc.syscall(number, -1, 0) < 0 and ctypes.get_errno() in (errno.ENOSYS, errno.EPERM):

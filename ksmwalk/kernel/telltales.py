@@ -69,6 +69,15 @@ TELLTALES: dict[Switch, Scenario] = dict(
         _of(Switch.MOVE_ONE_AREA, [
             *_marked([5, 6, 7, 8]), ["mprotect", "A", _AT, 2, "r"], ["mremap", "A", _AT, 4, 4, _FAR],
         ]),
+        _of(Switch.OLD_CALLS, [["spawn", "A"], ["mmap", "A", _AT, 2], ["madvise", "A", _AT, 2, "populate_write"]]),
+        _of(Switch.NO_GUARD, [["spawn", "A"], ["mmap", "A", _AT, 2], ["madvise", "A", _AT, 2, "guard_remove"]]),
+        _of(Switch.OLD_UFFD, [
+            ["spawn", "A"], ["mmap", "A", _AT, 4], ["fill", "A", _AT, [5, 6]],
+            ["uffd", "A", _AT + 2, 2, {"missing": 1}], ["uffd_move", "A", _AT + 2, _AT, 1],
+        ]),
+        _of(Switch.COLLAPSES_NOTHING, [
+            ["spawn", "A"], ["mmap", "A", _AT, 512], ["fill", "A", _AT, [5, 6]], ["madvise", "A", _AT, 1, "collapse"],
+        ]),
         _of(Switch.NO_COLLAPSE, [*_marked([1], ("hugepage",))[:1], ["mmap", "A", _AT, 512],
             ["fill", "A", _AT, [5, 6]], ["madvise", "A", _AT, 512, "collapse"],
         ]),

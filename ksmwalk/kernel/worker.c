@@ -201,11 +201,19 @@ static s64 do_exec(u64 slot)
  * write protection, Linux 6.7): there is nobody here to answer a fault. The descriptor stays open: closing undoes it. */
 static s64 do_uffd_wp(u64 addr, u64 length)
 {
-    u64 api[3] = {0xaa, 1UL << 15, 0}, reg[4] = {addr, length, 2, 0}, protect[3] = {addr, length, 1};
-    s64 ret, fd = call3(NR_userfaultfd, 02000000, 0, 0);
-    if (fd < 0)
-        return fd;
-    ret = call3(NR_ioctl, fd, 0xc018aa3f, api);
+    u64 reg[4] = {addr, length, 2, 0}, protect[3] = {addr, length, 1};
+    s64 ret = 0, fd = -1;
+    /* a store takes the protection away, or on old kernels fails */
+    for (u64 bit = 15; bit >= 7; bit -= 8) {
+        u64 api[3] = {0xaa, 1UL << bit, 0};
+        fd = call3(NR_userfaultfd, 02000000, 0, 0);
+        if (fd < 0)
+            return fd;
+        ret = call3(NR_ioctl, fd, 0xc018aa3f, api);
+        if (ret != -22 || bit == 7)
+            break;
+        call3(NR_close, fd, 0, 0); /* one that was asked for too much is of no more use */
+    }
     if (ret == 0)
         ret = call3(NR_ioctl, fd, 0xc020aa00, reg);
     if (ret == 0)

@@ -114,6 +114,10 @@ enum {
     SWITCH_NO_MERGE_ANY = 0x4000,   /* no PR_SET_MEMORY_MERGE */
     SWITCH_NO_COLLAPSE = 0x8000,    /* no MADV_COLLAPSE */
     SWITCH_BITS_LIE = 0x10000,      /* /proc/kpageflags calls every anonymous page KSM's */
+    SWITCH_OLD_CALLS = 0x20000,    /* no MADV_POPULATE_*, and other calls that take less */
+    SWITCH_NO_GUARD = 0x40000,      /* no MADV_GUARD_*; process_madvise for oneself is as for others */
+    SWITCH_OLD_UFFD = 0x80000,  /* no UFFDIO_MOVE, no asynchronous protection, none of absent anonymous pages */
+    SWITCH_COLLAPSES_NOTHING = 0x100000, /* MADV_COLLAPSE of no whole huge page is no error */
 };
 /* Thp(IntEnum), THP_: Huge pages for anonymous memory: never, where madvise asks for them, always. */
 enum { THP_NEVER = 0, THP_MADVISE = 1, THP_ALWAYS = 2 };

@@ -80,6 +80,15 @@ cdef void follow_all(kw_world *w, Move *m, uint64_t addr, int32_t node) noexcept
             follow_below(w, m, mm, w.mms[mm].root, <int>w.ctl.levels)
 
 
+cdef void follow_object(kw_world *w, Move *m) noexcept nogil:
+    """The file or shared object that a page is of has it where it is now."""
+    cdef int32_t mm
+    m.left = 1
+    for mm in range(1, <int32_t>w.ctl.mms_used):
+        if m.left > 0 and w.mms[mm].root and w.mms[mm].flags & MM_BACKING:
+            follow_below(w, m, mm, w.mms[mm].root, <int>w.ctl.levels)
+
+
 cdef void take_over(kw_world *w, Move *m) noexcept nogil:
     """The new frames are what the old ones were, and those are free."""
     cdef int64_t i, old, new
@@ -105,10 +114,11 @@ cdef void take_over(kw_world *w, Move *m) noexcept nogil:
 
 cdef int move_folio(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn, int nid) noexcept nogil:
     cdef Move m
+    cdef bint file = w.f_flags[pfn] & FRAME_FILE != 0
     m.old = w.f_head[pfn]
     m.pages = folio_pages(w, m.old)
     m.left = folio_mappings(w, m.old)
-    if folio_extra_refs(w, m.old) != 0 or w.f_flags[m.old] & (FRAME_LOCKED | FRAME_LRU):
+    if folio_extra_refs(w, m.old) != file or w.f_flags[m.old] & (FRAME_LOCKED | FRAME_LRU):
         return KW_EBUSYENTRY
     if m.pages == 1:
         m.new = frame_alloc(w, nid, 0, FRAME_ANON)
@@ -122,6 +132,9 @@ cdef int move_folio(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn, int nid
         frame_free(w, m.new)
         return KW_ENOFRAMES
     follow_all(w, &m, addr, w.f_node[m.old])
+    if file:
+        follow_object(w, &m)
     take_over(w, &m)
-    lru_add(w, mm, m.new)
+    if not file:
+        lru_add(w, mm, m.new)
     return KW_OK

@@ -185,7 +185,8 @@ class Operation:
         return name
 
 
-_MERGE_ANY = "PR_SET_MEMORY_MERGE"
+#: what `prctl` needs; a kernel without it says so
+MERGE_ANY = "PR_SET_MEMORY_MERGE"
 #: where an operation needs these, a scenario runs on two
 NODES = "two NUMA nodes"
 _SWAP = "a swap device"
@@ -213,8 +214,8 @@ OPS: dict[str, Operation] = {
     "touch": Operation((PROCESS, VPNS), spans=_each, present=_all),
     "store": Operation((PROCESS, VPN, OFFSET, PART), spans=_one, present=_all, bytes=True),
     "memset": Operation((PROCESS, VPN, BYTE, BYTES), spans=_bytes, present=_all, bytes=True),
-    "prctl": Operation((PROCESS, FLAG), needs=_MERGE_ANY),
-    "prctl_get": Operation((PROCESS,), needs=_MERGE_ANY),
+    "prctl": Operation((PROCESS, FLAG), needs=MERGE_ANY),
+    "prctl_get": Operation((PROCESS,), needs=MERGE_ANY),
     "thpdisable": Operation((PROCESS, FLAG)),
     "uffd_wp": Operation((PROCESS, VPN, PAGES), spans=_span, needs=_UFFD),
     "uffd": Operation((PROCESS, VPN, PAGES, UFFD_MODES), spans=_span, needs=_UFFD),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..layout import PAGE_SIZE as PAGE
-from ..layout import Vm
+from ..layout import Switch, Vm
 from .kinds import ScenarioError
 from .records import SWAP, Pages
 
@@ -131,7 +131,8 @@ class Life:
         mm = self.live[name]
         if self._of_others(mm, pages, owner):
             raise OSError(errno.EBUSY, "another userfaultfd watches it")
-        mm.uffd_register(pages.start * PAGE, len(pages) * PAGE, **modes, asynchronous=True)
+        asynchronous = not mm.host.kernel.switches & Switch.OLD_UFFD
+        mm.uffd_register(pages.start * PAGE, len(pages) * PAGE, **modes, asynchronous=asynchronous)
         self._forget(mm, pages)
         self.watched.append((mm, pages, owner))
 

@@ -153,6 +153,53 @@ def test_calls_that_some_kernels_refuse():
             mm.madvise(big, 1024 * P, "collapse")
 
 
+@pytest.mark.parametrize(("version", "others", "own", "absent"), [
+    ("5.10.223", {"cold", "pageout"}, {"cold", "pageout"}, {"populate_read", "populate_write", "dontneed_locked", "guard_install"}),
+    ("6.1.192", {"cold", "pageout", "willneed"}, {"cold", "pageout", "willneed"}, {"guard_install"}),
+    ("6.12.117", {"cold", "pageout", "willneed"}, {"cold", "pageout", "willneed"}, {"guard_install"}),
+    ("6.16.12", {"cold", "pageout", "willneed"}, None, set()),
+])  # fmt: skip
+def test_advice_there_is_and_for_whom(version, others, own, absent):
+    host = Host(256, kernel=version)
+    mm, other = host.new_mm(), host.new_mm()
+    addr = mm.mmap(4 * P)
+    every = ("cold", "pageout", "willneed", "dontneed", "free", "mergeable", "populate_read", "populate_write", "dontneed_locked",
+             "guard_install")  # fmt: skip
+    for advice in every:
+        answers = (
+            fails(mm.madvise, addr, 4 * P, advice),
+            fails(mm.process_madvise, mm, addr, 4 * P, advice),
+            fails(other.process_madvise, mm, addr, 4 * P, advice),
+        )
+        there = advice not in absent
+        want = there, there and (own is None or advice in own), there and advice in others
+        assert tuple(answer != errno.EINVAL for answer in answers) == want, advice
+
+
+def fails(call, *args, **kwargs):
+    try:
+        call(*args, **kwargs)
+    except OSError as error:
+        return error.errno
+    return 0
+
+
+def test_userfaultfd_of_old_kernels():
+    for version, old in (("5.10.223", True), ("6.1.192", True), ("6.18.44", False)):
+        host = Host(256, kernel=version)
+        mm = host.new_mm()
+        addr, shared = mm.mmap(4 * P), mm.mmap(2 * P, shared=True)
+        mm.write(addr, [1, 2])
+        assert fails(mm.uffd_register, addr, 4 * P, wp=True, asynchronous=True) == (errno.EINVAL if old else 0)
+        mm.uffd_register(addr, 4 * P, wp=True)
+        mm.uffd_protect(addr, 4 * P)
+        assert len(mm.absent_entries()) == (0 if old else 2)
+        assert fails(mm.uffd_move, addr + 2 * P, addr, P) != 0
+        assert fails(mm.uffd_register, shared, 2 * P, wp=True) == (errno.EINVAL if version == "5.10.223" else 0)
+        kept = fails(mm.mremap, shared, 2 * P, 2 * P, dontunmap=True)
+        assert kept == (errno.EINVAL if version == "5.10.223" else 0)
+
+
 @pytest.mark.parametrize(("version", "fails"), [("6.16.12", True), ("6.17.13", False), ("6.18.44", False)])
 def test_several_areas_move_from_6_17_on(version, fails):
     mm, addr = marked(Host(4096, kernel=version), [1, 1, 1, 2])

@@ -76,9 +76,49 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "K16",
     ),
     "MADV_COLLAPSE is everywhere": (
-        "if a == NULL or a.do == collapse_all and w.ctl.kernel & SWITCH_NO_COLLAPSE:",
-        "if a == NULL:",
+        "Advice(b\"collapse\", 25, collapse_all, 0, 0, 0, SWITCH_NO_COLLAPSE)",
+        "Advice(b\"collapse\", 25, collapse_all, 0, 0, 0, 0)",
         "K16",
+    ),
+    "MADV_POPULATE_READ is everywhere": (
+        "Advice(b\"populate_read\", 22, NULL, 0, 0, 0, SWITCH_OLD_CALLS)",
+        "Advice(b\"populate_read\", 22, NULL, 0, 0, 0, 0)",
+    ),
+    "MADV_DONTNEED_LOCKED is everywhere": (
+        "Advice(b\"dontneed_locked\", 24, dont_need, 0, 0, VM_PFNMAP, SWITCH_OLD_CALLS)",
+        "Advice(b\"dontneed_locked\", 24, dont_need, 0, 0, VM_PFNMAP, 0)",
+    ),
+    "MREMAP_DONTUNMAP takes shared memory everywhere": (
+        " or p.backing and w.ctl.kernel & SWITCH_OLD_CALLS):",
+        "):",
+    ),
+    "MADV_COLLAPSE of nothing is an error everywhere": (
+        " or addr > end and not w.ctl.kernel & SWITCH_COLLAPSES_NOTHING:",
+        " or addr > end:",
+    ),
+    "UFFDIO_MOVE is everywhere": (
+        "        if self.host.kernel.switches & Switch.OLD_UFFD:",
+        "        if False:",
+    ),
+    "absent pages are protected by markers everywhere": (
+        " and (w.vmas[v].backing or not w.ctl.kernel & SWITCH_OLD_UFFD):",
+        ":",
+    ),
+    "a store takes userfaultfd's protection away everywhere": (
+        "        asynchronous = not mm.host.kernel.switches & Switch.OLD_UFFD",
+        "        asynchronous = True",
+    ),
+    "guard pages are everywhere": (
+        "VM_SPECIAL | VM_HUGETLB | VM_LOCKED, SWITCH_NO_GUARD)",
+        "VM_SPECIAL | VM_HUGETLB | VM_LOCKED, 0)",
+    ),
+    "process_madvise takes any advice for oneself everywhere": (
+        "        free = other._at() == at and not switches & Switch.NO_GUARD",
+        "        free = other._at() == at",
+    ),
+    "process_madvise takes MADV_WILLNEED everywhere": (
+        "(_OF_OLD if switches & Switch.OLD_CALLS else _FOR_OTHERS)",
+        "_FOR_OTHERS",
     ),
     "unmerging walks ranges everywhere": (
         "if w.cursor.strategy == STRATEGY_RANGE and w.ctl.kernel & SWITCH_UNMERGE_RANGE else",

@@ -5,6 +5,14 @@ FIRST = ("numa",)
 
 #: name: (text as it stands, text as it is broken, facts that it breaks ...)
 MUTATIONS: dict[str, tuple[str, ...]] = {
+    "pages of shared memory are busy": (
+        "    if folio_extra_refs(w, m.old) != file or",
+        "    if folio_extra_refs(w, m.old) != 0 or",
+    ),
+    "a moved page of shared memory is where it was for those who map it later": (
+        "    if file:\n        follow_object(w, &m)\n",
+        "",
+    ),
     "a full page that moved keeps all its items": (
         "return node if has_room(w, node, 0) else 0", "return node",
         "K24",
