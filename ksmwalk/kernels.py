@@ -34,7 +34,8 @@ SWITCHES: dict[Switch, str] = {
     Switch.NO_SMART_SCAN: "no smart scan: nothing is skipped, no file smart_scan",
     Switch.FORK_INHERITS: "a child starts with its parent's counts of rmap_items and merging pages and keeps what is too "
     "much; ksm_zero_pages does not grow at fork",
-    Switch.FORKED_HUGE_FAILS: "the first merge of a part of a huge page shared by fork fails with -14",
+    Switch.FORKED_HUGE_FAILS: "a huge page that several areas map is not split where the first that maps it by a pmd is not "
+    "the last of them: that one maps small pages then, and the merge fails with -14",
     Switch.FORGETS: "a merge forgets checksum and age: two visits until the page merges again, five before the first skip",
     Switch.NONE_NO_PARTNER: "a search of the unstable tree that meets a PROT_NONE page gives up",
     Switch.KEEPS_PROTECTED: "unmerging leaves KSM pages that userfaultfd write-protects",

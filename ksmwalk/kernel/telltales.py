@@ -76,7 +76,7 @@ TELLTALES: dict[Switch, Scenario] = dict(
             ["uffd", "A", _AT + 2, 2, {"missing": 1}], ["uffd_move", "A", _AT + 2, _AT, 1],
         ]),
         _of(Switch.COLLAPSES_NOTHING, [
-            ["spawn", "A"], ["mmap", "A", _AT, 512], ["fill", "A", _AT, [5, 6]], ["madvise", "A", _AT, 1, "collapse"],
+            ["spawn", "A"], ["mmap", "A", _AT, 512], ["fill", "A", _AT, [5, 6]], ["madvise", "A", _AT + 1, 1, "collapse"],
         ]),
         _of(Switch.NO_COLLAPSE, [*_marked([1], ("hugepage",))[:1], ["mmap", "A", _AT, 512],
             ["fill", "A", _AT, [5, 6]], ["madvise", "A", _AT, 512, "collapse"],

@@ -87,15 +87,12 @@ cdef int merge_one(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn, int64_t 
     """Replace the mapping of pfn at addr by one of kpfn (0: the zero page; BECOME_KSM: pfn itself): 0 or -EFAULT."""
     cdef uint64_t *pte
     cdef uint64_t e
-    cdef bint shared
     if pfn == kpfn:
         return 0                # shared by fork: the page is there already
     if not page_eligible(w, pfn) or w.f_flags[w.f_head[pfn]] & FRAME_LOCKED or w.f_flags[pfn] & FRAME_KSM:
         return -EFAULT
-    if w.f_flags[pfn] & LARGE:
-        shared = w.f_mapcount[pfn] > 1
-        if split(w, pfn, addr) != KW_OK or shared and w.ctl.kernel & SWITCH_FORKED_HUGE_FAILS:
-            return -EFAULT
+    if w.f_flags[pfn] & LARGE and split(w, pfn, addr) != KW_OK:
+        return -EFAULT
     pte = pte_find(w, w.mms[mm].root, addr)
     if pte == NULL or not pte_present(pte[0]) or pte[0] & PTE_SPECIAL or entry_pfn(pte[0], 1) != <uint64_t>pfn:
         return -EFAULT          # the split took it: it was empty

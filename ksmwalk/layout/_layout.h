@@ -105,7 +105,7 @@ enum {
     SWITCH_OLD_CHAINS = 0x20,       /* full dups are never found, chains of one dup stay chains */
     SWITCH_NO_SMART_SCAN = 0x40,
     SWITCH_FORK_INHERITS = 0x80,    /* a child starts with the counts of its parent */
-    SWITCH_FORKED_HUGE_FAILS = 0x100, /* the first merge of a page of a forked huge page fails in its second half */
+    SWITCH_FORKED_HUGE_FAILS = 0x100, /* of several mappings of a huge page a split takes one a time, and fails until the last */
     SWITCH_FORGETS = 0x200,         /* a merge forgets checksum and age */
     SWITCH_NONE_NO_PARTNER = 0x400, /* a search that meets a PROT_NONE page gives up */
     SWITCH_KEEPS_PROTECTED = 0x800, /* unmerging leaves KSM pages that userfaultfd write-protects */

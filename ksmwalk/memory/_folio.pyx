@@ -158,6 +158,56 @@ cdef int64_t folio_visit(kw_world *w, Splitting *s, uint64_t addr, int64_t expec
     return n
 
 
+cdef bint maps_whole(kw_world *w, int32_t mm, uint64_t addr, int64_t head) noexcept nogil:
+    """Does this mm map a huge page by a pmd at this address?"""
+    cdef uint64_t *pmd
+    if w.mms[mm].root == 0 or w.mms[mm].flags & MM_BACKING:
+        return False
+    pmd = pmd_find(w, w.mms[mm].root, addr)
+    return pmd != NULL and not entry_none(pmd[0]) and entry_leaf(pmd[0], 2) and normal_pfn(w, pmd[0], 2) == head
+
+
+cdef int64_t mapped_before(kw_world *w, int32_t mm, uint64_t addr, int64_t head, int32_t area) noexcept nogil:
+    """Small mappings of a huge page in areas that the kernel comes by before this one."""
+    cdef uint64_t *pmd
+    cdef uint64_t *pte
+    cdef int64_t n = 0, pfn
+    cdef int i
+    if w.mms[mm].root == 0 or w.mms[mm].flags & MM_BACKING:
+        return 0
+    pmd = pmd_find(w, w.mms[mm].root, addr)
+    if pmd == NULL or entry_none(pmd[0]) or entry_leaf(pmd[0], 2):
+        return 0
+    pte = pte_find(w, w.mms[mm].root, addr)
+    for i in range(512):
+        pfn = normal_pfn(w, pte[i], 1) if pte_present(pte[i]) else KW_NONE
+        if pfn >= 0 and <int64_t>w.f_head[pfn] == head:
+            n += visited_before(w, vma_find(w, mm, addr + (<uint64_t>i << 12)), area)
+    return n
+
+
+cdef int given_up(kw_world *w, int64_t head, uint64_t addr, int64_t expected) noexcept nogil:
+    """Some kernels go no further than to the first area that maps a huge page by a pmd, if others map it after that one:
+    it maps small pages from then on, and the page stays whole (KW_EBUSYENTRY)."""
+    cdef int32_t mm, v, first = 0
+    cdef int64_t before = 0
+    cdef int rc
+    for mm in range(1, <int32_t>w.ctl.mms_used):
+        if maps_whole(w, mm, addr, head):
+            v = vma_find(w, mm, addr)
+            if first == 0 or visited_before(w, v, first):
+                first = v
+    if first == 0:
+        return KW_OK
+    for mm in range(1, <int32_t>w.ctl.mms_used):
+        before += mapped_before(w, mm, addr, head, first)
+    if before + 512 == expected:
+        return KW_OK
+    mm = w.vmas[first].mm
+    rc = pmd_split(w, mm, addr, pmd_find(w, w.mms[mm].root, addr))
+    return rc if rc < 0 else KW_EBUSYENTRY
+
+
 cdef int split_folio_at(kw_world *w, int64_t pfn, uint64_t addr) noexcept nogil:
     cdef int64_t head = w.f_head[pfn], expected, got, i, n
     cdef Splitting s
@@ -168,6 +218,10 @@ cdef int split_folio_at(kw_world *w, int64_t pfn, uint64_t addr) noexcept nogil:
         return KW_EBUSYENTRY
     if addr != 1:
         addr -= <uint64_t>(pfn - head) << 12
+    if KW_UNLIKELY(w.ctl.kernel & SWITCH_FORKED_HUGE_FAILS) and addr & (KW_PMD_SIZE - 1) == 0:
+        got = given_up(w, head, addr, expected)
+        if got < 0:
+            return <int>got
     s.head = head
     s.replace = s.any_locked = False
     got = folio_visit(w, &s, addr, expected)

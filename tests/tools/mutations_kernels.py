@@ -108,6 +108,14 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "        asynchronous = not mm.host.kernel.switches & Switch.OLD_UFFD",
         "        asynchronous = True",
     ),
+    "a huge page that others map later on is split at once everywhere": (
+        "    if KW_UNLIKELY(w.ctl.kernel & SWITCH_FORKED_HUGE_FAILS) and addr",
+        "    if False and addr",
+    ),
+    "a huge page is split only where all map small pages of it": (
+        "    if before + 512 == expected:\n        return KW_OK\n",
+        "",
+    ),
     "guard pages are everywhere": (
         "VM_SPECIAL | VM_HUGETLB | VM_LOCKED, SWITCH_NO_GUARD)",
         "VM_SPECIAL | VM_HUGETLB | VM_LOCKED, 0)",
