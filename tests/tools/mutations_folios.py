@@ -41,8 +41,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W29",
     ),
     "a folio stays whole when a page of it merges": (
-        "    if w.f_flags[pfn] & LARGE:\n        shared = w.f_mapcount[pfn] > 1\n",
-        "    if False:\n        shared = w.f_mapcount[pfn] > 1\n",
+        "    if w.f_flags[pfn] & LARGE and split(w, pfn, addr) != KW_OK:",
+        "    if False:",
         "W29", "W31",
     ),
     "advice for a part leaves folios whole that ptes map": (

@@ -121,8 +121,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W40",
     ),
     "process_madvise gives others any advice": (
-        "        if other._at() != at and number not in _FOR_OTHERS:",
-        "        if False:",
+        "        if not free and number not in (",
+        "        if False and number not in (",
         "W42",
     ),
 }
