@@ -6,8 +6,9 @@ from libc.errno cimport EACCES, EAGAIN, EINVAL, ENOMEM
 from libc.stdint cimport int32_t, uint64_t
 
 from ksmwalk.memory._frames cimport lru_drain_cpu
-from ksmwalk.memory._leaves cimport discard_range, guard_range, mlock_range, wp_range
-from ksmwalk.memory._areas cimport VM_SPECIAL, anon_vma_prepare, set_flags, vma_compatible, vma_find, vma_find_from
+from ksmwalk.memory._guards cimport guard_install_range, guard_remove_range
+from ksmwalk.memory._leaves cimport discard_range, mlock_range, wp_range
+from ksmwalk.memory._areas cimport VM_SPECIAL, anon_vma_prepare, khuge_know, set_flags, vma_compatible, vma_find, vma_find_from
 from ksmwalk.memory._khuge cimport collapse
 from ksmwalk.memory._reclaim cimport cold_range, free_range, pageout_range, punch_range
 from ksmwalk.memory._swapin cimport read_ahead
@@ -38,6 +39,12 @@ cdef int change_flags(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint64
     if flags & a.refused:
         return -EINVAL
     return min(0, set_flags(w, v, start, end, (flags & ~a.clears) | a.sets))
+
+
+cdef int huge_page(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint64_t end, const Advice *a) noexcept nogil:
+    if not w.vmas[v].flags & a.refused:
+        khuge_know(w, &w.vmas[v], w.vmas[v].flags & ~a.clears | a.sets)     # the whole area, before it is cut
+    return change_flags(w, mm, v, start, end, a)
 
 
 cdef int do_dump(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint64_t end, const Advice *a) noexcept nogil:
@@ -115,12 +122,12 @@ cdef int guard_install(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint6
     p.flags |= VM_MAYBE_GUARD
     if not p.backing:
         anon_vma_prepare(w, p)
-    return guard_range(w, mm, start, end, True)
+    return guard_install_range(w, mm, start, end)
 
 
 cdef int guard_remove(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint64_t end,
                       const Advice *a) noexcept nogil:
-    return -EINVAL if w.vmas[v].flags & a.refused else guard_range(w, mm, start, end, False)
+    return -EINVAL if w.vmas[v].flags & a.refused else guard_remove_range(w, mm, start, end)
 
 
 cdef int collapse_all(kw_world *w, int32_t mm, int32_t at, uint64_t start, uint64_t end,
@@ -235,7 +242,7 @@ TABLE[:] = [
     Advice(b"dofork", 11, change_flags, 0, VM_DONTCOPY, VM_SPECIAL, 0),
     Advice(b"mergeable", 12, mergeable, VM_MERGEABLE, 0, 0, 0),
     Advice(b"unmergeable", 13, unmergeable, 0, VM_MERGEABLE, 0, 0),
-    Advice(b"hugepage", 14, change_flags, VM_HUGEPAGE, VM_NOHUGEPAGE, VM_SPECIAL | VM_HUGETLB, 0),
+    Advice(b"hugepage", 14, huge_page, VM_HUGEPAGE, VM_NOHUGEPAGE, VM_SPECIAL | VM_HUGETLB, 0),
     Advice(b"nohugepage", 15, change_flags, VM_NOHUGEPAGE, VM_HUGEPAGE, VM_SPECIAL | VM_HUGETLB, 0),
     Advice(b"dontdump", 16, change_flags, VM_DONTDUMP, 0, 0, 0),
     Advice(b"dodump", 17, do_dump, 0, VM_DONTDUMP, VM_DROPPABLE, 0),

@@ -11,7 +11,7 @@ from ksmwalk.memory._leaves cimport (
     copy_range, free_tables, mlock_range, move_range, protect_range, touched, wp_range, zap_range,
 )
 from ksmwalk.memory._areas cimport (
-    MAX_MAP_COUNT, VM_ACCESS, VM_WATCHED, drop_tables, find_place, join_around, last_vma, mm_alloc, mm_free, set_flags,
+    MAX_MAP_COUNT, VM_ACCESS, VM_WATCHED, drop_tables, find_place, join_around, khuge_know, last_vma, mm_alloc, mm_free, set_flags,
     user_end, vma_alloc, vma_compatible, vma_find, vma_find_from, vma_free, vma_join, vma_link, vma_split,
     vmas_left,
 )
@@ -146,6 +146,11 @@ cdef void leave_empty(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noe
         v.anon_vma = v.anon_root = v.forked = 0
 
 
+cdef inline bint free_before(kw_world *w, int32_t v) noexcept nogil:
+    """Is nothing mapped between the multiple of 2 MiB below an area and the area?"""
+    return w.vmas[v].prev == 0 or w.vmas[w.vmas[v].prev].end <= w.vmas[v].start & ~(KW_PMD_SIZE - 1)
+
+
 cdef int move_vma(kw_world *w, int32_t mm, uint64_t old, uint64_t old_len, uint64_t new, uint64_t new_len,
                   bint keep) noexcept nogil:
     """Move [old, old + old_len), inside one vma, to the free place at new, there new_len long; keep: the area stays."""
@@ -153,6 +158,7 @@ cdef int move_vma(kw_world *w, int32_t mm, uint64_t old, uint64_t old_len, uint6
     cdef uint64_t flags = w.vmas[v].flags, pgoff = w.vmas[v].pgoff + ((old - w.vmas[v].start) >> 12)
     cdef int32_t backing = w.vmas[v].backing, anon = w.vmas[v].anon_vma
     cdef int rc
+    cdef bint tables, down
     if w.mms[mm].nr_vmas >= MAX_MAP_COUNT - 3:
         return -ENOMEM
     if not vmas_left(w, 3):
@@ -180,9 +186,11 @@ cdef int move_vma(kw_world *w, int32_t mm, uint64_t old, uint64_t old_len, uint6
     if backing:
         w.mms[backing].users += 1
     vma_link(w, moved, prev)
-    rc = move_range(w, mm, old, new, old_len)
+    tables = not flags & VM_WATCHED
+    down = w.vmas[v].start == old and free_before(w, v) and free_before(w, moved)
+    rc = move_range(w, mm, old, new, old_len, tables, down)
     if rc < 0:
-        move_range(w, mm, new, old, old_len)
+        move_range(w, mm, new, old, old_len, tables, down)
         sys_munmap(w, mm, new, new + new_len)
         return rc
     if flags & VM_UFFD_WP:
@@ -209,6 +217,7 @@ cdef int vma_expand(kw_world *w, int32_t v, uint64_t length) noexcept nogil:
     touched(w, w.vmas[v].mm)
     if w.vmas[v].next:
         vma_join(w, v, w.vmas[v].next)
+    khuge_know(w, &w.vmas[v], w.vmas[v].flags)
     if w.vmas[v].flags & VM_LOCKED:
         return locked_more(w, w.vmas[v].mm, start, start + length)
     return 0
@@ -370,6 +379,9 @@ cdef int32_t sys_fork(kw_world *w, int32_t parent) noexcept nogil:
     w.mms[child].nid = w.mms[parent].nid
     w.mms[child].domain = w.mms[parent].domain
     w.mms[child].cpu = w.mms[parent].cpu
+    if w.mms[parent].khuge:
+        w.ctl.khuges += 1
+        w.mms[child].khuge = <int32_t>w.ctl.khuges
     v = w.mms[parent].vma_first
     while v:
         p = &w.vmas[v]

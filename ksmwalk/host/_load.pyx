@@ -9,7 +9,7 @@ from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t, uint8_t
 from ksmwalk._core cimport World, alone, enter, leave, make_entry, make_leaf, pmd_make, pte_make
 from ksmwalk.memory._frames cimport HUGE_ORDER, LARGE, frame_map, frame_take, owners_add
 from ksmwalk.memory._leaves cimport prot_bits, touched
-from ksmwalk.memory._areas cimport vma_alloc, vma_link, vmas_left
+from ksmwalk.memory._areas cimport khuge_know, vma_alloc, vma_link, vmas_left
 from ksmwalk.ksm._items cimport slot_insert
 from ksmwalk.layout._layout cimport *
 
@@ -149,6 +149,7 @@ def add_vmas(World world not None, int32_t mm, const uint64_t[::1] start, const 
             w.ctl.anon_vmas += 1
             w.vmas[v].anon_vma = w.vmas[v].anon_root = <int32_t>w.ctl.anon_vmas
         vma_link(w, v, last)
+        khuge_know(w, &w.vmas[v], w.vmas[v].flags)
         last = v
     touched(w, mm)
     return 0

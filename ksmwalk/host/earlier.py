@@ -5,7 +5,8 @@ like that of any other Host.
 
 Version 1 had one pair of trees a NUMA node and no domains: all its address spaces are in domain 0. Up to version 2 there
 was one CPU with one LRU batch, kept in `ctl`; no swap, no other kernel than Linux 6.18. Who owns a page was found out by
-counting: owners of folios, and which pages are exclusive, follow from the page tables.
+counting: owners of folios, and which pages are exclusive, follow from the page tables. khugepaged went over all address
+spaces in the order in which they were made.
 """
 
 from __future__ import annotations
@@ -134,6 +135,10 @@ def find_owners(arrays: Mapping[str, np.ndarray]) -> None:
         owners["mm"][who[mine] >> 32, one] = who[mine] & 0xFFFFFFFF
         owners["nr"][who[mine] >> 32, one] = number[mine]
     owners["shared"] = owners["nr"][:, 0] != owners["total"]
+    mms = arrays["mms"]
+    known = np.flatnonzero(mms["flags"] & int(MmFlag.USED | MmFlag.BACKING) == MmFlag.USED)
+    mms["khuge"][known[np.argsort(mms["serial"][known], kind="stable")]] = np.arange(1, len(known) + 1)
+    arrays["ctl"]["khuges"] = len(known)
 
 
 def _mappings(arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -87,13 +87,15 @@ class Folios:
             What is collapsed by then stays so.
 
         Models: a full scan of khugepaged in Linux 6.18, within `khuge_limits`, in areas with MADV_HUGEPAGE (all with
-        `thp="always"`, none with "never").
-        Differs: address spaces come in the order in which they were made (the kernel: in which they came to have areas
-        for it), areas that asked while `thp` was "never" count; it collapses private memory only.
+        `thp="always"`, none with "never"). It goes over those that it got to know, in this order: by MADV_HUGEPAGE for an
+        area with pages, by a fault that found room for a huge page, by areas with room for one that grew or were joined,
+        and children of those.
+        Differs: it collapses private memory only.
         """
         mms = self._arrays["mms"][: int(self._arrays["ctl"]["mms_used"][0])]
         alive = np.flatnonzero(mms["flags"] & int(MmFlag.USED | MmFlag.EXITING | MmFlag.BACKING) == MmFlag.USED)
-        in_order = alive[np.argsort(mms["serial"][alive], kind="stable")]
+        known = alive[mms["khuge"][alive] > 0]
+        in_order = known[np.argsort(mms["khuge"][known], kind="stable")]
         self.drain()
         return sum(check(_doors.khugepaged(self.world, mm), "khugepaged") for mm in in_order.tolist())
 

@@ -35,6 +35,7 @@ _INDEXED = (1 << 31) - 1  # records that an int32 can number
 #: (array, field, lowest, highest) of numbers that stand for themselves
 _NUMBERS = [
     ("ctl", "thp", 0, 2), ("ctl", "anon_vmas", 0, 1 << 30), ("ctl", "vma_serial", 0, _BIG), ("ctl", "mm_serial", 0, _BIG),
+    ("ctl", "khuges", 0, 1 << 30),
     ("ksm", "events_on", 0, 1), ("ksm", "long_wait", 0, 1), ("ksm", "now_ms", 0, _BIG), ("ksm", "generation", 0, _BIG),
     ("ksm", "tree_generation", 0, _BIG), ("ksm", "pages_scanned", 0, _BIG), ("ksm", "pages_skipped", 0, _BIG),
     ("ksm", "zero_pages", -_BIG, _BIG), ("ksm", "advisor", -_BIG, _BIG), ("mms", "nr_zero", -_BIG, _BIG),

@@ -224,7 +224,7 @@ typedef struct {
     int32_t domain;      /* merged only with pages of address spaces of the same number */
     int32_t cpu;         /* CPU its tasks run on: matters for batches only */
     int32_t tasks;       /* tasks besides the first that live in it */
-    int32_t unused;
+    int32_t khuge;       /* its number among those that khugepaged got to know, 0: it knows nothing of it */
     int64_t users;       /* MM_BACKING: vmas that map it, and its maker while it has not let go */
     int64_t nr_pages;    /* MM_BACKING: pages it has, faults beyond fail */
 } kw_mm;
@@ -329,6 +329,7 @@ typedef struct {
     int64_t vma_serial;    /* vmas ever made */
     int64_t changes;       /* raised with every epoch: what looked before can tell in one read that something changed */
     int64_t mm_serial;     /* address spaces ever made */
+    int64_t khuges;        /* address spaces that khugepaged ever got to know */
 } kw_ctl;
 
 /* Tunables and counters of one KSM. */

@@ -76,6 +76,18 @@ cdef int32_t set_flags(kw_world *w, int32_t v, uint64_t start, uint64_t end, uin
 cdef int32_t set_policy(kw_world *w, int32_t v, uint64_t start, uint64_t end, int32_t policy) noexcept nogil
     # The same with the NUMA node its new pages go to (kw_vma.policy).
 
+# ------------------------------------------------------------------ khugepaged
+
+cdef bint for_khugepaged(kw_world *w, const kw_vma *v, uint64_t flags) noexcept nogil
+    # Does khugepaged look at this area, were these its vm_flags?
+cdef void khuge_know(kw_world *w, const kw_vma *v, uint64_t flags) noexcept nogil
+    # The address space of an area that is to have these vm_flags is one that khugepaged goes over from now on, if it would
+    # look at this area and a huge page has room in it.
+cdef void khuge_prepare(kw_world *w, kw_vma *v) noexcept nogil
+    # The same at a fault that finds room for a huge page, which gives the area its anon_vma first.
+
+# ------------------------------------------------------------------ where pages come from
+
 cdef inline int node_of(kw_world *w, const kw_vma *v) noexcept nogil:
     # NUMA node that new pages of an area come from, while it has any.
     return v.policy - 1 if v.policy else w.mms[v.mm].nid

@@ -55,7 +55,7 @@ cdef int32_t mm_alloc(kw_world *w) noexcept nogil:
     m.flags = MM_USED
     m.vma_first = m.slot_next = m.slot_prev = m.rmap_list = m.nr_vmas = 0
     m.nr_rmap_items = m.nr_merging = m.nr_zero = m.users = m.nr_pages = 0
-    m.nid = m.vma_hint = m.domain = m.cpu = m.tasks = 0
+    m.nid = m.vma_hint = m.domain = m.cpu = m.tasks = m.khuge = 0
     c.mm_serial += 1
     m.serial = c.mm_serial
     m.root = row_alloc(w, row_owner(mm, <int>c.levels))
@@ -311,6 +311,7 @@ cdef bint vma_join(kw_world *w, int32_t a, int32_t b) noexcept nogil:
     p.end = q.end
     p.flags |= q.flags & VM_MAYBE_GUARD
     vma_free(w, b)
+    khuge_know(w, p, p.flags)
     return True
 
 
@@ -377,3 +378,26 @@ cdef void anon_vma_prepare(kw_world *w, kw_vma *v) noexcept nogil:
             return
     w.ctl.anon_vmas += 1
     v.anon_vma = v.anon_root = <int32_t>w.ctl.anon_vmas
+
+
+# ------------------------------------------------------------------ khugepaged
+
+cdef bint for_khugepaged(kw_world *w, const kw_vma *v, uint64_t flags) noexcept nogil:
+    if v.backing or v.anon_vma == 0 or flags & (VM_NOHUGEPAGE | VM_PFNMAP | VM_IO | VM_MIXEDMAP | VM_DONTEXPAND):
+        return False
+    return w.ctl.thp == THP_ALWAYS or w.ctl.thp == THP_MADVISE and flags & VM_HUGEPAGE
+
+
+cdef void khuge_know(kw_world *w, const kw_vma *v, uint64_t flags) noexcept nogil:
+    cdef kw_mm *m = &w.mms[v.mm]
+    if m.khuge or m.flags & MM_THP_DISABLED or not for_khugepaged(w, v, flags):
+        return
+    if ((v.start + KW_PMD_SIZE - 1) & ~(KW_PMD_SIZE - 1)) + KW_PMD_SIZE > v.end:
+        return
+    w.ctl.khuges += 1
+    m.khuge = <int32_t>w.ctl.khuges
+
+
+cdef void khuge_prepare(kw_world *w, kw_vma *v) noexcept nogil:
+    anon_vma_prepare(w, v)
+    khuge_know(w, v, v.flags)

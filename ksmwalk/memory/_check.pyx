@@ -129,6 +129,8 @@ cdef int one_mm(Check *c, int32_t i) noexcept nogil:
         return -1
     if within(c, b"mms", b"tasks", i, m.tasks, 0, 1 << 30, b"no number of tasks"):
         return -1
+    if within(c, b"mms", b"khuge", i, m.khuge, 0, c.w.ctl.khuges + 1, b"not given out yet"):
+        return -1
     if within(c, b"mms", b"serial", i, m.serial, 1, c.w.ctl.mm_serial + 1, b"not given out yet"):
         return -1
     if m.flags & MM_BACKING:

@@ -14,7 +14,7 @@ from ksmwalk.memory._frames cimport (
     huge_unmap, hugetlb_alloc, mlock_page, new_page, normal_pfn, page_ours,
 )
 from ksmwalk.memory._leaves cimport huge_flags, ksm_zero_gone, pmd_split, prot_bits, pte_ksm_zero, touched, wp_marker
-from ksmwalk.memory._areas cimport VM_ACCESS, anon_vma_prepare, node_of, vma_find_from, vma_for, waits
+from ksmwalk.memory._areas cimport VM_ACCESS, anon_vma_prepare, khuge_prepare, node_of, vma_find_from, vma_for, waits
 from ksmwalk.memory._mthp cimport folio_fault, folio_orders, thp_fits
 from ksmwalk.memory._folio cimport make_huge_zero, map_huge
 from ksmwalk.memory._swapin cimport swap_in
@@ -240,9 +240,9 @@ cdef int fault_write(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t
         return no_entry(w, mm, addr)
     if entry_none(pmd[0]):
         if thp_fits(w, mm, v, addr):
+            khuge_prepare(w, v)
             if v.flags & VM_UFFD_MISSING:
                 return -EFAULT
-            anon_vma_prepare(w, v)
             huge = huge_alloc(w, node_of(w, v))
             if huge >= 0:
                 map_huge(w, mm, v, pmd, huge)
@@ -329,9 +329,9 @@ cdef int64_t fault_read(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, int m
             touched(w, mm)
             return pfn + sub
         if thp_fits(w, mm, v, addr):
+            khuge_prepare(w, v)
             if v.flags & VM_UFFD_MISSING:
                 return -EFAULT
-            anon_vma_prepare(w, v)
             if w.ctl.huge_zero < 0:
                 pfn = huge_alloc(w, 0)
                 if pfn >= 0:

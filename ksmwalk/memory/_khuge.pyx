@@ -8,42 +8,51 @@ from libc.stdint cimport int32_t, int64_t, uint64_t
 from ksmwalk._core cimport (
     child_row, entry_leaf, entry_none, entry_pfn, interrupted_at, pmd_find, pte_present, table_free,
 )
-from ksmwalk.memory._areas cimport VM_WATCHED, node_of
+from ksmwalk.memory._areas cimport VM_WATCHED, for_khugepaged, node_of
 from ksmwalk.memory._frames cimport folio_extra_refs, folio_pages, huge_alloc, is_huge, lru_drain, maybe_shared, normal_pfn
 from ksmwalk.memory._folio cimport map_huge
-from ksmwalk.memory._leaves cimport zap_pte
-from ksmwalk.memory._swap cimport swap_slot
+from ksmwalk.memory._leaves cimport wp_marker, zap_pte
+from ksmwalk.memory._swap cimport SWAP_UFFD_WP, swap_slot
 from ksmwalk.memory._swapin cimport swap_in
 from ksmwalk.layout._layout cimport *
 
 
-cdef bint worth_while(kw_world *w, kw_vma *v, const uint64_t *row) noexcept nogil:
-    """Is this table within khugepaged's limits, and was one of its pages accessed lately?"""
+cdef inline bint no_page(uint64_t e) noexcept nogil:
+    """Is there nothing but zeros?"""
+    return entry_none(e) or pte_present(e) and e & PTE_SPECIAL and entry_pfn(e, 1) == 0
+
+
+cdef int worth_while(kw_world *w, const kw_vma *v, const uint64_t *row, bint asked) noexcept nogil:
+    """Why this table can't be collapsed, as a first look finds it, or KW_OK. Unless it is asked for: only within
+    khugepaged's limits, and where one of its pages was accessed lately."""
     cdef int64_t absent = 0, shared = 0, out = 0, accessed = 0, pfn
     cdef uint64_t e
     cdef int i
     for i in range(512):
         e = row[i]
-        if entry_none(e) or pte_present(e) and e & PTE_SPECIAL and entry_pfn(e, 1) == 0:
+        if no_page(e):
             absent += 1
-            if absent > w.ctl.khuge_none or v.flags & VM_WATCHED:
-                return False
+            if v.flags & VM_WATCHED or not asked and absent > w.ctl.khuge_none:
+                return -EBUSY    # it waits to be told of what is missing
             continue
         if not pte_present(e):
             out += 1
-            if out > w.ctl.khuge_swap:
-                return False
+            if not asked and out > w.ctl.khuge_swap or e == wp_marker() or swap_slot(w, e) and e & SWAP_UFFD_WP:
+                return -EINVAL
             continue
         pfn = normal_pfn(w, e, 1)
-        if pfn >= 0 and maybe_shared(w, pfn):
-            shared += 1
-            if shared > w.ctl.khuge_shared:
-                return False
+        if pfn < 0 or e & PTE_UFFD_WP or not w.f_flags[pfn] & FRAME_ANON:
+            return -EINVAL
+        shared += maybe_shared(w, pfn)
+        if not asked and shared > w.ctl.khuge_shared:
+            return -EINVAL
+        if folio_extra_refs(w, pfn) or w.f_flags[pfn] & FRAME_LOCKED:
+            return -EAGAIN
         # Merging marks the page itself as accessed, whoever maps it.
-        if e & PTE_A or pfn >= 0 and w.f_flags[pfn] & FRAME_KSM:
+        if e & PTE_A or w.f_flags[pfn] & FRAME_KSM:
             accessed += 1
     # What is swapped out is read in again only where most of the rest is in use.
-    return accessed >= 256 if out else accessed > 0
+    return KW_OK if asked or accessed >= (256 if out else 1) else -EINVAL
 
 
 cdef int bring_back(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *row) noexcept nogil:
@@ -68,15 +77,11 @@ cdef int into_huge(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *
     lru_drain(w)
     for i in range(512):
         e = row[i]
-        if entry_none(e) or pte_present(e) and e & PTE_SPECIAL and entry_pfn(e, 1) == 0:
-            if v.flags & VM_WATCHED:
-                return -EBUSY    # it waits to be told of what is missing
+        if no_page(e):
             continue
         pfn = normal_pfn(w, e, 1) if pte_present(e) else KW_NONE
-        if pfn < 0 or e & PTE_UFFD_WP or not w.f_flags[pfn] & FRAME_ANON:
+        if pfn < 0:
             return -EINVAL
-        if folio_extra_refs(w, pfn) or w.f_flags[pfn] & FRAME_LOCKED:
-            return -EAGAIN
         # Every page must come off the LRU list, and one that is here twice can do so only once.
         if w.f_mapcount[pfn] > 1:
             for j in range(i):
@@ -100,6 +105,7 @@ cdef int into_huge(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *
 cdef int collapse(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr) noexcept nogil:
     cdef uint64_t *pmd = pmd_find(w, w.mms[mm].root, addr)
     cdef int64_t table
+    cdef int rc
     if v.backing or v.anon_vma == 0 or v.flags & VM_NOHUGEPAGE or w.mms[mm].flags & MM_THP_DISABLED:
         return -EINVAL
     if pmd == NULL or entry_none(pmd[0]):
@@ -107,17 +113,14 @@ cdef int collapse(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr) noexcept no
     if entry_leaf(pmd[0], 2):
         return KW_OK
     table = child_row(w, pmd)
-    return into_huge(w, mm, v, addr & ~(KW_PMD_SIZE - 1), pmd, table) if table >= 0 else -EINVAL
+    if table < 0:
+        return -EINVAL
+    lru_drain(w)
+    rc = worth_while(w, v, w.rows + table * 512, True)
+    return rc if rc < 0 else into_huge(w, mm, v, addr & ~(KW_PMD_SIZE - 1), pmd, table)
 
 
 # ------------------------------------------------------------------ khugepaged
-
-cdef bint for_khugepaged(kw_world *w, const kw_vma *v) noexcept nogil:
-    """Does khugepaged look at this area?"""
-    if v.backing or v.anon_vma == 0 or v.flags & (VM_NOHUGEPAGE | VM_PFNMAP | VM_IO | VM_MIXEDMAP | VM_DONTEXPAND):
-        return False
-    return w.ctl.thp == THP_ALWAYS or w.ctl.thp == THP_MADVISE and v.flags & VM_HUGEPAGE
-
 
 cdef int64_t khuge_mm(kw_world *w, int32_t mm) noexcept nogil:
     cdef int32_t at = w.mms[mm].vma_first
@@ -128,7 +131,7 @@ cdef int64_t khuge_mm(kw_world *w, int32_t mm) noexcept nogil:
         return 0
     while at:
         addr = (w.vmas[at].start + KW_PMD_SIZE - 1) & ~(KW_PMD_SIZE - 1)
-        if for_khugepaged(w, &w.vmas[at]):
+        if for_khugepaged(w, &w.vmas[at], w.vmas[at].flags):
             while addr + KW_PMD_SIZE <= w.vmas[at].end:
                 if interrupted_at(addr):
                     return KW_EINTR
@@ -138,7 +141,7 @@ cdef int64_t khuge_mm(kw_world *w, int32_t mm) noexcept nogil:
                     addr = (addr & ~(KW_PUD_SIZE - 1)) + KW_PUD_SIZE
                     continue
                 table = child_row(w, pmd) if not entry_none(pmd[0]) and not entry_leaf(pmd[0], 2) else KW_NONE
-                if table >= 0 and worth_while(w, &w.vmas[at], w.rows + table * 512):
+                if table >= 0 and worth_while(w, &w.vmas[at], w.rows + table * 512, False) == KW_OK:
                     if into_huge(w, mm, &w.vmas[at], addr, pmd, table) == KW_OK:
                         made += 1
                 addr += KW_PMD_SIZE

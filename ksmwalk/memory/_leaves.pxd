@@ -78,13 +78,14 @@ cdef void free_tables(kw_world *w, int32_t mm, uint64_t start, uint64_t end, uin
     # gone.
 cdef int copy_range(kw_world *w, int32_t src, kw_vma *v, uint64_t start, uint64_t end, bint cow) noexcept nogil
     # fork: map in v's mm what src maps, write-protected in both where cow; there v gets copies of pages pinned for DMA.
-cdef int move_range(kw_world *w, int32_t mm, uint64_t old, uint64_t new, uint64_t length) noexcept nogil
+cdef int move_range(kw_world *w, int32_t mm, uint64_t old, uint64_t new, uint64_t length, bint tables,
+                    bint down) noexcept nogil
+    # tables: those whose 2 MiB move to a place for 2 MiB move as such; down: what lies before the range in its first 2 MiB
+    # is empty, here and there, and may count as moving along.
 cdef int protect_range(kw_world *w, int32_t mm, kw_vma *v, uint64_t start, uint64_t end) noexcept nogil
     # Give the leaves the permissions of the (already changed) vma.
 cdef int wp_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bint on) noexcept nogil
     # userfaultfd write protection of present leaves; off: markers go as well.
-cdef int guard_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bint install) noexcept nogil
-    # MADV_GUARD_INSTALL, _REMOVE: markers instead of pages.
 cdef inline uint64_t wp_marker() noexcept nogil:
     return 0xfffffffffffffc00   # of userfaultfd, where nothing is mapped
 cdef inline uint64_t guard_marker() noexcept nogil:

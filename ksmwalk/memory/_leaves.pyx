@@ -331,7 +331,8 @@ cdef int copy_range(kw_world *w, int32_t src, kw_vma *v, uint64_t start, uint64_
 
 # ------------------------------------------------------------------ mremap
 
-cdef int move_range(kw_world *w, int32_t mm, uint64_t old, uint64_t new, uint64_t length) noexcept nogil:
+cdef int move_range(kw_world *w, int32_t mm, uint64_t old, uint64_t new, uint64_t length, bint tables,
+                    bint down) noexcept nogil:
     cdef uint64_t end = old + length, next
     cdef uint64_t *src
     cdef uint64_t *dst
@@ -372,6 +373,15 @@ cdef int move_range(kw_world *w, int32_t mm, uint64_t old, uint64_t new, uint64_
                 rc = pmd_split(w, mm, old, pmd)
                 if rc < 0:
                     return rc
+            if tables and (next | new - old) & (KW_PMD_SIZE - 1) == 0 and (down or old & (KW_PMD_SIZE - 1) == 0):
+                # All of a table moves as such, to where there is none.
+                dst = pmd_make(w, mm, new)
+                if dst != NULL and entry_none(dst[0]):
+                    dst[0] = pmd[0]
+                    pmd[0] = 0
+                    new += next - old
+                    old = next
+                    continue
             src = pte_find(w, w.mms[mm].root, old)
             dst = pte_make(w, mm, new)
             if dst == NULL or src == NULL:
@@ -389,7 +399,7 @@ cdef int move_range(kw_world *w, int32_t mm, uint64_t old, uint64_t new, uint64_
     return KW_OK
 
 
-# ------------------------------------------------------------------ mprotect, userfaultfd, guards
+# ------------------------------------------------------------------ mprotect, userfaultfd
 
 cdef inline uint64_t new_prot(kw_world *w, LeafOp *op, uint64_t e, int level) noexcept nogil:
     """The entry with the vma's permissions: write-enabled at once where a store would find nothing to copy."""
@@ -447,36 +457,3 @@ cdef int wp_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bint on
     op.mm = mm
     op.on = on
     return over_leaves(w, &op, start, end)
-
-
-cdef int op_unguard(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
-    if entry[0] == guard_marker():
-        entry[0] = 0
-    return 0
-
-
-cdef int op_nothing(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
-    return 0
-
-
-cdef int guard_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bint install) noexcept nogil:
-    cdef LeafOp op
-    cdef uint64_t *pte
-    cdef int rc
-    op.pte = op_unguard
-    op.pmd = op_nothing
-    op.mm = mm
-    if not install:
-        return over_leaves(w, &op, start, end)
-    rc = zap_range(w, mm, start, end)
-    while rc == KW_OK and start < end:
-        pte = pte_make(w, mm, start)
-        if pte == NULL:
-            return no_entry(w, mm, start)
-        while True:
-            pte[0] = guard_marker()
-            pte += 1
-            start += KW_PAGE_SIZE
-            if start >= end or start & (KW_PMD_SIZE - 1) == 0:
-                break
-    return rc
