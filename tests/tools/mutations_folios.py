@@ -15,24 +15,45 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
     ),
     "pages of a new folio are not exclusive": ("            w.f_flags[pfn + i] |= FRAME_EXCLUSIVE\n", "", "W12", "W31"),
     "khugepaged counts no absent pages": ("            absent += 1\n", "", "W28"),
-    "khugepaged takes one absent page more": ("if absent > w.ctl.khuge_none or", "if absent > w.ctl.khuge_none + 1 or", "W28"),
-    "khugepaged fills holes that userfaultfd watches": (
-        "w.ctl.khuge_none or v.flags & VM_WATCHED:", "w.ctl.khuge_none:",
-        "W28",
+    "khugepaged takes one absent page more": (
+        "not asked and absent > w.ctl.khuge_none:", "not asked and absent > w.ctl.khuge_none + 1:", "W28",
     ),
-    "khugepaged takes one shared page more": ("if shared > w.ctl.khuge_shared:", "if shared > w.ctl.khuge_shared + 1:", "W28"),
-    "khugepaged takes one shared page less": ("if shared > w.ctl.khuge_shared:", "if shared >= w.ctl.khuge_shared:", "W28"),
-    "khugepaged works on memory nobody accessed": ("return accessed >= 256 if out else accessed > 0", "return True", "W28"),
-    "KSM pages are accessed by those who do": (
-        "if e & PTE_A or pfn >= 0 and w.f_flags[pfn] & FRAME_KSM:", "if e & PTE_A:",
-        "W28",
+    "khugepaged fills holes that userfaultfd watches": (
+        "if v.flags & VM_WATCHED or not asked and absent > w.ctl.khuge_none:", "if not asked and absent > w.ctl.khuge_none:", "W28",
+    ),
+    "khugepaged takes one shared page more": ("shared > w.ctl.khuge_shared:", "shared > w.ctl.khuge_shared + 1:", "W28"),
+    "khugepaged takes one shared page less": ("shared > w.ctl.khuge_shared:", "shared >= w.ctl.khuge_shared:", "W28"),
+    "khugepaged works on memory nobody accessed": ("if asked or accessed >= (256 if out else 1) else", "if True else", "W28"),
+    "KSM pages are accessed by those who do": ("if e & PTE_A or w.f_flags[pfn] & FRAME_KSM:", "if e & PTE_A:", "W28"),
+    "what is swapped out comes back for a huge page that can't be": (
+        "        if folio_extra_refs(w, pfn) or w.f_flags[pfn] & FRAME_LOCKED:\n            return -EAGAIN\n        # Merging",
+        "        # Merging", "W28",
+    ),
+    "khugepaged knows everybody by a fault": (
+        "m.khuge or m.flags & MM_THP_DISABLED or not for_khugepaged(w, v, flags):", "m.khuge:", "W28",
+    ),
+    "a child is not known to khugepaged": ("        w.mms[child].khuge = <int32_t>w.ctl.khuges\n", "", "W28"),
+    "areas that are joined tell khugepaged nothing": (
+        "    vma_free(w, b)\n    khuge_know(w, p, p.flags)\n", "    vma_free(w, b)\n", "W28",
+    ),
+    "advice tells khugepaged nothing": (
+        "        khuge_know(w, &w.vmas[v], w.vmas[v].flags & ~a.clears | a.sets)", "        pass", "W28",
+    ),
+    "no table moves as such": ("if tables and (next | new - old)", "if False and (next | new - old)", "W40"),
+    "tables move from under userfaultfd": ("tables = not flags & VM_WATCHED", "tables = True", "W40"),
+    "a table moves where only all of it is in the area": (
+        "(down or old & (KW_PMD_SIZE - 1) == 0)", "(old & (KW_PMD_SIZE - 1) == 0)", "W40",
+    ),
+    "removing guards takes pages along": (
+        "    op.pte = op_unguard\n    op.pmd = NULL\n    op.mm = mm\n    return over_ptes(w, &op, start, end)",
+        "    return zap_range(w, mm, start, end)",
     ),
     "a child has accessed what its parent had": (
         "to[0] = e & ~(PTE_UFFD_WP | PTE_A)    # the child", "to[0] = e & ~PTE_UFFD_WP    # the child",
         "W28",
     ),
     "khugepaged needs no advice": (
-        "w.ctl.thp == THP_MADVISE and v.flags & VM_HUGEPAGE\n\n", "w.ctl.thp == THP_MADVISE\n\n",
+        "w.ctl.thp == THP_MADVISE and flags & VM_HUGEPAGE\n\n", "w.ctl.thp == THP_MADVISE\n\n",
         "W28", "W32",
     ),
     "the zero page that a split maps is one of KSM's": (
