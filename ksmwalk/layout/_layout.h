@@ -328,8 +328,7 @@ typedef struct {
     int64_t thp;           /* huge pages for anonymous memory: THP_* */
     int64_t vma_serial;    /* vmas ever made */
     int64_t changes;       /* raised with every epoch: what looked before can tell in one read that something changed */
-    int64_t mm_serial;     /* address spaces ever made */
-    int64_t khuges;        /* address spaces that khugepaged ever got to know */
+    int64_t mm_serial, khuges; /* address spaces ever made; those that khugepaged ever got to know */
 } kw_ctl;
 
 /* Tunables and counters of one KSM. */

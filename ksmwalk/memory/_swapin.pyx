@@ -23,7 +23,7 @@ cdef inline bint belongs(kw_world *w, kw_slot *s, kw_vma *v, uint64_t index) noe
 
 
 cdef int64_t page_for(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, kw_slot *s, int32_t slot, bint *own) noexcept nogil:
-    """The frame to be mapped for a slot; own: nobody else has it, or can get it."""
+    """The frame for a slot, counted as mapped; own: nobody else has it, or can get it."""
     cdef uint64_t index = (v.pgoff << 12) + (addr - v.start)
     cdef int64_t pfn = s.pfn
     cdef bint copy
@@ -34,14 +34,17 @@ cdef int64_t page_for(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, kw_slot
         pfn = frame_alloc(w, node_of(w, v), s.key, FRAME_ANON)
         if pfn < 0:
             return KW_ENOFRAMES
+        frame_map(w, mm, pfn)     # before it waits: a batch that it fills is emptied, which frees what nobody has
         if not own[0]:
             cache_add(w, slot, pfn)
         if copy:
             new_page(w, w.mms[mm].cpu, v.flags, pfn)
         else:
             lru_add(w, mm, pfn)
-    elif w.f_mapcount[pfn] or s.root:
-        mlock_page(w, w.mms[mm].cpu, v.flags, pfn)
+    else:
+        if w.f_mapcount[pfn] or s.root:
+            mlock_page(w, w.mms[mm].cpu, v.flags, pfn)
+        frame_map(w, mm, pfn)
     if not own[0] and s.root == 0:
         s.root = v.anon_root
         s.addr = index
@@ -66,7 +69,6 @@ cdef int swap_in(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *pt
         w.f_flags[pfn] |= FRAME_EXCLUSIVE
         if v.flags & VM_WRITE and not e & SWAP_UFFD_WP:
             flags |= PTE_RW
-    frame_map(w, mm, pfn)
     pte[0] = make_entry(<uint64_t>pfn, flags)
     slot_put(w, slot)
     touched(w, mm)
