@@ -61,8 +61,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W34",
     ),
     "a watched area with holes is collapsed": (
-        "            if v.flags & VM_WATCHED:\n                return -EBUSY",
-        "            if False:\n                return -EBUSY",
+        "if v.flags & VM_WATCHED or not asked and absent > w.ctl.khuge_none:",
+        "if not asked and (v.flags & VM_WATCHED or absent > w.ctl.khuge_none):",
         "W28",
     ),
     "memory goes with the first task that ends": (
