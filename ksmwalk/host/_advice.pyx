@@ -10,7 +10,8 @@ from ksmwalk.memory._guards cimport guard_install_range, guard_remove_range
 from ksmwalk.memory._leaves cimport discard_range, mlock_range, wp_range
 from ksmwalk.memory._areas cimport VM_SPECIAL, anon_vma_prepare, khuge_know, set_flags, vma_compatible, vma_find, vma_find_from
 from ksmwalk.memory._khuge cimport collapse
-from ksmwalk.memory._reclaim cimport cold_range, free_range, pageout_range, punch_range
+from ksmwalk.memory._reclaim cimport cold_range, free_range, pageout_range
+from ksmwalk.memory._remove cimport punch_range
 from ksmwalk.memory._swapin cimport read_ahead
 from ksmwalk.ksm._items cimport slot_insert
 from ksmwalk.ksm._unmerge cimport unmerge_range, unmerging

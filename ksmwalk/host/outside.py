@@ -95,7 +95,8 @@ class Outside:
     def reclaim(self) -> None:
         """Make everything count as not accessed, and reclaim all that can be.
 
-        Pages that MADV_FREE marked and nobody stored to since are freed. With a swap device all other anonymous pages,
+        Pages that MADV_FREE marked and nobody stored to since are freed; where somebody has, the next pass takes the page as
+        one like others: as many are made as find something. With a swap device all other anonymous pages,
         KSM pages too, and shared memory go out to it; huge pages whole, while it has room for one. What is mapped in a
         locked area, or held by a DMA pin or a batch, stays; what is held otherwise is unmapped, but keeps its frame.
 
@@ -104,7 +105,8 @@ class Outside:
         ArenaFullError
             No table page is left to split a huge page with: some pages are out, the others not.
 
-        Models: force_empty of a memory cgroup of Linux 6.18, after the accessed bits of its processes were cleared.
+        Models: force_empty of a memory cgroup of Linux 6.18, again and again with its statistics up to date until nothing
+        more goes, after the accessed bits of its processes were cleared.
         Differs: everything counts as one cgroup; the slot that a page gets.
         """
         check(_swap.reclaim(self.world), "reclaim")

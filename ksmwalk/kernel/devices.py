@@ -16,7 +16,7 @@ from typing import Any
 
 from ..layout import PAGE_SIZE as PAGE
 from ..proc import processes
-from . import state
+from . import state, worker
 from .state import KernelUnavailable
 
 ZRAM = Path("/sys/class/zram-control")
@@ -24,6 +24,13 @@ _BLOCK = Path("/sys/block")
 _NOTES = "devices.json"
 #: seconds that a device or a cgroup may stay in use by what has just ended
 _PATIENCE = 5.0
+_MMAP, _MUNMAP, _COUNTER = 9, 11, "counter"
+#: protection and flags of a mapping: read, write; private, anonymous, populated
+_POPULATED = (3, 0x8022)
+#: pages that have come and gone before a cgroup's statistics are brought up to date where they are read
+_PAGES_COUNTED = 1024
+#: what is counted of each kind in cgroups of version 1, then in those of version 2
+_KINDS = (b"rss", b"mapped_file", b"inactive_anon", b"active_anon", b"inactive_file", b"active_file", b"shmem", b"anon")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _MOST_DEVICES = 4096
@@ -216,6 +223,7 @@ class Cgroup:
         if root is None:
             raise KernelUnavailable("no memory cgroups")
         self.place: Path = root / f"ksmwalk-{os.getpid()}"
+        self._counter: worker.Pool | None = None
         _note(cgroup=str(self.place))
         self.place.mkdir(exist_ok=True)
 
@@ -235,8 +243,36 @@ class Cgroup:
             return 0 if error.errno == errno.EAGAIN else -(error.errno or 0)
         return 0
 
+    def empty_all(self) -> int:
+        """Reclaim until nothing more goes; 0 or -errno.
+
+        Once is not enough: what is thought to be in use, as it has just come back from swap or was stored to after
+        MADV_FREE, stays until the statistics say that there is more of it than of the rest.
+        """
+        before, now = b"", self._statistics()
+        while before != now:
+            if error := self.empty():
+                return error
+            before, now = now, self._statistics()
+        return 0
+
+    def _statistics(self) -> bytes:
+        """How much of each kind it has, up to date: by itself the kernel brings that up to date every two seconds only.
+
+        It does so where they are read as well, if enough has changed since: a process takes some pages and gives them back.
+        """
+        if self._counter is None:
+            self._counter = worker.Pool([_COUNTER])
+            self.take(self._counter.spawn(_COUNTER))
+        at = self._counter.syscall(_COUNTER, _MMAP, 0, _PAGES_COUNTED * PAGE, *_POPULATED, 2**64 - 1, 0)
+        self._counter.syscall(_COUNTER, _MUNMAP, at, _PAGES_COUNTED * PAGE)
+        lines = (self.place / "memory.stat").read_bytes().splitlines()
+        return b" ".join(line for line in lines if line.split()[0] in _KINDS)
+
     def close(self) -> None:
         """Remove it, its processes being gone."""
+        if self._counter is not None:
+            self._counter.close()
         _remove_cgroup(str(self.place))
         _note(cgroup=None)
 

@@ -71,12 +71,10 @@ class Memory(Side):
 
     def do_madvise(self, name: str, vpn: int, n: int, advice: str) -> int:
         """Advise for one's own memory."""
-        self.went_out = self.went_out or advice == "pageout"
         return self.pool.syscall(name, _MADVISE, vpn * PAGE, n * PAGE, ADVICE[advice])
 
     def do_advise(self, name: str, other: str, vpn: int, n: int, advice: str) -> int:
         """Advise for another's memory; 0 where all of it is."""
-        self.went_out = self.went_out or advice == "pageout"
         fd = self.own_fd(name, _PIDFD_OPEN, [self.live[other].pid, 0])
         if fd < 0:
             return fd

@@ -17,8 +17,6 @@ _MPOL_BIND, _MF_MOVE, _MF_MOVE_ALL = 2, 2, 4
 _NODE_BITS = 256
 #: clear_refs: bits that say that a page was accessed
 _ACCESSED = "1"
-#: seconds after which the statistics of a cgroup are up to date
-_STATISTICS = 2.2
 
 
 class Outside(Side):
@@ -71,13 +69,9 @@ class Outside(Side):
         """Reclaim all that the processes can give."""
         if self.around.cgroup is None:
             raise self._needs("memcg", "reclaim")
-        if self.went_out:
-            # a page that has come back from swap is thought to be in use or not by the cgroup's statistics, which lag behind
-            time.sleep(_STATISTICS)
-        self.went_out = True
         for process in self.live.values():
             Path(f"/proc/{process.pid}/clear_refs").write_text(_ACCESSED)
-        return self.around.cgroup.empty()
+        return self.around.cgroup.empty_all()
 
     def do_swapoff(self) -> int:
         """Bring all back that is swapped out, and swap no more."""

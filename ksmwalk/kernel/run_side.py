@@ -27,8 +27,6 @@ class Side:
         The processes' ends.
     live : dict of str to Process
     around : Surroundings
-    went_out : bool
-        Whether pages have been asked to go out to swap.
     """
 
     session: Session
@@ -36,7 +34,6 @@ class Side:
     pool: worker.Pool
     live: dict[str, Process]
     around: Surroundings
-    went_out: bool = False
 
     def not_waiting(self, where: str, name: str, op: Op) -> None:
         """Refuse to have anything done by a process that waits for its vfork child."""

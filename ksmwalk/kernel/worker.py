@@ -10,7 +10,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from .knobs import KernelUnavailable
+from .state import KernelUnavailable
 
 PROGRAM = Path(__file__).with_name("worker")
 

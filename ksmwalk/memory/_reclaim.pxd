@@ -14,9 +14,7 @@ cdef int pageout_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end) no
 cdef int free_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil
     # MADV_FREE: huge pages that stick out are split as by MADV_COLD; anonymous pages lose dirty and accessed and are marked
     # (those that are dirty themselves only where nobody else maps them); what is swapped out is gone. KW_ENOROWS.
-cdef int punch_range(kw_world *w, int32_t backing, uint64_t pgoff, uint64_t pages) noexcept nogil
-    # MADV_REMOVE: pages of an object are gone, wherever they are mapped; what was copied from them stays.
 cdef int reclaim_all(kw_world *w) noexcept nogil
-    # Everything goes that can, of all address spaces: nothing counts as accessed, pages marked by MADV_FREE are freed, all
-    # other anonymous pages and shared memory go out to swap, if there is some. Pages of locked areas stay, as do those that
-    # somebody holds on to. KW_ENOROWS; -ENOMEM: no memory for the marks; KW_EINTR.
+    # Everything goes that can, of all address spaces, in as many passes as it takes: nothing counts as accessed, pages marked
+    # by MADV_FREE are freed, all other anonymous pages and shared memory go out to swap, if there is some. Pages of locked
+    # areas stay, as do those that somebody holds on to. KW_ENOROWS; -ENOMEM: no memory for the marks; KW_EINTR.

@@ -5,12 +5,13 @@ The contract of every function stands in `_reclaim.pxd`.
 from libc.errno cimport ENOMEM
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint64_t, uint8_t
 from libc.stdlib cimport calloc, free
+from libc.string cimport memset
 
 from ksmwalk._core cimport child_row, entry_leaf, entry_none, interrupted_at, level_index, pmd_find, pte_find, pte_present
 from ksmwalk.memory._areas cimport vma_find
 from ksmwalk.memory._folio cimport split_folio, split_folio_at, split_parts, whole_folio
 from ksmwalk.memory._frames cimport (
-    LARGE, dma_pinned, folio_extra_refs, folio_mappings, folio_pages, folio_put, frame_unmap, lru_drain, lru_drain_cpu,
+    LARGE, dma_pinned, folio_extra_refs, folio_mappings, folio_pages, frame_unmap, lru_drain, lru_drain_cpu,
     maybe_shared, normal_pfn,
 )
 from ksmwalk.memory._khuge cimport underused
@@ -84,9 +85,13 @@ cdef void leave_cache(kw_world *w, int64_t pfn) noexcept nogil:
 
 
 cdef inline bint lazy(kw_world *w, int64_t pfn) noexcept nogil:
-    """Was it marked by MADV_FREE, and nothing found since that keeps it? With FRAME_DIRTY something was: MADV_PAGEOUT sends
-    such a page out like others then, reclaim takes it for one in use."""
-    return w.f_flags[pfn] & (FRAME_LAZY | FRAME_DIRTY) == FRAME_LAZY
+    """Was it marked by MADV_FREE, and nothing found since that keeps it?"""
+    return w.f_flags[pfn] & FRAME_LAZY != 0
+
+
+cdef inline void keep(kw_world *w, int64_t pfn) noexcept nogil:
+    """A page that was marked, and found to be stored to since: it stays for now, and is one like others from now on."""
+    w.f_flags[pfn] = (w.f_flags[pfn] | FRAME_DIRTY) & ~FRAME_LAZY
 
 
 cdef void unmap_file(kw_world *w, int32_t mm, uint64_t addr, uint64_t *pte) noexcept nogil:
@@ -129,7 +134,7 @@ cdef int pageout_large(kw_world *w, int32_t mm, uint64_t addr, uint64_t *ptes, i
         for i in range(n):
             soiled = soiled or ptes[i] & PTE_D
         if soiled:
-            w.f_flags[head] |= FRAME_DIRTY
+            keep(w, head)
         for i in range(0 if soiled else n):
             zap_leaf(w, mm, addr + <uint64_t>i * KW_PAGE_SIZE, ptes + i, 1)
         return 0
@@ -162,7 +167,7 @@ cdef int use_pmd(kw_world *w, int32_t mm, uint64_t addr, uint64_t *pmd, int use)
     if not lazy(w, head):
         return pmd_split(w, mm, addr, pmd)
     if pmd[0] & PTE_D:
-        w.f_flags[head] |= FRAME_DIRTY
+        keep(w, head)
     else:
         zap_leaf(w, mm, addr, pmd, 2)
     return KW_OK
@@ -198,7 +203,7 @@ cdef void pageout_pte(kw_world *w, int32_t mm, uint64_t addr, uint64_t *pte, bin
         return
     if lazy(w, pfn):
         if pte[0] & PTE_D:
-            w.f_flags[pfn] |= FRAME_DIRTY
+            keep(w, pfn)
         elif folio_extra_refs(w, pfn) == 0:
             zap_pte(w, mm, pte)
         return
@@ -272,60 +277,6 @@ cdef int free_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexc
     return use_range(w, mm, start, end, LAZY)
 
 
-# ------------------------------------------------------------------ MADV_REMOVE
-
-cdef int op_unmap(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
-    cdef int level = 2 if entry[0] & PTE_PS and op.on else 1
-    cdef int64_t pfn = normal_pfn(w, entry[0], level) if pte_present(entry[0]) else KW_NONE
-    if pfn >= 0 and not w.f_flags[pfn] & FRAME_ANON:
-        zap_leaf(w, op.mm, addr, entry, level)
-    return 0
-
-
-cdef int op_empty(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
-    cdef int64_t pfn = normal_pfn(w, entry[0], 2 if op.on else 1)
-    entry[0] = 0
-    if pfn >= 0:
-        folio_put(w, pfn)
-    return 0
-
-
-cdef int punch_range(kw_world *w, int32_t backing, uint64_t pgoff, uint64_t pages) noexcept nogil:
-    cdef LeafOp op
-    cdef int32_t mm, v
-    cdef uint64_t first, last, base
-    cdef int rc
-    op.pte = op.pmd = op_unmap
-    for mm in range(1, <int32_t>w.ctl.mms_used):
-        op.mm = mm
-        v = 0 if w.mms[mm].root == 0 or w.mms[mm].flags & MM_BACKING else w.mms[mm].vma_first
-        while v:
-            base = w.vmas[v].start - (w.vmas[v].pgoff << 12)     # where the object would begin
-            op.on = w.vmas[v].page_shift > 12
-            first = max(pgoff, w.vmas[v].pgoff)
-            last = min(pgoff + pages, w.vmas[v].pgoff + ((w.vmas[v].end - w.vmas[v].start) >> 12))
-            if w.vmas[v].backing == backing and first < last:
-                rc = over_ptes(w, &op, base + (first << 12), base + (last << 12))
-                if rc < 0:
-                    return rc
-            v = w.vmas[v].next
-    op.pte = op_empty
-    op.pmd = NULL
-    op.mm = backing
-    op.on = False
-    rc = over_ptes(w, &op, pgoff << 12, (pgoff + pages) << 12)
-    if rc == KW_OK:
-        op.pmd = op_empty
-        op.on = True
-        op.pte = op_nothing
-        rc = over_ptes(w, &op, pgoff << 12, (pgoff + pages) << 12)
-    return rc
-
-
-cdef int op_nothing(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
-    return 0
-
-
 # ------------------------------------------------------------------ everything there is
 
 cdef enum:
@@ -335,6 +286,7 @@ cdef enum:
 ctypedef struct Reclaim:
     LeafOp op      # the first member: what an operation gets stands for the whole
     uint8_t *marks  # by head of the folio
+    bint again     # there is something that goes when it is looked at once more
 
 
 cdef int op_mark(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
@@ -366,8 +318,9 @@ cdef void unmap_lazy(kw_world *w, Reclaim *r, uint64_t addr, uint64_t *entry, in
     """A mapping of a page that MADV_FREE marked. With the first that was stored to since, the page stays for it and those
     after it; the others are gone."""
     if entry[0] & PTE_D:
-        w.f_flags[head] |= FRAME_DIRTY
+        keep(w, head)
         r.marks[head] |= STAYS
+        r.again = True
     else:
         zap_leaf(w, r.op.mm, addr, entry, level)
 
@@ -377,7 +330,7 @@ cdef int op_go_pmd(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noex
     cdef int64_t pfn = normal_pfn(w, entry[0], 2)
     if pfn < 0 or r.marks[pfn] & STAYS or not w.f_flags[pfn] & FRAME_ANON:
         return 0
-    if w.f_flags[pfn] & FRAME_LAZY:
+    if lazy(w, pfn):
         unmap_lazy(w, r, addr, entry, 2, pfn)
         return 0
     return pmd_split(w, op.mm, addr, entry)
@@ -388,7 +341,7 @@ cdef int op_go(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept
     cdef int64_t pfn = normal_pfn(w, entry[0], 1) if pte_present(entry[0]) else KW_NONE
     if pfn < 0 or r.marks[w.f_head[pfn]] & STAYS:
         return 0
-    if w.f_flags[w.f_head[pfn]] & FRAME_LAZY:
+    if lazy(w, w.f_head[pfn]):
         unmap_lazy(w, r, addr, entry, 1, w.f_head[pfn])
     elif not w.f_flags[pfn] & FRAME_ANON:
         unmap_file(w, op.mm, addr, entry)
@@ -426,7 +379,7 @@ cdef int decide(kw_world *w, Reclaim *r) noexcept nogil:
         if not f & FRAME_USED or f & FRAME_TAIL or r.marks[pfn] & STAYS:
             continue
         if f & FRAME_LAZY:
-            if f & FRAME_DIRTY or folio_extra_refs(w, pfn):
+            if folio_extra_refs(w, pfn):
                 r.marks[pfn] |= STAYS
             continue
         if w.ctl.slots_most == 0:
@@ -448,33 +401,47 @@ cdef int decide(kw_world *w, Reclaim *r) noexcept nogil:
 cdef int split_underused(kw_world *w, Reclaim *r) noexcept nogil:
     """Folios that are still there and not worth their frames are split, where nobody holds them."""
     cdef int64_t pfn
+    cdef int rc
     for pfn in range(1, w.ctl.nr_frames if w.ctl.folios else 1):
         if w.f_flags[pfn] & (FRAME_HEAD | FRAME_ANON) == FRAME_HEAD | FRAME_ANON and not r.marks[pfn] & LOCKED:
-            if underused(w, pfn) and split_folio(w, pfn) == KW_ENOROWS:
-                return KW_ENOROWS
+            if not underused(w, pfn):
+                continue
+            rc = split_folio(w, pfn)
+            if rc == KW_ENOROWS:
+                return rc
+            r.again = r.again or rc == KW_OK
     return KW_OK
+
+
+cdef int reclaim_once(kw_world *w, Reclaim *r) noexcept nogil:
+    cdef int rc
+    r.again = r.op.on = False
+    memset(r.marks, 0, w.ctl.nr_frames)
+    r.op.pte = op_mark
+    r.op.pmd = op_mark_pmd
+    rc = over_all(w, r)
+    if rc == KW_OK:
+        rc = decide(w, r)
+    if rc == KW_OK:
+        r.op.pte = op_go
+        r.op.pmd = op_go_pmd
+        rc = over_all(w, r)
+    if rc == KW_OK:
+        rc = split_underused(w, r)
+    return rc
 
 
 cdef int reclaim_all(kw_world *w) noexcept nogil:
     cdef Reclaim r
     cdef int64_t pfn
-    cdef int rc
+    cdef int rc = KW_OK
     lru_drain(w)
     r.marks = <uint8_t *>calloc(w.ctl.nr_frames, 1)
     if r.marks == NULL:
         return -ENOMEM
-    r.op.on = False
-    r.op.pte = op_mark
-    r.op.pmd = op_mark_pmd
-    rc = over_all(w, &r)
-    if rc == KW_OK:
-        rc = decide(w, &r)
-    if rc == KW_OK:
-        r.op.pte = op_go
-        r.op.pmd = op_go_pmd
-        rc = over_all(w, &r)
-    if rc == KW_OK:
-        rc = split_underused(w, &r)
+    r.again = True
+    while rc == KW_OK and r.again:
+        rc = reclaim_once(w, &r)
     free(r.marks)
     for pfn in range(1, w.ctl.nr_frames if w.ctl.slots_used > 1 else 1):
         if w.f_flags[pfn] & FRAME_HEAD:

@@ -22,8 +22,14 @@ cdef inline bint belongs(kw_world *w, kw_slot *s, kw_vma *v, uint64_t index) noe
     return s.root == 0 or s.root == v.anon_root and s.addr == index
 
 
-cdef int64_t page_for(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, kw_slot *s, int32_t slot, bint *own) noexcept nogil:
-    """The frame for a slot, counted as mapped; own: nobody else has it, or can get it."""
+cdef enum:
+    NOWHERE, NEW, READ, LOCKED      # whose batch a page waits in, once it is mapped: the one that is full lets go of it
+
+
+cdef int64_t page_for(
+    kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, kw_slot *s, int32_t slot, bint *own, int *batch,
+) noexcept nogil:
+    """The frame to be mapped for a slot; own: nobody else has it, or can get it; batch: where it is to wait."""
     cdef uint64_t index = (v.pgoff << 12) + (addr - v.start)
     cdef int64_t pfn = s.pfn
     cdef bint copy
@@ -34,17 +40,11 @@ cdef int64_t page_for(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, kw_slot
         pfn = frame_alloc(w, node_of(w, v), s.key, FRAME_ANON)
         if pfn < 0:
             return KW_ENOFRAMES
-        frame_map(w, mm, pfn)     # before it waits: a batch that it fills is emptied, which frees what nobody has
         if not own[0]:
             cache_add(w, slot, pfn)
-        if copy:
-            new_page(w, w.mms[mm].cpu, v.flags, pfn)
-        else:
-            lru_add(w, mm, pfn)
-    else:
-        if w.f_mapcount[pfn] or s.root:
-            mlock_page(w, w.mms[mm].cpu, v.flags, pfn)
-        frame_map(w, mm, pfn)
+        batch[0] = NEW if copy else READ
+    elif w.f_mapcount[pfn] or s.root:
+        batch[0] = LOCKED
     if not own[0] and s.root == 0:
         s.root = v.anon_root
         s.addr = index
@@ -55,11 +55,12 @@ cdef int swap_in(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *pt
     cdef uint64_t e = pte[0], flags
     cdef int32_t slot = swap_slot(w, e)
     cdef bint own = False
+    cdef int batch = NOWHERE
     cdef int64_t pfn
     if slot == 0:
         return -EFAULT
     anon_vma_prepare(w, v)
-    pfn = page_for(w, mm, v, addr, &w.slots[slot], slot, &own)
+    pfn = page_for(w, mm, v, addr, &w.slots[slot], slot, &own, &batch)
     if pfn < 0:
         return <int>pfn
     flags = prot_bits(v.flags)
@@ -69,7 +70,14 @@ cdef int swap_in(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *pt
         w.f_flags[pfn] |= FRAME_EXCLUSIVE
         if v.flags & VM_WRITE and not e & SWAP_UFFD_WP:
             flags |= PTE_RW
+    frame_map(w, mm, pfn)
     pte[0] = make_entry(<uint64_t>pfn, flags)
+    if batch == NEW:
+        new_page(w, w.mms[mm].cpu, v.flags, pfn)
+    elif batch == READ:
+        lru_add(w, mm, pfn)
+    elif batch == LOCKED:
+        mlock_page(w, w.mms[mm].cpu, v.flags, pfn)
     slot_put(w, slot)
     touched(w, mm)
     return KW_OK

@@ -76,14 +76,26 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W19",
     ),
     "a store after MADV_FREE is lost": (
-        "        if pte[0] & PTE_D:\n            w.f_flags[pfn] |= FRAME_DIRTY\n        elif",
+        "        if pte[0] & PTE_D:\n            keep(w, pfn)\n        elif",
         "        if",
         "W18", "W19",
     ),
-    "a page stored to after MADV_FREE goes out at once": (
-        "    return w.f_flags[pfn] & (FRAME_LAZY | FRAME_DIRTY) == FRAME_LAZY\n",
-        "    return w.f_flags[pfn] & FRAME_LAZY != 0\n",
+    "a page stored to after MADV_FREE stays for ever": (
+        "    w.f_flags[pfn] = (w.f_flags[pfn] | FRAME_DIRTY) & ~FRAME_LAZY\n",
+        "    w.f_flags[pfn] |= FRAME_DIRTY\n",
         "W18",
+    ),
+    "reclaim is one pass": (
+        "        r.again = True\n    else:\n",
+        "    else:\n",
+        "W19",
+    ),
+    "a full batch lets go of a page before it is mapped": (
+        "    frame_map(w, mm, pfn)\n    pte[0] = make_entry(<uint64_t>pfn, flags)\n    if batch == NEW:\n"
+        "        new_page(w, w.mms[mm].cpu, v.flags, pfn)\n",
+        "    if batch == NEW:\n        new_page(w, w.mms[mm].cpu, v.flags, pfn)\n"
+        "    frame_map(w, mm, pfn)\n    pte[0] = make_entry(<uint64_t>pfn, flags)\n    if batch == NEW:\n        pass\n",
+        "W2", "W27",
     ),
     "parts of a split huge page are not dirty themselves": (
         "    w.f_flags[head] |= dirty\n",
