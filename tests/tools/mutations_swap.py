@@ -182,9 +182,13 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W26",
     ),
     "an empty page comes back as the zero page": (
-        "    pte[0] = make_entry(<uint64_t>pfn, flags)\n    slot_put(w, slot)",
-        "    pte[0] = make_entry(<uint64_t>pfn, flags)\n    if own and w.f_key[pfn] == 0:\n"
-        "        pte[0] = make_entry(0, (flags & ~PTE_RW) | PTE_SPECIAL)\n    slot_put(w, slot)",
+        "    frame_map(w, mm, pfn)\n    pte[0] = make_entry(<uint64_t>pfn, flags)\n    if batch == NEW:\n",
+        "    if own and w.f_key[pfn] == 0:\n"
+        "        pte[0] = make_entry(0, (flags & ~PTE_RW) | PTE_SPECIAL)\n"
+        "    else:\n"
+        "        frame_map(w, mm, pfn)\n"
+        "        pte[0] = make_entry(<uint64_t>pfn, flags)\n"
+        "    if pte[0] & PTE_SPECIAL:\n        pass\n    elif batch == NEW:\n",
         "W26",
     ),
 }
