@@ -38,7 +38,7 @@ NOT_MODELLED = (
     ("memory pressure", "reclaim comes when it is asked for; a Host without a free frame raises ArenaFullError"),
     ("swap on a disk", "a device is read and written at once, without readahead"),
     ("folios that come back from swap whole", "where folios of 16 KiB and more are allowed, too, pages come back one by one"),
-    ("how recently a page was used, in steps", "reclaim goes on until nothing more goes; one pass of the kernel's leaves what came back lately"),
+    ("how recently a page was used, in steps", "reclaim is done over until nothing more goes; once would leave some"),
     ("compaction, memory hotplug", "frames stay where they are; KSM pages are compared by number, not by frame"),
 )
 
