@@ -382,6 +382,8 @@ cdef int32_t sys_fork(kw_world *w, int32_t parent) noexcept nogil:
     if w.mms[parent].khuge:
         w.ctl.khuges += 1
         w.mms[child].khuge = <int32_t>w.ctl.khuges
+    w.mms[child].start_brk = w.mms[parent].start_brk
+    w.mms[child].brk = w.mms[parent].brk
     v = w.mms[parent].vma_first
     while v:
         p = &w.vmas[v]

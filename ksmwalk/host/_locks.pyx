@@ -63,7 +63,7 @@ cdef int sys_populate(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bin
             return -ENOMEM
         if w.vmas[v].flags & (VM_PFNMAP | VM_IO):
             return -EINVAL
-        if not w.vmas[v].flags & (VM_WRITE if write else VM_ACCESS):
+        if not w.vmas[v].flags & (VM_WRITE if write else VM_READ):
             return -EINVAL
         stop = min(end, w.vmas[v].end)
         if write:

@@ -5,8 +5,8 @@ like that of any other Host.
 
 Version 1 had one pair of trees a NUMA node and no domains: all its address spaces are in domain 0. Up to version 2 there
 was one CPU with one LRU batch, kept in `ctl`; no swap, no other kernel than Linux 6.18. Who owns a page was found out by
-counting: owners of folios, and which pages are exclusive, follow from the page tables. khugepaged went over all address
-spaces in the order in which they were made.
+counting: owners of folios, and which pages are exclusive, follow from the page tables. Version 3 had no heaps; up to it
+khugepaged went over all address spaces in the order in which they were made.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from .. import kernels, layout
 from ..layout import Frame, MmFlag
 
-__all__ = ["find_owners", "seen_as_now"]
+__all__ = ["find_owners", "owners_unknown", "seen_as_now"]
 
 #: (array, field now) -> its name before
 _RENAMED = {("nodes", "tree"): "nid", ("vmas", "anon_root"): "anon_vma"}
@@ -80,8 +80,10 @@ def seen_as_now(found: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     ctl = found.get("ctl")
     names = getattr(getattr(ctl, "dtype", None), "names", None) or ()
-    if not names or "nr_cpus" in names or getattr(ctl, "shape", None) != (1,) or "trees" not in found:
+    if not names or getattr(ctl, "shape", None) != (1,) or "trees" not in found:
         return found
+    if "nr_cpus" in names:
+        return {name: a if _as_now(name, a) else _Earlier(name, a) for name, a in found.items()}
     assert ctl is not None
     if _Earlier("ctl", ctl).dtype == layout.CTL:
         found = {**found, "ctl": ctl if isinstance(ctl, np.ndarray) else ctl.read()}
@@ -101,6 +103,15 @@ def seen_as_now(found: Mapping[str, Any]) -> Mapping[str, Any]:
     new = {"batches": batch, "slots": np.zeros(1, layout.SLOT)}
     new |= {name: np.zeros(0, layout.ARRAYS[name].dtype) for name in ("owners", "slot_of", "pins_of")}
     return {**lifted, **{name: _Earlier(name, array) for name, array in new.items()}, "ctl": ctl}
+
+
+def _as_now(name: str, array: Any) -> bool:
+    return name not in layout.ARRAYS or array.dtype == layout.ARRAYS[name].dtype
+
+
+def owners_unknown(found: Mapping[str, Any]) -> bool:
+    """Whether what was kept does not say who owns a page: up to version 2."""
+    return "nr_cpus" not in (getattr(getattr(found.get("ctl"), "dtype", None), "names", None) or ())
 
 
 def slots(nr_frames: int) -> int:

@@ -13,6 +13,7 @@ from ..layout import PAGE_SIZE, PMD_SIZE, MmFlag, Vm
 from ..tables.tables import PageTables
 from . import _doors
 from .door import refuse, up
+from .heap import Heap
 from .locking import Locking
 from .nodes import Placed
 from .notebook import ShownMm
@@ -62,7 +63,7 @@ def _prot(prot: str) -> int:
     return (_READ if "r" in prot else 0) | (_WRITE if "w" in prot else 0) | (_EXEC if "x" in prot else 0)
 
 
-class Mm(Placed, Tasks, Locking, Watched, ShownMm):
+class Mm(Placed, Tasks, Locking, Heap, Watched, ShownMm):
     """An address space; `Host.new_mm`, `fork` make them. `Mm(host, number)` is the same door as `host.mm_by_number`.
 
     A bad call raises the `OSError` that the system call would fail with, and does what the system call does

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 KIND = "saved Host"
 #: of the arrays and their records; raised when they change. Readers of a version read all before it, from 1 on.
-VERSION = 3
+VERSION = 4
 #: CPUs that a Host may have
 CPUS_MOST = 256
 
@@ -39,6 +39,7 @@ _NUMBERS = [
     ("ksm", "events_on", 0, 1), ("ksm", "long_wait", 0, 1), ("ksm", "now_ms", 0, _BIG), ("ksm", "generation", 0, _BIG),
     ("ksm", "tree_generation", 0, _BIG), ("ksm", "pages_scanned", 0, _BIG), ("ksm", "pages_skipped", 0, _BIG),
     ("ksm", "zero_pages", -_BIG, _BIG), ("ksm", "advisor", -_BIG, _BIG), ("mms", "nr_zero", -_BIG, _BIG),
+    ("mms", "start_brk", 0, _BIG), ("mms", "brk", 0, _BIG),
     ("event_pos", None, 0, _BIG), ("ctl", "mthp", 0, 2), ("ksm", "cpu", 0, CPUS_MOST - 1),
 ]  # fmt: skip
 
@@ -121,7 +122,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         try:
             ctl = _shaped(found, "ctl")
             ctl = ctl if isinstance(ctl, np.ndarray) else ctl.read()
-            return _built({**found, "ctl": ctl}, lambda name, out: found[name].read(out), found is not files)
+            return _built({**found, "ctl": ctl}, lambda name, out: found[name].read(out), earlier.owners_unknown(files))
         except _Wrong as err:
             where = files[err.array].where if err.array in files else path
             raise ValueError(f"{where}: {err}") from None
@@ -144,13 +145,13 @@ def from_state(state: object) -> dict[str, np.ndarray]:
         array = arrays[name]
         out[...] = array if isinstance(array, np.ndarray) else array.read()
 
-    return _built({**arrays, "ctl": _shaped(arrays, "ctl").copy()}, fill, arrays is not kept)
+    return _built({**arrays, "ctl": _shaped(arrays, "ctl").copy()}, fill, earlier.owners_unknown(kept))
 
 
-def _built(found: Mapping[str, Any], fill: Callable[[str, np.ndarray], object], before: bool) -> dict[str, np.ndarray]:
+def _built(found: Mapping[str, Any], fill: Callable[[str, np.ndarray], object], find_owners: bool) -> dict[str, np.ndarray]:
     """Reserve all arrays, once their sizes are known to be right, fill them and check what is in them.
 
-    `before`: they come from an earlier version.
+    `find_owners`: who owns a page is to be found out.
     """
     check_sizes(found)
     ctl = found["ctl"]
@@ -163,7 +164,7 @@ def _built(found: Mapping[str, Any], fill: Callable[[str, np.ndarray], object], 
     if nr_nodes > 1 and known < nr_frames:
         blocks = np.arange(known, nr_frames) // BLOCK
         arrays["f_nid"][known:] = blocks * nr_nodes // int(ctl["nr_blocks"][0])
-    if before:
+    if find_owners:
         earlier.find_owners(arrays)
     check_world(_core.World(arrays), known)
     return arrays

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
+import struct
 from typing import Any
 
 from ..host import ADVICE
 from ..layout import PAGE_SIZE as PAGE
+from ..scenarios.kinds import HEAP_VPN
 from . import worker
 from .run_side import Side, errno_of
 
@@ -18,6 +21,11 @@ _MAP_SHARED, _MAP_PRIVATE, _MAP_FIXED, _MAP_ANON = 1, 2, 0x10, 0x20
 _OPTIONS = {"growsdown": 0x100, "locked": 0x2000, "noreserve": 0x4000, "populate": 0x8000}
 _MREMAP_MAYMOVE, _MREMAP_FIXED, _MREMAP_DONTUNMAP = 1, 2, 4
 _MFD_CLOEXEC = 1
+_BRK, _PRCTL, _PR_SET_MM, _PR_SET_MM_MAP = 12, 157, 35, 14
+#: struct prctl_mm_map: code, data, heap, stack, arguments and environment from where to where, auxv and its size, a file
+_MM_MAP = "=12QIi"
+#: code and data below every heap, where nothing need be
+_MM_LOWEST = (0x10000, 0x11000, 0x12000, 0x12000)
 
 
 class Memory(Side):
@@ -43,6 +51,16 @@ class Memory(Side):
         if ret == 0:
             self.live[name].add(vpn, n)
         return ret
+
+    def do_brk(self, name: str, n: int) -> int:
+        """Let the heap be of so many pages; it begins where all scenarios have it."""
+        if self.pool.syscall(name, _BRK, 0) >= worker.LIMIT_VPN * PAGE:  # behind the worker: nobody has used it yet
+            layout = struct.pack(_MM_MAP, *_MM_LOWEST, *[HEAP_VPN * PAGE] * 2, *[worker.LIMIT_VPN * PAGE] * 5, 0, 0, -1)
+            if (ret := self.pool.call_with(name, _PRCTL, [_PR_SET_MM, _PR_SET_MM_MAP, layout, len(layout), 0])) < 0:
+                return ret
+        end = (HEAP_VPN + n) * PAGE
+        self.live[name].add(HEAP_VPN, max(n, 1))
+        return 0 if self.pool.syscall(name, _BRK, end) == end else -errno.ENOMEM
 
     def do_watch(self, name: str, vpn: int, n: int) -> int:
         """Show these pages as well."""

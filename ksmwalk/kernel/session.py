@@ -23,6 +23,7 @@ from .run import MERGING, PR_GET_MEMORY_MERGE, STAT_NAMES, Disturbed, Run
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _MOVE_PAGES, _USERFAULTFD, _IO_URING_SETUP = 279, 323, 425
+_PR_SET_MM, _PR_SET_MM_MAP_SIZE = 35, 15
 _NODES = Path("/sys/devices/system/node")
 
 #: two huge times between batches: writing the other one wakes ksmd for exactly one batch
@@ -91,6 +92,8 @@ class Session:
             # with arguments that it refuses where it is
             if _libc.syscall(number, -1, 0) < 0 and ctypes.get_errno() in (errno.ENOSYS, errno.EPERM):
                 self.lacking.add(what)
+        if _libc.prctl(_PR_SET_MM, _PR_SET_MM_MAP_SIZE, ctypes.byref(ctypes.c_uint()), 0, 0) < 0:
+            self.lacking.add("PR_SET_MM_MAP")
         if len(list(_NODES.glob("node[0-9]*"))) < 2:
             self.lacking.add("two NUMA nodes")
         if devices.no_swap():

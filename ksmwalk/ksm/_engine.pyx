@@ -98,7 +98,7 @@ cdef int merge_one(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn, int64_t 
         return -EFAULT          # the split took it: it was empty
     e = pte[0]
     # To be write-protected, the page must not be in anybody else's hands.
-    if e & (PTE_RW | PTE_D) and folio_extra_refs(w, pfn) != 0:
+    if (e & (PTE_RW | PTE_D) or w.f_flags[pfn] & FRAME_EXCLUSIVE) and folio_extra_refs(w, pfn) != 0:
         return -EFAULT
     if kpfn == BECOME_KSM:
         become_ksm(w, mm, pte, pfn)

@@ -227,6 +227,8 @@ typedef struct {
     int32_t khuge;       /* its number among those that khugepaged got to know, 0: it knows nothing of it */
     int64_t users;       /* MM_BACKING: vmas that map it, and its maker while it has not let go */
     int64_t nr_pages;    /* MM_BACKING: pages it has, faults beyond fail */
+    uint64_t start_brk;  /* where its heap begins, 0: it has none */
+    uint64_t brk;        /* and where it ends */
 } kw_mm;
 
 /* The part of an rmap_item that every pass streams through: 32 bytes. Record 0 is "none". */

@@ -28,10 +28,7 @@ cdef int64_t backing_page(kw_world *w, kw_vma *v, uint64_t pgoff, bint huge) noe
     cdef int64_t pfn
     if pgoff >= <uint64_t>w.mms[backing].nr_pages:
         return -EFAULT
-    if huge:
-        p = pmd_make(w, backing, pgoff << 12)
-    else:
-        p = pte_make(w, backing, pgoff << 12)
+    p = pmd_make(w, backing, pgoff << 12) if huge else pte_make(w, backing, pgoff << 12)
     if p == NULL:
         return no_entry(w, backing, pgoff << 12)
     if p[0]:
@@ -41,10 +38,8 @@ cdef int64_t backing_page(kw_world *w, kw_vma *v, uint64_t pgoff, bint huge) noe
         pfn = normal_pfn(w, p[0], 2 if huge else 1)
         p[0] |= PTE_A
         return pfn if pfn >= 0 else bad_entry(w, pgoff << 12, 2 if huge else 1, p[0], BAD_PFN)
-    if huge:
-        pfn = hugetlb_alloc(w, node_of(w, v))
-    else:
-        pfn = frame_alloc(w, node_of(w, v), 0, FRAME_DEVICE if w.mms[backing].flags & MM_DEVICE else FRAME_FILE)
+    pfn = hugetlb_alloc(w, node_of(w, v)) if huge else frame_alloc(
+        w, node_of(w, v), 0, FRAME_DEVICE if w.mms[backing].flags & MM_DEVICE else FRAME_FILE)
     if pfn < 0:
         return pfn
     folio_get(w, pfn)   # the object's own reference
@@ -67,7 +62,9 @@ cdef int write_huge(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t 
     if not pmd_present(e):
         return -EFAULT
     if e & PTE_UFFD_WP:
-        return pmd_split(w, mm, addr, pmd) if v.flags & VM_UFFD_ASYNC else -EFAULT
+        if v.flags & VM_UFFD_WP:
+            return pmd_split(w, mm, addr, pmd) if v.flags & VM_UFFD_ASYNC else -EFAULT
+        e &= ~PTE_UFFD_WP       # left from when the area was watched for stores
     if pfn < 0:
         if entry_pfn(e, 2) != <uint64_t>w.ctl.huge_zero:
             return -EFAULT
@@ -167,8 +164,10 @@ cdef int write_pte(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *
             if e != wp_marker():
                 rc = swap_in(w, mm, v, addr, pte)     # -EFAULT: a guard marker, say
                 return rc if rc < 0 else write_pte(w, mm, v, addr, pte, key, mode)
-            # The page comes, protected; then the store is told of.
-            marked = not v.flags & VM_UFFD_ASYNC
+            # The page comes, protected; then the store is told of. A marker that is left from before means nothing.
+            marked = v.flags & (VM_UFFD_WP | VM_UFFD_ASYNC) == VM_UFFD_WP
+            if not v.flags & VM_UFFD_WP:
+                pte[0] = 0
         if waits(w, v, addr):
             return -EFAULT
         if marked:
@@ -192,7 +191,7 @@ cdef int write_pte(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *
         rc = new_anon(w, mm, v, pte, key)
         return protected(pte) if marked and rc == KW_OK else rc
     if e & PTE_UFFD_WP:
-        if not v.flags & VM_UFFD_ASYNC:
+        if v.flags & (VM_UFFD_WP | VM_UFFD_ASYNC) == VM_UFFD_WP:
             return -EFAULT       # a userfaultfd handler would have to answer
         e &= ~PTE_UFFD_WP
         pte[0] = e
@@ -280,10 +279,12 @@ cdef int64_t read_absent(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint
     if not entry_none(e) and e != wp_marker():
         pfn = swap_in(w, mm, v, addr, pte)            # -EFAULT: a guard marker, say
         return pfn if pfn < 0 else <int64_t>entry_pfn(pte[0], 1)
+    if e and not v.flags & VM_UFFD_WP:
+        e = pte[0] = 0      # the marker is left from when the area was watched for stores
     if waits(w, v, addr):
         return -EFAULT
     # Over a marker comes a page that is protected.
-    marked = PTE_UFFD_WP if e == wp_marker() else 0
+    marked = PTE_UFFD_WP if e else 0
     touched(w, mm)
     if v.backing == 0:
         pte[0] = make_entry(0, prot_bits(v.flags) | PTE_SPECIAL | marked)

@@ -136,10 +136,14 @@ cdef int take_apart(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil:
     pfn = normal_pfn(w, pte[0], 1)
     if pfn < 0:
         return KW_OK
-    if not movable(w, pfn):
+    # Of a folio of several pages the first is asked: it may be exclusive though this one is not, or the other way round.
+    if not movable(w, w.f_head[pfn]):
         return -EBUSY
     rc = split_folio_at(w, pfn, addr)
-    return -EBUSY if rc == KW_EBUSYENTRY else rc
+    if rc < 0:
+        return -EBUSY if rc == KW_EBUSYENTRY else rc
+    pfn = normal_pfn(w, pte[0], 1) if pte_present(pte[0]) else -1      # an empty one has become the zero page
+    return -EBUSY if pfn >= 0 and not movable(w, pfn) else KW_OK
 
 
 cdef inline bint movable(kw_world *w, int64_t pfn) noexcept nogil:
@@ -165,6 +169,13 @@ cdef int move_page(kw_world *w, int32_t mm, kw_vma *v, uint64_t to, uint64_t sta
     cdef uint64_t e
     cdef int64_t pfn
     cdef int rc
+    # The order in which the kernel looks: a table of pmds at the source, a huge page here, a table of ptes there.
+    if pmd_find(w, w.mms[mm].root, start) == NULL:
+        return -ENOENT
+    if leaf_pmd(pmd_find(w, w.mms[mm].root, to)):
+        return -EEXIST
+    if entry_none(pmd_find(w, w.mms[mm].root, start)[0]):
+        return -ENOENT
     anon_vma_prepare(w, v)
     rc = empty_pte(w, mm, to, &pte)
     if rc < 0:

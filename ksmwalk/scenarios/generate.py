@@ -11,7 +11,8 @@ from collections.abc import Callable
 from .format import Scenario
 from .generate_nodes import NodesMaker, there
 from .generate_plain import FIRST_VPN, MAX_OPS, MAX_PAGES, MAX_PROCESSES, Maker
-from .generate_world import MOST_PAGES, WorldMaker
+from .generate_rare import RareMaker
+from .generate_world import MOST_PAGES
 
 __all__ = ["FIRST_VPN", "MAX_OPS", "MAX_PAGES", "MAX_PROCESSES", "MOST_PAGES", "generate"]
 
@@ -32,12 +33,12 @@ def generate(seed: int, number: int, can: Callable[[Scenario], bool] | None = No
     Returns
     -------
     Scenario
-        1 to 4 processes at a time, up to 512 pages in each (2,048 where the world is in play), up to 60 operations.
+        1 to 4 processes at a time, up to 512 pages in each (2,048 where the world is in play), up to 80 operations.
 
     Models: what processes, and with `can` the world around them, do to memory that KSM may notice.
-    Differs: no raw system calls, and none of what depends on the machine's speed.
+    Differs: none of what depends on the machine's speed.
     """
     name, rng = f"random_{seed}_{number}", random.Random(f"ksmwalk {seed} {number}")
     if can is None:
         return Maker(rng).make(name)
-    return (NodesMaker if there(can) else WorldMaker)(rng, can).make(name)
+    return (NodesMaker if there(can) else RareMaker)(rng, can).make(name)

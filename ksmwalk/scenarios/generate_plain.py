@@ -22,6 +22,20 @@ MAX_PROCESSES = 4
 
 NEVER = 4000000000  # milliseconds of stable_node_chains_prune_millisecs that do not pass
 
+#: what is written into each knob, refusals among it; `advisor_mode` has a way of its own
+KNOB_VALUES: dict[str, tuple[int | str, ...]] = {
+    "pages_to_scan": (0, 1, 3, 7, 20, 100, 300, 2000, -1, "x"),
+    "smart_scan": (0, 1),
+    "use_zero_pages": (0, 1),
+    "max_page_sharing": (1, 2, 3, 5, 10, 256),
+    "merge_across_nodes": (0, 1),
+    "stable_node_chains_prune_millisecs": (0, NEVER),
+    "advisor_max_cpu": (1, 70, 100),
+    "advisor_target_scan_time": (1, 200),
+    "advisor_min_pages_to_scan": (1, 500),
+    "advisor_max_pages_to_scan": (500, 30000),
+}
+
 
 class Space:
     """What a process has mapped, as far as the generator keeps track."""
@@ -30,6 +44,7 @@ class Space:
         self.pages: dict[int, str] = dict(other.pages) if other else {}  # vpn -> protection
         self.areas: list[tuple[int, int]] = list(other.areas) if other else []
         self.merge_any: bool = other.merge_any if other else False
+        self.heap: int = other.heap if other else 0  # its pages
 
     def map(self, vpn: int, n: int, prot: str = "rw") -> None:
         self.unmap(vpn, n)
@@ -352,24 +367,10 @@ class Maker:
         self.add("thpdisable", self.someone()[0], self.rng.choice((1, 0)))
 
     def do_set(self) -> None:
-        rng = self.rng
-        knob, values = rng.choice(
-            (
-                ("pages_to_scan", (0, 1, 3, 7, 20, 100, 300, 2000, -1, "x")),
-                ("smart_scan", (0, 1)),
-                ("smart_scan", (0, 1)),
-                ("use_zero_pages", (0, 1)),
-                ("use_zero_pages", (0, 1)),
-                ("max_page_sharing", (1, 2, 3, 5, 10, 256)),
-                ("merge_across_nodes", (0, 1)),
-                ("stable_node_chains_prune_millisecs", (0, NEVER)),
-                ("advisor_max_cpu", (1, 70, 100)),
-                ("advisor_target_scan_time", (1, 200)),
-                ("advisor_min_pages_to_scan", (1, 500)),
-                ("advisor_max_pages_to_scan", (500, 30000)),
-            )
-        )
-        self.add("set", knob, rng.choice(values))
+        self.write_knob(self.rng.choice([*KNOB_VALUES, "smart_scan", "use_zero_pages"]))
+
+    def write_knob(self, knob: str) -> None:
+        self.add("set", knob, self.rng.choice(KNOB_VALUES[knob]))
 
     def do_advisor(self) -> None:
         """Switched on and off again between two batches: how far it goes in a scan depends on the machine's speed."""
@@ -443,10 +444,14 @@ class Maker:
         try:
             while len(self.ops) < size:
                 makers[rng.choices(names, weights)[0]]()
+                self.between(len(self.ops) / size)
                 if not self.running and rng.random() < 0.3:
                     self.do_run()
         except Finished:
             pass
+
+    def between(self, done: float) -> None:
+        """What is done besides, once so much of the scenario is there."""
 
 
 class Finished(Exception):

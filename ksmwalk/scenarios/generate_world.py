@@ -15,61 +15,14 @@ from .environment import FOLIO_KIB
 from .format import Op, Scenario
 from .generate_plain import FIRST_VPN, HUGE, MAX_OPS, Maker, Space
 from .ops import row
+from .subjects import AROUND, NEEDS, SMALLEST, SUBJECTS
 
 #: pages of a process at most
 MOST_PAGES = 4 * HUGE
 
-#: what each subject adds to what processes do anyway, with weights
-SUBJECTS: dict[str, tuple[tuple[str, int], ...]] = {
-    "locks": (
-        ("mlock", 20), ("munlock", 7), ("mlock2", 6), ("mlockall", 2), ("munlockall", 1), ("cpu", 5),
-        ("dontneed_locked", 3), ("locked_area", 3), ("fork", 8), ("unmerge", 6),
-    ),
-    "owners": (
-        ("move_part", 12), ("pin", 9), ("unpin", 6), ("dmapin", 7), ("dmaunpin", 5), ("fork", 14), ("exit", 5),
-        ("write", 20), ("area", 5),
-    ),
-    "folios": (("move_part", 4), ("fork", 6), ("area", 8), ("punch", 5), ("touch", 5), ("write", 10)),
-    "khuge": (("khuge", 14), ("thin_area", 10), ("punch", 8), ("fork", 4), ("write", 10)),
-    "swap": (("reclaim", 10), ("pageout", 12), ("willneed", 5), ("swapoff", 3), ("fork", 8), ("touch", 12), ("rewrite", 8)),
-    "advice": (
-        ("cold", 10), ("pageout", 8), ("willneed", 2), ("free", 8), ("populate", 6), ("remove", 2), ("advise", 12),
-        ("shared_area", 2), ("uffd_wp", 4),
-    ),
-    "uffd": (
-        ("uffd", 10), ("uffd_protect", 16), ("uffd_copy", 12), ("uffd_zero", 5), ("uffd_move", 10), ("uffd_unregister", 3),
-        ("fork", 5),
-    ),
-    "tasks": (("clone", 6), ("vfork", 7), ("growsdown", 4), ("dontunmap", 7), ("file_area", 5), ("fork", 4), ("exec", 3)),
-}  # fmt: skip
-
 #: how many subjects a scenario has
 _HOW_MANY = ((0, 1, 2, 3), (15, 40, 30, 15))
 
-_SMALL = ["A", FIRST_VPN, 1]
-#: what must be possible for a kind that is not called as its operation is; None where every model has it
-_NEEDS: dict[str, list[Op] | None] = {
-    "dontneed_locked": [["mlock", *_SMALL]],
-    "locked_area": [["mmap", *_SMALL, {"locked": 1}], ["mlock", *_SMALL]],
-    "growsdown": [["mmap", *_SMALL, {"growsdown": 1}], ["watch", *_SMALL]],
-    "file_area": [["mmap", *_SMALL, {"file": 1}], ["clone", "A", "B"]],
-    "dontunmap": [["mremap", *_SMALL, 1, 2 * FIRST_VPN, {"dontunmap": 1}], ["clone", "A", "B"]],
-    "swapoff": [["swapoff"], ["swapon"]],
-    "vfork": [["vfork", "A", "B"], ["exit", "B"], ["vforked", "A"]],
-    "cold": [["reclaim"]],
-}
-_OPS: dict[str, Op] = {
-    "mlock": ["mlock", *_SMALL], "munlock": ["munlock", *_SMALL], "mlock2": ["mlock2", *_SMALL, 1],
-    "mlockall": ["mlockall", "A", 1], "munlockall": ["munlockall", "A"], "cpu": ["cpu", "A", 1],
-    "pin": ["pin", *_SMALL[:2]], "unpin": ["unpin", *_SMALL[:2]], "dmapin": ["dmapin", *_SMALL],
-    "dmaunpin": ["dmaunpin", *_SMALL[:2]], "khuge": ["khuge"], "reclaim": ["reclaim"], "advise": ["advise", "A", *_SMALL, "cold"],
-    "uffd": ["uffd", *_SMALL, {"missing": 1}], "uffd_protect": ["uffd_protect", *_SMALL, 1],
-    "uffd_copy": ["uffd_copy", *_SMALL[:2], [1]], "uffd_zero": ["uffd_zero", *_SMALL],
-    "uffd_move": ["uffd_move", "A", FIRST_VPN, FIRST_VPN + 2, 1], "uffd_unregister": ["uffd_unregister", *_SMALL],
-    "uffd_wp": ["uffd_wp", *_SMALL], "clone": ["clone", "A", "B"], "store": ["store", *_SMALL[:2], 1, [1]],
-}  # fmt: skip
-#: what a subject needs of the surroundings
-_ENV: dict[str, dict[str, Any]] = {"swap": {"swap_mib": 64, "memcg": 1}, "folios": {"thp": "always"}}
 #: what puts the new pages it makes into the batch of locked ones
 _LOCKING = ("mlock", "mlock2", "drain")
 _COUNTED = ["ksm_swpin_copy", "cow_ksm"]
@@ -106,7 +59,7 @@ class WorldMaker(Maker):
 
     def make(self, name: str) -> Scenario:
         rng = self.rng
-        there = [subject for subject in SUBJECTS if subject not in _ENV or self.possible(env=_ENV[subject])]
+        there = [subject for subject in SUBJECTS if subject not in AROUND or self.possible(env=AROUND[subject])]
         there = [subject for subject in there if self._has(SUBJECTS[subject][0][0])]
         wanted = rng.choices(*_HOW_MANY)[0]
         self.subjects = rng.sample(there, min(wanted, len(there)))
@@ -114,26 +67,30 @@ class WorldMaker(Maker):
             self.style = rng.choice(("thp", "thp", "areas"))
         for subject in self.subjects:
             getattr(self, f"with_{subject}", bool)()
+        self.surround()
         tunables = self.tunables()
         kinds = [*self.WEIGHTS, ("store", 4)]
         for subject in self.subjects:
             kinds += [(kind, 2 * weight) for kind, weight in SUBJECTS[subject]] + [("step", 30)]
         self.work([(kind, weight) for kind, weight in kinds if self._has(kind)])
         note = f"random, style {self.style}" + "".join(f", {subject}" for subject in self.subjects)
-        ops = self.ops[: MAX_OPS + 10]
+        ops = self.ops[: MAX_OPS + 20]
         return Scenario(name, ops, note, tunables, self.env, self.settle, self.vmstat)
+
+    def surround(self) -> None:
+        """What surrounds it besides."""
 
     def _has(self, kind: str) -> bool:
         if kind == "mlockall" and not self.settle:
             return False  # the pages of the program itself would be in the batches too
         if kind in ("clone", "vfork", "uffd_wp") and "uffd" in self.subjects:
             return False  # two userfaultfds on one memory
-        needed = _NEEDS.get(kind, [_OPS[kind]] if kind in _OPS else None)
+        needed = NEEDS.get(kind, [SMALLEST[kind]] if kind in SMALLEST else None)
         return needed is None or self.possible(*needed)
 
     def with_locks(self) -> None:
         """Whose batch an entry goes to, and when it is emptied, is to be the same every time."""
-        self.settle = self.rng.random() < 0.6 or not self.possible(settle=False)
+        self.settle = self.rng.random() < 0.5 or not self.possible(settle=False)
         if self._has("cpu"):
             self.add("cpu", "ksmd", self.rng.randint(0, 1))
 
@@ -142,23 +99,23 @@ class WorldMaker(Maker):
         rng = self.rng
         if rng.random() < 0.6:
             self.env["thp"] = rng.choice(("always", "always", "never"))
-        for kib in rng.sample(FOLIO_KIB, rng.choice((0, 1, 1, 2, 3))):
+        for kib in rng.sample(FOLIO_KIB, rng.choice((0, 1, 2, 2, 3))):
             if self.possible(env=self.env | {f"mthp_{kib}": "always"}):
                 self.env[f"mthp_{kib}"] = rng.choice(("always", "madvise"))
 
     def with_khuge(self) -> None:
         """Limits of khugepaged."""
         rng = self.rng
-        if rng.random() < 0.5:
+        if rng.random() < 0.7:
             self.env["khugepaged/max_ptes_none"] = rng.choice((0, 100, 255, 400, 482, 511))
-        if rng.random() < 0.5:
+        if rng.random() < 0.7:
             self.env["khugepaged/max_ptes_shared"] = rng.choice((0, 1, 8, 100, 256))
 
     def with_swap(self) -> None:
         """A swap device, what can be reclaimed, and what is counted."""
-        if not self.possible(env=self.env | _ENV["swap"]):
+        if not self.possible(env=self.env | AROUND["swap"]):
             self.env = {key: value for key, value in self.env.items() if not key.startswith("mthp_")}
-        self.env |= _ENV["swap"]
+        self.env |= AROUND["swap"]
         if self.possible(vmstat=_COUNTED):
             self.vmstat = _COUNTED
 

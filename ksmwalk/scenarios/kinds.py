@@ -33,6 +33,9 @@ KNOB_BITS = 128
 #: knobs of /sys/kernel/mm/ksm that a scenario may write: `run` has its own operation, `sleep_millisecs` drives `step`
 KNOBS = tuple(name for name in sysfs.KNOBS if name not in ("run", "sleep_millisecs"))
 
+#: page where the heap of every process begins, and pages it may have
+HEAP_VPN, MOST_HEAP = 49152, 1 << 30
+
 Op = list[Any]
 Span = tuple[int, int]
 
@@ -180,6 +183,11 @@ def NEW_VPN(check: Check, op: Op, value: object) -> int | None:
     vpn = None if value is None else VPN(check, op, value)
     check.number(op[-1], "a number of pages", 1, VPN_END - (op[2] if vpn is None else vpn) + 1)
     return vpn
+
+
+def HEAP_PAGES(check: Check, op: Op, value: object) -> int:
+    """Pages of a heap."""
+    return check.number(value, "a number of pages", 0, MOST_HEAP + 1)
 
 
 def PROT(check: Check, op: Op, value: object) -> str:

@@ -21,6 +21,8 @@ from .kinds import (
     CONTENTS,
     CPU,
     FLAG,
+    HEAP_PAGES,
+    HEAP_VPN,
     KNOB,
     KNOB_VALUE,
     LOCK_FLAGS,
@@ -75,6 +77,10 @@ def _one(op: Op) -> list[Span]:
 def _old_and_new(op: Op) -> list[Span]:
     _, _, vpn, n, new_n, new_vpn = op[:6]
     return [(vpn, max(n, new_n)), (vpn if new_vpn is None else new_vpn, new_n)]
+
+
+def _heap(op: Op) -> list[Span]:
+    return [(HEAP_VPN, op[2])] if op[2] else []
 
 
 def _row_of_pages(op: Op) -> list[Span]:
@@ -190,6 +196,7 @@ MERGE_ANY = "PR_SET_MEMORY_MERGE"
 #: where an operation needs these, a scenario runs on two
 NODES = "two NUMA nodes"
 _SWAP = "a swap device"
+_HEAPS = "PR_SET_MM_MAP"
 _UFFD, _IO_URING = "userfaultfd", "io_uring"
 #: every operation there is, by its name
 OPS: dict[str, Operation] = {
@@ -198,6 +205,7 @@ OPS: dict[str, Operation] = {
     "exec": Operation((PROCESS,)),
     "fork": Operation((PROCESS, NEWBORN)),
     "mmap": Operation((PROCESS, VPN, PAGES, OPTIONS), 1, spans=_span, present=_populates, maps=True),
+    "brk": Operation((PROCESS, HEAP_PAGES), spans=_heap, maps=True, needs=_HEAPS),
     "munmap": Operation((PROCESS, VPN, PAGES), spans=_span),
     "mremap": Operation((PROCESS, VPN, PAGES, NEW_PAGES, NEW_VPN, MOVE_OPTIONS), 1, spans=_old_and_new, maps=True),
     "mprotect": Operation((PROCESS, VPN, PAGES, PROT), spans=_span),

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..layout import PAGE_SIZE as PAGE
 from ..layout import Switch, Vm
-from .kinds import ScenarioError
+from .kinds import HEAP_VPN, ScenarioError
 from .records import SWAP, Pages
 
 if TYPE_CHECKING:
@@ -100,6 +100,13 @@ class Life:
 
     def do_watch(self, name: str, vpn: int, n: int) -> None:
         """All that is mapped is told of here, in areas that grew, too."""
+
+    def do_brk(self, name: str, n: int) -> None:
+        mm, end = self.live[name], (HEAP_VPN + n) * PAGE
+        if not mm.start_brk:
+            mm.start_brk = HEAP_VPN * PAGE
+        if mm.brk(end) != end:
+            raise OSError(errno.ENOMEM, "the heap can't end there")
 
     def do_advise(self, giver: str, name: str, vpn: int, n: int, advice: str) -> None:
         self.live[giver].process_madvise(self.live[name], vpn * PAGE, n * PAGE, advice)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 from ..layout import PAGE_SIZE as PAGE
-from ..layout import Frame
+from ..layout import Frame, Vm
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,12 +34,22 @@ class Pins:
 
     def do_pin(self, name: str, vpn: int) -> None:
         mm = self.live[name]
+        if self._only_stored_to(mm, vpn * PAGE):
+            raise OSError(errno.EFAULT, "it may not be read")
         mm.read(vpn * PAGE)
         pfn = int(mm.read_pfns(vpn * PAGE, 1)[0])
         zero = self.host.frames.flags[pfn] & Frame.ZERO
         held = 0 if zero else self.host.pin(mm, vpn * PAGE)
         self.do_unpin(name, vpn)
         self.piped[name, vpn] = held
+
+    def _only_stored_to(self, mm: Mm, addr: int) -> bool:
+        """Memory that may be stored to, not read: what is not there, and a zero page, can't be taken for reading."""
+        v = mm.find_vma(addr)
+        if v is None or not v.vm_flags & Vm.WRITE or v.vm_flags & Vm.READ:
+            return False
+        pfn = int(mm.read_pfns(addr, 1)[0])
+        return pfn < 0 or bool(self.host.frames.flags[pfn] & Frame.ZERO)
 
     def do_unpin(self, name: str, vpn: int) -> None:
         pfn = self.piped.pop((name, vpn), 0)

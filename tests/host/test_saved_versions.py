@@ -14,7 +14,7 @@ from ksmwalk.layout import Frame
 
 DATA = Path(__file__).parents[1] / "data"
 #: version of saved Hosts -> digest of the records and arrays it holds
-DIGESTS = {1: "3cf46f9c0a5dea2f", 2: "e2992f7cbada1b60", 3: "fc3d5bb9667bc4c8"}
+DIGESTS = {1: "3cf46f9c0a5dea2f", 2: "e2992f7cbada1b60", 3: "fc3d5bb9667bc4c8", 4: "2648ca9af951a65e"}
 
 
 def digest() -> str:
@@ -69,3 +69,23 @@ def test_a_host_that_version_2_saved_goes_on_with_owners_found_in_its_tables(tmp
     ksmcheck.check_ksm(host)
     host.save(tmp_path / "again")
     hostcheck.check(Host.load(tmp_path / "again"))
+
+
+def test_a_host_that_version_3_saved_goes_on_without_heaps(tmp_path):
+    shutil.unpack_archive(DATA / "host-version-3.zip", tmp_path)
+    host = Host.load(tmp_path)
+    counters = host.ksm.counters()
+    assert (counters["full_scans"], counters["pages_shared"], counters["pages_sharing"]) == (3, 14, 66)
+    hostcheck.check(host)
+    ksmcheck.check_ksm(host)
+    a, b, child = host.mm_list
+    assert a.start_brk == a.brk() == 0 and host.nr_cpus == 2
+    # A huge page that a fork shares: its owners are those that were saved.
+    owners = host.world.arrays["owners"][host.frames.head[a.read_pfns(1 << 31, 1)] >> 2]
+    assert owners["total"].tolist() == [2] and owners["shared"].tolist() == [1]
+    a.start_brk = 1 << 28
+    assert child.fork().brk(1 << 28) == 0 and a.brk((1 << 28) + 4096) == (1 << 28) + 4096
+    host.ksm.run_until()
+    hostcheck.check(host)
+    host.save(tmp_path / "again")
+    assert Host.load(tmp_path / "again").mm_list[0].brk() == (1 << 28) + 4096

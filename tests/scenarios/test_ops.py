@@ -37,7 +37,7 @@ EXAMPLES = [
     ["dmapin", "A", 300, 2], ["dmaunpin", "A", 300], ["clone", "A", "T"], ["vfork", "A", "V"], ["exit", "V"],
     ["vforked", "A"], ["watch", "A", 290, 10], ["cpu", "ksmd", 1], ["place", "A", 300, 2, 1], ["place", "A", 300, 2, 1, 2],
     ["move", "A", [300, 301], 0], ["movepid", "A", [300], 1], ["migrate", "A", 0, 1], ["reclaim"], ["swapoff"], ["swapon"],
-    ["khuge"],
+    ["khuge"], ["brk", "A", 3],
 ]  # fmt: skip
 
 

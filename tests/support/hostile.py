@@ -346,6 +346,7 @@ def outside_targets(scene):
         "Host.mthp": (set_(host, "mthp"), {"value": {64: "always"}}, {"value": empty_mapping}),
         "Host.drain": (host.drain, {"cpu": 0}, {"cpu": either(none, integer(0, 0))}),
         "Mm.cpu": (set_(mm, "cpu"), {"value": 0}, {"value": integer(0, 0)}),
+        "Mm.start_brk": (set_(mm, "start_brk"), {"value": AT}, {"value": USER_ADDR}),
         "Ksm.cpu": (set_(host.ksm, "cpu"), {"value": 0}, {"value": integer(0, 0)}),
         "Ksm.writer_cpu": (set_(host.ksm, "writer_cpu"), {"value": 0}, {"value": integer(0, 0)}),
         "Mm.mbind": (
@@ -529,6 +530,7 @@ def targets(scene):
                 "new_addr": either(none, USER_ADDR),
             },
         ),
+        "Mm.brk": (mm.brk, {"addr": 0}, {"addr": USER_ADDR}),
         "Mm.prctl_merge": (mm.prctl_merge, {"on": True}, {"on": flag}),
         "Mm.thp_disable": (mm.thp_disable, {"on": True}, {"on": flag}),
         "Mm.munlock": (

@@ -62,6 +62,7 @@ FACTS: dict[str, str] = {
     "W44": "the step of the advisor",
     "W45": "when the advisor steps, of which times",
     "W46": "the clock of pruning",
+    "W47": "a heap grows and shrinks at its end",
     "W50": "what can be seen of memory that is merged already",
     "W51": "what a process owes: merging pages without a mapping",
     "W52": "taking over: nodes, items, chains of what is merged",

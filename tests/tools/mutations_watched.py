@@ -26,7 +26,7 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W38",
     ),
     "what comes over a marker is not protected": (
-        "marked = PTE_UFFD_WP if e == wp_marker() else 0",
+        "marked = PTE_UFFD_WP if e else 0",
         "marked = 0",
         "W38",
     ),
@@ -125,4 +125,39 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "        if False and number not in (",
         "W42",
     ),
+    "a heap grows up to what is mapped next": (
+        "    cdef uint64_t free = KW_PAGE_SIZE + (", "    cdef uint64_t free = (", "W47",
+    ),
+    "a heap leaves no gap below a stack": ("(STACK_GAP if v.flags & VM_GROWSDOWN else 0)", "0", "W47"),
+    "a heap shrinks over nothing": (
+        "        if v == 0 or w.vmas[v].start >= old:\n            return <int64_t>m.brk ",
+        "        if False:\n            return <int64_t>m.brk ", "W47",
+    ),
+    "a heap that grows is not marked for the process": (
+        "    if m.flags & MM_MERGE_ANY:\n        w.vmas[v].flags |= VM_MERGEABLE\n    if m.flags & MM_LOCK_FUTURE",
+        "    if m.flags & MM_LOCK_FUTURE", "W47",
+    ),
+    "a child has no heap": ("    w.mms[child].brk = w.mms[parent].brk\n", "", "W47"),
+    "protection outlives the registration for it": (
+        "        if v.flags & (VM_UFFD_WP | VM_UFFD_ASYNC) == VM_UFFD_WP:\n            return -EFAULT       # a userfaultfd",
+        "        if not v.flags & VM_UFFD_ASYNC:\n            return -EFAULT       # a userfaultfd", "W38",
+    ),
+    "a marker that means nothing any more stays": (
+        "            if not v.flags & VM_UFFD_WP:\n                pte[0] = 0\n", "", "W38",
+    ),
+    "a marker that means nothing any more stays at a load": (
+        "        e = pte[0] = 0      # the marker is left", "        e = 0      # the marker is left", "W38",
+    ),
+    "UFFDIO_MOVE sees the page that is there before the huge page": (
+        "    if leaf_pmd(pmd_find(w, w.mms[mm].root, to)):\n        return -EEXIST\n    if entry_none", "    if entry_none", "W34",
+    ),
+    "UFFDIO_MOVE does not miss a table of ptes": (
+        "    if entry_none(pmd_find(w, w.mms[mm].root, start)[0]):\n        return -ENOENT\n", "", "W34",
+    ),
+    "a clean protected page merges though it is pinned": (
+        "    if (e & (PTE_RW | PTE_D) or w.f_flags[pfn] & FRAME_EXCLUSIVE) and folio",
+        "    if e & (PTE_RW | PTE_D) and folio", "W16",
+    ),
+    "MADV_POPULATE_READ takes what may be stored to": ("VM_WRITE if write else VM_READ", "VM_WRITE if write else VM_ACCESS", "W7"),
+    "UFFDIO_MOVE asks the page, not the folio": ("    if not movable(w, w.f_head[pfn]):", "    if not movable(w, pfn):", "W34"),
 }

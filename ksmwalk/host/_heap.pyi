@@ -1,0 +1,3 @@
+from .._core import World
+
+def brk(world: World, mm: int, to: int) -> int: ...

@@ -1,0 +1,87 @@
+"""brk, compiled: the heap of an address space grows and shrinks at its end."""
+from libc.stdint cimport int32_t, int64_t, uint64_t
+
+from ksmwalk._core cimport World, enter, leave
+from ksmwalk.host._calls cimport sys_munmap
+from ksmwalk.host._locks cimport bring_in
+from ksmwalk.layout._layout cimport *
+from ksmwalk.memory._areas cimport (
+    MAX_MAP_COUNT, STACK_GAP, last_vma, user_end, vma_alloc, vma_find_from, vma_join, vma_link,
+)
+from ksmwalk.memory._leaves cimport touched
+
+
+cdef enum:
+    VM_HEAP = VM_READ | VM_WRITE | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC | VM_ACCOUNT
+
+
+cdef inline uint64_t page_up(uint64_t addr) noexcept nogil:
+    return (addr + KW_PAGE_SIZE - 1) & ~<uint64_t>(KW_PAGE_SIZE - 1)
+
+
+cdef bint has_room(kw_world *w, int32_t next, uint64_t start, uint64_t end) noexcept nogil:
+    """May [start, end) be the heap's, `next` being what is mapped next? A page stays free before it."""
+    cdef kw_vma *v = &w.vmas[next]
+    cdef uint64_t free = KW_PAGE_SIZE + (STACK_GAP if v.flags & VM_GROWSDOWN else 0)
+    return next == 0 or v.start >= start and v.start - start >= end - start + free
+
+
+cdef int heap_grow(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil:
+    """Map [start, end): a part of the last area of the heap where that may be, never of what lies below the heap."""
+    cdef int32_t next = vma_find_from(w, mm, start), prev = w.vmas[next].prev if next else last_vma(w, mm), v
+    cdef kw_mm *m = &w.mms[mm]
+    v = vma_alloc(w, mm)
+    if v < 0:
+        return v
+    w.vmas[v].start = start
+    w.vmas[v].end = end
+    w.vmas[v].flags = VM_HEAP
+    w.vmas[v].pgoff = start >> 12
+    w.vmas[v].page_shift = 12
+    if m.flags & MM_MERGE_ANY:
+        w.vmas[v].flags |= VM_MERGEABLE
+    if m.flags & MM_LOCK_FUTURE:
+        w.vmas[v].flags |= VM_LOCKED
+    if m.flags & MM_LOCK_ONFAULT:
+        w.vmas[v].flags |= VM_LOCKONFAULT
+    vma_link(w, v, prev)
+    touched(w, mm)
+    if prev and w.vmas[prev].start >= m.start_brk:
+        vma_join(w, prev, v)
+    return KW_OK
+
+
+cdef int64_t sys_brk(kw_world *w, int32_t mm, uint64_t to) noexcept nogil:
+    cdef kw_mm *m = &w.mms[mm]
+    cdef uint64_t old = page_up(m.brk), new
+    cdef int32_t v
+    cdef int rc = KW_OK
+    if m.start_brk == 0 or to < m.start_brk or to > user_end(w):
+        return <int64_t>m.brk
+    new = page_up(to)
+    v = vma_find_from(w, mm, min(old, new))
+    if new < old:
+        if v == 0 or w.vmas[v].start >= old:
+            return <int64_t>m.brk     # nothing of it is there
+        rc = sys_munmap(w, mm, new, old)
+    elif new > old:
+        if w.mms[mm].nr_vmas >= MAX_MAP_COUNT or not has_room(w, v, old, new):
+            return <int64_t>m.brk
+        rc = heap_grow(w, mm, old, new)
+    if rc < 0:
+        return rc if rc <= KW_EBADENTRY else <int64_t>m.brk
+    m.brk = to
+    if new > old and m.flags & MM_LOCK_FUTURE:
+        rc = bring_in(w, mm, old, new, True)
+        if rc <= KW_EBADENTRY:
+            return rc
+    return <int64_t>to
+
+
+def brk(World world not None, int32_t mm, uint64_t to):
+    cdef int64_t at
+    enter(world)
+    with nogil:
+        at = sys_brk(&world.w, mm, to)
+    leave(world)
+    return at
