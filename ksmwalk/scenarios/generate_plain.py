@@ -23,18 +23,18 @@ MAX_PROCESSES = 4
 NEVER = 4000000000  # milliseconds of stable_node_chains_prune_millisecs that do not pass
 
 #: what is written into each knob, refusals among it; `advisor_mode` has a way of its own
-KNOB_VALUES: dict[str, tuple[int | str, ...]] = {
-    "pages_to_scan": (0, 1, 3, 7, 20, 100, 300, 2000, -1, "x"),
-    "smart_scan": (0, 1),
-    "use_zero_pages": (0, 1),
-    "max_page_sharing": (1, 2, 3, 5, 10, 256),
-    "merge_across_nodes": (0, 1),
-    "stable_node_chains_prune_millisecs": (0, NEVER),
-    "advisor_max_cpu": (1, 70, 100),
-    "advisor_target_scan_time": (1, 200),
-    "advisor_min_pages_to_scan": (1, 500),
-    "advisor_max_pages_to_scan": (500, 30000),
-}
+KNOB_VALUES: tuple[tuple[str, tuple[int | str, ...]], ...] = (
+    ("pages_to_scan", (0, 1, 3, 7, 20, 100, 300, 2000, -1, "x")),
+    ("smart_scan", (0, 1)),
+    ("use_zero_pages", (0, 1)),
+    ("max_page_sharing", (1, 2, 3, 5, 10, 256)),
+    ("merge_across_nodes", (0, 1)),
+    ("stable_node_chains_prune_millisecs", (0, NEVER)),
+    ("advisor_max_cpu", (1, 70, 100)),
+    ("advisor_target_scan_time", (1, 200)),
+    ("advisor_min_pages_to_scan", (1, 500)),
+    ("advisor_max_pages_to_scan", (500, 30000)),
+)
 
 
 class Space:
@@ -367,10 +367,10 @@ class Maker:
         self.add("thpdisable", self.someone()[0], self.rng.choice((1, 0)))
 
     def do_set(self) -> None:
-        self.write_knob(self.rng.choice([*KNOB_VALUES, "smart_scan", "use_zero_pages"]))
+        self.write_knob(*self.rng.choice(KNOB_VALUES))
 
-    def write_knob(self, knob: str) -> None:
-        self.add("set", knob, self.rng.choice(KNOB_VALUES[knob]))
+    def write_knob(self, knob: str, values: Sequence[int | str]) -> None:
+        self.add("set", knob, self.rng.choice(values))
 
     def do_advisor(self) -> None:
         """Switched on and off again between two batches: how far it goes in a scan depends on the machine's speed."""

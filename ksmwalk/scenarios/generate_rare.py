@@ -111,8 +111,8 @@ class RareMaker(WorldMaker):
         for advice in ADVICE:
             out[f"madvise {advice}"] = partial(self._own_advice, advice)
             out[f"advise {advice}"] = partial(self._others_advice, advice)
-        for knob in KNOB_VALUES:
-            out[f"set {knob}"] = partial(self.write_knob, knob)
+        for knob, values in KNOB_VALUES:
+            out[f"set {knob}"] = partial(self.write_knob, knob, values)
         out["set advisor_mode"] = self.do_advisor
         options: dict[str, dict[str, Any]] = {name: {name: 1} for name in ("shared", "noreserve", "populate", "locked", "file")}
         for name, given in options.items():
