@@ -23,7 +23,6 @@ static inline void kw_check(int ok) { (void)ok; KW_CHECK(ok); }
 #define KW_UNLIKELY(x) __builtin_expect(!!(x), 0)
 
 /* Named bits and codes. A comment `Name(Kind), PREFIX: text` in front of them makes them a class of layout.py. */
-
 /* Frame(IntFlag), FRAME_: What a frame is (`Frames.flags`). */
 enum {
     FRAME_ANON = 0x1,      /* anonymous (a KSM page too) */
@@ -227,8 +226,7 @@ typedef struct {
     int32_t khuge;       /* its number among those that khugepaged got to know, 0: it knows nothing of it */
     int64_t users;       /* MM_BACKING: vmas that map it, and its maker while it has not let go */
     int64_t nr_pages;    /* MM_BACKING: pages it has, faults beyond fail */
-    uint64_t start_brk;  /* where its heap begins, 0: it has none */
-    uint64_t brk;        /* and where it ends */
+    uint64_t start_brk, brk; /* where its heap begins (0: it has none) and ends */
 } kw_mm;
 
 /* The part of an rmap_item that every pass streams through: 32 bytes. Record 0 is "none". */

@@ -183,7 +183,6 @@ def records(header: str) -> str:
     found = structs(header)
     out = [
         f'"""The records, bits and arrays. {MADE}"""',
-        "",
         "from enum import IntEnum, IntFlag",
         "from typing import Any, NamedTuple",
         "",
