@@ -19,7 +19,7 @@ import numpy as np
 from .. import kernels, layout
 from ..layout import Frame, MmFlag
 
-__all__ = ["find_owners", "owners_unknown", "seen_as_now"]
+__all__ = ["complete", "seen_as_now"]
 
 #: (array, field now) -> its name before
 _RENAMED = {("nodes", "tree"): "nid", ("vmas", "anon_root"): "anon_vma"}
@@ -109,9 +109,21 @@ def _as_now(name: str, array: Any) -> bool:
     return name not in layout.ARRAYS or array.dtype == layout.ARRAYS[name].dtype
 
 
-def owners_unknown(found: Mapping[str, Any]) -> bool:
-    """Whether what was kept does not say who owns a page: up to version 2."""
-    return "nr_cpus" not in (getattr(getattr(found.get("ctl"), "dtype", None), "names", None) or ())
+def complete(arrays: Mapping[str, np.ndarray], kept: Mapping[str, Any]) -> None:
+    """Find out from the other arrays what those that were kept do not say.
+
+    Parameters
+    ----------
+    arrays : dict of str to ndarray
+        All arrays of a Host, not checked yet: what they should not hold is passed by.
+    kept : dict of str to Stored or ndarray
+        What they were read from, as an earlier version kept it.
+    """
+    names = getattr(getattr(kept.get("ctl"), "dtype", None), "names", None) or ()
+    if "nr_cpus" not in names:
+        _find_owners(arrays)
+    if "khuges" not in names:
+        _make_known(arrays)
 
 
 def slots(nr_frames: int) -> int:
@@ -119,14 +131,8 @@ def slots(nr_frames: int) -> int:
     return nr_frames + 1024
 
 
-def find_owners(arrays: Mapping[str, np.ndarray]) -> None:
-    """Give folios their owners and make exclusive what can be stored to, by what the page tables say.
-
-    Parameters
-    ----------
-    arrays : dict of str to ndarray
-        All arrays of a Host, not checked yet: what they should not hold is passed by.
-    """
+def _find_owners(arrays: Mapping[str, np.ndarray]) -> None:
+    """Give folios their owners and make exclusive what can be stored to, by what the page tables say."""
     flags, owners, frames = arrays["f_flags"], arrays["owners"], len(arrays["f_flags"])
     heads = np.flatnonzero(flags & Frame.HEAD)
     owners["order"][heads >> 2] = 9
@@ -146,6 +152,10 @@ def find_owners(arrays: Mapping[str, np.ndarray]) -> None:
         owners["mm"][who[mine] >> 32, one] = who[mine] & 0xFFFFFFFF
         owners["nr"][who[mine] >> 32, one] = number[mine]
     owners["shared"] = owners["nr"][:, 0] != owners["total"]
+
+
+def _make_known(arrays: Mapping[str, np.ndarray]) -> None:
+    """Let khugepaged know all address spaces, in the order in which they were made."""
     mms = arrays["mms"]
     known = np.flatnonzero(mms["flags"] & int(MmFlag.USED | MmFlag.BACKING) == MmFlag.USED)
     mms["khuge"][known[np.argsort(mms["serial"][known], kind="stable")]] = np.arange(1, len(known) + 1)

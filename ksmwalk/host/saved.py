@@ -122,7 +122,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         try:
             ctl = _shaped(found, "ctl")
             ctl = ctl if isinstance(ctl, np.ndarray) else ctl.read()
-            return _built({**found, "ctl": ctl}, lambda name, out: found[name].read(out), earlier.owners_unknown(files))
+            return _built({**found, "ctl": ctl}, lambda name, out: found[name].read(out), files)
         except _Wrong as err:
             where = files[err.array].where if err.array in files else path
             raise ValueError(f"{where}: {err}") from None
@@ -145,13 +145,13 @@ def from_state(state: object) -> dict[str, np.ndarray]:
         array = arrays[name]
         out[...] = array if isinstance(array, np.ndarray) else array.read()
 
-    return _built({**arrays, "ctl": _shaped(arrays, "ctl").copy()}, fill, earlier.owners_unknown(kept))
+    return _built({**arrays, "ctl": _shaped(arrays, "ctl").copy()}, fill, kept)
 
 
-def _built(found: Mapping[str, Any], fill: Callable[[str, np.ndarray], object], find_owners: bool) -> dict[str, np.ndarray]:
+def _built(found: Mapping[str, Any], fill: Callable[[str, np.ndarray], object], kept: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Reserve all arrays, once their sizes are known to be right, fill them and check what is in them.
 
-    `find_owners`: who owns a page is to be found out.
+    `kept`: what is read, as the version that saved it kept it.
     """
     check_sizes(found)
     ctl = found["ctl"]
@@ -164,8 +164,7 @@ def _built(found: Mapping[str, Any], fill: Callable[[str, np.ndarray], object], 
     if nr_nodes > 1 and known < nr_frames:
         blocks = np.arange(known, nr_frames) // BLOCK
         arrays["f_nid"][known:] = blocks * nr_nodes // int(ctl["nr_blocks"][0])
-    if find_owners:
-        earlier.find_owners(arrays)
+    earlier.complete(arrays, kept)
     check_world(_core.World(arrays), known)
     return arrays
 

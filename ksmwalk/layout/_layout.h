@@ -310,8 +310,7 @@ typedef struct {
     int64_t items_used, items_free, items_live, items_cap;
     int64_t stable_used, stable_free, stable_live, stable_cap;  /* stable nodes */
     int64_t trees_used, trees_cap; /* pairs of trees: nr_nodes for each domain up to the highest */
-    int64_t nr_frames, nr_nodes, nr_blocks;
-    int64_t nr_quads;      /* nr_frames / 4, rounded up */
+    int64_t nr_frames, nr_nodes, nr_blocks, nr_quads; /* the last: nr_frames / 4, rounded up */
     int64_t frames_used;   /* frames allocated */
     int64_t anon_vmas;     /* anon_vma families handed out */
     int64_t huge_zero;     /* pfn of the huge zero page, -1: none yet */
@@ -324,11 +323,9 @@ typedef struct {
     int64_t slots_most;    /* pages of the swap device, 0: no swap */
     int64_t folios;        /* folios of several pages ever made: 0 means that no record of their owners was written */
     int64_t dma_pins;      /* DMA pins held */
-    int64_t levels;
-    int64_t thp;           /* huge pages for anonymous memory: THP_* */
-    int64_t vma_serial;    /* vmas ever made */
+    int64_t levels, thp;   /* of page tables; huge pages for anonymous memory: THP_* */
     int64_t changes;       /* raised with every epoch: what looked before can tell in one read that something changed */
-    int64_t mm_serial, khuges; /* address spaces ever made; those that khugepaged ever got to know */
+    int64_t vma_serial, mm_serial, khuges; /* vmas and address spaces ever made; those that khugepaged got to know */
 } kw_ctl;
 
 /* Tunables and counters of one KSM. */
@@ -337,8 +334,7 @@ typedef struct {
     int64_t prune_millisecs;
     int64_t advisor_mode, advisor_max_cpu, advisor_min_pages, advisor_max_pages, advisor_target;
     int64_t pages_scanned, pages_skipped, pages_shared, pages_sharing, pages_unshared, zero_pages;
-    int64_t chains, dups;
-    int64_t now_ms;        /* the clock, an input */
+    int64_t chains, dups, now_ms; /* the clock is an input */
     int64_t migrate;       /* first stable node waiting to change its NUMA tree, 0: none */
     int64_t events_on;
     int64_t cpu;           /* CPU that ksmd runs on */

@@ -151,8 +151,7 @@ cdef int write_pte(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *
                    int mode) noexcept nogil:
     cdef uint64_t e = pte[0]
     cdef int64_t pfn
-    cdef int rc
-    cdef bint marked = False
+    cdef int rc, marked = False
     if e & PTE_RW and pte_present(e):
         pfn = normal_pfn(w, e, 1)
         if pfn >= 0:
@@ -193,8 +192,7 @@ cdef int write_pte(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *
     if e & PTE_UFFD_WP:
         if v.flags & (VM_UFFD_WP | VM_UFFD_ASYNC) == VM_UFFD_WP:
             return -EFAULT       # a userfaultfd handler would have to answer
-        e &= ~PTE_UFFD_WP
-        pte[0] = e
+        pte[0] = e = e & ~PTE_UFFD_WP
     if e & PTE_SPECIAL:
         if entry_pfn(e, 1) != 0:
             return -EFAULT

@@ -99,9 +99,9 @@ def test_no_starred_cimport_but_the_layout():
     assert not wrong, "\n".join(wrong)
 
 
-def test_no_file_is_longer_than_500_lines():
+def test_no_file_is_longer_than_500_lines():  # but what is written from another file
     long = {str(path.relative_to(SOURCE)): n for path in sources(".py", ".pyx", ".pxd", ".pyi", ".h", ".hpp", ".c")
-            if (n := len(path.read_text().splitlines())) > 500}
+            if (n := len(path.read_text().splitlines())) > 500 and "Written by generate.py" not in path.read_text()[:200]}
     assert not long
 
 
