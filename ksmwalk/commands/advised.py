@@ -55,11 +55,10 @@ def run_advised(args: argparse.Namespace) -> int:
     return FINE if equal == steps and within == measured else FAILED
 
 
-def _counted(run: advised.Run) -> dict[str, int | str]:
+def _counted(run: advised.Run) -> dict[str, int]:
     """How many steps of a run are equal, and how many of those that were measured are possible."""
     judged = list(advised.judge(run))
     return {
-        "setting": run.setting,
         "steps": len(judged),
         "equal": sum(one.equal for one in judged),
         "measured": sum(bool(one.possible) for one in judged),
@@ -68,7 +67,7 @@ def _counted(run: advised.Run) -> dict[str, int | str]:
     }
 
 
-def _text(setting: advised.Setting, count: dict[str, int | str], run: advised.Run) -> str:
+def _text(setting: advised.Setting, count: dict[str, int], run: advised.Run) -> str:
     lines = [
         f"{setting.name} ({setting.about}): {count['equal']} of {count['steps']} equal; measured from outside "
         f"{count['possible']} of {count['measured']} possible, {count['only']} the only answer possible"

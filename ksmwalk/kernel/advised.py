@@ -162,7 +162,7 @@ def _answer(before: int, change: int, last: int, scan_s: int, cpu_percent: int, 
 
 
 def record(
-    settings: Sequence[Setting], steps: int, seed: int = 1, say: Callable[[str], object] | None = None
+    settings: Sequence[Setting], steps: int, seed: int = 1, say: Callable[[str], None] | None = None
 ) -> Iterator[Run]:
     """Let the machine's real ksmd scan under the advisor and yield what it did, a run for each setting.
 

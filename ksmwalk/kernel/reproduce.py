@@ -84,8 +84,8 @@ def _check(scenario: Scenario) -> None:
             raise ScenarioError(f"{scenario.name}: op {index} {op[0]}", "it needs swap_mib in env, which is", scenario.env)
         if op[0] == "reclaim" and not scenario.env.get("memcg"):
             raise ScenarioError(f"{scenario.name}: op {index} {op[0]}", "it needs memcg in env, which is", scenario.env)
-    if (op := modelled(scenario)) is not None:
-        raise ScenarioError(scenario.name, "the model has no such operation, so there is nothing to expect", op)
+    if (unknown := modelled(scenario)) is not None:
+        raise ScenarioError(scenario.name, "the model has no such operation, so there is nothing to expect", unknown)
 
 
 # ---------------------------------------------------------------- text

@@ -117,20 +117,23 @@ cdef int place_zero(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr) noexcept 
 
 # ------------------------------------------------------------------ moved
 
-cdef int take_apart(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil:
-    """What is mapped at addr becomes a small page, or stays one: KW_OK, or why it can't be moved."""
+cdef int split_leaf(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil:
+    """A huge page at addr is mapped by ptes: KW_OK, or why none of it can be moved."""
     cdef uint64_t *pmd = pmd_find(w, w.mms[mm].root, addr)
-    cdef uint64_t *pte
+    cdef int64_t pfn
+    if not leaf_pmd(pmd):
+        return KW_OK
+    pfn = normal_pfn(w, pmd[0], 2)
+    if pfn >= 0 and not movable(w, pfn):
+        return -EBUSY
+    return pmd_split(w, mm, addr, pmd)
+
+
+cdef int take_apart(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil:
+    """What ptes map at addr becomes a small page, or stays one: KW_OK, or why it can't be moved."""
+    cdef uint64_t *pte = pte_find(w, w.mms[mm].root, addr)
     cdef int64_t pfn
     cdef int rc
-    if leaf_pmd(pmd):
-        pfn = normal_pfn(w, pmd[0], 2)
-        if pfn >= 0 and not movable(w, pfn):
-            return -EBUSY
-        rc = pmd_split(w, mm, addr, pmd)
-        if rc < 0:
-            return rc
-    pte = pte_find(w, w.mms[mm].root, addr)
     if pte == NULL or not pte_present(pte[0]):
         return KW_OK
     pfn = normal_pfn(w, pte[0], 1)
@@ -169,13 +172,17 @@ cdef int move_page(kw_world *w, int32_t mm, kw_vma *v, uint64_t to, uint64_t sta
     cdef uint64_t e
     cdef int64_t pfn
     cdef int rc
-    # The order in which the kernel looks: a table of pmds at the source, a huge page here, a table of ptes there.
+    # The order in which the kernel looks: a table of pmds at the source, a huge page here, a table of ptes there. A huge
+    # page there is mapped by ptes whatever is here, and stays so.
     if pmd_find(w, w.mms[mm].root, start) == NULL:
         return -ENOENT
     if leaf_pmd(pmd_find(w, w.mms[mm].root, to)):
         return -EEXIST
     if entry_none(pmd_find(w, w.mms[mm].root, start)[0]):
         return -ENOENT
+    rc = split_leaf(w, mm, start)
+    if rc < 0:
+        return rc
     anon_vma_prepare(w, v)
     rc = empty_pte(w, mm, to, &pte)
     if rc < 0:

@@ -305,7 +305,7 @@ class _Names:
             self._pages[name] = int(event["frame"])
         if kind == "add" and event["error"] and name not in self._pages:
             return True  # made for this merge, and undone with it
-        return self._pages.setdefault(name, int(event["frame"])) == event["frame"]
+        return self._pages.setdefault(name, int(event["frame"])) == int(event["frame"])
 
     def _same_process(self, kind: str, name: str, number: int) -> bool:
         """Whether a name is this number, and no other one is."""
