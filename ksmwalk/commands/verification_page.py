@@ -37,7 +37,12 @@ UNVERIFIED = (
 NOT_MODELLED = (
     ("memory pressure", "reclaim comes when it is asked for; a Host without a free frame raises ArenaFullError"),
     ("swap on a disk", "a device is read and written at once, without readahead"),
-    ("folios that come back from swap whole", "where folios of 16 KiB and more are allowed, too, pages come back one by one"),
+    (
+        "folios that come back from swap whole",
+        "scenarios with both swap and `mthp_...` are refused. A fault brings in the largest allowed folio whose slots lie in a "
+        "row and aligned as its pages do, shared with nobody and not in the swap cache; which slots small pages got depends "
+        "on the CPU that took them out, so the same calls do not give the same again",
+    ),
     ("how recently a page was used, in steps", "reclaim is done over until nothing more goes; once would leave some"),
     ("compaction, memory hotplug", "frames stay where they are; KSM pages are compared by number, not by frame"),
 )

@@ -530,7 +530,7 @@ def targets(scene):
                 "new_addr": either(none, USER_ADDR),
             },
         ),
-        "Mm.brk": (mm.brk, {"addr": 0}, {"addr": USER_ADDR}),
+        "Mm.brk": (mm.brk, {"addr": 0}, {"addr": U64}),
         "Mm.prctl_merge": (mm.prctl_merge, {"on": True}, {"on": flag}),
         "Mm.thp_disable": (mm.thp_disable, {"on": True}, {"on": flag}),
         "Mm.munlock": (
