@@ -24,7 +24,7 @@ from . import knobs, run
 __all__ = ["REFUSED", "program"]
 
 #: operations that are not said in C, and why
-REFUSED = {name: NODES for name, one in OPS.items() if one.needs == NODES}
+REFUSED = {name: NODES for name, one in OPS.items() if one.needs == NODES} | {"brk": "a heap placed by PR_SET_MM_MAP"}
 
 _FILES = ("core", "show", "world", "ops", "main")
 _BLOCK = re.compile(r"^/\* == (\w+)(?:: ([\w ,]+))? == \*/\n", re.MULTILINE)

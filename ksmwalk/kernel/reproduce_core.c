@@ -291,10 +291,10 @@ static void change(const char *path, const char *text)
 	char now[64];
 	int error;
 
-	if (read_file(path, now, sizeof now) || !strcmp(now, text))
+	if (read_file(path, now, sizeof now))
 		return;
-	note(path);
-	if ((error = write_file(path, text)))
+	note(path); /* if it has this value already, too: it may change yet */
+	if (strcmp(now, text) && (error = write_file(path, text)))
 		die("%s refuses %s: %s", path, text, strerror(-error));
 }
 
