@@ -52,8 +52,9 @@ if CHECKS:
 if PROFILE == "trace":
     MACROS.append(("CYTHON_TRACE_NOGIL", "1"))
 # What stands here comes after Python's own flags, which ask for debug information: the last word wins.
+# Nothing is thrown through this code, so it needs no tables to be unwound by: a twentieth of the wheel.
 CFLAGS = {
-    "release": ["-O3", "-fno-semantic-interposition", "-g0"],
+    "release": ["-O3", "-fno-semantic-interposition", "-fno-asynchronous-unwind-tables", "-g0"],
     "checked": ["-O1", "-g"],
     "trace": ["-O0", "-g"],
     "asan": ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
