@@ -13,7 +13,7 @@ from ksmwalk._core cimport (
     World, alone, enter, entry_pfn, interrupted, leave, looked_at, make_entry, pte_find,
     pte_present,
 )
-from ksmwalk.memory._frames cimport LARGE, folio_extra_refs, lru_drain
+from ksmwalk.memory._frames cimport LARGE, lru_drain
 from ksmwalk.memory._folio cimport split_folio_at
 from ksmwalk.ksm._items cimport cursor_reset, event, items_drop, slot_remove
 from ksmwalk.ksm._cursor cimport scan_begin, scan_next
@@ -21,7 +21,7 @@ from ksmwalk.ksm._late cimport indexed, late, late_bind, late_force, late_scan, 
 from ksmwalk.ksm._unstable cimport page_eligible, spoil, unstable_erase, unstable_search
 from ksmwalk.ksm._unmerge cimport break_ksm, unmerge_mm, unmerging
 from ksmwalk.ksm._locked cimport mlock_merged
-from ksmwalk.ksm._remap cimport become_ksm, map_ksm, unmapped
+from ksmwalk.ksm._remap cimport become_ksm, held, map_ksm, unmapped
 from ksmwalk.ksm._stable cimport (
     append_item, drop_stable_nodes, migrate_add, migrate_drop_stale, migrate_search, node_leave,
     stable_insert, stable_search, tree_of,
@@ -97,8 +97,7 @@ cdef int merge_one(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn, int64_t 
     if pte == NULL or not pte_present(pte[0]) or pte[0] & PTE_SPECIAL or entry_pfn(pte[0], 1) != <uint64_t>pfn:
         return -EFAULT          # the split took it: it was empty
     e = pte[0]
-    # To be write-protected, the page must not be in anybody else's hands.
-    if (e & (PTE_RW | PTE_D) or w.f_flags[pfn] & FRAME_EXCLUSIVE) and folio_extra_refs(w, pfn) != 0:
+    if held(w, e, pfn):
         return -EFAULT
     if kpfn == BECOME_KSM:
         become_ksm(w, mm, pte, pfn)

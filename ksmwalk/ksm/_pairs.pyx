@@ -9,7 +9,7 @@ from ksmwalk.memory._areas cimport vma_find
 from ksmwalk.memory._frames cimport LARGE
 from ksmwalk.ksm._items cimport event
 from ksmwalk.ksm._late cimport domain_tree
-from ksmwalk.ksm._remap cimport become_ksm, map_ksm, unmapped
+from ksmwalk.ksm._remap cimport become_ksm, held, map_ksm, unmapped
 from ksmwalk.ksm._stable cimport append_item, has_room, stable_insert
 from ksmwalk.ksm._unstable cimport unstable_erase
 from ksmwalk.layout._layout cimport *
@@ -18,7 +18,7 @@ from ksmwalk.layout._layout cimport *
 cdef inline bint in_hand(kw_world *w, uint64_t e, int64_t pfn) noexcept nogil:
     """Whether merging this eligible page, which e maps, takes more than a look at it: large, locked, held by somebody."""
     return (w.f_flags[pfn] & (FRAME_KSM | FRAME_LOCKED | LARGE) != 0
-            or e & (PTE_RW | PTE_D) and w.f_refs[pfn] != w.f_mapcount[pfn])
+            or w.f_refs[pfn] != w.f_mapcount[pfn] and held(w, e, pfn))
 
 
 cdef inline void out_of_tree(kw_world *w, kw_item *q) noexcept nogil:

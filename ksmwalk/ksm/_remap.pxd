@@ -2,9 +2,13 @@
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from ksmwalk._core cimport make_entry, mm_changed
-from ksmwalk.memory._frames cimport frame_map, frame_unmap
+from ksmwalk.memory._frames cimport folio_extra_refs, frame_map, frame_unmap
 from ksmwalk.layout._layout cimport *
 
+
+cdef inline bint held(kw_world *w, uint64_t e, int64_t pfn) noexcept nogil:
+    # Whether the page that e maps is in somebody else's hands: it can't be write-protected then, if it isn't yet.
+    return (e & (PTE_RW | PTE_D) != 0 or w.f_flags[pfn] & FRAME_EXCLUSIVE != 0) and folio_extra_refs(w, pfn) != 0
 
 cdef inline void become_ksm(kw_world *w, int32_t mm, uint64_t *pte, int64_t pfn) noexcept nogil:
     # The page that a pte of mm maps is a KSM page from now on.

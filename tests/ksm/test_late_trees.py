@@ -211,3 +211,27 @@ def test_the_arrays_are_a_mapping_that_keeps_no_array_alive():
         pickle.dumps(arrays)
     with pytest.raises(TypeError, match="made by it"):
         type(arrays)()
+
+
+@pytest.mark.parametrize("pinned_first", [False, True])
+def test_clean_pages_that_are_pinned_do_not_merge(pinned_first):
+    """MADV_FREE and a protection leave neither bit of a store in the pte: the page is exclusive all the same."""
+    host, pages = Host(1 << 14), 2000
+    host.ksm.smart_scan = 0
+    keys = np.arange(100, 100 + pages, dtype=np.uint64)
+    pinned, other = mms = [host.new_mm(), host.new_mm()][:: 1 if pinned_first else -1]
+    for mm in mms:
+        mm.mmap(pages * PAGE, BASE)
+        mm.madvise(BASE, pages * PAGE, "mergeable")
+        mm.write(BASE, keys + np.uint64(10_000 * (mm is other)))
+    for _ in range(3):
+        host.ksm.full_scan()
+    pinned.madvise(BASE, pages * PAGE, "free")
+    pinned.uffd_wp(BASE, pages * PAGE)
+    for page in range(1, pages, 2):
+        host.pin(pinned, BASE + page * PAGE)
+    other.write(BASE, keys)
+    for _ in range(3):
+        host.ksm.full_scan()
+    check_ksm(host)
+    assert host.ksm.pages_sharing == pages // 2

@@ -129,7 +129,7 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W4", "W5",
     ),
     "what somebody refers to merges": (
-        "    if (e & (PTE_RW | PTE_D) or w.f_flags[pfn] & FRAME_EXCLUSIVE) and folio_extra_refs(w, pfn) != 0:",
+        "    if held(w, e, pfn):",
         "    if False:",
         "W3", "W16",
     ),

@@ -155,8 +155,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "    if entry_none(pmd_find(w, w.mms[mm].root, start)[0]):\n        return -ENOENT\n", "", "W34",
     ),
     "a clean protected page merges though it is pinned": (
-        "    if (e & (PTE_RW | PTE_D) or w.f_flags[pfn] & FRAME_EXCLUSIVE) and folio",
-        "    if e & (PTE_RW | PTE_D) and folio", "W16",
+        "(e & (PTE_RW | PTE_D) != 0 or w.f_flags[pfn] & FRAME_EXCLUSIVE != 0) and folio",
+        "e & (PTE_RW | PTE_D) != 0 and folio", "W16",
     ),
     "MADV_POPULATE_READ takes what may be stored to": ("VM_WRITE if write else VM_READ", "VM_WRITE if write else VM_ACCESS", "W7"),
     "UFFDIO_MOVE asks the page, not the folio": ("    if not movable(w, w.f_head[pfn]):", "    if not movable(w, pfn):", "W34"),
