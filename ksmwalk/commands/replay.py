@@ -16,6 +16,7 @@ from ..scenarios.compare import alike, first_difference
 from ..scenarios.format import Recording, ScenarioError, load, record_text
 from ..scenarios.replay import NotModelled, kernel_of, modelled, stream
 from .codes import FAILED, FINE, UNUSABLE, complain
+from .profile import version_of
 from .report import printable
 
 #: what is wrong with one file, and no reason to leave out the others
@@ -197,15 +198,7 @@ def run(args: argparse.Namespace) -> int:
     int
         0; 1 where a file differs, is not modelled or can't be read; 2 where none can be read and run.
     """
-    if args.kernel is not None:
-        try:
-            found = kernels.find(args.kernel)
-        except ValueError as error:
-            complain("ksmwalk replay", f"--kernel: {error}")
-            return UNUSABLE
-        if found.note:
-            complain("ksmwalk replay", found.note)
-        args.kernel = found.profile.version
+    args.kernel = version_of("ksmwalk replay", args.kernel)
     files = _Files(args)
     files.begin()
     for file in args.files:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
-from .. import kernels
 from ..kernel.reproduce import program
+from ..layout.whole import write_whole
 from ..scenarios.format import load
 from ..scenarios.replay import kernel_of
 from . import files
-from .codes import FINE, UNUSABLE, complain
+from .codes import FINE
+from .profile import version_of
 from .report import printable
 
 
@@ -49,20 +49,11 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.output is not None:
         files.check("-o", args.output, (".c", ".h"))
-    kernel = None
-    if args.kernel is not None:
-        try:
-            found = kernels.find(args.kernel)
-        except ValueError as error:
-            complain("ksmwalk reproduce", f"--kernel: {error}")
-            return UNUSABLE
-        if found.note:
-            complain("ksmwalk reproduce", found.note)
-        kernel = found.profile.version
+    kernel = version_of("ksmwalk reproduce", args.kernel)
     recording = load(args.file)
     text = program(recording, kernel)
     if args.output is not None:
-        Path(args.output).write_text(text, encoding="utf-8")
+        write_whole(args.output, text.encode())
     scenario = recording.scenario
     if args.json:
         made = {"file": args.file, "name": scenario.name, "kernel": kernel or kernel_of(recording).version}
