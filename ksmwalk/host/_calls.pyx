@@ -12,7 +12,7 @@ from ksmwalk.memory._leaves cimport (
 )
 from ksmwalk.memory._areas cimport (
     MAX_MAP_COUNT, VM_ACCESS, VM_WATCHED, drop_tables, find_place, join_around, khuge_know, last_vma, mm_alloc, mm_free, set_flags,
-    user_end, vma_alloc, vma_compatible, vma_find, vma_find_from, vma_free, vma_join, vma_link, vma_split,
+    user_end, vma_alloc, vma_compatible, vma_find, vma_find_from, vma_free, vma_join, vma_link, vma_make, vma_split,
     vmas_left,
 )
 from ksmwalk.ksm._items cimport slot_exit, slot_insert
@@ -30,25 +30,13 @@ cdef enum:
 cdef int32_t sys_mmap(kw_world *w, int32_t mm, uint64_t start, uint64_t length, uint64_t flags, int32_t backing,
                       uint64_t pgoff, int shift) noexcept nogil:
     """Map [start, start + length), where nothing is mapped."""
-    cdef int32_t next = vma_find_from(w, mm, start), prev, v
-    if w.mms[mm].nr_vmas >= MAX_MAP_COUNT:
-        return -ENOMEM
-    if w.mms[mm].flags & MM_MERGE_ANY and vma_compatible(flags):
-        flags |= VM_MERGEABLE
-    prev = w.vmas[next].prev if next else last_vma(w, mm)
-    v = vma_alloc(w, mm)
+    cdef int32_t v = vma_make(w, mm, start, start + length, flags, pgoff)
     if v < 0:
         return v
-    w.vmas[v].start = start
-    w.vmas[v].end = start + length
-    w.vmas[v].flags = flags
     w.vmas[v].backing = backing
-    w.vmas[v].pgoff = pgoff
     w.vmas[v].page_shift = shift
     if backing:
         w.mms[backing].users += 1
-    vma_link(w, v, prev)
-    touched(w, mm)
     return join_around(w, v)
 
 

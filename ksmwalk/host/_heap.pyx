@@ -6,9 +6,8 @@ from ksmwalk.host._calls cimport sys_munmap
 from ksmwalk.host._locks cimport bring_in
 from ksmwalk.layout._layout cimport *
 from ksmwalk.memory._areas cimport (
-    MAX_MAP_COUNT, STACK_GAP, last_vma, user_end, vma_alloc, vma_find_from, vma_join, vma_link,
+    STACK_GAP, user_end, vma_find_from, vma_join, vma_make,
 )
-from ksmwalk.memory._leaves cimport touched
 
 
 cdef enum:
@@ -28,24 +27,17 @@ cdef bint has_room(kw_world *w, int32_t next, uint64_t start, uint64_t end) noex
 
 cdef int heap_grow(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil:
     """Map [start, end): a part of the last area of the heap where that may be, never of what lies below the heap."""
-    cdef int32_t next = vma_find_from(w, mm, start), prev = w.vmas[next].prev if next else last_vma(w, mm), v
     cdef kw_mm *m = &w.mms[mm]
-    v = vma_alloc(w, mm)
+    cdef uint64_t flags = VM_HEAP
+    cdef int32_t v, prev
+    if m.flags & MM_LOCK_FUTURE:
+        flags |= VM_LOCKED
+    if m.flags & MM_LOCK_ONFAULT:
+        flags |= VM_LOCKONFAULT
+    v = vma_make(w, mm, start, end, flags, start >> 12)
     if v < 0:
         return v
-    w.vmas[v].start = start
-    w.vmas[v].end = end
-    w.vmas[v].flags = VM_HEAP
-    w.vmas[v].pgoff = start >> 12
-    w.vmas[v].page_shift = 12
-    if m.flags & MM_MERGE_ANY:
-        w.vmas[v].flags |= VM_MERGEABLE
-    if m.flags & MM_LOCK_FUTURE:
-        w.vmas[v].flags |= VM_LOCKED
-    if m.flags & MM_LOCK_ONFAULT:
-        w.vmas[v].flags |= VM_LOCKONFAULT
-    vma_link(w, v, prev)
-    touched(w, mm)
+    prev = w.vmas[v].prev
     if prev and w.vmas[prev].start >= m.start_brk:
         vma_join(w, prev, v)
     return KW_OK
@@ -65,7 +57,7 @@ cdef int64_t sys_brk(kw_world *w, int32_t mm, uint64_t to) noexcept nogil:
             return <int64_t>m.brk     # nothing of it is there
         rc = sys_munmap(w, mm, new, old)
     elif new > old:
-        if w.mms[mm].nr_vmas >= MAX_MAP_COUNT or not has_room(w, v, old, new):
+        if not has_room(w, v, old, new):
             return <int64_t>m.brk
         rc = heap_grow(w, mm, old, new)
     if rc < 0:

@@ -62,6 +62,9 @@ cdef inline bint vma_mergeable(const kw_vma *v) noexcept nogil:
 cdef int32_t vma_alloc(kw_world *w, int32_t mm) noexcept nogil
 cdef void vma_link(kw_world *w, int32_t v, int32_t prev) noexcept nogil
     # Put v behind prev, 0: first.
+cdef int32_t vma_make(kw_world *w, int32_t mm, uint64_t start, uint64_t end, uint64_t flags, uint64_t pgoff) noexcept nogil
+    # A new area where nothing is mapped, mergeable where all of the mm is to be, and not joined with its neighbours yet:
+    # its record, or -ENOMEM where the mm has as many as it may.
 cdef void vma_free(kw_world *w, int32_t v) noexcept nogil
 cdef int vmas_left(kw_world *w, int n) noexcept nogil
     # Are n records to be had? The free list is only looked along as far as needed.

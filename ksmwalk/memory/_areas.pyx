@@ -240,6 +240,26 @@ cdef void vma_link(kw_world *w, int32_t v, int32_t prev) noexcept nogil:
         w.vmas[next].prev = v
 
 
+cdef int32_t vma_make(kw_world *w, int32_t mm, uint64_t start, uint64_t end, uint64_t flags, uint64_t pgoff) noexcept nogil:
+    """A new area where nothing is mapped, not joined with its neighbours yet: its record or -ENOMEM."""
+    cdef int32_t next = vma_find_from(w, mm, start), prev, v
+    if w.mms[mm].nr_vmas >= MAX_MAP_COUNT:
+        return -ENOMEM
+    if w.mms[mm].flags & MM_MERGE_ANY and vma_compatible(flags):
+        flags |= VM_MERGEABLE
+    prev = w.vmas[next].prev if next else last_vma(w, mm)
+    v = vma_alloc(w, mm)
+    if v < 0:
+        return v
+    w.vmas[v].start = start
+    w.vmas[v].end = end
+    w.vmas[v].flags = flags
+    w.vmas[v].pgoff = pgoff
+    vma_link(w, v, prev)
+    touched(w, mm)
+    return v
+
+
 cdef void vma_free(kw_world *w, int32_t v) noexcept nogil:
     cdef int32_t mm = w.vmas[v].mm, prev = w.vmas[v].prev, next = w.vmas[v].next, backing = w.vmas[v].backing
     kw_check(0 < v < w.ctl.vmas_used and mm > 0)
