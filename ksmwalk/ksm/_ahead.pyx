@@ -178,6 +178,7 @@ cdef inline void fetch_key(kw_world *w, uint64_t entry) noexcept nogil:
 cdef inline void fetch_slots(kw_world *w, Ahead *a, int i, uint64_t entry, int tree) noexcept nogil:
     cdef uint64_t pfn = (entry & PTE_PFN_MASK) >> 12
     a.there[i & RING] = 0
+    a.entry[i & RING] = NULL     # until the fourth look, which the cursor may leave out
     if (entry & (PTE_P | PTE_SPECIAL)) != PTE_P or pfn >= <uint64_t>w.ctl.nr_frames:
         return
     if w.f_flags[pfn] & FRAME_KSM:
@@ -217,7 +218,6 @@ cdef inline void fetch_places(kw_world *w, Ahead *a, int i) noexcept nogil:
     cdef kw_item *q
     cdef uint64_t *pmd
     cdef int64_t row
-    a.entry[i & RING] = NULL
     if found > 0:
         q = &w.items[found]
         pmd = pmd_find(w, w.mms[q.mm].root, q.addr)

@@ -58,6 +58,7 @@ cdef bint pair_up(kw_world *w, int32_t item, uint64_t *pte, int64_t pfn, int32_t
     cdef int32_t v, node
     if domain_tree(w, other) != tree or w.mms[b.mm].flags & MM_EXITING or in_hand(w, pte[0], pfn):
         return False
+    kw_check(entry == NULL or entry == pte_find(w, w.mms[b.mm].root, b.addr))
     if entry == NULL:
         entry = pte_find(w, w.mms[b.mm].root, b.addr)
     if entry == NULL or (entry[0] & (PTE_P | PTE_SPECIAL)) != PTE_P:
