@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ LIMIT_VPN = 0x7FF000000
 SYSCALL, STORE, TOUCH, MEMSET, FORK, EXEC, UFFD_WP, TASK, CALL_WITH = range(9)
 _CHUNK = 1000
 _CLONE_VFORK = 0x4000
+#: seconds that a process may take for one thing; a guest without KVM is some twenty times slower than a machine
+PATIENCE = 100.0
 #: words in front of the data of a system call with structures: number, six arguments, mask, answer, pointer
 _CALL_HEAD = 10
 
@@ -28,7 +31,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class WorkerDied(RuntimeError):
-    """A process of the scenario ended by itself; the text says how."""
+    """A process of the scenario ended by itself, or had to be killed; the text says how."""
 
 
 def available() -> str | None:
@@ -202,7 +205,12 @@ class Pool:
         fd = self._from[self.slot[name]]
         poll = select.poll()
         poll.register(fd, select.POLLIN)
+        until = time.monotonic() + PATIENCE
         while not poll.poll(1000):
+            if time.monotonic() > until:
+                os.kill(self.pid[name], signal.SIGKILL)
+                self.reap(name)
+                raise WorkerDied(f"process {name} does not come back: killed after {PATIENCE:.0f} s")
             pid, status = os.waitpid(self.pid[name], os.WNOHANG)
             if pid:
                 del self.pid[name]

@@ -170,6 +170,14 @@ def test_a_worker_that_dies_is_named(session, monkeypatch):
     assert "ret" not in records(session, ["write", "A", [[65536, 5]]])[0]
 
 
+def test_a_worker_that_does_not_come_back_is_killed(session, monkeypatch):
+    monkeypatch.setattr(worker, "PATIENCE", 0.5)
+    monkeypatch.setitem(run.HARMLESS, 34, "pause")
+    with pytest.raises(worker.WorkerDied, match="process A does not come back"):
+        records(session, ["syscall", "A", 34])
+    assert "ret" not in records(session, ["write", "A", [[65536, 5]]])[0]
+
+
 def test_refusals_name_the_value(session):
     with pytest.raises(ScenarioError, match=r"max_page_sharing.*: 1$"):
         records(session, max_page_sharing=1)
