@@ -359,11 +359,12 @@ class Mm(Placed, Tasks, Locking, Heap, Watched, ShownMm):
         Raises
         ------
         OSError
-            EINVAL; ENOMEM where the range has holes: what is mapped has been done all the same.
+            EINVAL; ENOMEM where the range has holes: what is mapped has been done all the same. EDEADLK where the kernel
+            would try for ever: guard_install over pages of a file that userfaultfd write-protected.
         ValueError
             A name that there is not.
 
-        Models: madvise(2) of Linux 6.18. Differs: willneed reads no files.
+        Models: madvise(2) of Linux 6.18. Differs: willneed reads no files; EDEADLK.
         """
         number = advice_number(advice)
         start, end = self._range(addr, length, f"madvise {advice}")

@@ -48,6 +48,7 @@ class RareMaker(WorldMaker):
     def __init__(self, rng: random.Random, can: Callable[[Scenario], bool]):
         super().__init__(rng, can)
         self.errands: list[tuple[float, str, Callable[[], None]]] | None = None
+        self.protected: set[str] = set()  # who may have pages that userfaultfd write-protects
 
     def surround(self) -> None:
         """Besides what the subjects want: now and then a size of folios, a limit of khugepaged."""
@@ -152,6 +153,13 @@ class RareMaker(WorldMaker):
         opposite = {"wipeonfork": "keeponfork", "guard_install": "guard_remove", "dontdump": "dodump", "dontfork": "dofork"}
         if advice in opposite and rng.random() < 0.4:
             self.add("madvise", name, vpn, n, opposite[advice])
+
+    def add(self, *op: Any) -> None:
+        """Say it, unless the kernel would never come back from it (`Mm.madvise`)."""
+        if op[0] == "uffd_wp" or op[0] == "uffd" and "wp" in op[4]:
+            self.protected.add(op[1])
+        if op[-1] != "guard_install" or op[-4] not in self.protected:
+            super().add(*op)
 
     def do_locked_pages(self, name: str, vpn: int, n: int) -> None:
         self.add("mlock", name, vpn, n)
