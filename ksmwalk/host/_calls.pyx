@@ -5,16 +5,19 @@ The contract of every function stands in `_calls.pxd`; what Python calls is in `
 from libc.errno cimport EFAULT, EINVAL, ENOMEM
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
-from ksmwalk._core cimport level_size, rows_left, tables_sound
-from ksmwalk.memory._frames cimport lru_drain_cpu
+from ksmwalk._core cimport level_size, pte_present, rows_left, tables_sound
+from ksmwalk.memory._frames cimport lru_drain_cpu, normal_pfn
 from ksmwalk.memory._leaves cimport (
-    copy_range, free_tables, mlock_range, move_range, protect_range, touched, wp_range, zap_range,
+    LeafOp, copy_range, free_tables, mlock_range, move_range, protect_range, touched, wp_range, zap_range,
 )
+from ksmwalk.memory._anon cimport anon_fork, anon_leave, anon_relink, anon_share
 from ksmwalk.memory._areas cimport (
     MAX_MAP_COUNT, VM_ACCESS, VM_WATCHED, drop_tables, find_place, join_around, khuge_know, last_vma, mm_alloc, mm_free, set_flags,
     user_end, vma_alloc, vma_compatible, vma_find, vma_find_from, vma_free, vma_join, vma_link, vma_make, vma_split,
     vmas_left,
 )
+from ksmwalk.memory._ptes cimport look_at_ptes
+from ksmwalk.memory._swap cimport mm_off_list
 from ksmwalk.ksm._items cimport slot_exit, slot_insert
 from ksmwalk.ksm._unmerge cimport unmerge_mm, unmerge_range, unmerging
 from ksmwalk.host._locks cimport bring_in
@@ -125,13 +128,26 @@ cdef int sys_mprotect(kw_world *w, int32_t mm, uint64_t start, uint64_t end, uin
 
 # ------------------------------------------------------------------ mremap
 
+cdef int op_stays_locked(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
+    cdef int64_t pfn = normal_pfn(w, entry[0], 1) if pte_present(entry[0]) else KW_NONE
+    if pfn >= 0:
+        w.f_flags[pfn] |= FRAME_MLOCKED
+    return 0
+
+
 cdef void leave_empty(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil:
-    """What MREMAP_DONTUNMAP leaves: the area with its marks, no more locked, also what stays of it, and as if it never had
-    pages where all of it went."""
+    """What MREMAP_DONTUNMAP leaves: the area with its marks, no more locked, also what stays of it (but its pages are), and
+    as if it never had pages where all of it went."""
     cdef kw_vma *v = &w.vmas[vma_find(w, mm, start)]
+    cdef LeafOp op
+    op.pte = op_stays_locked
+    op.pmd = NULL
+    op.mm = mm
+    if v.flags & VM_LOCKED:
+        look_at_ptes(w, &op, v.start, v.end)
     v.flags &= ~<uint64_t>(VM_LOCKED | VM_LOCKONFAULT)
     if v.start == start and v.end == end:
-        v.anon_vma = v.anon_root = v.forked = 0
+        anon_leave(w, v)
 
 
 cdef inline bint free_before(kw_world *w, int32_t v) noexcept nogil:
@@ -161,15 +177,13 @@ cdef int move_vma(kw_world *w, int32_t mm, uint64_t old, uint64_t old_len, uint6
     prev = vma_find_from(w, mm, new)
     prev = w.vmas[prev].prev if prev else last_vma(w, mm)
     moved = vma_alloc(w, mm)
-    w.vmas[moved].anon_root = w.vmas[v].anon_root
     w.vmas[moved].policy = w.vmas[v].policy
-    w.vmas[moved].forked = w.vmas[v].forked
     w.vmas[moved].start = new
     w.vmas[moved].end = new + new_len
     w.vmas[moved].flags = flags & ~<uint64_t>VM_WATCHED     # no userfaultfd watches the new place
     w.vmas[moved].backing = backing
     w.vmas[moved].pgoff = pgoff
-    w.vmas[moved].anon_vma = anon
+    anon_share(w, &w.vmas[moved], &w.vmas[v])
     w.vmas[moved].page_shift = w.vmas[v].page_shift
     if backing:
         w.mms[backing].users += 1
@@ -202,6 +216,7 @@ cdef int vma_expand(kw_world *w, int32_t v, uint64_t length) noexcept nogil:
     """Grow v at its end, where nothing is mapped."""
     cdef uint64_t start = w.vmas[v].end
     w.vmas[v].end += length
+    anon_relink(w, &w.vmas[v])
     touched(w, w.vmas[v].mm)
     if w.vmas[v].next:
         vma_join(w, v, w.vmas[v].next)
@@ -349,6 +364,7 @@ cdef void mm_clear(kw_world *w, int32_t mm) noexcept nogil:
         zap_area(w, mm, v)
         vma_free(w, v)
         v = w.mms[mm].vma_first
+    mm_off_list(w, mm)
     drop_tables(w, mm)
 
 
@@ -381,19 +397,16 @@ cdef int32_t sys_fork(kw_world *w, int32_t parent) noexcept nogil:
             serial = q.serial
             q[0] = p[0]
             q.serial = serial
-            q.forked = 0
             q.mm = child
             q.flags &= ~<uint64_t>(VM_LOCKED | VM_LOCKONFAULT | VM_WATCHED)
-            q.anon_vma = q.anon_root = 0
+            q.anon_vma = q.anon_chain = 0
+            q.linked = 0
             if q.backing:
                 w.mms[q.backing].users += 1
             vma_link(w, c, last)
             last = c
             if p.anon_vma and not p.flags & VM_WIPEONFORK:
-                w.ctl.anon_vmas += 1
-                q.anon_vma = <int32_t>w.ctl.anon_vmas
-                q.anon_root = p.anon_root
-                q.forked = 1
+                anon_fork(w, p, q)
             # Tables are copied only where a fault could not bring the pages back.
             if q.anon_vma or p.flags & COPIED and not p.flags & VM_WIPEONFORK:
                 rc = copy_range(w, parent, q, p.start, p.end, not p.flags & VM_SHARED)

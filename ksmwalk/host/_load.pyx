@@ -7,6 +7,7 @@ own allocators, does it in a tenth of the time.
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t, uint8_t
 
 from ksmwalk._core cimport World, alone, enter, leave, make_entry, make_leaf, pmd_make, pte_make
+from ksmwalk.memory._anon cimport anon_new
 from ksmwalk.memory._frames cimport HUGE_ORDER, LARGE, frame_map, frame_take, owners_add
 from ksmwalk.memory._leaves cimport prot_bits, touched
 from ksmwalk.memory._areas cimport khuge_know, vma_alloc, vma_link, vmas_left
@@ -146,8 +147,7 @@ def add_vmas(World world not None, int32_t mm, const uint64_t[::1] start, const 
         if backing[i]:
             w.mms[backing[i]].users += 1
         if anon[i]:
-            w.ctl.anon_vmas += 1
-            w.vmas[v].anon_vma = w.vmas[v].anon_root = <int32_t>w.ctl.anon_vmas
+            anon_new(w, &w.vmas[v])
         vma_link(w, v, last)
         khuge_know(w, &w.vmas[v], w.vmas[v].flags)
         last = v

@@ -9,7 +9,7 @@ import numpy as np
 from ksmwalk._core cimport World, alone, enter, leave, pointer
 from ksmwalk.memory._leaves cimport LeafOp
 from ksmwalk.memory._ptes cimport look_at_ptes
-from ksmwalk.memory._reclaim cimport reclaim_all
+from ksmwalk.memory._shrink cimport reclaim_all
 from ksmwalk.memory._swap cimport swap_slot
 from ksmwalk.memory._swapin cimport swap_off
 from ksmwalk.layout._layout cimport *

@@ -6,7 +6,8 @@ like that of any other Host.
 Version 1 had one pair of trees a NUMA node and no domains: all its address spaces are in domain 0. Up to version 2 there
 was one CPU with one LRU batch, kept in `ctl`; no swap, no other kernel than Linux 6.18. Who owns a page was found out by
 counting: owners of folios, and which pages are exclusive, follow from the page tables. Version 3 had no heaps; up to it
-khugepaged went over all address spaces in the order in which they were made.
+khugepaged went over all address spaces in the order in which they were made. Up to version 4 areas knew of their families
+the number alone, and whether they came from a fork; swapoff went over address spaces in the order in which they were made.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from ..layout import Frame, MmFlag
 
 __all__ = ["complete", "seen_as_now"]
 
-#: (array, field now) -> its name before
-_RENAMED = {("nodes", "tree"): "nid", ("vmas", "anon_root"): "anon_vma"}
-#: (array, field) that holds fewer bits now: 0 or 1, and what is neither stays neither
-_NARROWED = {("vmas", "forked")}
+#: (array, field now) -> its names before, the last one first. Of areas `_make_families` finds there: the number of their
+#: anon_vma, that of their family, and whether they came from a fork.
+_RENAMED = {("nodes", "tree"): ("nid",), ("vmas", "anon_chain"): ("anon_root", "anon_vma"), ("vmas", "linked"): ("forked",)}
+#: (array, field) that held more bits once: 0 or 1, and what is neither stays neither
+_NARROWED = {("vmas", "linked")}
 
 #: bits of page-table entries: present or PROT_NONE, leaf of 2 MiB, not a counted page, frame number
 _PRESENT, _LEAF, _SPECIAL, _PFN = np.uint64(0x101), np.uint64(0x80), np.uint64(0x200), np.uint64(0x000FFFFFFFFFF000)
@@ -52,11 +54,16 @@ class _Earlier:
             out[...] = before
         else:
             for field in self.dtype.names:
-                source = _RENAMED.get((self._name, field), field)
-                if source in before.dtype.names:
+                source = _source(self._name, field, before.dtype.names)
+                if source is not None:
                     narrow = (self._name, field) in _NARROWED
                     out[field] = np.clip(before[source], -1, 2) if narrow else before[source]
         return out
+
+
+def _source(array: str, field: str, names: tuple[str, ...]) -> str | None:
+    """Which field of before, of these, a field of now takes its values from."""
+    return next((name for name in (field, *_RENAMED.get((array, field), ())) if name in names), None)
 
 
 def _known(name: str, dtype: np.dtype[Any]) -> bool:
@@ -64,8 +71,8 @@ def _known(name: str, dtype: np.dtype[Any]) -> bool:
     want = layout.ARRAYS[name].dtype
     if want.names is None or dtype.names is None:
         return False
-    pairs = [((name, field) in _NARROWED, want[field], dtype[_RENAMED.get((name, field), field)]) for field in want.names
-             if _RENAMED.get((name, field), field) in dtype.names]  # fmt: skip
+    sources = ((field, _source(name, field, dtype.names)) for field in want.names)
+    pairs = [((name, field) in _NARROWED, want[field], dtype[source]) for field, source in sources if source is not None]
     return bool(pairs) and all(now.shape == then.shape and now.base.kind in "iu" and then.base.kind in "iu"
                                and (narrow or then.base.itemsize <= now.base.itemsize) for narrow, now, then in pairs)  # fmt: skip
 
@@ -83,11 +90,12 @@ def seen_as_now(found: Mapping[str, Any]) -> Mapping[str, Any]:
     if not names or getattr(ctl, "shape", None) != (1,) or "trees" not in found:
         return found
     if "nr_cpus" in names:
-        return {name: a if _as_now(name, a) else _Earlier(name, a) for name, a in found.items()}
+        lifted = {name: a if _as_now(name, a) else _Earlier(name, a) for name, a in found.items()}
+        return lifted if "anons_cap" in names else _with_families(lifted)
     assert ctl is not None
     if _Earlier("ctl", ctl).dtype == layout.CTL:
         found = {**found, "ctl": ctl if isinstance(ctl, np.ndarray) else ctl.read()}
-    lifted: dict[str, Any] = {name: _Earlier(name, array) if name in layout.ARRAYS else array for name, array in found.items()}
+    lifted = {name: _Earlier(name, array) if name in layout.ARRAYS else array for name, array in found.items()}
     if lifted["ctl"].dtype != layout.CTL:
         return lifted
     before, ctl = found["ctl"], lifted["ctl"].read()
@@ -102,6 +110,17 @@ def seen_as_now(found: Mapping[str, Any]) -> Mapping[str, Any]:
         batch["nr_lru"], batch["lru"] = before["lru_pending"], before["lru"]
     new = {"batches": batch, "slots": np.zeros(1, layout.SLOT)}
     new |= {name: np.zeros(0, layout.ARRAYS[name].dtype) for name in ("owners", "slot_of", "pins_of")}
+    return _with_families({**lifted, **{name: _Earlier(name, array) for name, array in new.items()}, "ctl": ctl})
+
+
+def _with_families(lifted: dict[str, Any]) -> dict[str, Any]:
+    """With the arrays that were not there before version 5, empty: `complete` fills them."""
+    ctl = lifted["ctl"]
+    if ctl.dtype != layout.CTL:
+        return lifted
+    ctl = ctl if isinstance(ctl, np.ndarray) else ctl.read()
+    ctl["anons_used"], ctl["anons_cap"] = 1, anons(int(ctl["vmas_cap"][0]))
+    new = {"anons": np.zeros(1, layout.ANON), "born_of": np.zeros(0, layout.ARRAYS["born_of"].dtype)}
     return {**lifted, **{name: _Earlier(name, array) for name, array in new.items()}, "ctl": ctl}
 
 
@@ -124,11 +143,19 @@ def complete(arrays: Mapping[str, np.ndarray], kept: Mapping[str, Any]) -> None:
         _find_owners(arrays)
     if "khuges" not in names:
         _make_known(arrays)
+    if "anons_cap" not in names:
+        _make_families(arrays)
+        _make_swap_list(arrays)
 
 
 def slots(nr_frames: int) -> int:
     """Swap slots that a Host of so many frames has room for."""
     return nr_frames + 1024
+
+
+def anons(areas: int) -> int:
+    """Records of families that a Host with so many areas has room for (`memory/_anon.pyx` says why)."""
+    return min(5 * areas + 1, (1 << 31) - 1)
 
 
 def _find_owners(arrays: Mapping[str, np.ndarray]) -> None:
@@ -160,6 +187,41 @@ def _make_known(arrays: Mapping[str, np.ndarray]) -> None:
     known = np.flatnonzero(mms["flags"] & int(MmFlag.USED | MmFlag.BACKING) == MmFlag.USED)
     mms["khuge"][known[np.argsort(mms["serial"][known], kind="stable")]] = np.arange(1, len(known) + 1)
     arrays["ctl"]["khuges"] = len(known)
+
+
+def _make_families(arrays: Mapping[str, np.ndarray]) -> None:
+    """Give areas the records of their families: below each root, all that came from a fork side by side."""
+    ctl = arrays["ctl"]
+    vmas = arrays["vmas"][: int(ctl["vmas_used"][0])]
+    at = np.flatnonzero(vmas["anon_vma"])
+    forked = vmas["linked"][at] != 0
+    roots, root_of = np.unique(vmas["anon_chain"][at], return_inverse=True)
+    below, first, below_of = np.unique(vmas["anon_vma"][at[forked]], return_index=True, return_inverse=True)
+    record = root_of + 1
+    record[forked] = len(roots) + 1 + below_of
+    records = arrays["anons"][1 : len(roots) + len(below) + 1]
+    records["number"][: len(roots)] = roots
+    records["number"][len(roots) :] = int(ctl["anon_vmas"][0]) + 1 + np.arange(len(below))
+    above = root_of[forked][first] + 1
+    records["above"][len(roots) :] = records["parent"][len(roots) :] = above
+    records["areas"] = np.bincount(record, minlength=len(records) + 1)[1:]
+    records["children"] = np.bincount(above, minlength=len(records) + 1)[1:]
+    records["users"] = records["areas"] + records["children"]
+    vmas["anon_vma"][at] = vmas["anon_chain"][at] = record
+    vmas["anon_chain"][vmas["anon_vma"] == 0] = 0
+    vmas["linked"] = np.where(vmas["anon_vma"] != 0, vmas["serial"], 0)
+    ctl["anons_used"], ctl["anon_vmas"], ctl["anon_links"] = len(records) + 1, ctl["anon_vmas"] + len(below), ctl["vma_serial"]
+
+
+def _make_swap_list(arrays: Mapping[str, np.ndarray]) -> None:
+    """Let swapoff go through all address spaces, in the order in which they were made."""
+    ctl, mms = arrays["ctl"], arrays["mms"]
+    if int(ctl["slots_used"][0]) == 1:
+        return
+    listed = np.flatnonzero((mms["flags"] & int(MmFlag.USED | MmFlag.BACKING | MmFlag.EXITING) == MmFlag.USED) & (mms["root"] != 0))
+    listed = listed[np.argsort(mms["serial"][listed], kind="stable")]
+    mms["swap_next"][listed[:-1]], mms["swap_prev"][listed[1:]] = listed[1:], listed[:-1]
+    ctl["swap_first"] = listed[0] if len(listed) else 0
 
 
 def _mappings(arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

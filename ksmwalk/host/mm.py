@@ -413,8 +413,7 @@ class Mm(Placed, Tasks, Locking, Heap, Watched, ShownMm):
     def fork(self) -> Mm:
         """Make a child with a copy of this address space.
 
-        Models: dup_mmap() of Linux 6.18.
-        Differs: the child always gets anon_vmas of its own; pinned pages are shared as well.
+        Models: dup_mmap() of Linux 6.18. Differs: pages with plain pins are shared as well.
         """
         with self._world:
             return self.host._adopt(self._check(_doors.mm_fork(self._world, self._at()), "fork"))

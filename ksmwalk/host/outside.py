@@ -79,6 +79,9 @@ class Outside:
     def swapoff(self) -> None:
         """Bring every page back, address space by address space, in ascending order, and take the swap device away.
 
+        The address space whose first page went out last comes first, a child that was born with pages out right after its
+        parent.
+
         Raises
         ------
         OSError
@@ -86,7 +89,7 @@ class Outside:
         ArenaFullError
             No frame is left: the device is still there, some pages are back.
 
-        Models: swapoff(2) of Linux 6.18. Differs: address spaces in the order they were made in.
+        Models: swapoff(2) of Linux 6.18.
         """
         if not self.swap_pages:
             check(-errno.EINVAL, "swapoff: there is no swap device")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 KIND = "saved Host"
 #: of the arrays and their records; raised when they change. Readers of a version read all before it, from 1 on.
-VERSION = 4
+VERSION = 5
 #: CPUs that a Host may have
 CPUS_MOST = 256
 
@@ -35,7 +35,7 @@ _INDEXED = (1 << 31) - 1  # records that an int32 can number
 #: (array, field, lowest, highest) of numbers that stand for themselves
 _NUMBERS = [
     ("ctl", "thp", 0, 2), ("ctl", "anon_vmas", 0, 1 << 30), ("ctl", "vma_serial", 0, _BIG), ("ctl", "mm_serial", 0, _BIG),
-    ("ctl", "khuges", 0, 1 << 30),
+    ("ctl", "khuges", 0, 1 << 30), ("ctl", "anon_links", 0, _BIG), ("ctl", "born", 0, _BIG),
     ("ksm", "events_on", 0, 1), ("ksm", "long_wait", 0, 1), ("ksm", "now_ms", 0, _BIG), ("ksm", "generation", 0, _BIG),
     ("ksm", "tree_generation", 0, _BIG), ("ksm", "pages_scanned", 0, _BIG), ("ksm", "pages_skipped", 0, _BIG),
     ("ksm", "zero_pages", -_BIG, _BIG), ("ksm", "advisor", -_BIG, _BIG), ("mms", "nr_zero", -_BIG, _BIG),
@@ -45,7 +45,7 @@ _NUMBERS = [
 
 
 #: arrays by frame that are not written to before something is there -> the field of ctl that says so, and from where on
-_RARE = {"slot_of": ("slots_used", 2), "pins_of": ("dma_pins", 1), "owners": ("folios", 1)}
+_RARE = {"slot_of": ("slots_used", 2), "born_of": ("born", 1), "pins_of": ("dma_pins", 1), "owners": ("folios", 1)}
 
 
 def _written(ctl: np.ndarray, name: str) -> bool:
@@ -174,6 +174,7 @@ def capacities(nr_frames: int) -> dict[str, int]:
     return {
         "rows": 2 * nr_frames + 4096,
         "vmas": nr_frames // 4 + (1 << 17),
+        "anons": earlier.anons(nr_frames // 4 + (1 << 17)),
         "mms": nr_frames // 256 + (1 << 14),
         "items": 8 * nr_frames + (1 << 16),
         "stable": 2 * nr_frames + 1024,
@@ -271,11 +272,12 @@ def _check_ctl(ctl: np.ndarray) -> None:
         ("nr_nodes", 1, c["nr_blocks"]),
     ):  # fmt: skip
         _within("ctl", field, c[field], low, high)
-    for name in ("rows", "vmas", "mms", "items", "stable", "slots"):
+    for name in ("rows", "vmas", "anons", "mms", "items", "stable", "slots"):
         # Table pages are numbered with 40 bits, but no Host has use for more than a few to a frame.
         most = 1 << 33 if name == "rows" else 1 << 35 if name == "items" else _INDEXED
         _within("ctl", f"{name}_cap", c[f"{name}_cap"], 1, most)
         _within("ctl", f"{name}_used", c[f"{name}_used"], 1, min(c[f"{name}_cap"], _INDEXED if name != "rows" else most))
+    _within("ctl", "anons_cap", c["anons_cap"], earlier.anons(c["vmas_cap"]), earlier.anons(c["vmas_cap"]))
     _within("ctl", "trees_cap", c["trees_cap"], layout.TREES, layout.TREES)
     _within("ctl", "trees_used", c["trees_used"], c["nr_nodes"], layout.TREES)
     if c["trees_used"] % c["nr_nodes"]:

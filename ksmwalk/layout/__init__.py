@@ -7,6 +7,7 @@ it is said in `_layout.h`, field by field, and written from there when the packa
 from __future__ import annotations
 
 from ._records import (
+    ANON,
     ARRAYS,
     BAD,
     BATCH,
@@ -46,6 +47,7 @@ from ._records import (
 )
 
 __all__ = [
+    "ANON",
     "ARRAYS",
     "BAD",
     "BATCH",

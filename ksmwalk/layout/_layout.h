@@ -21,7 +21,6 @@
 static inline void kw_check(int ok) { (void)ok; KW_CHECK(ok); }
 #define KW_LIKELY(x) __builtin_expect(!!(x), 1)
 #define KW_UNLIKELY(x) __builtin_expect(!!(x), 0)
-
 /* Named bits and codes. A comment `Name(Kind), PREFIX: text` in front of them makes them a class of layout.py. */
 /* Frame(IntFlag), FRAME_: What a frame is (`Frames.flags`). */
 enum {
@@ -39,6 +38,7 @@ enum {
     FRAME_EXCLUSIVE = 0x800, /* anonymous, and of one mapping only: a store goes into it whatever refers to it */
     FRAME_LAZY = 0x1000,   /* MADV_FREE: reclaim frees it if nothing was stored since */
     FRAME_DIRTY = 0x2000,  /* its content is nowhere else, whatever its ptes say: MADV_FREE asks for a single mapping */
+    FRAME_MLOCKED = 0x4000, /* locked, though its area is not any more: reclaim passes it by */
 };
 enum { FRAME_ELIGIBLE_MASK = 0x81 }; /* a page for KSM: of these bits exactly FRAME_ANON is set */
 /* LoadedPage(IntFlag), LOADED_: What a page to be loaded is, besides the FRAME_* bits of its frame (`host._load`). */
@@ -84,11 +84,7 @@ enum {
 #define VM_UFFD_ASYNC 0x80000000000ull /* a store to a protected page takes the protection away, nobody is told */
 /* MmFlag(IntFlag), MM_: State of an address space. */
 enum {
-    MM_EXITING = 1,
-    MM_MERGE_ANY = 2,
-    MM_HAS_SLOT = 4,
-    MM_THP_DISABLED = 8,
-    MM_USED = 16,
+    MM_EXITING = 1, MM_MERGE_ANY = 2, MM_HAS_SLOT = 4, MM_THP_DISABLED = 8, MM_USED = 16,
     MM_BACKING = 32,       /* no address space: the pages of a file or of shared memory, by offset */
     MM_DEVICE = 64,        /* MM_BACKING whose pages are zone-device (dax) */
     MM_LOCK_FUTURE = 128,  /* mlockall(MCL_FUTURE): what is mapped from now on is locked */
@@ -195,14 +191,22 @@ typedef struct {
     int32_t next, prev;  /* neighbours in the mm, 0: none */
     int32_t mm;
     int32_t backing;     /* 0: anonymous private; else number of the object mapped */
-    int32_t anon_vma;    /* 0: never had an anonymous page */
+    int32_t anon_vma;    /* record of anons: that of new anonymous pages, 0: it never had one */
     int32_t page_shift;  /* 12, or 21/30 for hugetlb */
     int64_t serial;      /* number of this vma among all ever made */
-    int32_t forked;      /* 1: its anon_vma chain came through a fork, its pages may be shared with a parent */
-    int32_t anon_root;   /* the anon_vma that the first of its relatives by fork has, 0: none */
+    int32_t anon_chain;  /* record of anons: its pages have this one or one of those above it, 0: none */
     int32_t policy;      /* NUMA node that new pages go to + 1, 0: that of the mm */
-    int32_t unused;
+    int64_t linked;      /* when it was put among its relatives, by number: those that begin at one page stand in this order */
 } kw_vma;
+/* What areas that one came from the other by fork know one another by (struct anon_vma). Record 0 is "none". */
+typedef struct {
+    int32_t above;       /* the next of the chain, 0: the root of a family; next free record */
+    int32_t parent;      /* what new pages of the area got that was forked, 0: none */
+    int32_t number;      /* among all ever made */
+    int32_t areas;       /* areas whose new pages get it */
+    int32_t children;    /* records whose parent it is */
+    int32_t users;       /* areas whose chain begins here, and records that it is above */
+} kw_anon;
 
 /* An address space with its mm slot. Record 0 is the head of the circular slot list. */
 typedef struct {
@@ -227,6 +231,7 @@ typedef struct {
     int64_t users;       /* MM_BACKING: vmas that map it, and its maker while it has not let go */
     int64_t nr_pages;    /* MM_BACKING: pages it has, faults beyond fail */
     uint64_t start_brk, brk; /* where its heap begins (0: it has none) and ends */
+    int32_t swap_next, swap_prev; /* neighbours on the list of those that were swapped out in part, 0: none */
 } kw_mm;
 
 /* The part of an rmap_item that every pass streams through: 32 bytes. Record 0 is "none". */
@@ -241,7 +246,6 @@ typedef struct {
     uint8_t age;
     uint8_t skips;       /* remaining_skips */
 } kw_item;
-
 /* The part used only while in a tree or on a node's list: 24 bytes, same index as its item. */
 typedef struct {
     uint64_t key;        /* unstable: content key when inserted */
@@ -266,7 +270,6 @@ typedef struct {
     int32_t dup_next, dup_prev; /* dup: neighbours in the chain, 0: none */
     int32_t chain;       /* dup: its chain head */
 } kw_node;
-
 /* The red-black links inside a kw_link (from `left` on) and a kw_node (likewise): what _trees.pxd works on. */
 typedef struct {
     int32_t left, right, parent;
@@ -290,21 +293,19 @@ typedef struct {
     int64_t lru[64];     /* pfns */
     int64_t mlock[32];
 } kw_batch;
-
 /* A slot of the swap device. Record 0 is "none". */
 typedef struct {
     uint64_t key;        /* content */
     uint64_t addr;       /* where the page of the swap cache came in first, bytes */
     int32_t pfn;         /* frame in the swap cache, 0: none */
     int32_t count;       /* entries that mean it; next free record while nobody does */
-    int32_t root;        /* anon_root of the area where that page came in */
+    int32_t root;        /* number of the family (kw_anon) of the area where that page came in */
     int32_t flags;       /* SLOT_* bits */
 } kw_slot;
-
 /* Arena bookkeeping, one record a host: how many records were ever used, and the first free one. */
 typedef struct {
     int64_t rows_used, rows_free, rows_live, rows_cap;
-    int64_t vmas_used, vmas_free, vmas_cap;
+    int64_t vmas_used, vmas_free, vmas_cap, anons_used, anons_free, anons_cap;
     int64_t mms_used, mms_free, mms_cap;
     int64_t mms_exited;    /* first of those that exited and wait until ksmd has cleaned their slots, 0: none */
     int64_t items_used, items_free, items_live, items_cap;
@@ -312,7 +313,7 @@ typedef struct {
     int64_t trees_used, trees_cap; /* pairs of trees: nr_nodes for each domain up to the highest */
     int64_t nr_frames, nr_nodes, nr_blocks, nr_quads; /* the last: nr_frames / 4, rounded up */
     int64_t frames_used;   /* frames allocated */
-    int64_t anon_vmas;     /* anon_vma families handed out */
+    int64_t anon_vmas, anon_links; /* records of anons ever made; times that areas were put among their relatives */
     int64_t huge_zero;     /* pfn of the huge zero page, -1: none yet */
     int64_t lru_batch;     /* size of the LRU batch that holds a reference to new pages, 0: none (drained at once) */
     int64_t nr_cpus;       /* CPUs, each with its batches */
@@ -321,13 +322,13 @@ typedef struct {
     int64_t khuge_none, khuge_shared, khuge_swap; /* khugepaged's max_ptes_none, max_ptes_shared, max_ptes_swap */
     int64_t slots_used, slots_free, slots_live, slots_cap; /* swap slots */
     int64_t slots_most;    /* pages of the swap device, 0: no swap */
+    int64_t swap_first, born; /* the mm that swapoff begins with, 0: none; anonymous pages made while there was swap */
     int64_t folios;        /* folios of several pages ever made: 0 means that no record of their owners was written */
     int64_t dma_pins;      /* DMA pins held */
     int64_t levels, thp;   /* of page tables; huge pages for anonymous memory: THP_* */
     int64_t changes;       /* raised with every epoch: what looked before can tell in one read that something changed */
     int64_t vma_serial, mm_serial, khuges; /* vmas and address spaces ever made; those that khugepaged got to know */
 } kw_ctl;
-
 /* Tunables and counters of one KSM. */
 typedef struct {
     int64_t run, pages_to_scan, sleep_millisecs, smart_scan, use_zero_pages, max_page_sharing, merge_across_nodes;
@@ -344,7 +345,6 @@ typedef struct {
     int64_t changes_seen;  /* ctl.changes when the engine looked last, its own changes included */
     int64_t advisor[8];    /* the advisor's own state */
 } kw_ksm;
-
 /* The scan cursor (struct ksm_scan). */
 typedef struct {
     uint64_t address;
@@ -392,10 +392,8 @@ typedef struct {
 } kw_done;
 /* An entry that can't be followed. */
 typedef struct {
-    uint64_t addr;
-    uint64_t raw;
-    int32_t level;
-    int32_t kind;          /* BAD_* */
+    uint64_t addr, raw;
+    int32_t level, kind;   /* kind: BAD_* */
 } kw_bad;
 
 /* One set of page tables as the walkers see it: a Host's arena, or a read-only image of someone else's memory. */
@@ -452,6 +450,7 @@ struct kw_world {
     uint64_t *rows;        /* [rows_cap][512]~ table pages; row number = frame number of the table page */
     int32_t *r_owner;      /* [rows_cap] whose table page it is: number of the mm * 8 + level; 0: free */
     kw_vma *vmas;          /* [vmas_cap] */
+    kw_anon *anons;        /* [anons_cap] */
     kw_mm *mms;            /* [mms_cap] */
     kw_item *items;        /* [items_cap]~ */
     kw_link *links;        /* [items_cap]~ */
@@ -470,6 +469,7 @@ struct kw_world {
     uint64_t *f_key;       /* [nr_frames]~ content */
     int32_t *f_node;       /* [nr_frames]~ stable node of a KSM page, 0: none */
     int32_t *slot_of;      /* [nr_frames] swap slot of a page in the swap cache, 0: none. Not written without swap */
+    int64_t *born_of;      /* [nr_frames] its number among the pages made (ctl.born), at the head. Not written without swap */
     int32_t *pins_of;      /* [nr_frames] at the folio's head: DMA pins, references all. Not written without any */
     kw_owners *owners;     /* [nr_quads] of folios of several pages, by head / 4. Not written without any */
     kw_batch *batches;     /* [nr_cpus] */

@@ -9,6 +9,7 @@ from libc.string cimport memset
 from ksmwalk._core cimport (
     child_row, entry_leaf, level_size, pmd_find, pte_find, row_alloc, row_free, row_owner, rows_left,
 )
+from ksmwalk.memory._anon cimport anon_forked, anon_leave, anon_new, anon_relink, anon_share
 from ksmwalk.memory._frames cimport folio_put, normal_pfn
 from ksmwalk.memory._leaves cimport free_tables, pmd_split, touched
 from ksmwalk.layout._layout cimport *
@@ -55,7 +56,7 @@ cdef int32_t mm_alloc(kw_world *w) noexcept nogil:
     m.flags = MM_USED
     m.vma_first = m.slot_next = m.slot_prev = m.rmap_list = m.nr_vmas = 0
     m.nr_rmap_items = m.nr_merging = m.nr_zero = m.users = m.nr_pages = 0
-    m.nid = m.vma_hint = m.domain = m.cpu = m.tasks = m.khuge = 0
+    m.nid = m.vma_hint = m.domain = m.cpu = m.tasks = m.khuge = m.swap_next = m.swap_prev = 0
     c.mm_serial += 1
     m.serial = c.mm_serial
     m.root = row_alloc(w, row_owner(mm, <int>c.levels))
@@ -166,6 +167,7 @@ cdef int32_t vma_for(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil:
         anon_vma_prepare(w, v)
     v.start = start
     v.pgoff -= more
+    anon_relink(w, v)
     touched(w, mm)
     return at
 
@@ -273,6 +275,7 @@ cdef void vma_free(kw_world *w, int32_t v) noexcept nogil:
     touched(w, mm)
     if w.cursor.vma == v:
         w.cursor.vma = 0
+    anon_leave(w, &w.vmas[v])
     memset(&w.vmas[v], 0, sizeof(kw_vma))
     w.vmas[v].next = <int32_t>w.ctl.vmas_free
     w.ctl.vmas_free = v
@@ -304,6 +307,9 @@ cdef int32_t vma_split(kw_world *w, int32_t v, uint64_t addr) noexcept nogil:
     serial = w.vmas[new].serial
     w.vmas[new] = w.vmas[v]
     w.vmas[new].serial = serial
+    w.vmas[new].anon_vma = w.vmas[new].anon_chain = 0
+    anon_share(w, &w.vmas[new], &w.vmas[v])
+    anon_relink(w, &w.vmas[v])
     w.vmas[new].start = addr
     w.vmas[new].pgoff += (addr - w.vmas[v].start) >> 12
     w.vmas[v].end = addr
@@ -323,11 +329,11 @@ cdef bint vma_join(kw_world *w, int32_t a, int32_t b) noexcept nogil:
         return False
     if p.anon_vma != q.anon_vma:
         # One without anonymous pages may join one that has some, unless those may still be shared with a parent.
-        if p.anon_vma and q.anon_vma or (p if p.anon_vma else q).forked:
+        if p.anon_vma and q.anon_vma or anon_forked(w, p if p.anon_vma else q):
             return False
         if q.anon_vma:
-            p.anon_vma = q.anon_vma
-            p.anon_root = q.anon_root
+            anon_share(w, p, q)
+    anon_relink(w, p)
     p.end = q.end
     p.flags |= q.flags & VM_MAYBE_GUARD
     vma_free(w, b)
@@ -386,18 +392,15 @@ cdef void anon_vma_prepare(kw_world *w, kw_vma *v) noexcept nogil:
         return
     if v.next:
         n = &w.vmas[v.next]
-        if n.anon_vma and not n.forked and anon_vma_near(v, n):
-            v.anon_vma = n.anon_vma
-            v.anon_root = n.anon_root
+        if n.anon_vma and not anon_forked(w, n) and anon_vma_near(v, n):
+            anon_share(w, v, n)
             return
     if v.prev:
         n = &w.vmas[v.prev]
-        if n.anon_vma and not n.forked and anon_vma_near(n, v):
-            v.anon_vma = n.anon_vma
-            v.anon_root = n.anon_root
+        if n.anon_vma and not anon_forked(w, n) and anon_vma_near(n, v):
+            anon_share(w, v, n)
             return
-    w.ctl.anon_vmas += 1
-    v.anon_vma = v.anon_root = <int32_t>w.ctl.anon_vmas
+    anon_new(w, v)
 
 
 # ------------------------------------------------------------------ khugepaged

@@ -7,7 +7,7 @@ from libc.stdlib cimport calloc, free
 
 from ksmwalk._core cimport World, enter, entry_leaf, entry_pfn, entry_present, leave, level_size, row_owner
 from ksmwalk.memory._check_frames cimport frames
-from ksmwalk.memory._check_swap cimport swap
+from ksmwalk.memory._check_swap cimport families, swap
 from ksmwalk.memory._frames cimport HUGE_ORDER
 from ksmwalk.memory._swap cimport SWAP_TYPE_SHIFT, swap_slot
 from ksmwalk.layout._layout cimport *
@@ -166,11 +166,7 @@ cdef int one_vma(Check *c, int32_t mm, int32_t v, int32_t before) noexcept nogil
         return refuse(c, b"vmas", b"flags", v, <int64_t>p.flags, b"flags that no area has")
     if p.pgoff >> 52:
         return refuse(c, b"vmas", b"pgoff", v, <int64_t>p.pgoff, b"too far in")
-    if within(c, b"vmas", b"anon_vma", v, p.anon_vma, 0, w.ctl.anon_vmas + 1, b"not given out yet"):
-        return -1
-    if within(c, b"vmas", b"forked", v, p.forked, 0, 2, b"must be 0 or 1"):
-        return -1
-    if within(c, b"vmas", b"anon_root", v, p.anon_root, 0, w.ctl.anon_vmas + 1, b"not given out yet"):
+    if within(c, b"vmas", b"linked", v, p.linked, 0, w.ctl.anon_links + 1, b"not given out yet"):
         return -1
     if within(c, b"vmas", b"policy", v, p.policy, 0, w.ctl.nr_nodes + 1, b"no NUMA node of this Host + 1"):
         return -1
@@ -279,6 +275,8 @@ cdef int leaf(Check *c, int32_t mm, int64_t row, int i, int level, uint64_t addr
         if swap_slot(w, e) == 0:
             return at_entry(c, row, i, b"means no swap slot in use")
         c.swapped[swap_slot(w, e)] += 1
+        if not w.mms[mm].swap_prev and w.ctl.swap_first != mm:
+            return at_entry(c, row, i, b"is swapped out, but its address space is not on the list that swapoff goes through")
         return 0
     if e & PTE_SPECIAL:
         return 0
@@ -404,16 +402,17 @@ def check_memory(World world not None, int64_t known):
     c.users = <int64_t *>calloc(ctl.mms_used, 8)
     c.slots = <uint8_t *>calloc(ctl.slots_used, 1)
     c.swapped = <int32_t *>calloc(ctl.slots_used, 4)
+    c.anons = <kw_anon *>calloc(ctl.anons_used, sizeof(kw_anon))
     try:
         if not (c.rows and c.mms and c.vmas and c.blocks and c.mapped and c.held and c.owned and c.users and c.slots
-                and c.swapped):
+                and c.swapped and c.anons):
             raise MemoryError("no memory to check a Host in")
         with nogil:
-            code = areas(&c) or tables(&c) or swap(&c) or frames(&c)
+            code = areas(&c) or families(&c) or tables(&c) or swap(&c) or frames(&c)
     finally:
         leave(world)
         for p in (<size_t>c.rows, <size_t>c.mms, <size_t>c.vmas, <size_t>c.blocks, <size_t>c.mapped, <size_t>c.held,
-                  <size_t>c.owned, <size_t>c.users, <size_t>c.slots, <size_t>c.swapped):
+                  <size_t>c.owned, <size_t>c.users, <size_t>c.slots, <size_t>c.swapped, <size_t>c.anons):
             free(<void *><size_t>p)
     return answer(&c) if code else None
 

@@ -13,7 +13,7 @@ cdef extern from * nogil:
     int popcount "__builtin_popcountll"(unsigned long long) noexcept
 
 cdef enum:
-    FRAME_BITS = 0x3fff                  # all of FRAME_*
+    FRAME_BITS = 0x7fff                  # all of FRAME_*
     EXCLUSIVE_BITS = FRAME_EXCLUSIVE | FRAME_ANON | FRAME_KSM | FRAME_ZERO
     MOST_REFS = 1 << 30                  # of a folio: far from where a count would wrap
     LRU_MOST = 64

@@ -279,18 +279,18 @@ cdef int64_t read_absent(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint
         return pfn if pfn < 0 else <int64_t>entry_pfn(pte[0], 1)
     if e and not v.flags & VM_UFFD_WP:
         e = pte[0] = 0      # the marker is left from when the area was watched for stores
+    touched(w, mm)
+    if v.backing and not v.flags & (VM_UFFD_WP | VM_UFFD_MINOR):
+        map_around(w, mm, v, addr, pte)      # also where the page itself is missing, and somebody waits for it
+        if pte[0]:
+            return <int64_t>entry_pfn(pte[0], 1)
     if waits(w, v, addr):
         return -EFAULT
     # Over a marker comes a page that is protected.
     marked = PTE_UFFD_WP if e else 0
-    touched(w, mm)
     if v.backing == 0:
         pte[0] = make_entry(0, prot_bits(v.flags) | PTE_SPECIAL | marked)
         return 0
-    if not v.flags & (VM_UFFD_WP | VM_UFFD_MINOR):
-        map_around(w, mm, v, addr, pte)
-        if pte[0]:
-            return <int64_t>entry_pfn(pte[0], 1)
     pfn = backing_page(w, v, v.pgoff + ((addr - v.start) >> 12), False)
     if pfn < 0:
         return pfn

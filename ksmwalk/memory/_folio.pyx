@@ -10,7 +10,7 @@ from ksmwalk._core cimport (
     pte_present,
 )
 from ksmwalk.memory._frames cimport (
-    folio_mappings, folio_pages, folio_unmake, frame_free, huge_map, maybe_shared, mlock_drain, new_page,
+    folio_extra_refs, folio_mappings, folio_pages, folio_unmake, frame_free, huge_map, maybe_shared, mlock_drain, new_page,
     normal_pfn,
 )
 from ksmwalk.memory._leaves cimport huge_flags, pmd_split, touched
@@ -28,10 +28,10 @@ cdef struct Splitting:
 
 
 cdef inline bint visited_before(kw_world *w, int32_t u, int32_t v) noexcept nogil:
-    """Does the kernel come by the mapping of a page in area u first, by that in v then? By area, then by age."""
+    """Does the kernel come by the mapping of a page in area u first, by that in v then?"""
     if w.vmas[u].pgoff != w.vmas[v].pgoff:
         return w.vmas[u].pgoff < w.vmas[v].pgoff
-    return w.mms[w.vmas[u].mm].serial < w.mms[w.vmas[v].mm].serial
+    return w.vmas[u].linked < w.vmas[v].linked
 
 
 cdef void note_locked(kw_world *w, Splitting *s, int32_t v, int64_t pfn) noexcept nogil:
@@ -214,7 +214,7 @@ cdef int split_folio_at(kw_world *w, int64_t pfn, uint64_t addr) noexcept nogil:
     if w.f_flags[head] & (FRAME_HEAD | FRAME_HUGETLB) != FRAME_HEAD:
         return KW_OK
     expected = folio_mappings(w, head)
-    if w.f_refs[head] != expected:
+    if folio_extra_refs(w, head):
         return KW_EBUSYENTRY
     if addr != 1:
         addr -= <uint64_t>(pfn - head) << 12

@@ -113,6 +113,12 @@ cdef inline bint dma_pinned(kw_world *w, int64_t pfn) noexcept nogil:
             and w.pins_of[w.f_head[pfn]] > 0)
 cdef int64_t folio_mappings(kw_world *w, int64_t head) noexcept nogil
     # Entries that map any frame of the folio.
+cdef inline int64_t folio_cached(kw_world *w, int64_t head) noexcept nogil:
+    # Pages of it that are in the swap cache, which holds a reference to each.
+    cdef int64_t n = 0, i
+    for i in range(head, head + folio_pages(w, head) if w.ctl.slots_used > 1 else head):
+        n += w.slot_of[i] != 0
+    return n
 cdef int64_t folio_extra_refs(kw_world *w, int64_t pfn) noexcept nogil
     # References of pfn's folio besides its mappings and the swap cache's: pins and what waits in batches.
 cdef inline void cache_forget(kw_world *w, int64_t pfn) noexcept nogil:

@@ -95,6 +95,9 @@ cdef inline void frame_init(kw_world *w, int64_t pfn, uint64_t key, int flags, i
     w.f_mapcount[pfn] = mapcount
     w.f_refs[pfn] = mapcount
     w.f_key[pfn] = key
+    if KW_UNLIKELY(w.ctl.slots_most != 0):
+        w.ctl.born += 1
+        w.born_of[pfn] = w.ctl.born
     # f_node stays as `clear_frame` left it: where no page was ever merged, it is never written.
 
 
@@ -384,8 +387,7 @@ cdef int64_t folio_mappings(kw_world *w, int64_t head) noexcept nogil:
 
 cdef int64_t folio_extra_refs(kw_world *w, int64_t pfn) noexcept nogil:
     cdef int64_t head = w.f_head[pfn]
-    # Nor does it count that the page is in the swap cache.
-    return w.f_refs[head] - folio_mappings(w, head) - (w.ctl.slots_used > 1 and w.slot_of[pfn] != 0)
+    return w.f_refs[head] - folio_mappings(w, head) - folio_cached(w, head)
 
 
 # ------------------------------------------------------------------ folios and their owners
@@ -408,8 +410,10 @@ cdef void folio_unmake(kw_world *w, int64_t head) noexcept nogil:
     cdef uint16_t of_all = w.f_flags[head] & (FRAME_LAZY | FRAME_DIRTY) | FRAME_ANON | FRAME_USED
     for i in range(head, head + folio_pages(w, head)):
         w.f_head[i] = <uint32_t>i
+        if KW_UNLIKELY(w.ctl.born != 0):
+            w.born_of[i] = w.born_of[head]
         w.f_flags[i] = (w.f_flags[i] & ~LARGE) | of_all
-        w.f_refs[i] = w.f_mapcount[i]
+        w.f_refs[i] = w.f_mapcount[i] + (w.ctl.slots_used > 1 and w.slot_of[i] != 0)
     memset(&w.owners[head >> 2], 0, sizeof(kw_owners))
 
 
@@ -480,7 +484,7 @@ cdef bint page_ours(kw_world *w, int32_t mm, int64_t pfn) noexcept nogil:
     if flags & FRAME_EXCLUSIVE:
         return True
     if flags & LARGE:
-        return not maybe_shared(w, pfn) and folio_extra_refs(w, pfn) == 0
+        return not maybe_shared(w, pfn) and w.f_refs[w.f_head[pfn]] == folio_mappings(w, w.f_head[pfn])
     if flags & FRAME_LRU and w.f_refs[pfn] <= 3:
         # The kernel drains the batches of the CPU at hand before it counts, where that may change what it finds.
         lru_drain_cpu(w, w.mms[mm].cpu)

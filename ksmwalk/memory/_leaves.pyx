@@ -13,7 +13,7 @@ from ksmwalk.memory._areas cimport node_of
 from ksmwalk.memory._frames cimport (
     dma_pinned, frame_alloc, frame_map, frame_unmap, huge_map, huge_unmap, leaf_split, mlock_add, new_page, normal_pfn,
 )
-from ksmwalk.memory._swap cimport SWAP_EXCLUSIVE, SWAP_UFFD_WP, slot_put, slot_share, swap_slot
+from ksmwalk.memory._swap cimport SWAP_EXCLUSIVE, SWAP_UFFD_WP, mm_copied, slot_put, slot_share, swap_slot
 from ksmwalk.layout._layout cimport *
 
 
@@ -254,6 +254,7 @@ cdef int copy_ptes(kw_world *w, int32_t src, kw_vma *v, uint64_t *from_, uint64_
                 slot = swap_slot(w, e)
                 if slot:
                     slot_share(w, slot)
+                    mm_copied(w, dst, src)
                     e &= ~<uint64_t>SWAP_EXCLUSIVE
                     from_[0] = e
                     e &= ~<uint64_t>SWAP_UFFD_WP

@@ -41,6 +41,12 @@ cdef inline int64_t slots_left(kw_world *w) noexcept nogil:
 cdef int32_t slot_new(kw_world *w, int64_t pfn) noexcept nogil
     # A slot for the content of this frame, which is in the swap cache from now on; no entry means it yet. KW_NONE: the
     # device is full, or there is none.
+cdef void mm_goes_out(kw_world *w, int32_t mm) noexcept nogil
+    # A page of this mm has gone out: swapoff begins with it, unless it is on the list already.
+cdef void mm_copied(kw_world *w, int32_t child, int32_t parent) noexcept nogil
+    # A swap entry of the parent was copied: the child comes right after it, unless it is on the list already.
+cdef void mm_off_list(kw_world *w, int32_t mm) noexcept nogil
+    # The mm is gone.
 cdef void slot_share(kw_world *w, int32_t slot) noexcept nogil
     # One entry more means it.
 cdef void slot_put(kw_world *w, int32_t slot) noexcept nogil

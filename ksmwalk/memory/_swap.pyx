@@ -32,6 +32,50 @@ cdef int32_t slot_new(kw_world *w, int64_t pfn) noexcept nogil:
     return slot
 
 
+# ------------------------------------------------------------------ whom swapoff goes through
+
+cdef inline bint on_list(kw_world *w, int32_t mm) noexcept nogil:
+    return w.mms[mm].swap_prev != 0 or w.ctl.swap_first == mm
+
+
+cdef void put_after(kw_world *w, int32_t mm, int32_t prev) noexcept nogil:
+    """prev 0: at the head."""
+    cdef int32_t next = w.mms[prev].swap_next if prev else <int32_t>w.ctl.swap_first
+    w.mms[mm].swap_prev = prev
+    w.mms[mm].swap_next = next
+    if prev:
+        w.mms[prev].swap_next = mm
+    else:
+        w.ctl.swap_first = mm
+    if next:
+        w.mms[next].swap_prev = mm
+
+
+cdef void mm_goes_out(kw_world *w, int32_t mm) noexcept nogil:
+    if not on_list(w, mm):
+        put_after(w, mm, 0)
+
+
+cdef void mm_copied(kw_world *w, int32_t child, int32_t parent) noexcept nogil:
+    if not on_list(w, child):
+        put_after(w, child, parent if on_list(w, parent) else 0)
+
+
+cdef void mm_off_list(kw_world *w, int32_t mm) noexcept nogil:
+    cdef kw_mm *m = &w.mms[mm]
+    if not on_list(w, mm):
+        return
+    if m.swap_prev:
+        w.mms[m.swap_prev].swap_next = m.swap_next
+    else:
+        w.ctl.swap_first = m.swap_next
+    if m.swap_next:
+        w.mms[m.swap_next].swap_prev = m.swap_prev
+    m.swap_next = m.swap_prev = 0
+
+
+# ------------------------------------------------------------------ references to slots, and the swap cache
+
 cdef void slot_share(kw_world *w, int32_t slot) noexcept nogil:
     kw_check(0 < slot < w.ctl.slots_used)
     w.slots[slot].count += 1

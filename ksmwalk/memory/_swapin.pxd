@@ -11,5 +11,6 @@ cdef int swap_in(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *pt
 cdef int read_ahead(kw_world *w, int32_t mm, kw_vma *v, uint64_t start, uint64_t end) noexcept nogil
     # MADV_WILLNEED: what is swapped out in the range is read into the swap cache; nothing becomes present.
 cdef int swap_off(kw_world *w) noexcept nogil
-    # Every page comes back, address space by address space as they were made, in ascending order; then the device is
-    # gone. KW_ENOFRAMES, KW_EINTR: with the device still there, some pages back.
+    # Every page comes back, address space by address space, in ascending order; then the device is gone. First comes the one
+    # whose first page went out last; a child that was born with pages out comes right after its parent. KW_ENOFRAMES,
+    # KW_EINTR: with the device still there, some pages back.

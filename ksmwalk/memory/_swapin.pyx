@@ -6,10 +6,11 @@ from libc.errno cimport EFAULT
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from ksmwalk._core cimport interrupted_at, make_entry
+from ksmwalk.memory._anon cimport anon_family
 from ksmwalk.memory._areas cimport anon_vma_prepare, node_of
 from ksmwalk.memory._frames cimport frame_alloc, frame_map, lru_add, mlock_page, new_page
 from ksmwalk.memory._leaves cimport LeafOp, prot_bits, touched
-from ksmwalk.memory._ptes cimport over_ptes
+from ksmwalk.memory._ptes cimport look_at_ptes, over_ptes
 from ksmwalk.memory._swap cimport SWAP_EXCLUSIVE, SWAP_UFFD_WP, cache_add, slot_put, swap_slot
 from ksmwalk.layout._layout cimport *
 
@@ -19,7 +20,7 @@ cdef inline bint belongs(kw_world *w, kw_slot *s, kw_vma *v, uint64_t index) noe
     another page is of the place that had it first, once one had it."""
     if w.f_flags[s.pfn] & FRAME_KSM:
         return w.f_node[s.pfn] != 0 and w.ksm.run != 2
-    return s.root == 0 or s.root == v.anon_root and s.addr == index
+    return s.root == 0 or s.addr == index and s.root == anon_family(w, v)
 
 
 cdef enum:
@@ -46,7 +47,7 @@ cdef int64_t page_for(
     elif w.f_mapcount[pfn] or s.root:
         batch[0] = LOCKED
     if not own[0] and s.root == 0:
-        s.root = v.anon_root
+        s.root = anon_family(w, v)
         s.addr = index
     return pfn
 
@@ -99,11 +100,15 @@ cdef int op_read(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexce
 
 
 cdef int op_bring_back(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
+    cdef int rc
     if swap_slot(w, entry[0]) == 0:
         return 0
     if interrupted_at(addr):
         return KW_EINTR
-    return swap_in(w, op.mm, op.v, addr, entry)
+    rc = swap_in(w, op.mm, op.v, addr, entry)
+    if rc == KW_OK:
+        entry[0] &= ~PTE_A      # nobody asked for it
+    return rc
 
 
 cdef int read_ahead(kw_world *w, int32_t mm, kw_vma *v, uint64_t start, uint64_t end) noexcept nogil:
@@ -117,26 +122,31 @@ cdef int read_ahead(kw_world *w, int32_t mm, kw_vma *v, uint64_t start, uint64_t
     return over_ptes(w, &op, start, end)
 
 
-cdef int32_t next_born(kw_world *w, int64_t serial) noexcept nogil:
-    """The oldest address space younger than this, 0: there is none."""
-    cdef int32_t mm, found = 0
+cdef int op_in_memory(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
+    entry[0] |= PTE_A
+    return 0
+
+
+cdef void objects_back(kw_world *w) noexcept nogil:
+    """Pages of shared memory are in memory again, for whoever maps those around a page."""
+    cdef LeafOp op
+    cdef int32_t mm
+    op.pte = op_in_memory
+    op.pmd = NULL
     for mm in range(1, <int32_t>w.ctl.mms_used):
-        if w.mms[mm].root and not w.mms[mm].flags & MM_BACKING and w.mms[mm].serial > serial:
-            if found == 0 or w.mms[mm].serial < w.mms[found].serial:
-                found = mm
-    return found
+        if w.mms[mm].flags & MM_BACKING and w.mms[mm].root:
+            op.mm = mm
+            look_at_ptes(w, &op, 0, <uint64_t>w.mms[mm].nr_pages << 12)
 
 
 cdef int swap_off(kw_world *w) noexcept nogil:
     cdef LeafOp op
-    cdef int32_t mm = 0, v
+    cdef int32_t mm = <int32_t>w.ctl.swap_first, v
     cdef int rc
+    objects_back(w)
     op.pte = op_bring_back
     op.pmd = NULL
-    while w.ctl.slots_live:
-        mm = next_born(w, w.mms[mm].serial if mm else 0)
-        if mm == 0:
-            break
+    while w.ctl.slots_live and mm:
         op.mm = mm
         v = w.mms[mm].vma_first
         while v:
@@ -146,5 +156,6 @@ cdef int swap_off(kw_world *w) noexcept nogil:
                 if rc < 0:
                     return rc
             v = w.vmas[v].next
+        mm = w.mms[mm].swap_next
     w.ctl.slots_most = 0
     return KW_OK

@@ -9,6 +9,7 @@ from ksmwalk._core cimport (
     entry_leaf, entry_none, interrupted_at, make_entry, make_leaf, no_entry, pmd_find, pmd_make, pte_find, pte_make,
     pte_present,
 )
+from ksmwalk.memory._anon cimport anon_family
 from ksmwalk.memory._frames cimport frame_map, normal_pfn
 from ksmwalk.memory._leaves cimport huge_flags, pmd_split, prot_bits, touched, wp_marker
 from ksmwalk.memory._areas cimport anon_vma_prepare
@@ -124,8 +125,8 @@ cdef int split_leaf(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil:
     if not leaf_pmd(pmd):
         return KW_OK
     pfn = normal_pfn(w, pmd[0], 2)
-    if pfn >= 0 and not movable(w, pfn):
-        return -EBUSY
+    if pfn >= 0 and not w.f_flags[pfn] & FRAME_EXCLUSIVE:
+        return -EBUSY          # a pin is found later, page by page
     return pmd_split(w, mm, addr, pmd)
 
 
@@ -162,7 +163,7 @@ cdef int move_entry(kw_world *w, const kw_vma *v, uint64_t to, uint64_t e) noexc
     if not e & SWAP_EXCLUSIVE:
         return -EBUSY
     if w.slots[slot].pfn:
-        w.slots[slot].addr, w.slots[slot].root = to, v.anon_root
+        w.slots[slot].addr, w.slots[slot].root = to, anon_family(w, v)
     return KW_OK
 
 

@@ -14,7 +14,7 @@ from ksmwalk.layout import Frame
 
 DATA = Path(__file__).parents[1] / "data"
 #: version of saved Hosts -> digest of the records and arrays it holds
-DIGESTS = {1: "3cf46f9c0a5dea2f", 2: "e2992f7cbada1b60", 3: "fc3d5bb9667bc4c8", 4: "c4c31f2fd85929d6"}
+DIGESTS = {1: "3cf46f9c0a5dea2f", 2: "e2992f7cbada1b60", 3: "fc3d5bb9667bc4c8", 4: "c4c31f2fd85929d6", 5: "31bc82c0bf031b6f"}
 
 
 def digest() -> str:
@@ -89,3 +89,21 @@ def test_a_host_that_version_3_saved_goes_on_without_heaps(tmp_path):
     hostcheck.check(host)
     host.save(tmp_path / "again")
     assert Host.load(tmp_path / "again").mm_list[0].brk() == (1 << 28) + 4096
+
+
+def test_a_host_that_version_4_saved_goes_on_with_its_families(tmp_path):
+    shutil.unpack_archive(DATA / "host-version-4.zip", tmp_path)
+    host = Host.load(tmp_path)
+    hostcheck.check(host)
+    ksmcheck.check_ksm(host)
+    a, b, grandchild = host.mm_list
+    records = host.world.arrays["anons"]
+    family = records["number"][[records["above"][grandchild.vmas[-1].anon_vma], b.vmas[-1].anon_vma]]
+    assert family[0] == family[1] and not records["above"][b.vmas[-1].anon_vma]
+    assert host.swap_used == 23
+    host.swapoff()
+    hostcheck.check(host)
+    assert host.swap_used == 0 and b.read_keys(1 << 31, 8).tolist() == [100, 777, *range(102, 108)]
+    assert grandchild.read_keys(1 << 31, 8).tolist() == [*range(100, 108)]
+    host.save(tmp_path / "again")
+    hostcheck.check(Host.load(tmp_path / "again"))

@@ -1,4 +1,4 @@
-"""Pages that are looked at in advance, where the cursor jumps over a run of merged pages: what was not looked at last is not known."""
+"""Pages looked at in advance, where the cursor jumps over a run of merged pages: what was not looked at is not known."""
 
 import ksmcheck
 import pytest

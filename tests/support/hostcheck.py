@@ -78,6 +78,7 @@ def check(host, pinned=(), torn=False):
     check_allocator(host)
     check_owners(host, owners)
     check_swap(host)
+    check_families(host)
     for number in range(1, len(mms)):
         if int(mms["flags"][number]) & (16 | 4 | 32) == 16:
             assert int(mms["nr_zero"][number]) >= zero_placed.get(number, 0)
@@ -147,6 +148,38 @@ def check_swap(host):
         assert used[number] and a["slot_of"][pfn] == number and a["f_key"][pfn] == slots["key"][number]
     if len(slots) > 1:
         assert np.count_nonzero(a["slot_of"]) == np.count_nonzero(slots["pfn"])
+
+
+    listed, at = [], int(a["ctl"]["swap_first"][0])
+    while at:
+        listed.append(at)
+        assert a["mms"]["swap_prev"][at] == (listed[-2] if len(listed) > 1 else 0)
+        at = int(a["mms"]["swap_next"][at])
+    swapped_out = {mm.index for mm in host.mm_list if len(_swap.swapped(host.world, mm.index)[0])}
+    assert len(set(listed)) == len(listed) and swapped_out <= set(listed) <= {mm.index for mm in host.mm_list}
+
+
+def check_families(host):
+    """Records of families are there for areas and for what descends from them, and count them."""
+    a = host.world.arrays
+    records = a["anons"][: int(a["ctl"]["anons_used"][0])]
+    vmas = [a["vmas"][vma.index] for mm in host.mm_list for vma in mm.vmas]
+    areas, users, children = (np.zeros(len(records), np.int64) for _ in range(3))
+    for vma in vmas:
+        chain, at = [], int(vma["anon_chain"])
+        while at:
+            chain.append(at)
+            at = int(records["above"][at])
+        assert (vma["anon_vma"] in chain) == bool(chain) and len(set(chain)) == len(chain)
+        areas[vma["anon_vma"]] += 1
+        users[vma["anon_chain"]] += 1
+    used = records["users"] > 0
+    np.add.at(users, records["above"][used], 1)
+    np.add.at(children, records["parent"][used], 1)
+    for counted, name in ((areas, "areas"), (users, "users"), (children, "children")):
+        assert np.array_equal(counted[1:], np.where(used, records[name], 0)[1:]), name
+    linked = [int(vma["linked"]) for vma in vmas if vma["anon_vma"]]
+    assert len(set(linked)) == len(linked)
 
 
 def check_allocator(host):

@@ -7,7 +7,7 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "    if True:\n",
     ),
     "areas are joined although a parent may share the anon_vma": (
-        "if p.anon_vma and q.anon_vma or (p if p.anon_vma else q).forked:",
+        "if p.anon_vma and q.anon_vma or anon_forked(w, p if p.anon_vma else q):",
         "if p.anon_vma and q.anon_vma:",
     ),
     "mprotect drops VM_ACCOUNT although there are pages": (
@@ -19,11 +19,11 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "(p.flags ^ q.flags) & VM_ACCESS or",
     ),
     "a new area is not joined with its neighbours": (
-        "    touched(w, mm)\n    return join_around(w, v)",
-        "    touched(w, mm)\n    return v",
+        "        w.mms[backing].users += 1\n    return join_around(w, v)",
+        "        w.mms[backing].users += 1\n    return v",
     ),
     "an anon_vma shared with a parent is given to a neighbour": (
-        "if n.anon_vma and not n.forked and anon_vma_near(v, n):",
+        "if n.anon_vma and not anon_forked(w, n) and anon_vma_near(v, n):",
         "if n.anon_vma and anon_vma_near(v, n):",
     ),
     "fork leaves the parent's pages writable": (
@@ -65,7 +65,7 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "K6",
     ),
     "a huge page is split although somebody holds it": (
-        "    if w.f_refs[head] != expected:\n        return KW_EBUSYENTRY\n",
+        "    if folio_extra_refs(w, head):\n        return KW_EBUSYENTRY\n",
         "",
         "W16",
     ),

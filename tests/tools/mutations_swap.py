@@ -6,12 +6,12 @@ FIRST = ("swap", "free", "cold", "pageout", "shrink", "collapse", "remove", "sha
 #: name: (text as it stands, text as it is broken, facts that it breaks ...)
 MUTATIONS: dict[str, tuple[str, ...]] = {
     "swapped KSM pages come back together": (
-        "    return s.root == 0 or s.root == v.anon_root and s.addr == index\n",
+        "    return s.root == 0 or s.addr == index and s.root == anon_family(w, v)\n",
         "    return True\n",
         "W23",
     ),
     "relatives by fork get copies": (
-        "    return s.root == 0 or s.root == v.anon_root and s.addr == index\n",
+        "    return s.root == 0 or s.addr == index and s.root == anon_family(w, v)\n",
         "    return s.root == 0\n",
         "W23",
     ),
@@ -40,20 +40,87 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "",
         "W25",
     ),
-    "swapoff goes by the youngest": (
-        "w.mms[mm].serial < w.mms[found].serial",
-        "w.mms[mm].serial > w.mms[found].serial",
+    "swapoff begins with whose page went out first": (
+        "    if not on_list(w, mm):\n        put_after(w, mm, 0)\n",
+        "    cdef int32_t at = <int32_t>w.ctl.swap_first\n    while at and w.mms[at].swap_next:\n"
+        "        at = w.mms[at].swap_next\n    if not on_list(w, mm):\n        put_after(w, mm, at)\n",
         "W25",
     ),
+    "swapoff begins with children": (
+        "put_after(w, child, parent if on_list(w, parent) else 0)",
+        "put_after(w, child, 0)",
+        "W25",
+    ),
+    "what swapoff brought back counts as accessed": (
+        "        entry[0] &= ~PTE_A      # nobody asked for it\n",
+        "        pass\n",
+        "W25", "W28",
+    ),
+    "reclaim leaves shared memory that nobody maps": (
+        "    if rc == KW_OK:\n        objects_out(w)\n",
+        "",
+        "W21",
+    ),
+    "swapoff leaves shared memory out": ("    objects_back(w)\n", "", "W25"),
     "items of the dead lead nowhere": (
-        "if v and (u == 0 or w.vmas[u].anon_root == w.vmas[v].anon_root):",
-        "if v and u and w.vmas[u].anon_root == w.vmas[v].anon_root:",
+        "    return u == 0 or anon_reaches(w, w.vmas[u].anon_vma, &w.vmas[v])\n",
+        "    return u != 0 and anon_reaches(w, w.vmas[u].anon_vma, &w.vmas[v])\n",
+        "W21",
+    ),
+    "items lead to parents by fork as well": (
+        "    return u == 0 or anon_reaches(w, w.vmas[u].anon_vma, &w.vmas[v])\n",
+        "    return u == 0 or anon_family(w, &w.vmas[u]) == anon_family(w, &w.vmas[v])\n",
         "W21",
     ),
     "locked pages go": (
-        "    if op.v.flags & VM_LOCKED or not can_go(w, pfn):\n",
+        "    if op.v.flags & VM_LOCKED and as_a_whole(w, op.v, addr, entry, pfn, op.on) or not can_go(w, pfn):\n",
         "    if not can_go(w, pfn):\n",
         "W21",
+    ),
+    "a huge page locked in part stays whole": (
+        "    if op.v.flags & VM_LOCKED and as_a_whole(w, op.v, addr, entry, pfn, op.on) or not can_go(w, pfn):\n",
+        "    if op.v.flags & VM_LOCKED or not can_go(w, pfn):\n",
+        "W21",
+    ),
+    "a huge page locked in part goes on going": (
+        "            break      # locked in part: the rest stays with it\n",
+        "            continue\n",
+        "W21",
+    ),
+    "the newer pages go first": (
+        "        return -1 if p.born < q.born else 1\n",
+        "        return 1 if p.born < q.born else -1\n",
+        "W25",
+    ),
+    "relatives stand in the order in which they begin to be": (
+        "    if p.linked != q.linked:\n        return -1 if p.linked < q.linked else 1\n",
+        "",
+        "W19", "W25",
+    ),
+    "relatives stand in order whatever page they begin at": (
+        "    if p.begins != q.begins:\n        return -1 if p.begins < q.begins else 1\n",
+        "",
+        "W19", "W25",
+    ),
+    "a KSM page that MADV_FREE marked before is freed": (
+        "    return entry & PTE_D or w.f_flags[w.f_head[pfn]] & FRAME_DIRTY",
+        "    return entry & PTE_D",
+        "W19",
+    ),
+    "reclaim takes the protection of shared memory away": (
+        "    if protected:\n        pte[0] = wp_marker()\n",
+        "",
+        "W35",
+    ),
+    "MADV_PAGEOUT makes a page count as not accessed": (
+        "    if not out:\n        not_accessed(pte)\n",
+        "    not_accessed(pte)\n",
+        "W28",
+    ),
+    "where a page is missing those around it stay away": (
+        "    if v.backing and not v.flags & (VM_UFFD_WP | VM_UFFD_MINOR):\n        map_around",
+        "    if v.backing and not v.flags & (VM_UFFD_WP | VM_UFFD_MINOR) and not waits(w, v, addr):\n        map_around",
+        "W33",
     ),
     "pages with DMA pins go": (
         "    return not dma_pinned(w, pfn)\n",
@@ -76,7 +143,7 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W19",
     ),
     "a store after MADV_FREE is lost": (
-        "        if pte[0] & PTE_D:\n            keep(w, pfn)\n        elif",
+        "        if stored_to(w, pfn, pte[0]):\n            keep(w, pfn)\n        elif",
         "        if",
         "W18", "W19",
     ),
@@ -167,8 +234,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W22",
     ),
     "a page of the swap cache does not merge": (
-        "- (w.ctl.slots_used > 1 and w.slot_of[pfn] != 0)",
-        "- 0",
+        "folio_mappings(w, head) - folio_cached(w, head)",
+        "folio_mappings(w, head)",
         "W24",
     ),
     "MADV_WILLNEED reads nothing": (

@@ -86,8 +86,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W40",
     ),
     "an area that all pages left keeps its anon_vma": (
-        "        v.anon_vma = v.anon_root = v.forked = 0",
-        "pass",
+        "        anon_leave(w, v)\n",
+        "        pass\n",
         "W40",
     ),
     "several areas move, watched ones too": (
@@ -134,8 +134,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "        if False:\n            return <int64_t>m.brk ", "W47",
     ),
     "a heap that grows is not marked for the process": (
-        "    if m.flags & MM_MERGE_ANY:\n        w.vmas[v].flags |= VM_MERGEABLE\n    if m.flags & MM_LOCK_FUTURE",
-        "    if m.flags & MM_LOCK_FUTURE", "W47",
+        "    if w.mms[mm].flags & MM_MERGE_ANY and vma_compatible(flags):\n        flags |= VM_MERGEABLE\n    prev =",
+        "    prev =", "W47",
     ),
     "a child has no heap": ("    w.mms[child].brk = w.mms[parent].brk\n", "", "W47"),
     "protection outlives the registration for it": (

@@ -1,0 +1,439 @@
+"""Reclaim of everything, compiled: which pages go, in which order, and out of which mapping first.
+
+The contract of every function stands in `_shrink.pxd`.
+"""
+from libc.errno cimport ENOMEM
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint64_t, uint8_t
+from libc.stdlib cimport calloc, free, malloc, qsort, realloc
+from libc.string cimport memset
+
+from ksmwalk._core cimport child_row, entry_leaf, interrupted, pmd_find, pte_find, pte_present
+from ksmwalk.memory._areas cimport vma_find
+from ksmwalk.memory._folio cimport split_folio, whole_folio
+from ksmwalk.memory._frames cimport LARGE, folio_cached, folio_extra_refs, folio_pages, lru_drain, normal_pfn
+from ksmwalk.memory._khuge cimport underused
+from ksmwalk.memory._leaves cimport LeafOp, pmd_split, touched, zap_leaf
+from ksmwalk.memory._ptes cimport look_at_ptes, over_ptes
+from ksmwalk.memory._reclaim cimport (
+    can_go, item_reaches, keep, large_leave, lazy, leave_cache, not_accessed, stored_to, swap_out, unmap_file,
+)
+from ksmwalk.memory._swap cimport slots_left
+from ksmwalk.layout._layout cimport *
+
+
+cdef enum:
+    STAYS = 1      # mapped as a whole in a locked area, or held on to
+    LOCKED = 2     # a leaf pmd maps it in a locked area
+
+# A mapping of a page that may go, noted while the page tables are looked through.
+ctypedef struct Mapping:
+    uint64_t addr
+    int64_t next   # another one of the folio's, 0: none
+    int32_t mm
+
+# The same with what its turn depends on.
+ctypedef struct Place:
+    uint64_t begins     # first page of its area
+    int64_t linked      # kw_vma.linked of it
+    uint64_t addr
+    int32_t mm, v
+
+# A folio that may go.
+ctypedef struct Folio:
+    int64_t born
+    int64_t head
+
+ctypedef struct Reclaim:
+    LeafOp op      # the first member: what an operation gets stands for the whole
+    uint8_t *marks  # by head of the folio
+    int64_t *first  # first mapping noted, likewise
+    Mapping *at
+    int64_t n, room
+    int64_t folios  # that mappings were noted of
+    Place *places   # of the folio at hand
+    int64_t places_room
+    bint again     # there is something that goes when it is looked at once more
+
+
+# ------------------------------------------------------------------ all page tables
+
+cdef int over_all(kw_world *w, Reclaim *r) noexcept nogil:
+    """The operation for all areas of all address spaces, but those of other page sizes and raw frames."""
+    cdef int32_t mm, v
+    cdef int rc
+    for mm in range(1, <int32_t>w.ctl.mms_used):
+        if w.mms[mm].root == 0 or w.mms[mm].flags & MM_BACKING:
+            continue
+        r.op.mm = mm
+        v = w.mms[mm].vma_first
+        while v:
+            if not w.vmas[v].flags & (VM_HUGETLB | VM_PFNMAP | VM_IO | VM_MIXEDMAP):
+                r.op.v = &w.vmas[v]
+                rc = over_ptes(w, &r.op, w.vmas[v].start, w.vmas[v].end)
+                if rc < 0:
+                    return rc
+            v = w.vmas[v].next
+    return KW_OK
+
+
+# ------------------------------------------------------------------ what stays
+
+cdef inline bint as_a_whole(kw_world *w, const kw_vma *v, uint64_t addr, uint64_t *entry, int64_t pfn, bint pmd) noexcept nogil:
+    """Does the area map all of the folio? Of several pages this is asked where the first of them is mapped."""
+    return pmd or not w.f_flags[pfn] & LARGE or whole_folio(w, entry, <int64_t>((v.end - addr) >> 12)) != 0
+
+
+cdef int op_mark(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
+    """A pte or leaf pmd: what it says of its page."""
+    cdef Reclaim *r = <Reclaim *>op
+    cdef int level = 2 if op.on else 1
+    cdef int64_t pfn = normal_pfn(w, entry[0], level) if pte_present(entry[0]) else KW_NONE
+    if pte_present(entry[0]):
+        not_accessed(entry)
+    if pfn < 0:
+        return 0
+    if op.v.flags & VM_LOCKED and as_a_whole(w, op.v, addr, entry, pfn, op.on) or not can_go(w, pfn):
+        r.marks[w.f_head[pfn]] |= STAYS
+    return 0
+
+
+cdef int op_mark_pmd(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
+    cdef int rc
+    cdef int64_t pfn = normal_pfn(w, entry[0], 2)
+    op.on = True
+    rc = op_mark(w, op, addr, entry)
+    op.on = False
+    if pfn >= 0 and op.v.flags & VM_LOCKED:
+        (<Reclaim *>op).marks[pfn] |= LOCKED
+    return rc
+
+
+cdef int decide(kw_world *w, Reclaim *r) noexcept nogil:
+    """What stays besides, frame by frame; folios of several pages that can't go as a whole are split."""
+    cdef int64_t pfn, i, room = slots_left(w)
+    cdef bint whole
+    cdef uint16_t f
+    for pfn in range(1, w.ctl.nr_frames):
+        f = w.f_flags[pfn]
+        if not f & FRAME_USED or f & FRAME_TAIL or r.marks[pfn] & STAYS:
+            continue
+        if f & FRAME_LAZY:
+            if folio_extra_refs(w, pfn):
+                r.marks[pfn] |= STAYS
+            continue
+        if w.ctl.slots_most == 0:
+            r.marks[pfn] |= STAYS
+        elif f & FRAME_HEAD and f & FRAME_ANON:
+            if folio_extra_refs(w, pfn):
+                r.marks[pfn] |= STAYS
+                continue
+            whole = room >= folio_pages(w, pfn)
+            for i in range(pfn, pfn + folio_pages(w, pfn)):
+                whole = whole and w.f_mapcount[i] > 0
+            if whole:
+                room -= folio_pages(w, pfn)
+            elif folio_cached(w, pfn) == 0 and split_folio(w, pfn) == KW_ENOROWS:
+                return KW_ENOROWS
+    return KW_OK
+
+
+# ------------------------------------------------------------------ one mapping goes
+
+cdef void unmap_lazy(kw_world *w, Reclaim *r, uint64_t addr, uint64_t *entry, int level, int64_t head) noexcept nogil:
+    """A mapping of a page that MADV_FREE marked. With the first that was stored to since, the page stays for it and those
+    after it; the others are gone."""
+    if stored_to(w, head, entry[0]):
+        keep(w, head)
+        r.marks[head] |= STAYS
+        r.again = True
+    else:
+        zap_leaf(w, r.op.mm, addr, entry, level)
+
+
+cdef void go_pte(kw_world *w, Reclaim *r, uint64_t addr, uint64_t *pte) noexcept nogil:
+    cdef int64_t pfn = normal_pfn(w, pte[0], 1) if pte_present(pte[0]) else KW_NONE
+    if pfn < 0 or r.marks[w.f_head[pfn]] & STAYS:
+        return
+    if lazy(w, w.f_head[pfn]):
+        unmap_lazy(w, r, addr, pte, 1, w.f_head[pfn])
+    elif not w.f_flags[pfn] & FRAME_ANON:
+        unmap_file(w, r.op.mm, addr, pte)
+    else:
+        swap_out(w, r.op.mm, addr, pte, pfn)
+
+
+cdef int go_pmd(kw_world *w, Reclaim *r, uint64_t addr, uint64_t *pmd, int64_t head) noexcept nogil:
+    """A mapping of a whole huge page: a marked one goes as it is, another one pte by pte."""
+    cdef uint64_t *ptes
+    cdef int rc
+    cdef int i
+    if lazy(w, head):
+        unmap_lazy(w, r, addr, pmd, 2, head)
+        return KW_OK
+    rc = pmd_split(w, r.op.mm, addr, pmd)
+    if rc < 0:
+        return rc
+    ptes = w.rows + child_row(w, pmd) * 512
+    for i in range(512):
+        go_pte(w, r, addr + <uint64_t>i * KW_PAGE_SIZE, ptes + i)
+    return KW_OK
+
+
+cdef int go(kw_world *w, Reclaim *r, int32_t mm, uint64_t addr, int64_t head) noexcept nogil:
+    """What is mapped there, if it is this folio still."""
+    cdef uint64_t *pmd = pmd_find(w, w.mms[mm].root, addr)
+    cdef uint64_t *pte
+    r.op.mm = mm
+    touched(w, mm)
+    if pmd != NULL and entry_leaf(pmd[0], 2):
+        if normal_pfn(w, pmd[0], 2) == head and not r.marks[head] & STAYS:
+            return go_pmd(w, r, addr, pmd, head)
+        return KW_OK
+    pte = pte_find(w, w.mms[mm].root, addr)
+    if pte != NULL and maps(w, pte, head):
+        go_pte(w, r, addr, pte)
+    return KW_OK
+
+
+# ------------------------------------------------------------------ one folio: whose turn it is
+
+cdef inline bint maps(kw_world *w, const uint64_t *pte, int64_t head) noexcept nogil:
+    cdef int64_t pfn = normal_pfn(w, pte[0], 1) if pte_present(pte[0]) else KW_NONE
+    return pfn >= 0 and w.f_head[pfn] == head
+
+
+cdef int by_turn(const void *a, const void *b) noexcept nogil:
+    """Relatives by the page at which they begin, and then by when they came to be where they are."""
+    cdef const Place *p = <const Place *>a
+    cdef const Place *q = <const Place *>b
+    if p.begins != q.begins:
+        return -1 if p.begins < q.begins else 1
+    if p.linked != q.linked:
+        return -1 if p.linked < q.linked else 1
+    if p.mm != q.mm:
+        return -1 if p.mm < q.mm else 1
+    return (p.addr > q.addr) - (p.addr < q.addr)
+
+
+cdef int64_t gather(kw_world *w, Reclaim *r, int64_t head) noexcept nogil:
+    """r.places: the mappings noted of a folio that are still there, in turn. How many; -ENOMEM."""
+    cdef int64_t i = r.first[head], n = 0, room
+    cdef Place *p
+    cdef uint64_t *pmd
+    cdef uint64_t *pte
+    while i:
+        if n == r.places_room:
+            room = max(2 * n, <int64_t>64)
+            p = <Place *>realloc(r.places, room * sizeof(Place))
+            if p == NULL:
+                return -ENOMEM
+            r.places = p
+            r.places_room = room
+        p = &r.places[n]
+        p.addr = r.at[i].addr
+        p.mm = r.at[i].mm
+        i = r.at[i].next
+        pmd = pmd_find(w, w.mms[p.mm].root, p.addr)
+        if pmd == NULL:
+            continue
+        if not entry_leaf(pmd[0], 2):
+            pte = pte_find(w, w.mms[p.mm].root, p.addr)
+            if pte == NULL or not maps(w, pte, head):
+                continue
+        p.v = vma_find(w, p.mm, p.addr)
+        p.begins = w.vmas[p.v].pgoff
+        p.linked = w.vmas[p.v].linked
+        n += 1
+    qsort(r.places, n, sizeof(Place), by_turn)
+    return n
+
+
+cdef int ksm_goes(kw_world *w, Reclaim *r, int64_t pfn) noexcept nogil:
+    """A KSM page: item by item, the newest first, each out of its own place; then the relatives of each."""
+    cdef int32_t node = w.f_node[pfn], item = w.nodes[node].items if node else 0
+    cdef int64_t i, n
+    cdef int rc
+    while item:
+        if w.mms[w.items[item].mm].root:
+            rc = go(w, r, w.items[item].mm, w.items[item].addr, pfn)
+            if rc < 0:
+                return rc
+        item = w.links[item].left
+    n = gather(w, r, pfn)
+    if n < 0:
+        return <int>n
+    item = w.nodes[node].items if node and n else 0
+    while item:
+        for i in range(n):
+            if r.places[i].addr == w.items[item].addr and item_reaches(w, item, r.places[i].v):
+                rc = go(w, r, r.places[i].mm, r.places[i].addr, pfn)
+                if rc < 0:
+                    return rc
+        item = w.links[item].left
+    return KW_OK
+
+
+cdef int folio_goes(kw_world *w, Reclaim *r, int64_t head) noexcept nogil:
+    cdef int64_t i, n
+    cdef int rc
+    if w.f_flags[head] & FRAME_KSM:
+        return ksm_goes(w, r, head)
+    n = gather(w, r, head)
+    for i in range(n):
+        if w.vmas[r.places[i].v].flags & VM_LOCKED:
+            break      # locked in part: the rest stays with it
+        rc = go(w, r, r.places[i].mm, r.places[i].addr, head)
+        if rc < 0:
+            return rc
+    return <int>min(n, <int64_t>0)
+
+
+# ------------------------------------------------------------------ all folios
+
+cdef int note(kw_world *w, Reclaim *r, uint64_t addr, int64_t head) noexcept nogil:
+    cdef int64_t room
+    cdef Mapping *at
+    if r.n >= r.room:
+        room = max(2 * r.room, <int64_t>1024)
+        at = <Mapping *>realloc(r.at, room * sizeof(Mapping))
+        if at == NULL:
+            return -ENOMEM
+        r.at = at
+        r.room = room
+    r.at[r.n].addr = addr
+    r.at[r.n].mm = r.op.mm
+    r.at[r.n].next = r.first[head]
+    r.folios += r.first[head] == 0
+    r.first[head] = r.n
+    r.n += 1
+    return KW_OK
+
+
+cdef int op_note(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
+    cdef Reclaim *r = <Reclaim *>op
+    cdef int64_t pfn = normal_pfn(w, entry[0], 1) if pte_present(entry[0]) else KW_NONE
+    if pfn < 0 or r.marks[w.f_head[pfn]] & STAYS:
+        return 0
+    return note(w, r, addr, w.f_head[pfn])
+
+
+cdef int op_note_pmd(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
+    cdef Reclaim *r = <Reclaim *>op
+    cdef int64_t pfn = normal_pfn(w, entry[0], 2)
+    if pfn < 0 or r.marks[pfn] & STAYS or not w.f_flags[pfn] & FRAME_ANON:
+        return 0
+    return note(w, r, addr, pfn)
+
+
+cdef int by_age(const void *a, const void *b) noexcept nogil:
+    cdef const Folio *p = <const Folio *>a
+    cdef const Folio *q = <const Folio *>b
+    if p.born != q.born:
+        return -1 if p.born < q.born else 1
+    return (p.head > q.head) - (p.head < q.head)
+
+
+cdef int all_go(kw_world *w, Reclaim *r) noexcept nogil:
+    """What mappings were noted of."""
+    cdef Folio *folios = <Folio *>malloc((r.folios + 1) * sizeof(Folio))
+    cdef int64_t pfn, n = 0
+    cdef int rc = KW_OK
+    if folios == NULL:
+        return -ENOMEM
+    for pfn in range(1, w.ctl.nr_frames if r.folios else 1):
+        if r.first[pfn]:
+            folios[n].head = pfn
+            folios[n].born = w.born_of[pfn] if w.ctl.born else 0
+            n += 1
+    qsort(folios, n, sizeof(Folio), by_age)
+    for pfn in range(n):
+        if pfn & 4095 == 4095 and interrupted():
+            rc = KW_EINTR
+        if rc == KW_OK:
+            rc = folio_goes(w, r, folios[pfn].head)
+    free(folios)
+    return rc
+
+
+cdef int split_underused(kw_world *w, Reclaim *r) noexcept nogil:
+    """Folios that are still there and not worth their frames are split, where nobody holds them."""
+    cdef int64_t pfn
+    cdef int rc
+    for pfn in range(1, w.ctl.nr_frames if w.ctl.folios else 1):
+        if w.f_flags[pfn] & (FRAME_HEAD | FRAME_ANON) == FRAME_HEAD | FRAME_ANON and not r.marks[pfn] & LOCKED:
+            if not underused(w, pfn) or folio_cached(w, pfn):
+                continue
+            rc = split_folio(w, pfn)
+            if rc == KW_ENOROWS:
+                return rc
+            r.again = r.again or rc == KW_OK
+    return KW_OK
+
+
+cdef int reclaim_once(kw_world *w, Reclaim *r) noexcept nogil:
+    cdef int rc
+    r.again = r.op.on = False
+    memset(r.marks, 0, w.ctl.nr_frames)
+    memset(r.first, 0, w.ctl.nr_frames * sizeof(int64_t))
+    r.n = 1      # 0: none
+    r.folios = 0
+    r.op.pte = op_mark
+    r.op.pmd = op_mark_pmd
+    rc = over_all(w, r)
+    if rc == KW_OK:
+        rc = decide(w, r)
+    if rc == KW_OK:
+        r.op.pte = op_note
+        r.op.pmd = op_note_pmd
+        rc = over_all(w, r)
+    if rc == KW_OK:
+        rc = all_go(w, r)
+    if rc == KW_OK:
+        rc = split_underused(w, r)
+    return rc
+
+
+cdef int op_object_out(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
+    cdef int64_t pfn = normal_pfn(w, entry[0], 1)
+    if pfn >= 0 and w.f_mapcount[pfn] == 0 and w.f_refs[pfn] == 1 and can_go(w, pfn):
+        not_accessed(entry)
+    return 0
+
+
+cdef void objects_out(kw_world *w) noexcept nogil:
+    """Pages of shared memory that nobody maps go as well (see `unmap_file`)."""
+    cdef LeafOp op
+    cdef int32_t mm
+    op.pte = op_object_out
+    op.pmd = NULL
+    for mm in range(1, <int32_t>w.ctl.mms_used if slots_left(w) else 1):
+        if w.mms[mm].flags & MM_BACKING and w.mms[mm].root:
+            op.mm = mm
+            look_at_ptes(w, &op, 0, <uint64_t>w.mms[mm].nr_pages << 12)
+
+
+cdef int reclaim_all(kw_world *w) noexcept nogil:
+    cdef Reclaim r
+    cdef int64_t pfn
+    cdef int rc = KW_OK
+    lru_drain(w)
+    memset(&r, 0, sizeof(r))
+    r.marks = <uint8_t *>calloc(w.ctl.nr_frames, 1)
+    r.first = <int64_t *>calloc(w.ctl.nr_frames, sizeof(int64_t))
+    if r.marks == NULL or r.first == NULL:
+        rc = -ENOMEM
+    r.again = True
+    while rc == KW_OK and r.again:
+        rc = reclaim_once(w, &r)
+    free(r.marks)
+    free(r.first)
+    free(r.at)
+    free(r.places)
+    if rc == KW_OK:
+        objects_out(w)
+    for pfn in range(1, w.ctl.nr_frames if w.ctl.slots_used > 1 else 1):
+        if w.f_flags[pfn] & FRAME_HEAD:
+            large_leave(w, pfn)
+        elif not w.f_flags[pfn] & FRAME_TAIL:
+            leave_cache(w, pfn)
+    return rc
