@@ -99,10 +99,11 @@ cdef void settle(kw_world *w) noexcept nogil:
             continue
         if not q.flags & ITEM_STABLE and (link.left | link.right):
             link.left = link.right = 0
-        if link.key or link.parent or link.aux:
+        if link.key or link.aux or link.parent and not q.flags & ITEM_STABLE:
             link.key = 0
-            link.parent = 0
             link.aux = 0
+            if not q.flags & ITEM_STABLE:
+                link.parent = 0
 
 
 cdef void late_watch(kw_world *w, bint looked_at) noexcept nogil:

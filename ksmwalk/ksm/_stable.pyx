@@ -5,6 +5,7 @@ The contract of every function stands in `_stable.pxd`.
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint64_t, uint8_t
 from libc.string cimport memset
 
+from ksmwalk.memory._areas cimport vma_find
 from ksmwalk.ksm._trees cimport rb_erase, rb_insert
 from ksmwalk.ksm._items cimport event
 from ksmwalk.ksm._late cimport (
@@ -135,6 +136,11 @@ cdef inline bint node_stale(kw_world *w, int32_t node) noexcept nogil:
     return w.nodes[node].pfn < 0
 
 
+cdef int32_t anon_number(kw_world *w, const kw_item *q) noexcept nogil:
+    """By what reclaim finds the mappings that descend from the item's, also once its area is gone."""
+    return w.anons[w.vmas[vma_find(w, q.mm, q.addr)].anon_vma].number
+
+
 cdef void append_item(kw_world *w, int32_t item, int32_t node) noexcept nogil:
     """Put an item on its node's list, newest first."""
     cdef kw_node *p = &w.nodes[node]
@@ -142,6 +148,7 @@ cdef void append_item(kw_world *w, int32_t item, int32_t node) noexcept nogil:
     cdef int32_t first = p.items
     w.links[item].left = first
     w.links[item].right = 0
+    w.links[item].parent = 0 if KW_LIKELY(w.ctl.slots_most == 0) else anon_number(w, q)
     if first:
         w.links[first].right = item
         w.ksm.pages_sharing += 1

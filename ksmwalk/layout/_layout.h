@@ -250,7 +250,7 @@ typedef struct {
 typedef struct {
     uint64_t key;        /* unstable: content key when inserted */
     int32_t left, right; /* unstable: children;  stable: next and previous item of the node's list */
-    int32_t parent;      /* unstable */
+    int32_t parent;      /* unstable;  stable: number of its area's anon_vma (kw_anon), 0: there was no swap */
     uint32_t aux;        /* unstable: colour in bit 0; above it the low bits of ksm.generation when `key` was looked up */
 } kw_link;
 

@@ -31,3 +31,10 @@ cdef inline bint anon_reaches(kw_world *w, int32_t anon, const kw_vma *v) noexce
     while at and at != anon:
         at = w.anons[at].above
     return at != 0 and anon != 0
+
+cdef inline bint anon_descends(kw_world *w, int32_t number, const kw_vma *v) noexcept nogil:
+    # The same of the one of this number, which may be gone.
+    cdef int32_t at = v.anon_chain
+    while at and w.anons[at].number != number:
+        at = w.anons[at].above
+    return at != 0

@@ -5,7 +5,7 @@ The contract of every function stands in `_reclaim.pxd`.
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint64_t
 
 from ksmwalk._core cimport child_row, entry_leaf, entry_none, interrupted_at, level_index, pmd_find, pte_find, pte_present
-from ksmwalk.memory._anon cimport anon_family, anon_reaches
+from ksmwalk.memory._anon cimport anon_descends, anon_family, anon_reaches
 from ksmwalk.memory._areas cimport vma_find
 from ksmwalk.memory._folio cimport split_folio_at, split_parts, whole_folio
 from ksmwalk.memory._frames cimport (
@@ -31,10 +31,12 @@ cdef bint can_go(kw_world *w, int64_t pfn) noexcept nogil:
 
 
 cdef bint item_reaches(kw_world *w, int32_t item, int32_t v) noexcept nogil:
-    # Of an item whose area is gone it is not known whose relatives it would find.
-    cdef int32_t mm = w.items[item].mm, u
+    cdef int32_t mm = w.items[item].mm, number = w.links[item].parent, u
     if v == 0 or w.vmas[v].mm == mm:
         return v != 0
+    if number:
+        return anon_descends(w, number, &w.vmas[v])
+    # It was merged before there was swap. Where its area is gone it is not known whose relatives it would find.
     u = vma_find(w, mm, w.items[item].addr) if w.mms[mm].root else 0
     return u == 0 or anon_reaches(w, w.vmas[u].anon_vma, &w.vmas[v])
 

@@ -63,13 +63,13 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
     ),
     "swapoff leaves shared memory out": ("    objects_back(w)\n", "", "W25"),
     "items of the dead lead nowhere": (
-        "    return u == 0 or anon_reaches(w, w.vmas[u].anon_vma, &w.vmas[v])\n",
-        "    return u != 0 and anon_reaches(w, w.vmas[u].anon_vma, &w.vmas[v])\n",
+        "        return anon_descends(w, number, &w.vmas[v])\n",
+        "        return w.mms[mm].root != 0 and anon_descends(w, number, &w.vmas[v])\n",
         "W21",
     ),
     "items lead to parents by fork as well": (
-        "    return u == 0 or anon_reaches(w, w.vmas[u].anon_vma, &w.vmas[v])\n",
-        "    return u == 0 or anon_family(w, &w.vmas[u]) == anon_family(w, &w.vmas[v])\n",
+        "        return anon_descends(w, number, &w.vmas[v])\n",
+        "        return True\n",
         "W21",
     ),
     "locked pages go": (
