@@ -159,7 +159,7 @@ enum {
     KW_EINTR = -5010,         /* a signal came: what is done is done, the rest is not */
     KW_EPOLICY = -5011,       /* a policy raised */
 };
-enum { KW_RING = 65536 }; /* records in the ring of events */
+enum { KW_RING = 65536, KW_BORN = 1024 }; /* records in the ring of events; from one page's age to the next */
 /* Page-table entry bits. */
 #define PTE_P 0x1ull
 #define PTE_RW 0x2ull
@@ -322,7 +322,7 @@ typedef struct {
     int64_t khuge_none, khuge_shared, khuge_swap; /* khugepaged's max_ptes_none, max_ptes_shared, max_ptes_swap */
     int64_t slots_used, slots_free, slots_live, slots_cap; /* swap slots */
     int64_t slots_most;    /* pages of the swap device, 0: no swap */
-    int64_t swap_first, born; /* the mm that swapoff begins with, 0: none; anonymous pages made while there was swap */
+    int64_t swap_first, born; /* the mm that swapoff begins with, 0: none; KW_BORN times the pages made while there was swap */
     int64_t folios;        /* folios of several pages ever made: 0 means that no record of their owners was written */
     int64_t dma_pins;      /* DMA pins held */
     int64_t levels, thp;   /* of page tables; huge pages for anonymous memory: THP_* */
@@ -469,7 +469,7 @@ struct kw_world {
     uint64_t *f_key;       /* [nr_frames]~ content */
     int32_t *f_node;       /* [nr_frames]~ stable node of a KSM page, 0: none */
     int32_t *slot_of;      /* [nr_frames] swap slot of a page in the swap cache, 0: none. Not written without swap */
-    int64_t *born_of;      /* [nr_frames] its number among the pages made (ctl.born), at the head. Not written without swap */
+    int64_t *born_of;      /* [nr_frames] its age: ctl.born when it was made. Not written without swap */
     int32_t *pins_of;      /* [nr_frames] at the folio's head: DMA pins, references all. Not written without any */
     kw_owners *owners;     /* [nr_quads] of folios of several pages, by head / 4. Not written without any */
     kw_batch *batches;     /* [nr_cpus] */

@@ -96,7 +96,7 @@ cdef inline void frame_init(kw_world *w, int64_t pfn, uint64_t key, int flags, i
     w.f_refs[pfn] = mapcount
     w.f_key[pfn] = key
     if KW_UNLIKELY(w.ctl.slots_most != 0):
-        w.ctl.born += 1
+        w.ctl.born += KW_BORN
         w.born_of[pfn] = w.ctl.born
     # f_node stays as `clear_frame` left it: where no page was ever merged, it is never written.
 
@@ -405,13 +405,13 @@ cdef void folio_make(kw_world *w, int64_t pfn, int order) noexcept nogil:
 
 
 cdef void folio_unmake(kw_world *w, int64_t head) noexcept nogil:
-    cdef int64_t i
+    cdef int64_t i, n = folio_pages(w, head)
     # What the head says of all is each one's now.
     cdef uint16_t of_all = w.f_flags[head] & (FRAME_LAZY | FRAME_DIRTY) | FRAME_ANON | FRAME_USED
-    for i in range(head, head + folio_pages(w, head)):
+    for i in range(head, head + n):
         w.f_head[i] = <uint32_t>i
-        if KW_UNLIKELY(w.ctl.born != 0):
-            w.born_of[i] = w.born_of[head]
+        if KW_UNLIKELY(w.ctl.born != 0) and i > head:
+            w.born_of[i] = w.born_of[head] + n - (i - head)     # the list has the first one first, and then the last
         w.f_flags[i] = (w.f_flags[i] & ~LARGE) | of_all
         w.f_refs[i] = w.f_mapcount[i] + (w.ctl.slots_used > 1 and w.slot_of[i] != 0)
     memset(&w.owners[head >> 2], 0, sizeof(kw_owners))
@@ -479,12 +479,15 @@ cdef bint maybe_shared(kw_world *w, int64_t pfn) noexcept nogil:
 
 cdef bint page_ours(kw_world *w, int32_t mm, int64_t pfn) noexcept nogil:
     cdef uint16_t flags = w.f_flags[pfn]
+    cdef int64_t n
     if flags & (FRAME_ANON | FRAME_KSM) != FRAME_ANON:
         return False
     if flags & FRAME_EXCLUSIVE:
         return True
     if flags & LARGE:
-        return not maybe_shared(w, pfn) and w.f_refs[w.f_head[pfn]] == folio_mappings(w, w.f_head[pfn])
+        # With one page left the folio had better go.
+        n = folio_mappings(w, w.f_head[pfn])
+        return n > 1 and not maybe_shared(w, pfn) and w.f_refs[w.f_head[pfn]] == n
     if flags & FRAME_LRU and w.f_refs[pfn] <= 3:
         # The kernel drains the batches of the CPU at hand before it counts, where that may change what it finds.
         lru_drain_cpu(w, w.mms[mm].cpu)

@@ -9,7 +9,7 @@ from ksmwalk._core cimport (
     child_row, entry_leaf, entry_none, entry_pfn, interrupted_at, pmd_find, pte_present, table_free,
 )
 from ksmwalk.memory._areas cimport VM_WATCHED, for_khugepaged, node_of
-from ksmwalk.memory._frames cimport folio_extra_refs, folio_pages, huge_alloc, is_huge, lru_drain, maybe_shared, normal_pfn
+from ksmwalk.memory._frames cimport folio_cached, folio_extra_refs, folio_pages, huge_alloc, is_huge, lru_drain, maybe_shared, normal_pfn
 from ksmwalk.memory._folio cimport map_huge
 from ksmwalk.memory._leaves cimport wp_marker, zap_pte
 from ksmwalk.memory._swap cimport SWAP_UFFD_WP, swap_slot
@@ -153,8 +153,9 @@ cdef int64_t khuge_mm(kw_world *w, int32_t mm) noexcept nogil:
 
 cdef bint underused(kw_world *w, int64_t head) noexcept nogil:
     cdef int64_t i, empty = 0
+    cdef bint going = folio_cached(w, head) != 0
     for i in range(head, head + folio_pages(w, head)):
-        if w.f_mapcount[i] == 0:
+        if w.f_mapcount[i] == 0 and not going:
             return True
         empty += w.f_key[i] == 0
     return is_huge(w, head) and w.ctl.khuge_none < 511 and empty > w.ctl.khuge_none

@@ -279,6 +279,9 @@ cdef int folio_goes(kw_world *w, Reclaim *r, int64_t head) noexcept nogil:
     if w.f_flags[head] & FRAME_KSM:
         return ksm_goes(w, r, head)
     n = gather(w, r, head)
+    for i in range(n if not w.f_flags[head] & LARGE else 0):
+        if w.vmas[r.places[i].v].flags & VM_LOCKED:
+            return KW_OK      # it was a part of a huge page until now, and is a locked page as such
     for i in range(n):
         if w.vmas[r.places[i].v].flags & VM_LOCKED:
             break      # locked in part: the rest stays with it
@@ -361,7 +364,7 @@ cdef int split_underused(kw_world *w, Reclaim *r) noexcept nogil:
     cdef int rc
     for pfn in range(1, w.ctl.nr_frames if w.ctl.folios else 1):
         if w.f_flags[pfn] & (FRAME_HEAD | FRAME_ANON) == FRAME_HEAD | FRAME_ANON and not r.marks[pfn] & LOCKED:
-            if not underused(w, pfn) or folio_cached(w, pfn):
+            if not underused(w, pfn):
                 continue
             rc = split_folio(w, pfn)
             if rc == KW_ENOROWS:

@@ -46,14 +46,19 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W10", "W14",
     ),
     "a part of a folio is stored to in place though the folio is pinned": (
-        "        return not maybe_shared(w, pfn) and w.f_refs[w.f_head[pfn]] == folio_mappings(w, w.f_head[pfn])\n",
-        "        return not maybe_shared(w, pfn)\n",
+        "        return n > 1 and not maybe_shared(w, pfn) and w.f_refs[w.f_head[pfn]] == n\n",
+        "        return n > 1 and not maybe_shared(w, pfn)\n",
         "W12", "W14",
     ),
     "a folio is not shared as long as its page has one mapping": (
-        "        return not maybe_shared(w, pfn) and w.f_refs[w.f_head[pfn]] == folio_mappings(w, w.f_head[pfn])\n",
-        "        return w.f_mapcount[pfn] == 1 and folio_extra_refs(w, pfn) == 0\n",
+        "        return n > 1 and not maybe_shared(w, pfn) and w.f_refs[w.f_head[pfn]] == n\n",
+        "        return n > 1 and w.f_mapcount[pfn] == 1 and folio_extra_refs(w, pfn) == 0\n",
         "W12", "W13",
+    ),
+    "the last page of a folio is stored to in place": (
+        "        return n > 1 and not maybe_shared(w, pfn) and w.f_refs[w.f_head[pfn]] == n\n",
+        "        return not maybe_shared(w, pfn) and w.f_refs[w.f_head[pfn]] == n\n",
+        "W12",
     ),
     "a folio that was shared once stays so": (
         "o.mm[1] and o.nr[1] == o.total:\n        o.shared = 0",

@@ -1,7 +1,7 @@
 """Mutations of swap, reclaim and advice about use; recordings catch them. See `mutations.py`."""
 
 #: words in the names of recordings that are to be tried first
-FIRST = ("swap", "free", "cold", "pageout", "shrink", "collapse", "remove", "shared")
+FIRST = ("swap", "reclaim", "anon", "free", "missing_around", "cold", "pageout", "shrink", "collapse", "remove", "shared")
 
 #: name: (text as it stands, text as it is broken, facts that it breaks ...)
 MUTATIONS: dict[str, tuple[str, ...]] = {
@@ -86,6 +86,16 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "            break      # locked in part: the rest stays with it\n",
         "            continue\n",
         "W21",
+    ),
+    "parts of a huge page split by reclaim go though somebody locks them": (
+        "            return KW_OK      # it was a part of a huge page until now, and is a locked page as such\n",
+        "            pass\n",
+        "W21",
+    ),
+    "parts of a huge page go out in ascending order": (
+        "w.born_of[head] + n - (i - head)",
+        "w.born_of[head] + (i - head)",
+        "W25",
     ),
     "the newer pages go first": (
         "        return -1 if p.born < q.born else 1\n",
