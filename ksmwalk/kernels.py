@@ -53,6 +53,8 @@ SWITCHES: dict[Switch, str] = {
     "are not protected, and those that are lie in one area",
     Switch.COLLAPSES_NOTHING: "MADV_COLLAPSE of a range without a whole huge page is no error where the area has room for one; "
     "elsewhere -22",
+    Switch.PARTS_COPIED: "a store copies a part of a huge page that was shared and that small ptes map, whoever has it still",
+    Switch.LAST_PART_STAYS: "such a store goes into the page where that part is all that is mapped of it",
 }
 
 #: columns of a process in records, in their order
@@ -61,7 +63,7 @@ STATS = ("rmap_items", "zero_pages", "merging_pages", "process_profit", "merge_a
 _OLD = (
     Switch.STABLE_FIRST | Switch.ZERO_UNTRACKED | Switch.SPLIT_KEEPS_EMPTY | Switch.OLD_CHAINS | Switch.NO_SMART_SCAN
     | Switch.KEEPS_PROTECTED | Switch.MOVE_ONE_AREA | Switch.NO_MERGE_ANY | Switch.NO_GUARD
-    | Switch.OLD_UFFD
+    | Switch.OLD_UFFD | Switch.PARTS_COPIED | Switch.LAST_PART_STAYS
 )  # fmt: skip
 _NO_FILES = frozenset({
     "smart_scan", "advisor_mode", "advisor_max_cpu", "advisor_min_pages_to_scan", "advisor_max_pages_to_scan",
@@ -141,8 +143,8 @@ PROFILES: dict[str, Profile] = {
                 ("rmap_items", "merging_pages"), False),
         Profile("6.1.192", _OLD | Switch.FORK_INHERITS | Switch.NONE_NO_PARTNER, _ALL, _NO_FILES,
                 ("rmap_items", "merging_pages"), False),
-        Profile("6.12.43", _12_17 | Switch.NO_GUARD | Switch.SCAN_EACH | Switch.FORK_INHERITS, _SOME, stats=_WITHOUT_MARKS),
-        Profile("6.12.117", _12_17 | Switch.NO_GUARD, _ALL, stats=_WITHOUT_MARKS),
+        Profile("6.12.43", _12_17 | Switch.NO_GUARD | Switch.PARTS_COPIED | Switch.SCAN_EACH | Switch.FORK_INHERITS, _SOME, stats=_WITHOUT_MARKS),
+        Profile("6.12.117", _12_17 | Switch.NO_GUARD | Switch.PARTS_COPIED, _ALL, stats=_WITHOUT_MARKS),
         Profile("6.16.12", _12_17 | Switch.SCAN_EACH | Switch.FORK_INHERITS | Switch.FORKED_HUGE_FAILS, _ALL),
         Profile("6.17.8", _LIE | Switch.SCAN_EACH | Switch.FORKED_HUGE_FAILS,
                 "its time and /proc/kpageflags only; the rest is taken from 6.17.13"),

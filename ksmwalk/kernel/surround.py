@@ -151,5 +151,10 @@ def engage() -> None:
 
 
 def _asleep(pid: int) -> bool:
-    text = Path(f"/proc/{pid}/stat").read_bytes()
-    return text[text.rindex(b")") + 2 :][:1] == b"S" and not Path(f"/proc/{pid}/syscall").read_bytes().startswith(b"running")
+    """Does this thread do nothing now? One that has ended never will: khugepaged goes where no huge page is to be had."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_bytes()
+        where = Path(f"/proc/{pid}/syscall").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return text[text.rindex(b")") + 2 :][:1] == b"S" and not where.startswith(b"running")

@@ -25,6 +25,11 @@ def _marked(contents: list[int], advice: tuple[str, ...] = ("mergeable",)) -> li
     return [["spawn", "A"], ["mmap", "A", _AT, n], *marks, ["fill", "A", _AT, contents]]
 
 
+#: a huge page that small ptes map, and a child had
+_WAS_SHARED: list[list[Any]] = [
+    *_marked([5] * 512, ("hugepage",)), ["mprotect", "A", _AT + 9, 1, "r"], ["fork", "A", "B"], ["exit", "B"],
+]
+
 #: what shows each switch; those that cost time only, and what files say, are looked at otherwise
 TELLTALES: dict[Switch, Scenario] = dict(
     (
@@ -78,6 +83,8 @@ TELLTALES: dict[Switch, Scenario] = dict(
         _of(Switch.COLLAPSES_NOTHING, [
             ["spawn", "A"], ["mmap", "A", _AT, 512], ["fill", "A", _AT, [5, 6]], ["madvise", "A", _AT + 1, 1, "collapse"],
         ]),
+        _of(Switch.PARTS_COPIED, [*_WAS_SHARED, ["write", "A", [[_AT, 7]]]]),
+        _of(Switch.LAST_PART_STAYS, [*_WAS_SHARED, ["munmap", "A", _AT + 1, 511], ["write", "A", [[_AT, 7]]]]),
         _of(Switch.NO_COLLAPSE, [*_marked([1], ("hugepage",))[:1], ["mmap", "A", _AT, 512],
             ["fill", "A", _AT, [5, 6]], ["madvise", "A", _AT, 512, "collapse"],
         ]),

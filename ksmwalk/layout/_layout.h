@@ -113,6 +113,8 @@ enum {
     SWITCH_NO_GUARD = 0x40000,      /* no MADV_GUARD_*; process_madvise for oneself is as for others */
     SWITCH_OLD_UFFD = 0x80000,  /* no UFFDIO_MOVE, no asynchronous protection, none of absent anonymous pages */
     SWITCH_COLLAPSES_NOTHING = 0x100000, /* MADV_COLLAPSE of no whole huge page is no error */
+    SWITCH_PARTS_COPIED = 0x200000, /* a store copies a part of a huge page that was shared, whoever has the page still */
+    SWITCH_LAST_PART_STAYS = 0x400000, /* but not where it is all that is mapped of the page */
 };
 /* Thp(IntEnum), THP_: Huge pages for anonymous memory: never, where madvise asks for them, always. */
 enum { THP_NEVER = 0, THP_MADVISE = 1, THP_ALWAYS = 2 };
@@ -395,7 +397,6 @@ typedef struct {
     uint64_t addr, raw;
     int32_t level, kind;   /* kind: BAD_* */
 } kw_bad;
-
 /* One set of page tables as the walkers see it: a Host's arena, or a read-only image of someone else's memory. */
 typedef struct {
     uint64_t *rows;        /* [nrows][512] */
@@ -413,7 +414,6 @@ typedef struct {
     int64_t bad_count;     /* all of them */
     kw_work *work;
 } kw_tables;
-
 /* One mapping, or a run of them: 32 bytes, dtype layout.MAPPING. */
 typedef struct {
     uint64_t addr, pfn;

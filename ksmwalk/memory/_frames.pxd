@@ -119,8 +119,10 @@ cdef inline int64_t folio_cached(kw_world *w, int64_t head) noexcept nogil:
     for i in range(head, head + folio_pages(w, head) if w.ctl.slots_used > 1 else head):
         n += w.slot_of[i] != 0
     return n
-cdef int64_t folio_extra_refs(kw_world *w, int64_t pfn) noexcept nogil
+cdef inline int64_t folio_extra_refs(kw_world *w, int64_t pfn) noexcept nogil:
     # References of pfn's folio besides its mappings and the swap cache's: pins and what waits in batches.
+    cdef int64_t head = w.f_head[pfn]
+    return w.f_refs[head] - folio_mappings(w, head) - folio_cached(w, head)
 cdef inline void cache_forget(kw_world *w, int64_t pfn) noexcept nogil:
     # The frame, which is in the swap cache, leaves it; the reference is the caller's.
     cdef kw_slot *s = &w.slots[w.slot_of[pfn]]

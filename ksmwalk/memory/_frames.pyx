@@ -385,11 +385,6 @@ cdef int64_t folio_mappings(kw_world *w, int64_t head) noexcept nogil:
     return n
 
 
-cdef int64_t folio_extra_refs(kw_world *w, int64_t pfn) noexcept nogil:
-    cdef int64_t head = w.f_head[pfn]
-    return w.f_refs[head] - folio_mappings(w, head) - folio_cached(w, head)
-
-
 # ------------------------------------------------------------------ folios and their owners
 
 cdef void folio_make(kw_world *w, int64_t pfn, int order) noexcept nogil:
@@ -485,9 +480,11 @@ cdef bint page_ours(kw_world *w, int32_t mm, int64_t pfn) noexcept nogil:
     if flags & FRAME_EXCLUSIVE:
         return True
     if flags & LARGE:
-        # With one page left the folio had better go.
         n = folio_mappings(w, w.f_head[pfn])
-        return n > 1 and not maybe_shared(w, pfn) and w.f_refs[w.f_head[pfn]] == n
+        if w.f_refs[w.f_head[pfn]] != n or maybe_shared(w, pfn):
+            return False
+        # With one page left the folio had better go.
+        return not w.ctl.kernel & SWITCH_PARTS_COPIED if n > 1 else w.ctl.kernel & SWITCH_LAST_PART_STAYS != 0
     if flags & FRAME_LRU and w.f_refs[pfn] <= 3:
         # The kernel drains the batches of the CPU at hand before it counts, where that may change what it finds.
         lru_drain_cpu(w, w.mms[mm].cpu)

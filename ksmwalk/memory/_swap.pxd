@@ -46,7 +46,7 @@ cdef void mm_goes_out(kw_world *w, int32_t mm) noexcept nogil
 cdef void mm_copied(kw_world *w, int32_t child, int32_t parent) noexcept nogil
     # A swap entry of the parent was copied: the child comes right after it, unless it is on the list already.
 cdef void mm_off_list(kw_world *w, int32_t mm) noexcept nogil
-    # The mm is gone.
+    # The mm is gone, or all is back.
 cdef void slot_share(kw_world *w, int32_t slot) noexcept nogil
     # One entry more means it.
 cdef void slot_put(kw_world *w, int32_t slot) noexcept nogil

@@ -11,7 +11,7 @@ from ksmwalk.memory._areas cimport anon_vma_prepare, node_of
 from ksmwalk.memory._frames cimport frame_alloc, frame_map, lru_add, mlock_page, new_page
 from ksmwalk.memory._leaves cimport LeafOp, prot_bits, touched
 from ksmwalk.memory._ptes cimport look_at_ptes, over_ptes
-from ksmwalk.memory._swap cimport SWAP_EXCLUSIVE, SWAP_UFFD_WP, cache_add, slot_put, swap_slot
+from ksmwalk.memory._swap cimport SWAP_EXCLUSIVE, SWAP_UFFD_WP, cache_add, mm_off_list, slot_put, swap_slot
 from ksmwalk.layout._layout cimport *
 
 
@@ -157,5 +157,7 @@ cdef int swap_off(kw_world *w) noexcept nogil:
                     return rc
             v = w.vmas[v].next
         mm = w.mms[mm].swap_next
+    while w.ctl.swap_first:
+        mm_off_list(w, <int32_t>w.ctl.swap_first)      # nobody has anything out any more
     w.ctl.slots_most = 0
     return KW_OK

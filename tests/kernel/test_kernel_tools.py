@@ -14,7 +14,7 @@ from ksmwalk.commands import kernel as commands
 from ksmwalk.commands import verification_page as page
 from ksmwalk.drawing.words import printable
 from ksmwalk.kernel import run as running
-from ksmwalk.kernel import trace, verify
+from ksmwalk.kernel import surround, trace, verify
 from ksmwalk.kernel.pages import Process, _coalesced
 from ksmwalk.proc import processes
 from ksmwalk.scenarios.compare import first_difference
@@ -292,3 +292,11 @@ def test_a_process_whose_name_is_no_text_does_not_stop_the_look_for_ksmd():
         assert "\ufffd" in printable(processes.comm(child.pid))
         assert processes.kernel_thread("ksmd") != child.pid
         child.stdin.close()
+
+
+def test_a_thread_that_has_ended_does_nothing_any_more():
+    """khugepaged ends where huge pages are switched off, at any time."""
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+    assert surround._asleep(process.pid)
+    assert not surround._asleep(os.getpid())

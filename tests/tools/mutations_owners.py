@@ -46,19 +46,27 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W10", "W14",
     ),
     "a part of a folio is stored to in place though the folio is pinned": (
-        "        return n > 1 and not maybe_shared(w, pfn) and w.f_refs[w.f_head[pfn]] == n\n",
-        "        return n > 1 and not maybe_shared(w, pfn)\n",
+        "        if w.f_refs[w.f_head[pfn]] != n or maybe_shared(w, pfn):\n",
+        "        if maybe_shared(w, pfn):\n",
         "W12", "W14",
     ),
     "a folio is not shared as long as its page has one mapping": (
-        "        return n > 1 and not maybe_shared(w, pfn) and w.f_refs[w.f_head[pfn]] == n\n",
-        "        return n > 1 and w.f_mapcount[pfn] == 1 and folio_extra_refs(w, pfn) == 0\n",
+        "        if w.f_refs[w.f_head[pfn]] != n or maybe_shared(w, pfn):\n",
+        "        if w.f_refs[w.f_head[pfn]] != n or w.f_mapcount[pfn] > 1:\n",
         "W12", "W13",
     ),
     "the last page of a folio is stored to in place": (
-        "        return n > 1 and not maybe_shared(w, pfn) and w.f_refs[w.f_head[pfn]] == n\n",
-        "        return not maybe_shared(w, pfn) and w.f_refs[w.f_head[pfn]] == n\n",
+        "        return not w.ctl.kernel & SWITCH_PARTS_COPIED if n > 1 else w.ctl.kernel & SWITCH_LAST_PART_STAYS != 0\n",
+        "        return not w.ctl.kernel & SWITCH_PARTS_COPIED\n",
         "W12",
+    ),
+    "parts of huge pages are stored to in place everywhere": (
+        "        return not w.ctl.kernel & SWITCH_PARTS_COPIED if n > 1 else w.ctl.kernel & SWITCH_LAST_PART_STAYS != 0\n",
+        "        return n > 1 or w.ctl.kernel & SWITCH_LAST_PART_STAYS != 0\n",
+    ),
+    "the last part of a huge page is copied everywhere": (
+        "        return not w.ctl.kernel & SWITCH_PARTS_COPIED if n > 1 else w.ctl.kernel & SWITCH_LAST_PART_STAYS != 0\n",
+        "        return n > 1 and not w.ctl.kernel & SWITCH_PARTS_COPIED\n",
     ),
     "a folio that was shared once stays so": (
         "o.mm[1] and o.nr[1] == o.total:\n        o.shared = 0",

@@ -46,6 +46,11 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "        at = w.mms[at].swap_next\n    if not on_list(w, mm):\n        put_after(w, mm, at)\n",
         "W25",
     ),
+    "swapoff keeps its list": (
+        "        mm_off_list(w, <int32_t>w.ctl.swap_first)      # nobody has anything out any more\n",
+        "        break\n",
+        "W25",
+    ),
     "swapoff begins with children": (
         "put_after(w, child, parent if on_list(w, parent) else 0)",
         "put_after(w, child, 0)",
