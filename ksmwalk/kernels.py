@@ -132,6 +132,7 @@ _ALL = "all scenarios, twice"
 _SOME = "19 scenarios, once"
 _LIE = Switch.BITS_LIE
 _12_17 = Switch.MOVE_ONE_AREA | _LIE
+_12 = _12_17 | Switch.NO_GUARD | Switch.PARTS_COPIED
 _WITHOUT_MARKS = STATS[:4]
 
 #: every kernel that was seen, by version
@@ -143,8 +144,8 @@ PROFILES: dict[str, Profile] = {
                 ("rmap_items", "merging_pages"), False),
         Profile("6.1.192", _OLD | Switch.FORK_INHERITS | Switch.NONE_NO_PARTNER, _ALL, _NO_FILES,
                 ("rmap_items", "merging_pages"), False),
-        Profile("6.12.43", _12_17 | Switch.NO_GUARD | Switch.PARTS_COPIED | Switch.SCAN_EACH | Switch.FORK_INHERITS, _SOME, stats=_WITHOUT_MARKS),
-        Profile("6.12.117", _12_17 | Switch.NO_GUARD | Switch.PARTS_COPIED, _ALL, stats=_WITHOUT_MARKS),
+        Profile("6.12.43", _12 | Switch.SCAN_EACH | Switch.FORK_INHERITS, _SOME, stats=_WITHOUT_MARKS),
+        Profile("6.12.117", _12, _ALL, stats=_WITHOUT_MARKS),
         Profile("6.16.12", _12_17 | Switch.SCAN_EACH | Switch.FORK_INHERITS | Switch.FORKED_HUGE_FAILS, _ALL),
         Profile("6.17.8", _LIE | Switch.SCAN_EACH | Switch.FORKED_HUGE_FAILS,
                 "its time and /proc/kpageflags only; the rest is taken from 6.17.13"),

@@ -5,12 +5,14 @@ Everything answers with integers: 0, an index or a count, -errno, or a KW_* code
 from libc.errno cimport EFAULT
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint64_t
 
-from ksmwalk._core cimport World, alone, enter, interrupted_at, leave, make_entry, no_entry, pte_make, records
+from ksmwalk._core cimport (
+    World, alone, enter, interrupted_at, leaf_find, leave, make_entry, no_entry, pte_make, records,
+)
 from ksmwalk.memory._frames cimport (
     dma_get, dma_put, folio_extra_refs, folio_get, folio_put, frame_alloc, lru_drain, lru_drain_cpu,
 )
 from ksmwalk.memory._leaves cimport prot_bits, touched
-from ksmwalk.memory._areas cimport backing_put, find_place, mm_alloc, vma_find_from, vma_for
+from ksmwalk.memory._areas cimport backing_put, find_place, mm_alloc, vma_find, vma_find_from, vma_for
 from ksmwalk.memory._folio cimport split_folio_at
 from ksmwalk.memory._khuge cimport khuge_mm
 from ksmwalk.memory._fault cimport FAULT_KEEP, fault_write, read_range, write_range
@@ -314,6 +316,13 @@ def unpin(World world not None, int64_t pfn):
     folio_put(&world.w, pfn)
 
 
+cdef bint storable(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil:
+    """May a page be stored to where it is, without a fault? Then a pin finds it in the tables, and it is not dirty for that."""
+    cdef int level = 1
+    cdef uint64_t *entry = leaf_find(w, w.mms[mm].root, addr, &level) if vma_find(w, mm, addr) else NULL
+    return entry != NULL and entry[0] & (PTE_P | PTE_RW | PTE_SPECIAL) == PTE_P | PTE_RW
+
+
 def dma_pin(World world not None, int32_t mm, uint64_t addr, object pfns):
     """Store to as many pages from addr on as `pfns` has room for, leave their contents, and pin them; 0 or a code.
 
@@ -325,7 +334,8 @@ def dma_pin(World world not None, int32_t mm, uint64_t addr, object pfns):
     enter(world)
     with nogil:
         for i in range(n):
-            write_range(&world.w, mm, addr, 1, NULL, 0, FAULT_KEEP, &code)
+            if not storable(&world.w, mm, addr):
+                write_range(&world.w, mm, addr, 1, NULL, 0, FAULT_KEEP, &code)
             if code < 0:
                 n = i
                 break

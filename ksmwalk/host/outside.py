@@ -195,8 +195,9 @@ class Outside:
         OSError
             EFAULT: not all of it may be stored to. No page is pinned; those before may have been brought in.
 
-        Models: pin_user_pages(FOLL_WRITE | FOLL_LONGTERM) of Linux 6.18: first a store to each page, then a pin; a fork
-        copies pinned pages of private memory at once. Differs: no page is moved to where it does not hinder others.
+        Models: pin_user_pages(FOLL_WRITE | FOLL_LONGTERM) of Linux 6.18: first a store to each page that could not be stored
+        to without a fault, then a pin; a fork copies pinned pages of private memory at once. Differs: no page is moved to
+        where it does not hinder others.
         """
         if not isinstance(mm, Mm) or mm.host is not self:
             raise ValueError(f"mm {shown(mm)}: must be an Mm of this Host")

@@ -9,7 +9,9 @@ from ksmwalk._core cimport (
     child_row, entry_leaf, entry_none, entry_pfn, interrupted_at, pmd_find, pte_present, table_free,
 )
 from ksmwalk.memory._areas cimport VM_WATCHED, for_khugepaged, node_of
-from ksmwalk.memory._frames cimport folio_cached, folio_extra_refs, folio_pages, huge_alloc, is_huge, lru_drain, maybe_shared, normal_pfn
+from ksmwalk.memory._frames cimport (
+    folio_cached, folio_extra_refs, folio_pages, huge_alloc, is_huge, lru_drain, maybe_shared, normal_pfn,
+)
 from ksmwalk.memory._folio cimport map_huge
 from ksmwalk.memory._leaves cimport wp_marker, zap_pte
 from ksmwalk.memory._swap cimport SWAP_UFFD_WP, swap_slot

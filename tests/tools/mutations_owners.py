@@ -68,6 +68,11 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "        return not w.ctl.kernel & SWITCH_PARTS_COPIED if n > 1 else w.ctl.kernel & SWITCH_LAST_PART_STAYS != 0\n",
         "        return n > 1 and not w.ctl.kernel & SWITCH_PARTS_COPIED\n",
     ),
+    "a DMA pin makes every page dirty": (
+        "            if not storable(&world.w, mm, addr):\n",
+        "            if True:\n",
+        "W15", "W19",
+    ),
     "a folio that was shared once stays so": (
         "o.mm[1] and o.nr[1] == o.total:\n        o.shared = 0",
         "o.mm[1] and o.nr[1] == o.total:\n        pass",
