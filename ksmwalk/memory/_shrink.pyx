@@ -7,7 +7,7 @@ from libc.stdint cimport int32_t, int64_t, uint16_t, uint64_t, uint8_t
 from libc.stdlib cimport calloc, free, malloc, qsort, realloc
 from libc.string cimport memset
 
-from ksmwalk._core cimport child_row, entry_leaf, interrupted, pmd_find, pte_find, pte_present
+from ksmwalk._core cimport child_row, entry_leaf, interrupted, level_index, pmd_find, pte_find, pte_present
 from ksmwalk.memory._areas cimport vma_find
 from ksmwalk.memory._folio cimport split_folio, whole_folio
 from ksmwalk.memory._frames cimport LARGE, folio_cached, folio_extra_refs, folio_pages, lru_drain, normal_pfn
@@ -79,8 +79,9 @@ cdef int over_all(kw_world *w, Reclaim *r) noexcept nogil:
 # ------------------------------------------------------------------ what stays
 
 cdef inline bint as_a_whole(kw_world *w, const kw_vma *v, uint64_t addr, uint64_t *entry, int64_t pfn, bint pmd) noexcept nogil:
-    """Does the area map all of the folio? Of several pages this is asked where the first of them is mapped."""
-    return pmd or not w.f_flags[pfn] & LARGE or whole_folio(w, entry, <int64_t>((v.end - addr) >> 12)) != 0
+    """Does the area map all of the folio, by one table? Of several pages this is asked where the first of them is mapped."""
+    cdef int64_t room = min(<int64_t>((v.end - addr) >> 12), <int64_t>(512 - level_index(addr, 1)))
+    return pmd or not w.f_flags[pfn] & LARGE or whole_folio(w, entry, room) != 0
 
 
 cdef int op_mark(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
@@ -354,6 +355,7 @@ cdef int all_go(kw_world *w, Reclaim *r) noexcept nogil:
             rc = KW_EINTR
         if rc == KW_OK:
             rc = folio_goes(w, r, folios[pfn].head)
+        r.first[folios[pfn].head] = 0
     free(folios)
     return rc
 
@@ -377,7 +379,6 @@ cdef int reclaim_once(kw_world *w, Reclaim *r) noexcept nogil:
     cdef int rc
     r.again = r.op.on = False
     memset(r.marks, 0, w.ctl.nr_frames)
-    memset(r.first, 0, w.ctl.nr_frames * sizeof(int64_t))
     r.n = 1      # 0: none
     r.folios = 0
     r.op.pte = op_mark

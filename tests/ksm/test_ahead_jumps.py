@@ -16,7 +16,7 @@ def test_a_twin_behind_a_long_run_of_merged_pages_is_merged_with(run):
     a, b = host.new_mm(), host.new_mm()
     head, tail = 3, 40
     for mm, first in ((a, 10_000), (b, 20_000)):
-        mm.mmap(BASE, 512 * P)
+        mm.mmap(512 * P, BASE)
         mm.madvise(BASE, 512 * P, "mergeable")
         mm.write(BASE, [first + i for i in range(head)] + [100 + i for i in range(run)] + [first + 100 + i for i in range(tail)])
     host.ksm.smart_scan = 0

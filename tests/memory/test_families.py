@@ -15,7 +15,7 @@ def records(host):
 
 def with_page(host, key=1):
     mm = host.new_mm()
-    mm.mmap(BASE, P)
+    mm.mmap(P, BASE)
     mm.write(BASE, key)
     return mm
 
@@ -92,7 +92,7 @@ def test_chains_whose_members_have_ended_make_room(deep):
 def test_parts_and_moved_areas_keep_their_family():
     host = Host(256)
     a = host.new_mm()
-    a.mmap(BASE, 8 * P)
+    a.mmap(8 * P, BASE)
     a.write(BASE, [1] * 8)
     b = a.fork()
     family = int(area(b)["anon_vma"])
@@ -108,7 +108,7 @@ def test_parts_and_moved_areas_keep_their_family():
 def test_an_area_that_was_cut_is_the_last_among_relatives():
     host = Host(256)
     a = host.new_mm()
-    a.mmap(BASE, 4 * P)
+    a.mmap(4 * P, BASE)
     a.write(BASE, [1] * 4)
     b = a.fork()
     assert area(a)["linked"] < area(b)["linked"]
@@ -124,7 +124,7 @@ def test_guards_over_protected_pages_of_a_file_are_refused():
     """The kernel's own call never comes back."""
     host = Host(256)
     a = host.new_mm()
-    a.mmap(BASE, 4 * P, shared=True)
+    a.mmap(4 * P, BASE, shared=True)
     a.write(BASE, [1, 2, 3, 4])
     a.uffd_register(BASE, 4 * P, wp=True)
     a.uffd_protect(BASE, P, True)

@@ -363,3 +363,21 @@ def run(host, steps, pages):
             host.ksm.step()
         seen.append([mm.read_keys(BASE, 16).tolist() + mm.read_keys(BASE + 512 * PAGE, 16).tolist() for mm in mms])
     return seen
+
+
+def test_a_locked_huge_page_across_two_tables_is_not_locked_as_a_whole():
+    """Moved off its place it has parts in two tables; what the first of them maps is asked for up to its end only."""
+    host = ksmwalk.Host(4096, swap_pages=2048)
+    a = host.new_mm()
+    a.mmap(512 * 4096, 1 << 30)
+    a.madvise(1 << 30, 512 * 4096, "hugepage")
+    a.write(1 << 30, np.arange(1, 513, dtype=np.uint64))
+    to = (1 << 31) + 300 * 4096
+    a.mremap(1 << 30, 512 * 4096, 512 * 4096, to)
+    a.mlock(to, 512 * 4096)
+    host.reclaim()
+    assert (a.read_pfns(to, 512) >= 0).all() and host.swap_used == 0
+    a.munlock(to, 512 * 4096)
+    host.reclaim()
+    assert (a.read_pfns(to, 512) == -1).all() and host.swap_used == 512
+    check(host)
