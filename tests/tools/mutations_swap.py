@@ -102,6 +102,11 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "w.born_of[head] + (i - head)",
         "W25",
     ),
+    "locking a part of a marked folio leaves it clean": (
+        "        w.f_flags[w.f_head[pfn]] |= FRAME_DIRTY\n    return 0\n\n\ncdef void soil(",
+        "        pass\n    return 0\n\n\ncdef void soil(",
+        "W19",
+    ),
     "the newer pages go first": (
         "        return -1 if p.born < q.born else 1\n",
         "        return 1 if p.born < q.born else -1\n",
