@@ -16,7 +16,7 @@ from ksmwalk.memory._areas cimport (
     user_end, vma_alloc, vma_compatible, vma_find, vma_find_from, vma_free, vma_join, vma_link, vma_make, vma_split,
     vmas_left,
 )
-from ksmwalk.memory._ptes cimport look_at_ptes
+from ksmwalk.memory._ptes cimport each_pte
 from ksmwalk.memory._swap cimport mm_off_list
 from ksmwalk.ksm._items cimport slot_exit, slot_insert
 from ksmwalk.ksm._unmerge cimport unmerge_mm, unmerge_range, unmerging
@@ -139,12 +139,8 @@ cdef void leave_empty(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noe
     """What MREMAP_DONTUNMAP leaves: the area with its marks, no more locked, also what stays of it (but its pages are), and
     as if it never had pages where all of it went."""
     cdef kw_vma *v = &w.vmas[vma_find(w, mm, start)]
-    cdef LeafOp op
-    op.pte = op_stays_locked
-    op.pmd = NULL
-    op.mm = mm
     if v.flags & VM_LOCKED:
-        look_at_ptes(w, &op, v.start, v.end)
+        each_pte(w, mm, v.start, v.end, op_stays_locked)
     v.flags &= ~<uint64_t>(VM_LOCKED | VM_LOCKONFAULT)
     if v.start == start and v.end == end:
         anon_leave(w, v)

@@ -7,7 +7,7 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from ksmwalk.memory._frames cimport lru_drain_cpu, normal_pfn
 from ksmwalk.memory._leaves cimport LeafOp
-from ksmwalk.memory._ptes cimport look_at_ptes
+from ksmwalk.memory._ptes cimport each_pte
 from ksmwalk.memory._areas cimport VM_ACCESS, VM_SPECIAL, set_flags, vma_find, vma_find_from
 from ksmwalk.memory._fault cimport FAULT_KEEP, read_range, write_range
 from ksmwalk.layout._layout cimport *
@@ -27,19 +27,11 @@ cdef inline void drain_here(kw_world *w, int32_t mm) noexcept nogil:
 # ------------------------------------------------------------------ bringing pages in
 
 cdef int op_soil(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
+    """What is brought in to be stored to, and is there, becomes dirty itself where its pte is not."""
     cdef int64_t pfn = normal_pfn(w, entry[0], 1)
     if entry[0] & (PTE_P | PTE_RW | PTE_D | PTE_SPECIAL) == PTE_P | PTE_RW and pfn >= 0 and w.f_flags[pfn] & FRAME_ANON:
         w.f_flags[w.f_head[pfn]] |= FRAME_DIRTY
     return 0
-
-
-cdef void soil(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil:
-    """What is brought in to be stored to, and is there, becomes dirty itself where its pte is not."""
-    cdef LeafOp op
-    op.pte = op_soil
-    op.pmd = NULL
-    op.mm = mm
-    look_at_ptes(w, &op, start, end)
 
 
 cdef int bring_in_area(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint64_t end) noexcept nogil:
@@ -50,7 +42,7 @@ cdef int bring_in_area(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint6
     if not flags & VM_ACCESS:
         return -ENOMEM
     if (flags & (VM_WRITE | VM_SHARED)) == VM_WRITE:
-        soil(w, mm, start, end)
+        each_pte(w, mm, start, end, op_soil)
         write_range(w, mm, start, <int64_t>((end - start) >> 12), NULL, 0, FAULT_KEEP, &code)
     else:
         read_range(w, mm, start, <int64_t>((end - start) >> 12), NULL, 0, &code)
@@ -86,7 +78,7 @@ cdef int sys_populate(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bin
             return -EINVAL
         stop = min(end, w.vmas[v].end)
         if write:
-            soil(w, mm, start, stop)
+            each_pte(w, mm, start, stop, op_soil)
             write_range(w, mm, start, <int64_t>((stop - start) >> 12), NULL, 0, FAULT_KEEP, &code)
         else:
             read_range(w, mm, start, <int64_t>((stop - start) >> 12), NULL, 0, &code)

@@ -402,17 +402,18 @@ def check_memory(World world not None, int64_t known):
     c.users = <int64_t *>calloc(ctl.mms_used, 8)
     c.slots = <uint8_t *>calloc(ctl.slots_used, 1)
     c.swapped = <int32_t *>calloc(ctl.slots_used, 4)
+    c.anon_marks = <uint8_t *>calloc(ctl.anons_used, 1)
     c.anons = <kw_anon *>calloc(ctl.anons_used, sizeof(kw_anon))
     try:
         if not (c.rows and c.mms and c.vmas and c.blocks and c.mapped and c.held and c.owned and c.users and c.slots
-                and c.swapped and c.anons):
+                and c.swapped and c.anon_marks and c.anons):
             raise MemoryError("no memory to check a Host in")
         with nogil:
             code = areas(&c) or families(&c) or tables(&c) or swap(&c) or frames(&c)
     finally:
         leave(world)
         for p in (<size_t>c.rows, <size_t>c.mms, <size_t>c.vmas, <size_t>c.blocks, <size_t>c.mapped, <size_t>c.held,
-                  <size_t>c.owned, <size_t>c.users, <size_t>c.slots, <size_t>c.swapped, <size_t>c.anons):
+                  <size_t>c.owned, <size_t>c.users, <size_t>c.slots, <size_t>c.swapped, <size_t>c.anon_marks, <size_t>c.anons):
             free(<void *><size_t>p)
     return answer(&c) if code else None
 

@@ -2,8 +2,7 @@
 
 The contract stands in `_check_swap.pxd`.
 """
-from libc.stdint cimport int64_t, uint8_t
-from libc.stdlib cimport calloc, free
+from libc.stdint cimport int64_t
 
 from ksmwalk.memory._anon cimport anon_reaches
 from ksmwalk.memory._check cimport SEEN_FREE, Check, counted, free_list, refuse, within
@@ -94,11 +93,11 @@ cdef int counted_of(Check *c) noexcept nogil:
     cdef int64_t i
     for i in range(1, w.ctl.anons_used):
         a = &w.anons[i]
-        if c.anons[i].above:
+        if c.anon_marks[i]:
             continue
-        if within(c, b"anons", b"above", i, a.above, 0, w.ctl.anons_used, b"no record") or a.above and c.anons[a.above].above:
+        if within(c, b"anons", b"above", i, a.above, 0, w.ctl.anons_used, b"no record") or a.above and c.anon_marks[a.above]:
             return refuse(c, b"anons", b"above", i, a.above, b"no record in use")
-        if within(c, b"anons", b"parent", i, a.parent, 0, w.ctl.anons_used, b"no record") or a.parent and c.anons[a.parent].above:
+        if within(c, b"anons", b"parent", i, a.parent, 0, w.ctl.anons_used, b"no record") or a.parent and c.anon_marks[a.parent]:
             return refuse(c, b"anons", b"parent", i, a.parent, b"no record in use")
         if within(c, b"anons", b"number", i, a.number, 1, w.ctl.anon_vmas + 1, b"not given out yet"):
             return -1
@@ -117,7 +116,7 @@ cdef int counted_of(Check *c) noexcept nogil:
             return -1
         if within(c, b"vmas", b"anon_chain", i, v.anon_chain, 0, w.ctl.anons_used, b"no record"):
             return -1
-        if c.anons[v.anon_vma].above or c.anons[v.anon_chain].above or (v.anon_chain == 0) != (v.anon_vma == 0):
+        if c.anon_marks[v.anon_vma] or c.anon_marks[v.anon_chain] or (v.anon_chain == 0) != (v.anon_vma == 0):
             return refuse(c, b"vmas", b"anon_chain", i, v.anon_chain, b"a chain and an anon_vma come together, both in use")
         if v.anon_chain and not anon_reaches(w, v.anon_vma, v):
             return refuse(c, b"vmas", b"anon_vma", i, v.anon_vma, b"does not stand in its chain")
@@ -131,23 +130,16 @@ cdef int families(Check *c) noexcept nogil:
     cdef kw_anon *none = &w.anons[0]
     cdef kw_anon *a
     cdef int64_t i
-    cdef uint8_t *free_ones
-    cdef int rc
     if none.above or none.parent or none.number or none.areas or none.children or none.users:
         return refuse(c, b"anons", NULL, 0, none.number, b"record 0 stands for none and must be empty")
-    free_ones = <uint8_t *>calloc(w.ctl.anons_used, 1)
-    if free_ones == NULL:
-        return refuse(c, b"anons", NULL, 0, w.ctl.anons_used, b"no memory to check so many")
-    rc = free_list(c, b"anons", b"anons_free", b"above", <char *>w.anons, sizeof(kw_anon), <char *>&none.above - <char *>none,
-                   w.ctl.anons_used, w.ctl.anons_free, free_ones)
-    for i in range(1, w.ctl.anons_used):
-        c.anons[i].above = free_ones[i]
-    free(free_ones)
-    if rc or counted_of(c):
+    if free_list(c, b"anons", b"anons_free", b"above", <char *>w.anons, sizeof(kw_anon), <char *>&none.above - <char *>none,
+                 w.ctl.anons_used, w.ctl.anons_free, c.anon_marks):
+        return -1
+    if counted_of(c):
         return -1
     for i in range(1, w.ctl.anons_used):
         a = &w.anons[i]
-        if c.anons[i].above:
+        if c.anon_marks[i]:
             continue
         if counted(c, b"anons", b"areas", i, a.areas, c.anons[i].areas, b"areas whose new pages get it"):
             return -1

@@ -7,7 +7,7 @@ from libc.stdint cimport int32_t, uint64_t
 from ksmwalk._core cimport no_entry, pte_make, pte_present
 from ksmwalk.memory._areas cimport vma_find
 from ksmwalk.memory._leaves cimport LeafOp, guard_marker, wp_marker, zap_range
-from ksmwalk.memory._ptes cimport look_at_ptes, over_ptes
+from ksmwalk.memory._ptes cimport each_pte, over_ptes
 from ksmwalk.layout._layout cimport *
 
 
@@ -34,15 +34,11 @@ cdef int op_protected(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) n
 
 
 cdef int guard_install_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil:
-    cdef LeafOp op
     cdef uint64_t *pte
     cdef int32_t v = vma_find(w, mm, start)
     cdef int rc = KW_OK
-    op.pte = op_protected
-    op.pmd = NULL
-    op.mm = mm
     if w.vmas[v].backing and w.vmas[v].flags & VM_UFFD_WP:
-        rc = look_at_ptes(w, &op, start, end)      # their protection would stay where they were
+        rc = each_pte(w, mm, start, end, op_protected)      # their protection would stay where they were
     if rc == KW_OK:
         rc = zap_range(w, mm, start, end)
     while rc == KW_OK and start < end:

@@ -1,7 +1,7 @@
 # The contract of a walk over ptes, for those who `cimport ksmwalk.memory._ptes`. Same rules as _leaves.pxd.
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int32_t, uint64_t
 
-from ksmwalk.memory._leaves cimport LeafOp
+from ksmwalk.memory._leaves cimport LeafOp, leaf_op
 from ksmwalk.layout._layout cimport *
 
 
@@ -10,3 +10,7 @@ cdef int over_ptes(kw_world *w, LeafOp *op, uint64_t start, uint64_t end) noexce
     # range, and op.pte for its parts if it has split it. Others are passed by as they are.
 cdef int look_at_ptes(kw_world *w, LeafOp *op, uint64_t start, uint64_t end) noexcept nogil
     # The same for an op that changes nothing: the mm's epoch stays.
+cdef int each_pte(kw_world *w, int32_t mm, uint64_t start, uint64_t end, leaf_op pte) noexcept nogil
+    # The same for an operation on ptes that needs no more than the mm.
+cdef void each_pte_of_objects(kw_world *w, leaf_op pte) noexcept nogil
+    # The same for all pages of all objects (MM_BACKING); it can't fail.

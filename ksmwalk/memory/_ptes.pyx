@@ -2,10 +2,10 @@
 
 The contract stands in `_ptes.pxd`.
 """
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from ksmwalk._core cimport child_row, entry_leaf, entry_none, level_index, pmd_find
-from ksmwalk.memory._leaves cimport LeafOp, touched, whole_pmd
+from ksmwalk.memory._leaves cimport LeafOp, leaf_op, touched, whole_pmd
 from ksmwalk.layout._layout cimport *
 
 
@@ -39,3 +39,18 @@ cdef int look_at_ptes(kw_world *w, LeafOp *op, uint64_t start, uint64_t end) noe
             start += KW_PAGE_SIZE
         start = next
     return KW_OK
+
+
+cdef int each_pte(kw_world *w, int32_t mm, uint64_t start, uint64_t end, leaf_op pte) noexcept nogil:
+    cdef LeafOp op
+    op.pte = pte
+    op.pmd = NULL
+    op.mm = mm
+    return look_at_ptes(w, &op, start, end)
+
+
+cdef void each_pte_of_objects(kw_world *w, leaf_op pte) noexcept nogil:
+    cdef int32_t mm
+    for mm in range(1, <int32_t>w.ctl.mms_used):
+        if w.mms[mm].flags & MM_BACKING and w.mms[mm].root:
+            each_pte(w, mm, 0, <uint64_t>w.mms[mm].nr_pages << 12, pte)

@@ -13,7 +13,7 @@ from ksmwalk.memory._folio cimport split_folio, whole_folio
 from ksmwalk.memory._frames cimport LARGE, folio_cached, folio_extra_refs, folio_pages, lru_drain, normal_pfn
 from ksmwalk.memory._khuge cimport underused
 from ksmwalk.memory._leaves cimport LeafOp, pmd_split, touched, zap_leaf
-from ksmwalk.memory._ptes cimport look_at_ptes, over_ptes
+from ksmwalk.memory._ptes cimport each_pte_of_objects, over_ptes
 from ksmwalk.memory._reclaim cimport (
     can_go, item_reaches, keep, large_leave, lazy, leave_cache, not_accessed, stored_to, swap_out, unmap_file,
 )
@@ -398,22 +398,11 @@ cdef int reclaim_once(kw_world *w, Reclaim *r) noexcept nogil:
 
 
 cdef int op_object_out(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
+    """A page of shared memory that nobody maps goes as well (see `unmap_file`)."""
     cdef int64_t pfn = normal_pfn(w, entry[0], 1)
     if pfn >= 0 and w.f_mapcount[pfn] == 0 and w.f_refs[pfn] == 1 and can_go(w, pfn):
         not_accessed(entry)
     return 0
-
-
-cdef void objects_out(kw_world *w) noexcept nogil:
-    """Pages of shared memory that nobody maps go as well (see `unmap_file`)."""
-    cdef LeafOp op
-    cdef int32_t mm
-    op.pte = op_object_out
-    op.pmd = NULL
-    for mm in range(1, <int32_t>w.ctl.mms_used if slots_left(w) else 1):
-        if w.mms[mm].flags & MM_BACKING and w.mms[mm].root:
-            op.mm = mm
-            look_at_ptes(w, &op, 0, <uint64_t>w.mms[mm].nr_pages << 12)
 
 
 cdef int reclaim_all(kw_world *w) noexcept nogil:
@@ -433,8 +422,8 @@ cdef int reclaim_all(kw_world *w) noexcept nogil:
     free(r.first)
     free(r.at)
     free(r.places)
-    if rc == KW_OK:
-        objects_out(w)
+    if rc == KW_OK and slots_left(w):
+        each_pte_of_objects(w, op_object_out)
     for pfn in range(1, w.ctl.nr_frames if w.ctl.slots_used > 1 else 1):
         if w.f_flags[pfn] & FRAME_HEAD:
             large_leave(w, pfn)

@@ -10,7 +10,7 @@ from ksmwalk.memory._anon cimport anon_family
 from ksmwalk.memory._areas cimport anon_vma_prepare, node_of
 from ksmwalk.memory._frames cimport frame_alloc, frame_map, lru_add, mlock_page, new_page
 from ksmwalk.memory._leaves cimport LeafOp, prot_bits, touched
-from ksmwalk.memory._ptes cimport look_at_ptes, over_ptes
+from ksmwalk.memory._ptes cimport each_pte_of_objects, over_ptes
 from ksmwalk.memory._swap cimport SWAP_EXCLUSIVE, SWAP_UFFD_WP, cache_add, mm_off_list, slot_put, swap_slot
 from ksmwalk.layout._layout cimport *
 
@@ -123,27 +123,16 @@ cdef int read_ahead(kw_world *w, int32_t mm, kw_vma *v, uint64_t start, uint64_t
 
 
 cdef int op_in_memory(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
+    """A page of shared memory is in memory again, for whoever maps those around a page."""
     entry[0] |= PTE_A
     return 0
-
-
-cdef void objects_back(kw_world *w) noexcept nogil:
-    """Pages of shared memory are in memory again, for whoever maps those around a page."""
-    cdef LeafOp op
-    cdef int32_t mm
-    op.pte = op_in_memory
-    op.pmd = NULL
-    for mm in range(1, <int32_t>w.ctl.mms_used):
-        if w.mms[mm].flags & MM_BACKING and w.mms[mm].root:
-            op.mm = mm
-            look_at_ptes(w, &op, 0, <uint64_t>w.mms[mm].nr_pages << 12)
 
 
 cdef int swap_off(kw_world *w) noexcept nogil:
     cdef LeafOp op
     cdef int32_t mm = <int32_t>w.ctl.swap_first, v
     cdef int rc
-    objects_back(w)
+    each_pte_of_objects(w, op_in_memory)
     op.pte = op_bring_back
     op.pmd = NULL
     while w.ctl.slots_live and mm:

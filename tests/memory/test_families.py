@@ -13,10 +13,10 @@ def records(host):
     return host.world.arrays["anons"][: int(host.world.arrays["ctl"]["anons_used"][0])]
 
 
-def with_page(host, key=1):
+def with_pages(host, n=1):
     mm = host.new_mm()
-    mm.mmap(P, BASE)
-    mm.write(BASE, key)
+    mm.mmap(n * P, BASE)
+    mm.write(BASE, [1] * n)
     return mm
 
 
@@ -26,7 +26,7 @@ def area(mm):
 
 def test_a_child_gets_a_record_below_its_parents():
     host = Host(256)
-    a = with_page(host)
+    a = with_pages(host)
     b = a.fork()
     assert records(host)["above"][area(b)["anon_vma"]] == area(a)["anon_vma"]
     assert records(host)["children"][area(a)["anon_vma"]] == 1
@@ -35,7 +35,7 @@ def test_a_child_gets_a_record_below_its_parents():
 
 def test_a_record_that_nobody_uses_is_taken_again():
     host = Host(256)
-    a = with_page(host)
+    a = with_pages(host)
     b = a.fork()
     c = b.fork()
     of_b = int(area(b)["anon_vma"])
@@ -49,7 +49,7 @@ def test_a_record_that_nobody_uses_is_taken_again():
 
 def test_the_root_is_never_taken_again():
     host = Host(256)
-    a = with_page(host)
+    a = with_pages(host)
     b = a.fork()
     root = int(area(a)["anon_vma"])
     a.exit()
@@ -59,7 +59,7 @@ def test_the_root_is_never_taken_again():
 
 def test_all_is_free_once_the_last_is_gone():
     host = Host(256)
-    a = with_page(host)
+    a = with_pages(host)
     b = a.fork()
     c = b.fork()
     for mm in (b, a, c):
@@ -75,7 +75,7 @@ def test_chains_whose_members_have_ended_make_room(deep):
     host.world.arrays["ctl"]["anons_cap"][0] = 128
     leaves = []
     for _ in range(40):
-        chain = [with_page(host)]
+        chain = [with_pages(host)]
         for _ in range(deep):
             chain.append(chain[-1].fork())
         for mm in chain[:-1]:
@@ -91,9 +91,7 @@ def test_chains_whose_members_have_ended_make_room(deep):
 
 def test_parts_and_moved_areas_keep_their_family():
     host = Host(256)
-    a = host.new_mm()
-    a.mmap(8 * P, BASE)
-    a.write(BASE, [1] * 8)
+    a = with_pages(host, 8)
     b = a.fork()
     family = int(area(b)["anon_vma"])
     b.mprotect(BASE + 2 * P, P, "r")
@@ -107,17 +105,11 @@ def test_parts_and_moved_areas_keep_their_family():
 
 def test_an_area_that_was_cut_is_the_last_among_relatives():
     host = Host(256)
-    a = host.new_mm()
-    a.mmap(4 * P, BASE)
-    a.write(BASE, [1] * 4)
+    a = with_pages(host, 4)
     b = a.fork()
     assert area(a)["linked"] < area(b)["linked"]
     a.mprotect(BASE + 2 * P, P, "r")
     assert area(a)["linked"] > area(b)["linked"]
-
-
-def guarded(host, mm):
-    mm.madvise(BASE, P, "guard_install")
 
 
 def test_guards_over_protected_pages_of_a_file_are_refused():
@@ -129,9 +121,9 @@ def test_guards_over_protected_pages_of_a_file_are_refused():
     a.uffd_register(BASE, 4 * P, wp=True)
     a.uffd_protect(BASE, P, True)
     with pytest.raises(OSError, match=r"Resource deadlock.*guard_install 0x40000000"):
-        guarded(host, a)
+        a.madvise(BASE, P, "guard_install")
     a.madvise(BASE + P, P, "guard_install")
-    private = with_page(host)
+    private = with_pages(host)
     private.uffd_register(BASE, P, wp=True)
     private.uffd_protect(BASE, P, True)
-    guarded(host, private)
+    private.madvise(BASE, P, "guard_install")

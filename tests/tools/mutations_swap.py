@@ -62,11 +62,11 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W25", "W28",
     ),
     "reclaim leaves shared memory that nobody maps": (
-        "    if rc == KW_OK:\n        objects_out(w)\n",
-        "",
+        "        each_pte_of_objects(w, op_object_out)\n",
+        "        pass\n",
         "W21",
     ),
-    "swapoff leaves shared memory out": ("    objects_back(w)\n", "", "W25"),
+    "swapoff leaves shared memory out": ("    each_pte_of_objects(w, op_in_memory)\n", "", "W25"),
     "items of the dead lead nowhere": (
         "        return anon_descends(w, number, &w.vmas[v])\n",
         "        return w.mms[mm].root != 0 and anon_descends(w, number, &w.vmas[v])\n",
@@ -103,8 +103,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W25",
     ),
     "locking a part of a marked folio leaves it clean": (
-        "        w.f_flags[w.f_head[pfn]] |= FRAME_DIRTY\n    return 0\n\n\ncdef void soil(",
-        "        pass\n    return 0\n\n\ncdef void soil(",
+        "        w.f_flags[w.f_head[pfn]] |= FRAME_DIRTY\n    return 0\n\n\ncdef int bring_in_area(",
+        "        pass\n    return 0\n\n\ncdef int bring_in_area(",
         "W19",
     ),
     "the newer pages go first": (
