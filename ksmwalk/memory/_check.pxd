@@ -34,7 +34,7 @@ ctypedef struct Check:
     int64_t tails       # frames of folios behind their heads
     int64_t *users      # areas found that map an object
     uint8_t *slots      # marks of swap slots
-    uint8_t *anon_marks # marks of records of families
+    uint8_t *anon_marks  # marks of records of families
     kw_anon *anons      # what was counted of them: areas, children, users
     int32_t *swapped    # entries found that mean a swap slot
     int64_t reached     # table pages found
