@@ -8,7 +8,7 @@ from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t, uint8_t
 
 from ksmwalk._core cimport World, alone, enter, leave, make_entry, make_leaf, pmd_make, pte_make
 from ksmwalk.memory._anon cimport anon_new
-from ksmwalk.memory._frames cimport HUGE_ORDER, LARGE, frame_map, frame_take, owners_add
+from ksmwalk.memory._frames cimport HUGE_ORDER, LARGE, folio_head, frame_map, frame_take, owners_add
 from ksmwalk.memory._leaves cimport prot_bits, touched
 from ksmwalk.memory._areas cimport khuge_know, vma_alloc, vma_link, vmas_left
 from ksmwalk.ksm._items cimport slot_insert
@@ -28,7 +28,7 @@ cdef inline void owned(kw_world *w, int64_t pfn, bint writable) noexcept nogil:
         return
     w.f_flags[pfn] &= ~FRAME_EXCLUSIVE
     if w.f_mapcount[pfn] > 1 and w.f_flags[pfn] & LARGE:
-        w.f_flags[w.f_head[pfn]] &= ~FRAME_EXCLUSIVE    # it may stand there for the whole folio
+        w.f_flags[folio_head(w, pfn)] &= ~FRAME_EXCLUSIVE    # it may stand there for the whole folio
 
 
 cdef inline void take(kw_world *w, uint64_t pfn, uint64_t key, uint16_t *kind) noexcept nogil:
@@ -39,7 +39,6 @@ cdef inline void take(kw_world *w, uint64_t pfn, uint64_t key, uint16_t *kind) n
     if not frame_take(w, <int64_t>pfn):
         return
     kind[0] |= LOADED_FRESH
-    w.f_head[pfn] = <uint32_t>pfn
     if page & LOADED_FOLIO:
         w.f_head[pfn] = <uint32_t>(pfn & ~<uint64_t>511)
         flags |= FRAME_TAIL if pfn & 511 else FRAME_HEAD
@@ -76,7 +75,6 @@ cdef int64_t load(kw_world *w, int32_t mm, uint64_t vm_flags, const uint64_t *ad
                 if not page & FRAME_ZERO:
                     w.f_mapcount[pfn + k] += 1
             if not page & FRAME_ZERO:
-                w.f_refs[w.f_head[pfn]] += 512
                 if w.f_flags[pfn] & FRAME_HEAD:
                     owners_add(w, mm, pfn, 1)
                     owned(w, pfn, flags & PTE_RW != 0)
@@ -231,8 +229,8 @@ def hold_pages(World world not None, int32_t backing, const int64_t[::1] place, 
                 break
             if p[0] == 0:
                 p[0] = make_entry(<uint64_t>pfns[i], PTE_P | PTE_A)
-                if world.w.f_head[pfns[i]] == pfns[i]:
-                    world.w.f_refs[pfns[i]] += 1
+                if folio_head(&world.w, pfns[i]) == pfns[i]:
+                    world.w.f_extra[pfns[i]] += 1
     leave(world)
     return n
 

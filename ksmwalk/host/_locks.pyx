@@ -5,7 +5,7 @@ The contract of every function stands in `_locks.pxd`; what Python calls is in `
 from libc.errno cimport EFAULT, EINVAL, ENOMEM
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
-from ksmwalk.memory._frames cimport lru_drain_cpu, normal_pfn
+from ksmwalk.memory._frames cimport folio_head, lru_drain_cpu, normal_pfn
 from ksmwalk.memory._leaves cimport LeafOp
 from ksmwalk.memory._ptes cimport each_pte
 from ksmwalk.memory._areas cimport VM_ACCESS, VM_SPECIAL, set_flags, vma_find, vma_find_from
@@ -30,7 +30,7 @@ cdef int op_soil(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexce
     """What is brought in to be stored to, and is there, becomes dirty itself where its pte is not."""
     cdef int64_t pfn = normal_pfn(w, entry[0], 1)
     if entry[0] & (PTE_P | PTE_RW | PTE_D | PTE_SPECIAL) == PTE_P | PTE_RW and pfn >= 0 and w.f_flags[pfn] & FRAME_ANON:
-        w.f_flags[w.f_head[pfn]] |= FRAME_DIRTY
+        w.f_flags[folio_head(w, pfn)] |= FRAME_DIRTY
     return 0
 
 

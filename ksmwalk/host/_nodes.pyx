@@ -9,7 +9,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 from ksmwalk._core cimport World, enter, entry_pfn, leaf_find, leave, level_size, pte_present, records
 from ksmwalk.memory._areas cimport set_policy, vma_find, vma_find_from
 from ksmwalk.memory._folio cimport split_folio_at
-from ksmwalk.memory._frames cimport LARGE, folio_pages, lru_drain, maybe_shared, normal_pfn
+from ksmwalk.memory._frames cimport LARGE, folio_head, folio_pages, lru_drain, maybe_shared, normal_pfn
 from ksmwalk.memory._leaves cimport LeafOp, over_leaves
 from ksmwalk.memory._moving cimport move_folio
 from ksmwalk.layout._layout cimport *
@@ -43,7 +43,7 @@ cdef bint shared(kw_world *w, int64_t pfn) noexcept nogil:
 
 cdef bint partly_mapped(kw_world *w, int64_t pfn) noexcept nogil:
     """Is any page of a folio of several mapped by nobody?"""
-    cdef int64_t i, head = w.f_head[pfn]
+    cdef int64_t i, head = folio_head(w, pfn)
     if w.f_flags[head] & (FRAME_HEAD | FRAME_ANON | FRAME_HUGETLB) != FRAME_HEAD | FRAME_ANON:
         return False
     for i in range(head, head + folio_pages(w, head)):
@@ -54,7 +54,7 @@ cdef bint partly_mapped(kw_world *w, int64_t pfn) noexcept nogil:
 
 cdef int split_and_go(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn, int nid) noexcept nogil:
     """Split a folio first, then move all that is left of it."""
-    cdef int64_t head = w.f_head[pfn], pages = folio_pages(w, head), i
+    cdef int64_t head = folio_head(w, pfn), pages = folio_pages(w, head), i
     cdef int rc = split_folio_at(w, pfn, addr), part
     if rc < 0:
         return rc
@@ -95,7 +95,7 @@ cdef int move_leaf(kw_world *w, Area *a, uint64_t addr, uint64_t *entry, int lev
     if pfn < 0:
         return 0
     if w.f_nid[pfn] == a.nid or a.source >= 0 and w.f_nid[pfn] != a.source:
-        if a.taken != NULL and a.taken[w.f_head[pfn]]:
+        if a.taken != NULL and a.taken[folio_head(w, pfn)]:
             a.stuck += 1
         return 0
     if not a.every and shared(w, pfn):
@@ -105,7 +105,7 @@ cdef int move_leaf(kw_world *w, Area *a, uint64_t addr, uint64_t *entry, int lev
     elif a.taken != NULL:
         # Parts of a large folio are met one by one, but it is one mapping of the call.
         pfn = <int64_t>entry_pfn(entry[0], level)
-        a.taken[w.f_head[pfn]] = w.f_mapcount[pfn] > 1 and not w.f_flags[pfn] & (FRAME_HEAD | FRAME_TAIL)
+        a.taken[folio_head(w, pfn)] = w.f_mapcount[pfn] > 1 and not w.f_flags[pfn] & (FRAME_HEAD | FRAME_TAIL)
     return 0
 
 
@@ -236,9 +236,9 @@ cdef int64_t take(kw_world *w, int32_t mm, uint64_t addr, int64_t nid, bint ever
         return nid
     if shared(w, pfn) and not every:
         return -EACCES
-    if taken[w.f_head[pfn]]:
+    if taken[folio_head(w, pfn)]:
         return -EBUSY
-    taken[w.f_head[pfn]] = 1
+    taken[folio_head(w, pfn)] = 1
     return WAITS
 
 
@@ -248,7 +248,7 @@ cdef void flush(kw_world *w, int32_t mm, const uint64_t *addrs, const int64_t *n
     for i in range(n):
         if status[i] == WAITS:
             pfn = page_at(w, mm, addrs[i])
-            taken[w.f_head[pfn]] = 0
+            taken[folio_head(w, pfn)] = 0
             rc = go(w, mm, addrs[i], pfn, <int>nodes[i])
             status[i] = nodes[i] if rc == 0 else rc
 

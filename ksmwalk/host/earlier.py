@@ -7,7 +7,8 @@ Version 1 had one pair of trees a NUMA node and no domains: all its address spac
 was one CPU with one LRU batch, kept in `ctl`; no swap, no other kernel than Linux 6.18. Who owns a page was found out by
 counting: owners of folios, and which pages are exclusive, follow from the page tables. Version 3 had no heaps; up to it
 khugepaged went over all address spaces in the order in which they were made. Up to version 4 areas knew of their families
-the number alone, and whether they came from a fork; swapoff went over address spaces in the order in which they were made.
+the number alone, and whether they came from a fork; swapoff went over address spaces in the order in which they were made;
+small pages had a head, themselves, and references (`f_refs`) were counted with the mappings.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ import numpy as np
 from .. import kernels, layout
 from ..layout import Frame, MmFlag
 
-__all__ = ["complete", "seen_as_now"]
+__all__ = ["NAMES_BEFORE", "complete", "seen_as_now"]
+
+#: names that arrays had once -> those of now
+NAMES_BEFORE = {"f_refs": "f_extra"}
 
 #: (array, field now) -> its names before, the last one first. Of areas `_make_families` finds there: the number of their
 #: anon_vma, that of their family, and whether they came from a fork.
@@ -89,6 +93,7 @@ def seen_as_now(found: Mapping[str, Any]) -> Mapping[str, Any]:
     names = getattr(getattr(ctl, "dtype", None), "names", None) or ()
     if not names or getattr(ctl, "shape", None) != (1,) or "trees" not in found:
         return found
+    found = {NAMES_BEFORE.get(name, name): a for name, a in found.items()}
     if "nr_cpus" in names:
         lifted = {name: a if _as_now(name, a) else _Earlier(name, a) for name, a in found.items()}
         return lifted if "anons_cap" in names else _with_families(lifted)
@@ -143,6 +148,8 @@ def complete(arrays: Mapping[str, np.ndarray], kept: Mapping[str, Any]) -> None:
         _find_owners(arrays)
     if "khuges" not in names:
         _make_known(arrays)
+    if "f_refs" in kept:
+        _count_besides(arrays)
     if "anons_cap" not in names:
         _make_families(arrays)
         _make_swap_list(arrays)
@@ -179,6 +186,20 @@ def _find_owners(arrays: Mapping[str, np.ndarray]) -> None:
         owners["mm"][who[mine] >> 32, one] = who[mine] & 0xFFFFFFFF
         owners["nr"][who[mine] >> 32, one] = number[mine]
     owners["shared"] = owners["nr"][:, 0] != owners["total"]
+
+
+def _count_besides(arrays: Mapping[str, np.ndarray]) -> None:
+    """Take the mappings off the references of each folio; those of folios that are not anonymous are counted as well."""
+    flags, heads, extra, owners = (arrays[name] for name in ("f_flags", "f_head", "f_extra", "owners"))
+    large = flags & (Frame.HEAD | Frame.TAIL) != 0
+    heads[~large] = 0
+    of = np.where(large, np.minimum(heads, len(flags) - 1), np.arange(len(flags)))
+    mapped = np.zeros(len(flags), np.int64)
+    np.add.at(mapped, of, arrays["f_mapcount"])
+    extra[...] = np.clip(extra - mapped, -1, None)
+    _, pfn, _, _ = _mappings(arrays)
+    other = large[pfn] & (flags[pfn] & (Frame.ANON | Frame.ZERO) == 0)
+    np.add.at(owners["total"], of[pfn[other]] >> 2, 1)
 
 
 def _make_known(arrays: Mapping[str, np.ndarray]) -> None:

@@ -151,7 +151,7 @@ class Outside:
         if not 0 <= pfn < self.nr_frames or self._arrays["f_flags"][pfn] & Frame.ZERO:
             check(-errno.EFAULT, f"pin at {addr:#x}: no page to pin")
         _doors.pin(self.world, pfn)
-        head = int(self._arrays["f_head"][pfn])
+        head = int(self._arrays["f_head"][pfn]) or pfn
         self._pins[head] = self._pins.get(head, 0) + 1
         return pfn
 
@@ -166,7 +166,7 @@ class Outside:
         Models: put_page() of Linux 6.18. Differs: nothing known.
         """
         pfn = as_int(pfn, "pfn", 1, self.nr_frames - 1)
-        head = int(self._arrays["f_head"][pfn])
+        head = int(self._arrays["f_head"][pfn]) or pfn
         pins = self._pins.get(head, 0)
         if pins < 1 and not self._pinned_before(head) or _doors.extra_refs(self.world, pfn) < 1:
             raise ValueError(f"frame {pfn}: not pinned")

@@ -117,7 +117,7 @@ def state_of(host: Host) -> dict[str, Any]:
 
 def load(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """All arrays of a Host that `save` left, checked."""
-    with stored.opened(path, KIND, VERSION, set(layout.ARRAYS)) as files:
+    with stored.opened(path, KIND, VERSION, {*layout.ARRAYS, *earlier.NAMES_BEFORE}) as files:
         found = earlier.seen_as_now(files)
         try:
             ctl = _shaped(found, "ctl")

@@ -145,9 +145,8 @@ cdef inline void warm_frame(kw_world *w, int64_t pfn) noexcept nogil:
     if not 0 <= pfn < w.ctl.nr_frames:
         return
     prefetch(&w.f_flags[pfn])
-    prefetch(&w.f_head[pfn])
     prefetch(&w.f_mapcount[pfn])
-    prefetch(&w.f_refs[pfn])
+    prefetch(&w.f_extra[pfn])
     prefetch(&w.f_key[pfn])
     prefetch(&w.f_node[pfn])
     prefetch(&w.b_free[pfn >> 6])
@@ -206,7 +205,7 @@ cdef inline void fetch_records(kw_world *w, Ahead *a, int i, uint64_t entry) noe
     a.there[i & RING] = found
     if found:
         prefetch(&w.f_mapcount[pfn])
-        prefetch(&w.f_refs[pfn])
+        prefetch(&w.f_extra[pfn])
         prefetch(&w.f_node[pfn])
         prefetch(&w.items[found])
         prefetch(&w.links[found])

@@ -13,7 +13,7 @@ from ksmwalk._core cimport (
     World, alone, enter, entry_pfn, interrupted, leave, looked_at, make_entry, pte_find,
     pte_present,
 )
-from ksmwalk.memory._frames cimport LARGE, lru_drain
+from ksmwalk.memory._frames cimport LARGE, folio_head, lru_drain
 from ksmwalk.memory._folio cimport split_folio_at
 from ksmwalk.ksm._items cimport cursor_reset, event, items_drop, slot_remove
 from ksmwalk.ksm._cursor cimport scan_begin, scan_next
@@ -89,7 +89,7 @@ cdef int merge_one(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn, int64_t 
     cdef uint64_t e
     if pfn == kpfn:
         return 0                # shared by fork: the page is there already
-    if not page_eligible(w, pfn) or w.f_flags[w.f_head[pfn]] & FRAME_LOCKED or w.f_flags[pfn] & FRAME_KSM:
+    if not page_eligible(w, pfn) or w.f_flags[folio_head(w, pfn)] & FRAME_LOCKED or w.f_flags[pfn] & FRAME_KSM:
         return -EFAULT
     if w.f_flags[pfn] & LARGE and split(w, pfn, addr) != KW_OK:
         return -EFAULT
@@ -131,7 +131,7 @@ cdef int merge_two(kw_world *w, int32_t item, int64_t pfn, int32_t other, int64_
     cdef kw_item *a = &w.items[item]
     cdef kw_item *b = &w.items[other]
     cdef uint64_t key = w.f_key[pfn]
-    cdef bint within = w.f_flags[pfn] & LARGE and w.f_flags[twin] & LARGE and w.f_head[pfn] == w.f_head[twin]
+    cdef bint within = w.f_flags[pfn] & LARGE and w.f_flags[twin] & LARGE and folio_head(w, pfn) == folio_head(w, twin)
     cdef int err
     cdef int32_t node
     # Parts of one huge page: holding on to the one keeps the other from being split out.

@@ -18,7 +18,7 @@ from ksmwalk.layout._layout cimport *
 cdef inline bint in_hand(kw_world *w, uint64_t e, int64_t pfn) noexcept nogil:
     """Whether merging this eligible page, which e maps, takes more than a look at it: large, locked, held by somebody."""
     return (w.f_flags[pfn] & (FRAME_KSM | FRAME_LOCKED | LARGE) != 0
-            or w.f_refs[pfn] != w.f_mapcount[pfn] and held(w, e, pfn))
+            or w.f_extra[pfn] != 0 and held(w, e, pfn))
 
 
 cdef inline void out_of_tree(kw_world *w, kw_item *q) noexcept nogil:

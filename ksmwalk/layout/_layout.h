@@ -463,9 +463,9 @@ struct kw_world {
     /* frames, indexed by pfn */
     uint16_t *f_flags;     /* [nr_frames]~ FRAME_* bits */
     uint8_t *f_nid;        /* [nr_frames]~ */
-    uint32_t *f_head;      /* [nr_frames]~ pfn of the folio's head */
+    uint32_t *f_head;      /* [nr_frames]~ pfn of the head of a folio of several pages, else 0 */
     int32_t *f_mapcount;   /* [nr_frames]~ */
-    int32_t *f_refs;       /* [nr_frames]~ at the folio's head: references, mappings included */
+    int32_t *f_extra;      /* [nr_frames]~ at the folio's head: references that are no mappings */
     uint64_t *f_key;       /* [nr_frames]~ content */
     int32_t *f_node;       /* [nr_frames]~ stable node of a KSM page, 0: none */
     int32_t *slot_of;      /* [nr_frames] swap slot of a page in the swap cache, 0: none. Not written without swap */

@@ -7,6 +7,7 @@ handed to a callback can't go stale because somebody mapped a page.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import os
@@ -27,6 +28,8 @@ _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
 _HUGE_PAGE = 2 << 20
 #: bytes: below this, an array does not fill half a huge page
 _HUGE_FROM = _HUGE_PAGE // 2
+
+_FEW = 64  # table pages
 
 #: bytes that nobody may touch, before and after every arena, where KSMWALK_GUARD is set (see CONTRIBUTING, sanitizers)
 _GUARD = (1 << 20) if os.environ.get("KSMWALK_GUARD") else 0
@@ -74,14 +77,20 @@ def _guarded(size: int, flags: int) -> tuple[mmap.mmap, int]:
 
 
 def _aligned(size: int, row: int, flags: int) -> tuple[mmap.mmap, int]:
-    """Map whole huge pages for `size` bytes; return the mapping and where in it the bytes begin.
+    """Map whole huge pages for `size` bytes and ask for them; return the mapping and where in it the bytes begin.
 
     A small array at random access waits for the TLB if it lies on ordinary pages, and a prefetch that would have to
     wait for it is dropped. The first one begins behind the first row, which stands for "none" (of frames, for the zero
-    page): so a host of a round number of pages needs no further huge page for its last one.
+    page), of table pages behind the first few, those of upper levels: so a host of a round number of pages needs no
+    further huge page for its last one.
     """
     buf = mmap.mmap(-1, -(-size // _HUGE_PAGE) * _HUGE_PAGE + 2 * _HUGE_PAGE, flags=flags)
-    return buf, -(np.frombuffer(buf, np.uint8).ctypes.data + row) % _HUGE_PAGE
+    before = row if row < mmap.PAGESIZE else _FEW * row
+    offset = -(np.frombuffer(buf, np.uint8).ctypes.data + before) % _HUGE_PAGE
+    with contextlib.suppress(OSError):  # a kernel without THP
+        buf.madvise(mmap.MADV_HUGEPAGE, offset + before)
+        buf.madvise(mmap.MADV_NOHUGEPAGE, 0, offset + before)
+    return buf, offset
 
 
 def shape_of(array: Array, ctl: RecordArray) -> tuple[int, ...]:
@@ -142,9 +151,4 @@ def reserve(capacity: int, dtype: DTypeLike, *, shape: tuple[int, ...] = (), hug
             buf, offset = mmap.mmap(-1, size, flags=flags), 0
     except (OSError, ValueError, OverflowError) as err:
         raise MemoryError(f"can't reserve {size} bytes of address space for {capacity} x {dtype}: {err}") from err
-    if huge:
-        try:
-            buf.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:
-            pass  # a kernel without THP
     return np.frombuffer(buf, dtype=dtype, count=size // dtype.itemsize, offset=offset).reshape((capacity, *shape))

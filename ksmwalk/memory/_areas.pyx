@@ -10,7 +10,7 @@ from ksmwalk._core cimport (
     child_row, entry_leaf, level_size, pmd_find, pte_find, row_alloc, row_free, row_owner, rows_left,
 )
 from ksmwalk.memory._anon cimport anon_forked, anon_leave, anon_new, anon_relink, anon_share
-from ksmwalk.memory._frames cimport folio_put, normal_pfn
+from ksmwalk.memory._frames cimport folio_head, folio_put, normal_pfn
 from ksmwalk.memory._leaves cimport free_tables, pmd_split, touched
 from ksmwalk.layout._layout cimport *
 
@@ -102,7 +102,7 @@ cdef void backing_clear(kw_world *w, int32_t backing, int64_t row, int level) no
             pfn = normal_pfn(w, p[i], level)
             p[i] = 0
             # A folio is held once, at its head.
-            if pfn >= 0 and w.f_head[pfn] == pfn:
+            if pfn >= 0 and folio_head(w, pfn) == pfn:
                 folio_put(w, pfn)
             continue
         child = child_row(w, p + i)

@@ -30,7 +30,7 @@ ctypedef struct Check:
     uint8_t *blocks
     int32_t *mapped     # entries found that map a frame
     int32_t *held       # references to a folio found, at its head
-    int32_t *owned      # entries found that map any page of an anonymous folio, by its head / 4: a leaf pmd counts 1
+    int32_t *owned      # entries found that map any page of a folio of several, by its head / 4: a leaf pmd counts 1
     int64_t tails       # frames of folios behind their heads
     int64_t *users      # areas found that map an object
     uint8_t *slots      # marks of swap slots

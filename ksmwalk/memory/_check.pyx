@@ -8,7 +8,7 @@ from libc.stdlib cimport calloc, free
 from ksmwalk._core cimport World, enter, entry_leaf, entry_pfn, entry_present, leave, level_size, row_owner
 from ksmwalk.memory._check_frames cimport frames
 from ksmwalk.memory._check_swap cimport families, swap
-from ksmwalk.memory._frames cimport HUGE_ORDER
+from ksmwalk.memory._frames cimport HUGE_ORDER, folio_head
 from ksmwalk.memory._swap cimport SWAP_TYPE_SHIFT, swap_slot
 from ksmwalk.layout._layout cimport *
 from ksmwalk.layout._poison cimport kw_peek_byte, kw_peek_entry
@@ -299,8 +299,8 @@ cdef int leaf(Check *c, int32_t mm, int64_t row, int i, int level, uint64_t addr
             return at_entry(c, row, i, b"a KSM page, which is never shared memory's, nor to be written to")
         if not backing and not w.f_flags[k] & FRAME_ZERO:
             c.mapped[k] += 1
-            if w.f_flags[k] & (FRAME_HEAD | FRAME_TAIL) and w.f_flags[k] & FRAME_ANON and (k == pfn or not huge):
-                c.owned[min(w.f_head[k], c.known - 1) >> 2] += 1
+            if w.f_flags[k] & (FRAME_HEAD | FRAME_TAIL) and (k == pfn or not huge):
+                c.owned[min(folio_head(w, k), c.known - 1) >> 2] += 1
     return 0
 
 

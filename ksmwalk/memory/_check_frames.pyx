@@ -4,7 +4,7 @@ The contract stands in `_check.pxd`.
 """
 from libc.stdint cimport int32_t, int64_t, uint16_t
 
-from ksmwalk.memory._frames cimport HUGE_ORDER, MLOCK_BATCH
+from ksmwalk.memory._frames cimport HUGE_ORDER, MLOCK_BATCH, folio_head
 from ksmwalk.memory._check cimport SEEN_LISTED, Check, counted, refuse, within
 from ksmwalk.layout._layout cimport *
 
@@ -23,30 +23,29 @@ cdef enum:
 cdef int one_frame(Check *c, int64_t pfn) noexcept nogil:
     cdef kw_world *w = c.w
     cdef uint16_t f = w.f_flags[pfn]
-    cdef int64_t head = w.f_head[pfn]
+    cdef int64_t head = folio_head(w, pfn)
     cdef bint unused = (w.b_free[pfn >> 6] >> (pfn & 63)) & 1
     if f & ~FRAME_BITS or unused == (f & FRAME_USED != 0):
         return refuse(c, b"f_flags", NULL, pfn, f, b"bits that no frame has, or not what b_free says")
     if w.f_mapcount[pfn] < 0:
         return refuse(c, b"f_mapcount", NULL, pfn, w.f_mapcount[pfn], b"negative")
-    if not 0 <= w.f_refs[pfn] < MOST_REFS:
-        return refuse(c, b"f_refs", NULL, pfn, w.f_refs[pfn], b"negative, or too many")
+    if not 0 <= w.f_extra[pfn] < MOST_REFS:
+        return refuse(c, b"f_extra", NULL, pfn, w.f_extra[pfn], b"negative, or too many")
     if unused:
-        if f or w.f_mapcount[pfn] or w.f_refs[pfn] or w.f_node[pfn]:
-            return refuse(c, b"f_flags", NULL, pfn, f, b"a free frame with flags, mappings, references or a node")
-        return within(c, b"f_head", NULL, pfn, w.f_head[pfn], 0, w.ctl.nr_frames, b"no frame")
+        if f or w.f_head[pfn] or w.f_mapcount[pfn] or w.f_extra[pfn] or w.f_node[pfn]:
+            return refuse(c, b"f_flags", NULL, pfn, f, b"a free frame with flags, a head, mappings, references or a node")
+        return 0
     if not f & FRAME_ZERO and counted(c, b"f_mapcount", NULL, pfn, w.f_mapcount[pfn], c.mapped[pfn], b"entries that map it"):
         return -1
     if f & FRAME_EXCLUSIVE and (f & EXCLUSIVE_BITS != FRAME_EXCLUSIVE | FRAME_ANON or w.f_mapcount[pfn] > 1):
         return refuse(c, b"f_flags", NULL, pfn, f, b"exclusive, but no anonymous page of one mapping")
     if f & FRAME_TAIL:
-        if f & FRAME_HEAD or head >= pfn or not w.f_flags[head] & FRAME_HEAD or w.f_refs[pfn]:
+        if f & FRAME_HEAD or head >= pfn or not w.f_flags[head] & FRAME_HEAD or w.f_extra[pfn]:
             return refuse(c, b"f_flags", NULL, pfn, f, b"part of a folio without a head, or with references of its own")
-    elif head != pfn:
-        return refuse(c, b"f_head", NULL, pfn, head, b"not the head of its folio")
+    elif w.f_head[pfn] != (pfn if f & FRAME_HEAD else 0):
+        return refuse(c, b"f_head", NULL, pfn, w.f_head[pfn], b"not the head of its folio, or of a small page")
     elif f & FRAME_HEAD and one_folio(c, pfn):
         return -1
-    c.held[head] += c.mapped[pfn]
     return 0
 
 
@@ -61,7 +60,7 @@ cdef int one_folio(Check *c, int64_t head) noexcept nogil:
     if head & (n - 1) or head + n > c.known:
         return refuse(c, b"f_flags", NULL, head, w.f_flags[head], b"no place for the head of a folio")
     for i in range(head + 1, head + n):
-        if not w.f_flags[i] & FRAME_TAIL or w.f_head[i] != head:
+        if not w.f_flags[i] & FRAME_TAIL or folio_head(w, i) != head:
             return refuse(c, b"f_flags", NULL, i, w.f_flags[i], b"in the midst of a folio, but not part of it")
     c.tails += n - 1
     return 0
@@ -87,6 +86,8 @@ cdef int one_owners(Check *c, int64_t at) noexcept nogil:
         sum += o.nr[i]
     if sum > o.total or (o.mm[0] == o.mm[1] and o.mm[0]):
         return refuse(c, b"owners", b"nr", at, sum, b"more mappings than there are, or an owner that is there twice")
+    if f & FRAME_ANON == 0:
+        return 0
     if o.shared > 1 or not o.shared and o.nr[0] != o.total and o.nr[1] != o.total:
         return refuse(c, b"owners", b"shared", at, o.shared, b"not whether others than one owner have mappings")
     return 0
@@ -166,7 +167,7 @@ cdef int lru(Check *c) noexcept nogil:
         if within(c, b"batches", b"nr_lru", cpu, b.nr_lru, 0, max(<int64_t>1, ctl.lru_batch), b"more than a batch takes"):
             return -1
         for i in range(b.nr_lru):
-            if not 0 < b.lru[i] < c.known or c.w.f_head[b.lru[i]] != b.lru[i] or not c.w.f_flags[b.lru[i]] & FRAME_LRU:
+            if not 0 < b.lru[i] < c.known or folio_head(c.w, b.lru[i]) != b.lru[i] or not c.w.f_flags[b.lru[i]] & FRAME_LRU:
                 return refuse(c, b"batches", b"lru", cpu, b.lru[i], b"no frame that waits in a batch")
             if waits_before(c, cpu, i):
                 return refuse(c, b"batches", b"lru", cpu, b.lru[i], b"in a batch twice")
@@ -223,7 +224,7 @@ cdef int dma(Check *c) noexcept nogil:
     for i in range(c.known):
         if w.pins_of[i] == 0:
             continue
-        if not 0 < w.pins_of[i] < MOST_REFS or w.f_head[i] != i or w.f_flags[i] & (FRAME_USED | FRAME_ZERO) != FRAME_USED:
+        if not 0 < w.pins_of[i] < MOST_REFS or folio_head(w, i) != i or w.f_flags[i] & (FRAME_USED | FRAME_ZERO) != FRAME_USED:
             return refuse(c, b"pins_of", NULL, i, w.pins_of[i], b"no number of pins, or of no page that can be pinned")
         if within(c, b"pins_of", NULL, i, w.pins_of[i] + <int64_t>c.held[i], 0, MOST_REFS, b"with others too many"):
             return -1
@@ -250,8 +251,8 @@ cdef int frames(Check *c) noexcept nogil:
     if lru(c) or dma(c) or all_owners(c):
         return -1
     for i in range(c.known):
-        if w.f_refs[i] < c.held[i] and not w.f_flags[i] & FRAME_ZERO:
-            return counted(c, b"f_refs", NULL, i, w.f_refs[i], c.held[i], b"references at least")
+        if w.f_extra[i] < c.held[i] and not w.f_flags[i] & FRAME_ZERO:
+            return counted(c, b"f_extra", NULL, i, w.f_extra[i], c.held[i], b"references at least")
     for i in range(2 * w.ctl.nr_nodes):
         if block_list(c, i >= w.ctl.nr_nodes, i % w.ctl.nr_nodes):
             return -1

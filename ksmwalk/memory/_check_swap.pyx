@@ -6,6 +6,7 @@ from libc.stdint cimport int64_t
 
 from ksmwalk.memory._anon cimport anon_reaches
 from ksmwalk.memory._check cimport SEEN_FREE, Check, counted, free_list, refuse, within
+from ksmwalk.memory._frames cimport folio_head
 from ksmwalk.layout._layout cimport *
 
 
@@ -29,9 +30,9 @@ cdef int one_slot(Check *c, int64_t i) noexcept nogil:
         return 0
     if not 0 < pfn < c.known or w.f_flags[pfn] & (FRAME_USED | FRAME_ANON) != (FRAME_USED | FRAME_ANON):
         return refuse(c, b"slots", b"pfn", i, pfn, b"no anonymous page")
-    if w.slot_of[pfn] != i or w.f_flags[pfn] & FRAME_ZERO or w.f_key[pfn] != s.key or w.f_head[pfn] >= c.known:
+    if w.slot_of[pfn] != i or w.f_flags[pfn] & FRAME_ZERO or w.f_key[pfn] != s.key or folio_head(w, pfn) >= c.known:
         return refuse(c, b"slots", b"pfn", i, pfn, b"not a page of this slot and content")
-    c.held[w.f_head[pfn]] += 1      # also a part of a huge page that goes out in part
+    c.held[folio_head(w, pfn)] += 1      # also a part of a huge page that goes out in part
     return 0
 
 

@@ -97,7 +97,7 @@ cdef int write_hugetlb(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64
         old = normal_pfn(w, pmd[0], 2)
         if old < 0:
             return -EFAULT
-        if pmd[0] & PTE_RW or v.flags & VM_SHARED or folio_mappings(w, old) == w.f_refs[old] == 512:
+        if pmd[0] & PTE_RW or v.flags & VM_SHARED or folio_mappings(w, old) == 512 and not w.f_extra[old]:
             pmd[0] = entry_stored(pmd[0] | PTE_RW)
             store(w, mm, old + sub, key, mode)
             return KW_OK

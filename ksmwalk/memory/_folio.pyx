@@ -10,8 +10,8 @@ from ksmwalk._core cimport (
     pte_present,
 )
 from ksmwalk.memory._frames cimport (
-    folio_extra_refs, folio_mappings, folio_pages, folio_unmake, frame_free, huge_map, maybe_shared, mlock_drain, new_page,
-    normal_pfn,
+    folio_extra_refs, folio_head, folio_mappings, folio_pages, folio_unmake, free_unused, huge_map, maybe_shared, mlock_drain,
+    new_page, normal_pfn,
 )
 from ksmwalk.memory._leaves cimport huge_flags, pmd_split, touched
 from ksmwalk.memory._areas cimport vma_find
@@ -59,7 +59,6 @@ cdef void zero_if_empty(kw_world *w, Splitting *s, int32_t mm, uint64_t addr, ui
     flags = entry_decode(pte[0]) & ~(PTE_PFN_MASK | PTE_RW | PTE_D)
     pte[0] = make_entry(0, flags | PTE_SPECIAL)
     w.f_mapcount[pfn] -= 1
-    w.f_refs[w.f_head[pfn]] -= 1
     touched(w, mm)
 
 
@@ -82,7 +81,7 @@ cdef int64_t folio_at(kw_world *w, Splitting *s, int32_t mm, uint64_t addr, uint
     while pte != NULL and addr < end:
         if pte_present(pte[0]):
             pfn = normal_pfn(w, pte[0], 1)
-            if pfn >= 0 and <int64_t>w.f_head[pfn] == s.head:
+            if pfn >= 0 and <int64_t>folio_head(w, pfn) == s.head:
                 n += 1
                 if s.replace:
                     zero_if_empty(w, s, mm, addr, pte, pfn)
@@ -181,7 +180,7 @@ cdef int64_t mapped_before(kw_world *w, int32_t mm, uint64_t addr, int64_t head,
     pte = pte_find(w, w.mms[mm].root, addr)
     for i in range(512):
         pfn = normal_pfn(w, pte[i], 1) if pte_present(pte[i]) else KW_NONE
-        if pfn >= 0 and <int64_t>w.f_head[pfn] == head:
+        if pfn >= 0 and <int64_t>folio_head(w, pfn) == head:
             n += visited_before(w, vma_find(w, mm, addr + (<uint64_t>i << 12)), area)
     return n
 
@@ -209,7 +208,7 @@ cdef int given_up(kw_world *w, int64_t head, uint64_t addr, int64_t expected) no
 
 
 cdef int split_folio_at(kw_world *w, int64_t pfn, uint64_t addr) noexcept nogil:
-    cdef int64_t head = w.f_head[pfn], expected, got, i, n
+    cdef int64_t head = folio_head(w, pfn), expected, got, i, n
     cdef Splitting s
     if w.f_flags[head] & (FRAME_HEAD | FRAME_HUGETLB) != FRAME_HEAD:
         return KW_OK
@@ -232,8 +231,7 @@ cdef int split_folio_at(kw_world *w, int64_t pfn, uint64_t addr) noexcept nogil:
     n = folio_pages(w, head)
     folio_unmake(w, head)
     for i in range(head, head + n):
-        if w.f_refs[i] == 0:
-            frame_free(w, i)
+        free_unused(w, i)
     if s.any_locked:
         mlock_drain(w, <int>w.ksm.cpu)
     return KW_OK
@@ -293,14 +291,14 @@ cdef int split_in_parts(kw_world *w, int32_t mm, uint64_t start, uint64_t end) n
         while addr < next:
             n = 1
             pfn = normal_pfn(w, pte[0], 1) if pte_present(pte[0]) else KW_NONE
-            if pfn >= 0 and w.f_flags[w.f_head[pfn]] & FRAME_HEAD and w.f_head[pfn] != passed:
+            if pfn >= 0 and w.f_flags[folio_head(w, pfn)] & FRAME_HEAD and folio_head(w, pfn) != passed:
                 n = whole_folio(w, pte, <int64_t>((next - addr) >> 12))
                 if n == 0 and not maybe_shared(w, pfn):
                     rc = split_folio_at(w, pfn, addr)
                     if rc == KW_ENOROWS:
                         return rc
                 if n == 0:
-                    passed = w.f_head[pfn]
+                    passed = folio_head(w, pfn)
                     n = 1
             pte += n
             addr += <uint64_t>n * KW_PAGE_SIZE

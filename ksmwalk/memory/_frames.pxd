@@ -4,14 +4,15 @@
 # changes nothing unless it says so.
 #
 # Counting. f_mapcount[pfn] = entries that map this very frame; a leaf pmd counts once for each of its 512 frames.
-# f_refs[head] = sum of f_mapcount over the folio's frames (so splitting a pmd does not change it) + pins + 1 while on
-# the LRU batch + 1 for each entry of the mlock batches + 1 while in the swap cache. "Nobody but the mappings holds a
-# reference" is folio_extra_refs() == 0. A folio is freed as a whole when its refs drop to 0: a huge page that lost some of
-# its mappings stays a folio and keeps all of its 512 frames. The shared zero page (frame 0) and the huge zero page
+# f_extra[head] = references to the folio that are no mappings: pins + 1 while on the LRU batch + 1 for each entry of the
+# mlock batches + 1 for each of its pages in the swap cache + what files hold. "Nobody but the mappings holds a reference"
+# is folio_extra_refs() == 0. Of most pages it is 0, and was never written: so it takes no memory. A folio is freed as a
+# whole when the last mapping of any of its frames and the last reference are gone: a huge page that lost some of its
+# mappings stays a folio and keeps all of its 512 frames. The shared zero page (frame 0) and the huge zero page
 # (ctl.huge_zero) are not counted and never freed.
 #
-# Owners. Of an anonymous folio of several pages `owners[head >> 2]` says besides who maps it, as the kernel knows it; every
-# such folio, anonymous or not, has its order there. FRAME_EXCLUSIVE is a page's, but where a leaf pmd maps a folio its
+# Owners. Of a folio of several pages `owners[head >> 2]` has the order and the number of mappings; of an anonymous one
+# also who maps it, as the kernel knows it. FRAME_EXCLUSIVE is a page's, but where a leaf pmd maps a folio its
 # head's, for all of it. Whoever maps or unmaps says for which mm.
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint64_t
 
@@ -24,6 +25,10 @@ cdef enum:
     HUGE_ORDER = 9
 
 # ------------------------------------------------------------------ folios
+
+cdef inline int64_t folio_head(kw_world *w, int64_t pfn) noexcept nogil:
+    # First frame of the folio that pfn belongs to.
+    return w.f_head[pfn] if KW_UNLIKELY(w.f_flags[pfn] & LARGE) else pfn
 
 cdef inline int64_t folio_pages(kw_world *w, int64_t head) noexcept nogil:
     # How many frames a folio has, by its head.
@@ -40,7 +45,7 @@ cdef void folio_unmake(kw_world *w, int64_t head) noexcept nogil
     # Its frames are small pages from now on, each with its own references.
 cdef void owners_add(kw_world *w, int32_t mm, int64_t pfn, int32_t n) noexcept nogil
 cdef void owners_drop(kw_world *w, int32_t mm, int64_t pfn, int32_t n) noexcept nogil
-    # n mappings more (fewer) by this mm of any pages of the folio of pfn; nothing where it is not anonymous.
+    # n mappings more (fewer) by this mm of any pages of the folio of pfn.
 cdef int leaf_split(kw_world *w, int32_t mm, uint64_t *entry, int level) noexcept nogil
     # split_leaf, and where it was the leaf pmd of a folio its owners hear of it; each page is as exclusive as the whole
     # was. KW_ENOROWS.
@@ -54,7 +59,7 @@ cdef bint huge_ours(kw_world *w, int64_t head) noexcept nogil
 # ------------------------------------------------------------------ the allocator
 
 cdef int64_t frame_alloc(kw_world *w, int nid, uint64_t key, uint16_t flags) noexcept nogil
-    # One frame with this content, flags | FRAME_USED, mapcount 0, refs 0, head itself, node 0: map it or free it. From
+    # One frame with this content, flags | FRAME_USED, of a folio of its own, mapped nowhere: map it or free it. From
     # node `nid`, else from the next one that has a frame; lowest frame of a partly free block first. KW_ENOFRAMES.
 cdef int64_t frame_new(kw_world *w, int nid, uint64_t key) noexcept nogil
     # frame_alloc of an anonymous page that one pte maps already, exclusive.
@@ -72,18 +77,24 @@ cdef void frame_free(kw_world *w, int64_t pfn) noexcept nogil
 
 # ------------------------------------------------------------------ counts
 
-cdef inline void put_refs(kw_world *w, int64_t head, int n) noexcept nogil:
-    # Entries written by hand may take more than there is.
-    if w.f_refs[head] > n:
-        w.f_refs[head] -= n
-    elif w.f_flags[head] & FRAME_USED:
+cdef inline bint folio_mapped(kw_world *w, int64_t head) noexcept nogil:
+    # Does any entry map any frame of the folio?
+    return w.owners[head >> 2].total != 0 if KW_UNLIKELY(w.f_flags[head] & FRAME_HEAD) else w.f_mapcount[head] != 0
+
+cdef inline void free_unused(kw_world *w, int64_t head) noexcept nogil:
+    # A mapping or a reference of the folio went; it goes with the last.
+    if w.f_extra[head] <= 0 and not folio_mapped(w, head) and w.f_flags[head] & FRAME_USED:
         frame_free(w, head)
+
+cdef inline void put_ref(kw_world *w, int64_t head) noexcept nogil:
+    # One reference less that is no mapping.
+    w.f_extra[head] -= 1
+    free_unused(w, head)
 
 cdef inline void frame_map(kw_world *w, int32_t mm, int64_t pfn) noexcept nogil:
     # One pte more of this mm maps pfn.
     kw_check(0 <= pfn < w.ctl.nr_frames and w.f_flags[pfn] & FRAME_USED)
     w.f_mapcount[pfn] += 1
-    w.f_refs[w.f_head[pfn]] += 1
     if KW_UNLIKELY(w.f_flags[pfn] & LARGE):
         owners_add(w, mm, pfn, 1)
 
@@ -96,7 +107,7 @@ cdef inline void frame_unmap(kw_world *w, int32_t mm, int64_t pfn) noexcept nogi
     w.f_mapcount[pfn] -= 1
     if KW_UNLIKELY(w.f_flags[pfn] & LARGE):
         owners_drop(w, mm, pfn, 1)
-    put_refs(w, w.f_head[pfn], 1)
+    free_unused(w, folio_head(w, pfn))
 
 cdef void huge_map(kw_world *w, int32_t mm, int64_t head) noexcept nogil
 cdef void huge_unmap(kw_world *w, int32_t mm, int64_t head) noexcept nogil
@@ -110,7 +121,7 @@ cdef bint dma_put(kw_world *w, int64_t pfn) noexcept nogil
 cdef inline bint dma_pinned(kw_world *w, int64_t pfn) noexcept nogil:
     # Must a fork copy this page at once? pfn: a page that is mapped, or KW_NONE.
     return (KW_UNLIKELY(w.ctl.dma_pins > 0) and pfn >= 0 and w.f_flags[pfn] & FRAME_EXCLUSIVE
-            and w.pins_of[w.f_head[pfn]] > 0)
+            and w.pins_of[folio_head(w, pfn)] > 0)
 cdef int64_t folio_mappings(kw_world *w, int64_t head) noexcept nogil
     # Entries that map any frame of the folio.
 cdef inline int64_t folio_cached(kw_world *w, int64_t head) noexcept nogil:
@@ -121,8 +132,8 @@ cdef inline int64_t folio_cached(kw_world *w, int64_t head) noexcept nogil:
     return n
 cdef inline int64_t folio_extra_refs(kw_world *w, int64_t pfn) noexcept nogil:
     # References of pfn's folio besides its mappings and the swap cache's: pins and what waits in batches.
-    cdef int64_t head = w.f_head[pfn]
-    return w.f_refs[head] - folio_mappings(w, head) - folio_cached(w, head)
+    cdef int64_t head = folio_head(w, pfn)
+    return w.f_extra[head] - folio_cached(w, head)
 cdef inline void cache_forget(kw_world *w, int64_t pfn) noexcept nogil:
     # The frame, which is in the swap cache, leaves it; the reference is the caller's.
     cdef kw_slot *s = &w.slots[w.slot_of[pfn]]

@@ -91,14 +91,12 @@ cdef bint frame_take(kw_world *w, int64_t pfn) noexcept nogil:
 cdef inline void frame_init(kw_world *w, int64_t pfn, uint64_t key, int flags, int mapcount) noexcept nogil:
     kw_check(0 < pfn < w.ctl.nr_frames and w.f_flags[pfn] == 0)
     w.f_flags[pfn] = <uint16_t>(flags | FRAME_USED)
-    w.f_head[pfn] = <uint32_t>pfn
     w.f_mapcount[pfn] = mapcount
-    w.f_refs[pfn] = mapcount
     w.f_key[pfn] = key
     if KW_UNLIKELY(w.ctl.slots_most != 0):
         w.ctl.born += KW_BORN
         w.born_of[pfn] = w.ctl.born
-    # f_node stays as `clear_frame` left it: where no page was ever merged, it is never written.
+    # f_head, f_extra and f_node stay as `clear_frame` left them: what most pages do not need is never written.
 
 
 cdef int64_t frame_alloc(kw_world *w, int nid, uint64_t key, uint16_t flags) noexcept nogil:
@@ -211,9 +209,12 @@ cdef inline void clear_frame(kw_world *w, int64_t pfn) noexcept nogil:
         w.nodes[w.f_node[pfn]].pfn = -1
         w.nodes_gone += 1
         w.f_node[pfn] = 0
+    if KW_UNLIKELY(w.f_flags[pfn] & LARGE):
+        w.f_head[pfn] = 0
+    if KW_UNLIKELY(w.f_extra[pfn] != 0):
+        w.f_extra[pfn] = 0
     w.f_flags[pfn] = 0
     w.f_mapcount[pfn] = 0
-    w.f_refs[pfn] = 0
     w.f_key[pfn] = 0
 
 
@@ -242,7 +243,7 @@ cdef void lru_empty(kw_world *w, int cpu) noexcept nogil:
     for i in range(n):
         pfn = b.lru[i]
         w.f_flags[pfn] &= ~FRAME_LRU
-        put_refs(w, pfn, 1)
+        put_ref(w, pfn)
 
 
 cdef void mlock_drain(kw_world *w, int cpu) noexcept nogil:
@@ -256,7 +257,7 @@ cdef void mlock_drain(kw_world *w, int cpu) noexcept nogil:
         if pfn < 0:
             pfn = -pfn
             w.f_flags[pfn] &= ~FRAME_LRU
-        put_refs(w, w.f_head[pfn], 1)
+        put_ref(w, folio_head(w, pfn))
 
 
 cdef void lru_drain_cpu(kw_world *w, int cpu) noexcept nogil:
@@ -275,7 +276,7 @@ cdef void lru_wait(kw_world *w, int cpu, int64_t pfn) noexcept nogil:
     if w.ctl.lru_batch == 0:
         return
     w.f_flags[pfn] |= FRAME_LRU
-    w.f_refs[pfn] += 1
+    w.f_extra[pfn] += 1
     b.lru[b.nr_lru] = pfn
     b.nr_lru += 1
     # A huge folio doesn't wait: it drains the batch at once, as the kernel's does.
@@ -290,7 +291,7 @@ cdef void mlock_wait(kw_world *w, int cpu, int64_t pfn, int64_t entry) noexcept 
         return
     if entry < 0:
         w.f_flags[pfn] |= FRAME_LRU
-    w.f_refs[pfn] += 1
+    w.f_extra[pfn] += 1
     b.mlock[b.nr_mlock] = entry
     b.nr_mlock += 1
     if b.nr_mlock >= MLOCK_BATCH:
@@ -300,7 +301,7 @@ cdef void mlock_wait(kw_world *w, int cpu, int64_t pfn, int64_t entry) noexcept 
 # ------------------------------------------------------------------ counts
 
 cdef void frame_free(kw_world *w, int64_t pfn) noexcept nogil:
-    cdef int64_t head = w.f_head[pfn], n, i
+    cdef int64_t head = folio_head(w, pfn), n, i
     cdef int32_t b = <int32_t>(head >> 9)
     cdef int nid = 0 if w.ctl.nr_nodes == 1 else w.f_nid[head]
     cdef uint16_t before = w.b_count[b]
@@ -337,7 +338,6 @@ cdef void huge_map(kw_world *w, int32_t mm, int64_t head) noexcept nogil:
         return
     for i in range(512):
         w.f_mapcount[head + i] += 1
-    w.f_refs[head] += 512
     owners_add(w, mm, head, 1)
 
 
@@ -351,25 +351,25 @@ cdef void huge_unmap(kw_world *w, int32_t mm, int64_t head) noexcept nogil:
     for i in range(512):
         w.f_mapcount[head + i] -= 1
     owners_drop(w, mm, head, 1)
-    put_refs(w, head, 512)
+    free_unused(w, head)
 
 
 cdef void folio_get(kw_world *w, int64_t pfn) noexcept nogil:
-    w.f_refs[w.f_head[pfn]] += 1
+    w.f_extra[folio_head(w, pfn)] += 1
 
 
 cdef void folio_put(kw_world *w, int64_t pfn) noexcept nogil:
-    put_refs(w, w.f_head[pfn], 1)
+    put_ref(w, folio_head(w, pfn))
 
 
 cdef void dma_get(kw_world *w, int64_t pfn) noexcept nogil:
     folio_get(w, pfn)
-    w.pins_of[w.f_head[pfn]] += 1
+    w.pins_of[folio_head(w, pfn)] += 1
     w.ctl.dma_pins += 1
 
 
 cdef bint dma_put(kw_world *w, int64_t pfn) noexcept nogil:
-    cdef int64_t head = w.f_head[pfn]
+    cdef int64_t head = folio_head(w, pfn)
     if not w.f_flags[pfn] & FRAME_USED or w.ctl.dma_pins < 1 or w.pins_of[head] < 1:
         return False
     w.pins_of[head] -= 1
@@ -404,11 +404,11 @@ cdef void folio_unmake(kw_world *w, int64_t head) noexcept nogil:
     # What the head says of all is each one's now.
     cdef uint16_t of_all = w.f_flags[head] & (FRAME_LAZY | FRAME_DIRTY) | FRAME_ANON | FRAME_USED
     for i in range(head, head + n):
-        w.f_head[i] = <uint32_t>i
+        w.f_head[i] = 0
         if KW_UNLIKELY(w.ctl.born != 0) and i > head:
             w.born_of[i] = w.born_of[head] + n - (i - head)     # the list has the first one first, and then the last
         w.f_flags[i] = (w.f_flags[i] & ~LARGE) | of_all
-        w.f_refs[i] = w.f_mapcount[i] + (w.ctl.slots_used > 1 and w.slot_of[i] != 0)
+        w.f_extra[i] = w.ctl.slots_used > 1 and w.slot_of[i] != 0
     memset(&w.owners[head >> 2], 0, sizeof(kw_owners))
 
 
@@ -417,12 +417,12 @@ cdef inline int slot_of_owner(kw_owners *o, int32_t mm) noexcept nogil:
 
 
 cdef void owners_add(kw_world *w, int32_t mm, int64_t pfn, int32_t n) noexcept nogil:
-    cdef kw_owners *o = &w.owners[w.f_head[pfn] >> 2]
+    cdef kw_owners *o = &w.owners[folio_head(w, pfn) >> 2]
     cdef int slot = slot_of_owner(o, mm)
-    if not w.f_flags[pfn] & FRAME_ANON:
-        return
     kw_check(mm > 0)
     o.total += n
+    if not w.f_flags[pfn] & FRAME_ANON:
+        return
     if slot >= 0:
         o.nr[slot] += n
         return
@@ -436,11 +436,11 @@ cdef void owners_add(kw_world *w, int32_t mm, int64_t pfn, int32_t n) noexcept n
 
 
 cdef void owners_drop(kw_world *w, int32_t mm, int64_t pfn, int32_t n) noexcept nogil:
-    cdef kw_owners *o = &w.owners[w.f_head[pfn] >> 2]
+    cdef kw_owners *o = &w.owners[folio_head(w, pfn) >> 2]
     cdef int slot = slot_of_owner(o, mm)
+    o.total = max(o.total - n, 0)
     if not w.f_flags[pfn] & FRAME_ANON:
         return
-    o.total = max(o.total - n, 0)
     if slot >= 0:
         o.nr[slot] -= n
         if o.nr[slot] > 0:
@@ -468,30 +468,31 @@ cdef int leaf_split(kw_world *w, int32_t mm, uint64_t *entry, int level) noexcep
 
 
 cdef bint maybe_shared(kw_world *w, int64_t pfn) noexcept nogil:
-    cdef int64_t head = w.f_head[pfn]
+    cdef int64_t head = folio_head(w, pfn)
     return w.owners[head >> 2].shared != 0 if w.f_flags[head] & FRAME_HEAD else w.f_mapcount[head] > 1
 
 
 cdef bint page_ours(kw_world *w, int32_t mm, int64_t pfn) noexcept nogil:
     cdef uint16_t flags = w.f_flags[pfn]
-    cdef int64_t n
+    cdef int64_t head, n
     if flags & (FRAME_ANON | FRAME_KSM) != FRAME_ANON:
         return False
     if flags & FRAME_EXCLUSIVE:
         return True
     if flags & LARGE:
-        n = folio_mappings(w, w.f_head[pfn])
-        if w.f_refs[w.f_head[pfn]] != n or maybe_shared(w, pfn):
+        head = folio_head(w, pfn)
+        if w.f_extra[head] or maybe_shared(w, pfn):
             return False
+        n = folio_mappings(w, head)
         # With one page left the folio had better go.
         return not w.ctl.kernel & SWITCH_PARTS_COPIED if n > 1 else w.ctl.kernel & SWITCH_LAST_PART_STAYS != 0
-    if flags & FRAME_LRU and w.f_refs[pfn] <= 3:
+    if flags & FRAME_LRU and w.f_mapcount[pfn] + w.f_extra[pfn] <= 3:
         # The kernel drains the batches of the CPU at hand before it counts, where that may change what it finds.
         lru_drain_cpu(w, w.mms[mm].cpu)
-    return w.f_refs[pfn] == 1
+    return w.f_mapcount[pfn] == 1 and w.f_extra[pfn] == 0
 
 
 cdef bint huge_ours(kw_world *w, int64_t head) noexcept nogil:
     if w.f_flags[head] & FRAME_EXCLUSIVE:
         return True
-    return w.owners[head >> 2].total == 1 and w.f_refs[head] == 512
+    return w.owners[head >> 2].total == 1 and w.f_extra[head] == 0

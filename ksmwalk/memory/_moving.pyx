@@ -8,8 +8,8 @@ from ksmwalk._core cimport (
     child_row, entry_decode, entry_leaf, entry_none, leaf_find, make_entry, make_leaf, pte_present,
 )
 from ksmwalk.memory._frames cimport (
-    folio_alloc, folio_extra_refs, folio_mappings, folio_pages, frame_alloc, frame_free, huge_alloc, is_huge, lru_add,
-    normal_pfn,
+    folio_alloc, folio_extra_refs, folio_head, folio_mappings, folio_pages, frame_alloc, frame_free, huge_alloc, is_huge,
+    lru_add, normal_pfn,
 )
 from ksmwalk.memory._leaves cimport touched
 from ksmwalk.layout._layout cimport *
@@ -105,8 +105,8 @@ cdef void take_over(kw_world *w, Move *m) noexcept nogil:
             w.f_node[old] = 0
             w.nodes[node].pfn = w.nodes[node].last_pfn = <int32_t>new
         w.f_mapcount[old] = 0
-    w.f_refs[m.new] = w.f_refs[m.old]
-    w.f_refs[m.old] = 0
+    w.f_extra[m.new] = w.f_extra[m.old]
+    w.f_extra[m.old] = 0
     if w.ctl.folios and m.pages > 1:
         w.owners[m.new >> 2] = w.owners[m.old >> 2]
     frame_free(w, m.old)
@@ -115,7 +115,7 @@ cdef void take_over(kw_world *w, Move *m) noexcept nogil:
 cdef int move_folio(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn, int nid) noexcept nogil:
     cdef Move m
     cdef bint file = w.f_flags[pfn] & FRAME_FILE != 0
-    m.old = w.f_head[pfn]
+    m.old = folio_head(w, pfn)
     m.pages = folio_pages(w, m.old)
     m.left = folio_mappings(w, m.old)
     if folio_extra_refs(w, m.old) != file or w.f_flags[m.old] & (FRAME_LOCKED | FRAME_LRU):

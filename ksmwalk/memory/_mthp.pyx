@@ -66,7 +66,6 @@ cdef int64_t folio_fault(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint
             first[i] = make_entry(<uint64_t>(pfn + i), flags)
             w.f_mapcount[pfn + i] = 1
             w.f_flags[pfn + i] |= FRAME_EXCLUSIVE
-        w.f_refs[pfn] = <int32_t>n
         owners_add(w, mm, pfn, <int32_t>n)
         new_page(w, w.mms[mm].cpu, v.flags, pfn)
         touched(w, mm)

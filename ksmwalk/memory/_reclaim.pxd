@@ -2,6 +2,7 @@
 # _frames.pxd; ranges are page aligned, half-open and inside one vma.
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
+from ksmwalk.memory._frames cimport folio_head
 from ksmwalk.layout._layout cimport *
 
 
@@ -26,7 +27,7 @@ cdef inline bint lazy(kw_world *w, int64_t pfn) noexcept nogil:
     return w.f_flags[pfn] & FRAME_LAZY != 0
 cdef inline bint stored_to(kw_world *w, int64_t pfn, uint64_t entry) noexcept nogil:
     # Has a marked page got a content that is nowhere else: through this mapping, or by becoming KSM's?
-    return entry & PTE_D or w.f_flags[w.f_head[pfn]] & FRAME_DIRTY
+    return entry & PTE_D or w.f_flags[folio_head(w, pfn)] & FRAME_DIRTY
 cdef inline void keep(kw_world *w, int64_t pfn) noexcept nogil:
     # A page that was marked, and found to be stored to since: it stays for now, and is one like others from now on.
     w.f_flags[pfn] = (w.f_flags[pfn] | FRAME_DIRTY) & ~FRAME_LAZY

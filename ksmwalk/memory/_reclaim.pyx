@@ -9,8 +9,8 @@ from ksmwalk.memory._anon cimport anon_descends, anon_family, anon_reaches
 from ksmwalk.memory._areas cimport vma_find
 from ksmwalk.memory._folio cimport split_folio_at, split_parts, whole_folio
 from ksmwalk.memory._frames cimport (
-    LARGE, dma_pinned, folio_cached, folio_extra_refs, folio_mappings, folio_pages, frame_unmap, lru_drain_cpu, maybe_shared,
-    normal_pfn,
+    LARGE, dma_pinned, folio_cached, folio_extra_refs, folio_head, folio_mappings, folio_pages, frame_unmap, lru_drain_cpu,
+    maybe_shared, normal_pfn,
 )
 from ksmwalk.memory._leaves cimport pmd_split, touched, whole_pmd, wp_marker, zap_leaf, zap_pte
 from ksmwalk.memory._swap cimport (
@@ -24,7 +24,7 @@ from ksmwalk.layout._layout cimport *
 
 cdef bint can_go(kw_world *w, int64_t pfn) noexcept nogil:
     """Is it a page that reclaim looks at? One with a DMA pin, or in somebody's work, is not."""
-    cdef int64_t head = w.f_head[pfn]
+    cdef int64_t head = folio_head(w, pfn)
     if w.f_flags[pfn] & (FRAME_HUGETLB | FRAME_DEVICE | FRAME_MLOCKED) or w.f_flags[head] & (FRAME_LOCKED | FRAME_LRU):
         return False
     return not dma_pinned(w, pfn)

@@ -10,7 +10,7 @@ from libc.string cimport memset
 from ksmwalk._core cimport child_row, entry_leaf, interrupted, level_index, pmd_find, pte_find, pte_present
 from ksmwalk.memory._areas cimport vma_find
 from ksmwalk.memory._folio cimport split_folio, whole_folio
-from ksmwalk.memory._frames cimport LARGE, folio_cached, folio_extra_refs, folio_pages, lru_drain, normal_pfn
+from ksmwalk.memory._frames cimport LARGE, folio_cached, folio_extra_refs, folio_head, folio_pages, lru_drain, normal_pfn
 from ksmwalk.memory._khuge cimport underused
 from ksmwalk.memory._leaves cimport LeafOp, pmd_split, touched, zap_leaf
 from ksmwalk.memory._ptes cimport each_pte_of_objects, over_ptes
@@ -94,7 +94,7 @@ cdef int op_mark(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexce
     if pfn < 0:
         return 0
     if op.v.flags & VM_LOCKED and as_a_whole(w, op.v, addr, entry, pfn, op.on) or not can_go(w, pfn):
-        r.marks[w.f_head[pfn]] |= STAYS
+        r.marks[folio_head(w, pfn)] |= STAYS
     return 0
 
 
@@ -153,10 +153,10 @@ cdef void unmap_lazy(kw_world *w, Reclaim *r, uint64_t addr, uint64_t *entry, in
 
 cdef void go_pte(kw_world *w, Reclaim *r, uint64_t addr, uint64_t *pte) noexcept nogil:
     cdef int64_t pfn = normal_pfn(w, pte[0], 1) if pte_present(pte[0]) else KW_NONE
-    if pfn < 0 or r.marks[w.f_head[pfn]] & STAYS:
+    if pfn < 0 or r.marks[folio_head(w, pfn)] & STAYS:
         return
-    if lazy(w, w.f_head[pfn]):
-        unmap_lazy(w, r, addr, pte, 1, w.f_head[pfn])
+    if lazy(w, folio_head(w, pfn)):
+        unmap_lazy(w, r, addr, pte, 1, folio_head(w, pfn))
     elif not w.f_flags[pfn] & FRAME_ANON:
         unmap_file(w, r.op.mm, addr, pte)
     else:
@@ -200,7 +200,7 @@ cdef int go(kw_world *w, Reclaim *r, int32_t mm, uint64_t addr, int64_t head) no
 
 cdef inline bint maps(kw_world *w, const uint64_t *pte, int64_t head) noexcept nogil:
     cdef int64_t pfn = normal_pfn(w, pte[0], 1) if pte_present(pte[0]) else KW_NONE
-    return pfn >= 0 and w.f_head[pfn] == head
+    return pfn >= 0 and folio_head(w, pfn) == head
 
 
 cdef int by_turn(const void *a, const void *b) noexcept nogil:
@@ -316,9 +316,9 @@ cdef int note(kw_world *w, Reclaim *r, uint64_t addr, int64_t head) noexcept nog
 cdef int op_note(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
     cdef Reclaim *r = <Reclaim *>op
     cdef int64_t pfn = normal_pfn(w, entry[0], 1) if pte_present(entry[0]) else KW_NONE
-    if pfn < 0 or r.marks[w.f_head[pfn]] & STAYS:
+    if pfn < 0 or r.marks[folio_head(w, pfn)] & STAYS:
         return 0
-    return note(w, r, addr, w.f_head[pfn])
+    return note(w, r, addr, folio_head(w, pfn))
 
 
 cdef int op_note_pmd(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
@@ -400,7 +400,7 @@ cdef int reclaim_once(kw_world *w, Reclaim *r) noexcept nogil:
 cdef int op_object_out(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
     """A page of shared memory that nobody maps goes as well (see `unmap_file`)."""
     cdef int64_t pfn = normal_pfn(w, entry[0], 1)
-    if pfn >= 0 and w.f_mapcount[pfn] == 0 and w.f_refs[pfn] == 1 and can_go(w, pfn):
+    if pfn >= 0 and w.f_mapcount[pfn] == 0 and w.f_extra[pfn] == 1 and can_go(w, pfn):
         not_accessed(entry)
     return 0
 

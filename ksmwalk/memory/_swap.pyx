@@ -5,7 +5,7 @@ The contract of every function stands in `_swap.pxd`.
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memset
 
-from ksmwalk.memory._frames cimport cache_forget, put_refs
+from ksmwalk.memory._frames cimport cache_forget, folio_head, put_ref
 from ksmwalk.layout._layout cimport *
 
 
@@ -98,7 +98,7 @@ cdef void cache_add(kw_world *w, int32_t slot, int64_t pfn) noexcept nogil:
     kw_check(0 < pfn < w.ctl.nr_frames and w.slot_of[pfn] == 0 and w.slots[slot].pfn == 0)
     w.slots[slot].pfn = <int32_t>pfn
     w.slot_of[pfn] = slot
-    w.f_refs[w.f_head[pfn]] += 1
+    w.f_extra[folio_head(w, pfn)] += 1
 
 
 cdef void cache_drop(kw_world *w, int32_t slot) noexcept nogil:
@@ -107,4 +107,4 @@ cdef void cache_drop(kw_world *w, int32_t slot) noexcept nogil:
         return
     cache_forget(w, pfn)
     w.f_flags[pfn] |= FRAME_DIRTY
-    put_refs(w, w.f_head[pfn], 1)
+    put_ref(w, folio_head(w, pfn))

@@ -10,7 +10,7 @@ from ksmwalk._core cimport (
     pte_present,
 )
 from ksmwalk.memory._anon cimport anon_family
-from ksmwalk.memory._frames cimport frame_map, normal_pfn
+from ksmwalk.memory._frames cimport folio_head, frame_map, normal_pfn
 from ksmwalk.memory._leaves cimport huge_flags, pmd_split, prot_bits, touched, wp_marker
 from ksmwalk.memory._areas cimport anon_vma_prepare
 from ksmwalk.memory._fault cimport backing_page, new_anon
@@ -141,7 +141,7 @@ cdef int take_apart(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil:
     if pfn < 0:
         return KW_OK
     # Of a folio of several pages the first is asked: it may be exclusive though this one is not, or the other way round.
-    if not movable(w, w.f_head[pfn]):
+    if not movable(w, folio_head(w, pfn)):
         return -EBUSY
     rc = split_folio_at(w, pfn, addr)
     if rc < 0:
@@ -152,7 +152,7 @@ cdef int take_apart(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil:
 
 cdef inline bint movable(kw_world *w, int64_t pfn) noexcept nogil:
     """Nobody else has it (which KSM pages never are), and no device writes into it."""
-    return w.f_flags[pfn] & FRAME_EXCLUSIVE != 0 and not (w.ctl.dma_pins and w.pins_of[w.f_head[pfn]])
+    return w.f_flags[pfn] & FRAME_EXCLUSIVE != 0 and not (w.ctl.dma_pins and w.pins_of[folio_head(w, pfn)])
 
 
 cdef int move_entry(kw_world *w, const kw_vma *v, uint64_t to, uint64_t e) noexcept nogil:

@@ -15,6 +15,10 @@ from ..layout import BLOCK, FRAME_FIELDS, Frame, MmFlag
 from ..signatures import AnyArray, Integer, Integers
 
 _FIXED = Frame.KSM | Frame.ZERO
+_LARGE = Frame.HEAD | Frame.TAIL
+_COMPUTED = ("head", "refs")
+#: those of the arrays that mean something by themselves
+_VIEWS = [name for name in FRAME_FIELDS if name not in ("head", "extra")]
 
 
 class Frames(Strict):
@@ -30,11 +34,11 @@ class Frames(Strict):
     nid : ndarray of uint8
         NUMA node.
     head : ndarray of uint32
-        First frame of the folio; the frame itself if it is alone.
+        First frame of the folio; the frame itself if it is alone. Computed anew each time.
     mapcount : ndarray of int32
         Page-table entries that map this very frame (a leaf pmd counts once for each of its 512).
     refs : ndarray of int32
-        At the head: all mappings of the folio, pins, and one while on the LRU batch.
+        At the head: all mappings of the folio, pins, what waits in batches, and the swap cache's. Computed anew each time.
     key : ndarray of uint64
         Content.
     node : ndarray of int32
@@ -44,20 +48,20 @@ class Frames(Strict):
     pages are not counted.
     """
 
-    __slots__ = (*FRAME_FIELDS, "_world", "__weakref__")
+    __slots__ = (*_VIEWS, "_extra", "_head", "_world", "__weakref__")
 
     flags: NDArray[np.uint16]
     nid: NDArray[np.uint8]
-    head: NDArray[np.uint32]
     mapcount: NDArray[np.int32]
-    refs: NDArray[np.int32]
     key: NDArray[np.uint64]
     node: NDArray[np.int32]
 
     def __init__(self, world: _core.World):
         self._world: _core.World
         object.__setattr__(self, "_world", world)
-        for name in FRAME_FIELDS:
+        self._head: NDArray[np.uint32] = world.arrays["f_head"].view()
+        self._extra: NDArray[np.int32] = world.arrays["f_extra"].view()
+        for name in _VIEWS:
             view = world.arrays[f"f_{name}"].view()
             view.flags.writeable = False
             object.__setattr__(self, name, view)
@@ -65,10 +69,31 @@ class Frames(Strict):
     if not TYPE_CHECKING:
 
         def __setattr__(self, name, value):
-            if name in FRAME_FIELDS:
+            if name in _VIEWS or name in _COMPUTED:
                 what = "the arrays of frames are read-only; set_key and Host.lock_page change frames"
                 raise AttributeError(f"{name}: {what}")
             super().__setattr__(name, value)
+
+    @property
+    def head(self) -> NDArray[np.uint32]:
+        """First frame of each frame's folio."""
+        heads = self._heads()
+        heads.flags.writeable = False
+        return heads
+
+    @property
+    def refs(self) -> NDArray[np.int32]:
+        """References of each folio, at its head."""
+        refs = self._extra + self.mapcount
+        tails = np.flatnonzero(self.flags & Frame.TAIL)
+        np.add.at(refs, self._heads()[tails], refs[tails])
+        refs[tails] = 0
+        refs.flags.writeable = False
+        return refs
+
+    def _heads(self) -> NDArray[np.uint32]:
+        own = np.arange(len(self), dtype=np.uint32)
+        return np.where(self.flags & _LARGE != 0, self._head, own)
 
     def set_key(self, pfns: Integer | Integers, keys: Integer | Integers) -> None:
         """Change the content of frames, as a device does that was given them: no fault, no mapping changes.

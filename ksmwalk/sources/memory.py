@@ -241,7 +241,6 @@ def _hold_for_others(host: Host, parts: list[ProcessCapture]) -> None:
     at = arrays["f_head"][others[large]] >> 2
     np.add.at(owners["total"], at, more[large])
     owners["shared"][at] = 1
-    np.add.at(arrays["f_refs"], arrays["f_head"][others], more)
 
 
 def _take_over(host: Host, parts: list[ProcessCapture], mms: list[Mm]) -> int:

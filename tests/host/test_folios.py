@@ -18,7 +18,7 @@ SIZES = (16, 32, 64, 128, 256, 512, 1024)
 def folio_of(host, mm, addr):
     """(first address of its folio as mapped here, pages) of a present page."""
     pfn = int(mm.read_pfns(addr, 1)[0])
-    heads = host._arrays["f_head"]
+    heads = host.frames.head
     head = int(heads[pfn])
     return addr - (pfn - head) * PAGE, int(np.count_nonzero(heads[head : head + 512] == head))
 
@@ -154,7 +154,7 @@ def test_a_saved_host_keeps_its_folios_and_limits(tmp_path):
 
 def huge_at(host, mm, addr):
     pfn = int(mm.read_pfns(addr, 1)[0])
-    return pfn >= 0 and bool(host._arrays["f_flags"][host._arrays["f_head"][pfn]] & Frame.HEAD)
+    return pfn >= 0 and bool(host._arrays["f_flags"][host.frames.head[pfn]] & Frame.HEAD)
 
 
 def small_pages(host, n=20, advice="hugepage"):

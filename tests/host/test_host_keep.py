@@ -92,7 +92,7 @@ def test_a_missing_file_is_named(tmp_path):
     [
         ("vmas", lambda a: a["next"].__setitem__(1, 999), r"vmas\.next: record 1 holds 999"),
         ("mms", lambda a: a["root"].__setitem__(1, -3), r"mms\.root: record 1 holds -3"),
-        ("f_head", lambda a: a.__setitem__(5, 2**31), "f_head: record 5"),
+        ("f_head", lambda a: a.__setitem__(1, 2**31), "f_head: record 1 holds 2147483648"),
         ("ctl", lambda a: a["nr_frames"].__setitem__(0, 1), r"ctl\.nr_frames: record 0 holds 1,"),
         ("ctl", lambda a: a["vmas_used"].__setitem__(0, 5), "array vmas: shape"),
         ("b_next", lambda a: a.__setitem__(0, 70), "b_next: record 0 holds 70"),
@@ -116,7 +116,7 @@ def test_a_missing_file_is_named(tmp_path):
         ("rows", lambda a: a.__setitem__((1, 0), 0x99067), "rows: table page 1, entry 0 holds 0x99067: neither a table"),
         ("r_owner", lambda a: a.__setitem__(1, 13), "r_owner: record 1 holds 13"),
         ("f_mapcount", lambda a: a.__setitem__(1, 2), "f_mapcount: record 1 holds 2, counted 1 entries that map it"),
-        ("f_refs", lambda a: a.__setitem__(1, 0), "f_refs: record 1 holds 0, counted 1 references at least"),
+        ("f_extra", lambda a: a.__setitem__(1, -1), "f_extra: record 1 holds -1: negative"),
         ("ctl", lambda a: a["rows_cap"].__setitem__(0, 1 << 50), r"ctl\.rows_cap: record 0 holds 1125899906842624"),
         ("ksm", lambda a: a["pages_shared"].__setitem__(0, 3), r"ksm\.pages_shared: record 0 holds 3, counted 0"),
     ],

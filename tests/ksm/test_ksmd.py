@@ -493,7 +493,7 @@ def engine_state(host):
     state = host.__getstate__()["arrays"]
     links = state["links"].copy()
     links["aux"] &= 1
-    names = ("items", "nodes", "trees", "f_flags", "f_mapcount", "f_refs", "f_key", "f_node", "rows")
+    names = ("items", "nodes", "trees", "f_flags", "f_mapcount", "f_extra", "f_key", "f_node", "rows")
     return [state[name].tobytes() for name in names] + [links.tobytes(), str(host.ksm.counters())]
 
 

@@ -99,7 +99,7 @@ def test_an_entry_of_an_object_that_leads_into_a_folio_drops_nobodys_reference()
     mm.mmap(512 * PAGE, BASE)
     mm.write(BASE, 7)
     head = int(mm.read_pfns(BASE, 1)[0])
-    refs = int(host.world.arrays["f_refs"][head])
+    refs = int(host.frames.refs[head])
     mm.mmap(PAGE, 2 * BASE, shared=True)
     mm.write(2 * BASE, 8)
     page = int(mm.read_pfns(2 * BASE, 1)[0])
@@ -108,4 +108,4 @@ def test_an_entry_of_an_object_that_leads_into_a_folio_drops_nobodys_reference()
     at = next(where for where in found if not int(rows[where]) & 4)  # not the process's own: no user's
     rows[at] = int(rows[at]) & ~PFN | (head + 1) << 12
     mm.munmap(2 * BASE, PAGE)
-    assert host.world.arrays["f_refs"][head] == refs
+    assert host.frames.refs[head] == refs

@@ -388,7 +388,7 @@ def test_populate_at_array_speed_equals_single_stores():
             mm.populate(start, 3000 * PAGE, keys)
         check(host)
         hosts.append(host)
-    for name in ("f_flags", "f_key", "f_mapcount", "f_refs", "rows", "b_free"):
+    for name in ("f_flags", "f_key", "f_mapcount", "f_extra", "rows", "b_free"):
         a, b = (h.world.arrays[name][: h._used(name)] for h in hosts)
         assert np.array_equal(a, b), name
 

@@ -64,12 +64,13 @@ def check(host, pinned=(), torn=False):
             target = cached if backing else mapped
             target[pfn : pfn + (512 if level == 2 else 1)] += 1
             flags = int(a["f_flags"][pfn])
-            if not backing and flags & FRAME["anon"]:
-                if e & RW and not flags & FRAME["ksm"] and not (torn and a["f_mapcount"][pfn] > 1):
-                    assert flags & FRAME["exclusive"], f"mm {number}: {addr:#x} may be stored to and is not exclusive"
-                if flags & (FRAME["head"] | FRAME["tail"]):
-                    of = owners.setdefault(int(a["f_head"][pfn]), {})
-                    of[number] = of.get(number, 0) + 1
+            if backing:
+                continue
+            if flags & FRAME["anon"] and e & RW and not flags & FRAME["ksm"] and not (torn and a["f_mapcount"][pfn] > 1):
+                assert flags & FRAME["exclusive"], f"mm {number}: {addr:#x} may be stored to and is not exclusive"
+            if flags & (FRAME["head"] | FRAME["tail"]):
+                of = owners.setdefault(int(a["f_head"][pfn]), {})
+                of[number] = of.get(number, 0) + 1
         assert len(seen) == m["nr_tables"], (number, len(seen), m["nr_tables"])
         assert not seen & reached
         reached |= seen
@@ -224,5 +225,7 @@ def check_owners(host, mapped):
         for mm, nr in zip(o["mm"].tolist(), o["nr"].tolist(), strict=True):
             # A pmd split by one that found no slot before leaves it with a number that is short by one.
             assert (mm == 0) == (nr == 0) and nr <= counts.get(mm, 0), (head, o, counts)
-        if not o["shared"]:
+        if not f.flags[head] & FRAME["anon"]:
+            assert not o["mm"].any() and not o["shared"], (head, o)
+        elif not o["shared"]:
             assert len(counts) <= 1 and o["total"] in o["nr"], (head, o, counts)

@@ -95,12 +95,12 @@ class Program:
         """Add to the digest everything that the arrays and the doors show."""
         arrays = self.host.world.arrays
         parts = [repr(answer).encode()]
-        for name in ("f_flags", "f_mapcount", "f_refs", "f_key", "f_node", "work"):
+        for name in ("f_flags", "f_mapcount", "f_extra", "f_key", "f_node", "work"):
             parts.append(arrays[name].tobytes())
         parts.append(arrays["trees"][: int(arrays["ctl"]["trees_used"][0])].tobytes())
         # What tells old keys of the unstable tree from new ones shows in what searches find.
         parts.append(repr([arrays["ksm"][name][0] for name in arrays["ksm"].dtype.names if name not in AGES]).encode())
-        parts.append(arrays["f_head"][arrays["f_flags"] != 0].tobytes())
+        parts.append(self.host.frames.head[arrays["f_flags"] != 0].tobytes())
         parts.append(self.host.tables.rows[: int(arrays["ctl"]["rows_used"][0])].tobytes())
         parts.append(self.host.ksm.events.take().tobytes())
         for mm in self.mms:

@@ -109,7 +109,7 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "    MM_BITS = 0x7f",
     ),
     "a store counts what waits on its own CPU": (
-        "    if flags & FRAME_LRU and w.f_refs[pfn] <= 3:",
+        "    if flags & FRAME_LRU and w.f_mapcount[pfn] + w.f_extra[pfn] <= 3:",
         "    if False:",
         "W10",
     ),

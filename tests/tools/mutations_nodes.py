@@ -22,8 +22,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "K24",
     ),
     "a KSM page is merged into another one": (
-        "w.f_flags[w.f_head[pfn]] & FRAME_LOCKED or w.f_flags[pfn] & FRAME_KSM:",
-        "w.f_flags[w.f_head[pfn]] & FRAME_LOCKED:",
+        "w.f_flags[folio_head(w, pfn)] & FRAME_LOCKED or w.f_flags[pfn] & FRAME_KSM:",
+        "w.f_flags[folio_head(w, pfn)] & FRAME_LOCKED:",
         "K24",
     ),
     "a moved page that is mapped once becomes a dup": (

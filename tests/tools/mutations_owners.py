@@ -41,18 +41,18 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W10",
     ),
     "a small page is stored to in place though somebody else refers to it": (
-        "    return w.f_refs[pfn] == 1\n",
+        "    return w.f_mapcount[pfn] == 1 and w.f_extra[pfn] == 0\n",
         "    return w.f_mapcount[pfn] == 1\n",
         "W10", "W14",
     ),
     "a part of a folio is stored to in place though the folio is pinned": (
-        "        if w.f_refs[w.f_head[pfn]] != n or maybe_shared(w, pfn):\n",
+        "        if w.f_extra[head] or maybe_shared(w, pfn):\n",
         "        if maybe_shared(w, pfn):\n",
         "W12", "W14",
     ),
     "a folio is not shared as long as its page has one mapping": (
-        "        if w.f_refs[w.f_head[pfn]] != n or maybe_shared(w, pfn):\n",
-        "        if w.f_refs[w.f_head[pfn]] != n or w.f_mapcount[pfn] > 1:\n",
+        "        if w.f_extra[head] or maybe_shared(w, pfn):\n",
+        "        if w.f_extra[head] or w.f_mapcount[pfn] > 1:\n",
         "W12", "W13",
     ),
     "the last page of a folio is stored to in place": (
@@ -89,13 +89,13 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W13",
     ),
     "a pin does not keep a store from a huge page": (
-        "    return w.owners[head >> 2].total == 1 and w.f_refs[head] == 512\n",
+        "    return w.owners[head >> 2].total == 1 and w.f_extra[head] == 0\n",
         "    return w.owners[head >> 2].total == 1\n",
         "W11", "W14",
     ),
     "the batch of the CPU at hand keeps a store from a page": (
-        "        lru_drain_cpu(w, w.mms[mm].cpu)\n    return w.f_refs",
-        "        pass\n    return w.f_refs",
+        "        lru_drain_cpu(w, w.mms[mm].cpu)\n    return w.f_mapcount",
+        "        pass\n    return w.f_mapcount",
         "W10",
     ),
     "a fork shares what a device has": (
@@ -115,7 +115,7 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
     ),
     "an exclusive page that is pinned is copied": (
         "    if flags & FRAME_EXCLUSIVE:\n        return True\n    if flags & LARGE:",
-        "    if flags & FRAME_EXCLUSIVE and w.f_refs[pfn] == 1:\n        return True\n    if flags & LARGE:",
+        "    if flags & FRAME_EXCLUSIVE and w.f_extra[pfn] == 0:\n        return True\n    if flags & LARGE:",
         "W10",
     ),
     "a pin by vmsplice is a device's": (

@@ -103,7 +103,7 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W25",
     ),
     "locking a part of a marked folio leaves it clean": (
-        "        w.f_flags[w.f_head[pfn]] |= FRAME_DIRTY\n    return 0\n\n\ncdef int bring_in_area(",
+        "        w.f_flags[folio_head(w, pfn)] |= FRAME_DIRTY\n    return 0\n\n\ncdef int bring_in_area(",
         "        pass\n    return 0\n\n\ncdef int bring_in_area(",
         "W19",
     ),
@@ -123,7 +123,7 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W19", "W25",
     ),
     "a KSM page that MADV_FREE marked before is freed": (
-        "    return entry & PTE_D or w.f_flags[w.f_head[pfn]] & FRAME_DIRTY",
+        "    return entry & PTE_D or w.f_flags[folio_head(w, pfn)] & FRAME_DIRTY",
         "    return entry & PTE_D",
         "W19",
     ),
@@ -254,8 +254,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W22",
     ),
     "a page of the swap cache does not merge": (
-        "folio_mappings(w, head) - folio_cached(w, head)",
-        "folio_mappings(w, head)",
+        "return w.f_extra[head] - folio_cached(w, head)",
+        "return w.f_extra[head]",
         "W24",
     ),
     "MADV_WILLNEED reads nothing": (

@@ -159,5 +159,5 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "e & (PTE_RW | PTE_D) != 0 and folio", "W16",
     ),
     "MADV_POPULATE_READ takes what may be stored to": ("VM_WRITE if write else VM_READ", "VM_WRITE if write else VM_ACCESS", "W7"),
-    "UFFDIO_MOVE asks the page, not the folio": ("    if not movable(w, w.f_head[pfn]):", "    if not movable(w, pfn):", "W34"),
+    "UFFDIO_MOVE asks the page, not the folio": ("if not movable(w, folio_head(w, pfn)):", "if not movable(w, pfn):", "W34"),
 }
