@@ -121,6 +121,13 @@ def populate(World world not None, int32_t mm, uint64_t start, uint64_t end):
     return rc
 
 
+def freed_again(World world not None, bint on):
+    """From here to the switching off, small frames that are freed are the first to be taken again, the last one first."""
+    alone(world)
+    world.w.freed_again = on
+    world.w.nr_freed = 0
+
+
 def uffd_wp(World world not None, int32_t mm, uint64_t start, uint64_t end, bint on):
     alone(world)
     return sys_uffd_wp(&world.w, mm, start, end, on)

@@ -282,9 +282,14 @@ class Mm(Placed, Tasks, Locking, Heap, Watched, ShownMm):
         if vm & _NEVER_LOCKED:
             vm &= ~_LOCKS
         with self._world:
-            start = self._place(length, addr, size, vm, kind, shared, backing, offset, pfn)
-            if populate:
+            if not populate:
+                return self._place(length, addr, size, vm, kind, shared, backing, offset, pfn)
+            _doors.freed_again(self._world, True)
+            try:
+                start = self._place(length, addr, size, vm, kind, shared, backing, offset, pfn)
                 self._brought(_doors.populate(self._world, self.index, start, start + length), f"mmap at {start:#x}")
+            finally:
+                _doors.freed_again(self._world, False)
             return start
 
     def _brought(self, code: int, what: str) -> None:

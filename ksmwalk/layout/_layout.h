@@ -487,9 +487,9 @@ struct kw_world {
     void (*leave_tree)(kw_world *w, int32_t item);
     /* What the merge engine does when a new full scan starts (drain LRU batches, drop nodes to migrate); or NULL. */
     void (*start_scan)(kw_world *w);
-    /* Table pages freed since the arrays were bound: whoever keeps a pointer into a table across a call that may free
-     * some looks whether it moved. */
+    /* Table pages freed since the arrays were bound: who keeps a pointer into a table across calls looks whether it moved. */
     int64_t rows_freed;
+    int64_t freed_again, nr_freed, freed[1024]; /* frames that the call at hand freed are taken before others, the last first */
     kw_done done;
     int64_t nodes_gone;    /* stable nodes whose page is gone, once ksm/_late.pxd has counted them */
     void *late;            /* its scratch; NULL: none */

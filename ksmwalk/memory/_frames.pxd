@@ -112,9 +112,11 @@ cdef inline void frame_unmap(kw_world *w, int32_t mm, int64_t pfn) noexcept nogi
 cdef void huge_map(kw_world *w, int32_t mm, int64_t head) noexcept nogil
 cdef void huge_unmap(kw_world *w, int32_t mm, int64_t head) noexcept nogil
     # One leaf pmd more (or less) of this mm maps the 512 frames from head on.
-cdef void folio_get(kw_world *w, int64_t pfn) noexcept nogil
-cdef void folio_put(kw_world *w, int64_t pfn) noexcept nogil
+cdef inline void folio_get(kw_world *w, int64_t pfn) noexcept nogil:
+    w.f_extra[folio_head(w, pfn)] += 1
+cdef inline void folio_put(kw_world *w, int64_t pfn) noexcept nogil:
     # A reference of the folio that is not a mapping (pin); the last one frees it.
+    put_ref(w, folio_head(w, pfn))
 cdef void dma_get(kw_world *w, int64_t pfn) noexcept nogil
 cdef bint dma_put(kw_world *w, int64_t pfn) noexcept nogil
     # The same for a device that reads and writes it, on its own count as well. False: there is no such pin.

@@ -47,6 +47,10 @@ cdef inline int64_t take_frame(kw_world *w, int nid) noexcept nogil:
     cdef int n = <int>w.ctl.nr_nodes, i, node, word
     cdef int32_t b
     cdef uint64_t bits
+    while KW_UNLIKELY(w.nr_freed > 0):
+        w.nr_freed -= 1
+        if w.f_nid[w.freed[w.nr_freed]] == nid and frame_take(w, w.freed[w.nr_freed]):
+            return w.freed[w.nr_freed]
     for i in range(n):
         node = nid + i
         if node >= n:
@@ -319,6 +323,9 @@ cdef void frame_free(kw_world *w, int64_t pfn) noexcept nogil:
     for i in range(head, head + n):
         clear_frame(w, i)
         w.b_free[i >> 6] |= <uint64_t>1 << (i & 63)
+    if KW_UNLIKELY(w.freed_again) and n == 1 and w.nr_freed < 1024:
+        w.freed[w.nr_freed] = head
+        w.nr_freed += 1
     w.b_count[b] += <uint16_t>n
     w.ctl.frames_used -= n
     if before == 0:
@@ -352,14 +359,6 @@ cdef void huge_unmap(kw_world *w, int32_t mm, int64_t head) noexcept nogil:
         w.f_mapcount[head + i] -= 1
     owners_drop(w, mm, head, 1)
     free_unused(w, head)
-
-
-cdef void folio_get(kw_world *w, int64_t pfn) noexcept nogil:
-    w.f_extra[folio_head(w, pfn)] += 1
-
-
-cdef void folio_put(kw_world *w, int64_t pfn) noexcept nogil:
-    put_ref(w, folio_head(w, pfn))
 
 
 cdef void dma_get(kw_world *w, int64_t pfn) noexcept nogil:

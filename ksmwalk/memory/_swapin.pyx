@@ -8,7 +8,7 @@ from libc.stdint cimport int32_t, int64_t, uint64_t
 from ksmwalk._core cimport interrupted_at, make_entry
 from ksmwalk.memory._anon cimport anon_family
 from ksmwalk.memory._areas cimport anon_vma_prepare, node_of
-from ksmwalk.memory._frames cimport frame_alloc, frame_map, lru_add, mlock_page, new_page
+from ksmwalk.memory._frames cimport frame_alloc, frame_map, lru_add, mlock_page, new_page, normal_pfn
 from ksmwalk.memory._leaves cimport LeafOp, prot_bits, touched
 from ksmwalk.memory._ptes cimport each_pte_of_objects, over_ptes
 from ksmwalk.memory._swap cimport SWAP_EXCLUSIVE, SWAP_UFFD_WP, cache_add, mm_off_list, slot_put, swap_slot
@@ -108,6 +108,7 @@ cdef int op_bring_back(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) 
     rc = swap_in(w, op.mm, op.v, addr, entry)
     if rc == KW_OK:
         entry[0] &= ~PTE_A      # nobody asked for it
+        w.f_flags[normal_pfn(w, entry[0], 1)] |= FRAME_DIRTY    # and no slot has its content any more
     return rc
 
 

@@ -61,6 +61,11 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "        pass\n",
         "W25", "W28",
     ),
+    "what swapoff brought back is in a slot still": (
+        "        w.f_flags[normal_pfn(w, entry[0], 1)] |= FRAME_DIRTY",
+        "        pass",
+        "W25", "W28",
+    ),
     "reclaim leaves shared memory that nobody maps": (
         "        each_pte_of_objects(w, op_object_out)\n",
         "        pass\n",
