@@ -9,14 +9,15 @@ from ksmwalk._core cimport (
     World, alone, enter, interrupted_at, leaf_find, leave, make_entry, no_entry, pte_make, records,
 )
 from ksmwalk.memory._frames cimport (
-    dma_get, dma_put, folio_extra_refs, folio_get, folio_put, frame_alloc, lru_drain, lru_drain_cpu,
+    dma_get, dma_put, folio_extra_refs, folio_get, folio_put, frame_alloc, lru_drain, lru_drain_cpu, mark_referenced,
 )
 from ksmwalk.memory._leaves cimport prot_bits, touched
 from ksmwalk.memory._areas cimport backing_put, find_place, mm_alloc, vma_find, vma_find_from, vma_for
 from ksmwalk.memory._folio cimport split_folio_at
 from ksmwalk.memory._khuge cimport khuge_mm
-from ksmwalk.memory._fault cimport FAULT_KEEP, fault_write, read_range, write_range
+from ksmwalk.memory._fault cimport FAULT_FORCE, FAULT_KEEP, fault_write, read_range, write_range
 from ksmwalk.memory._looks cimport look_range
+from ksmwalk.memory._ptes cimport looked_up
 from ksmwalk.memory._scattered cimport read_scattered, write_scattered
 from ksmwalk.ksm._unmerge cimport break_ksm, unmerge_range
 from ksmwalk.host._calls cimport (
@@ -201,6 +202,8 @@ def write(World world not None, int32_t mm, uint64_t addr, int64_t n, const uint
     enter(world)
     with nogil:
         done = write_range(&world.w, mm, addr, n, p, 1, mode, &code)
+        if mode & FAULT_FORCE and done > 0:
+            looked_up(&world.w, mm, addr, addr + <uint64_t>done * KW_PAGE_SIZE)
     leave(world)
     return done, code
 
@@ -316,6 +319,7 @@ def map_raw(World world not None, int32_t mm, uint64_t addr, int64_t n, uint64_t
 def pin(World world not None, int64_t pfn):
     alone(world)
     folio_get(&world.w, pfn)
+    mark_referenced(&world.w, pfn)
 
 
 def unpin(World world not None, int64_t pfn):
@@ -341,13 +345,17 @@ def dma_pin(World world not None, int32_t mm, uint64_t addr, object pfns):
     enter(world)
     with nogil:
         for i in range(n):
-            if not storable(&world.w, mm, addr):
+            # only old kernels let a stack grow for it
+            if vma_find(&world.w, mm, addr) == 0 and not world.w.ctl.kernel & SWITCH_OLD_CALLS:
+                code = -EFAULT
+            elif not storable(&world.w, mm, addr):
                 write_range(&world.w, mm, addr, 1, NULL, 0, FAULT_KEEP, &code)
             if code < 0:
                 n = i
                 break
             look_range(&world.w, mm, addr, 1, NULL, &out[i])
             dma_get(&world.w, out[i])
+            mark_referenced(&world.w, out[i])
             addr += KW_PAGE_SIZE
         if code < 0:
             for i in range(n):

@@ -5,9 +5,10 @@ The contract of every function stands in `_locks.pxd`; what Python calls is in `
 from libc.errno cimport EFAULT, EINVAL, ENOMEM
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
+from ksmwalk._core cimport pte_present
 from ksmwalk.memory._frames cimport folio_head, lru_drain_cpu, normal_pfn
 from ksmwalk.memory._leaves cimport LeafOp
-from ksmwalk.memory._ptes cimport each_pte
+from ksmwalk.memory._ptes cimport each_pte, looked_up
 from ksmwalk.memory._areas cimport VM_ACCESS, VM_SPECIAL, set_flags, vma_find, vma_find_from
 from ksmwalk.memory._fault cimport FAULT_KEEP, read_range, write_range
 from ksmwalk.layout._layout cimport *
@@ -47,6 +48,7 @@ cdef int bring_in_area(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint6
     else:
         read_range(w, mm, start, <int64_t>((end - start) >> 12), NULL, 0, &code)
     drain_here(w, mm)
+    looked_up(w, mm, start, end)
     return -ENOMEM if code == -EFAULT else code
 
 
@@ -83,6 +85,7 @@ cdef int sys_populate(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bin
         else:
             read_range(w, mm, start, <int64_t>((stop - start) >> 12), NULL, 0, &code)
         drain_here(w, mm)
+        looked_up(w, mm, start, stop)
         if code < 0:
             return code
         start = stop
@@ -92,6 +95,13 @@ cdef int sys_populate(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bin
 
 # ------------------------------------------------------------------ mlock
 
+cdef int op_unlocked(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
+    cdef int64_t pfn = normal_pfn(w, entry[0], 1) if pte_present(entry[0]) else KW_NONE
+    if pfn >= 0:
+        w.f_flags[folio_head(w, pfn)] &= ~FRAME_MLOCKED
+    return 0
+
+
 cdef int32_t lock_area(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint64_t end, uint64_t locks) noexcept nogil:
     """Give a part of an area these locks; the record that holds it."""
     cdef uint64_t flags = w.vmas[v].flags
@@ -100,6 +110,8 @@ cdef int32_t lock_area(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint6
         return v
     v = set_flags(w, v, start, end, now)
     if v > 0 and (flags ^ now) & VM_LOCKED:
+        if not now & VM_LOCKED:
+            each_pte(w, mm, start, end, op_unlocked)
         drain_here(w, mm)
     return v
 

@@ -6,6 +6,8 @@ stays as it is, because KSM and mprotect decide by it; special entries (zero pag
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from ksmwalk._core cimport World, below, enter, entry_leaf, entry_none, entry_present, leave, level_size, records
+from ksmwalk.memory._frames cimport normal_pfn
+from ksmwalk.memory._reclaim cimport not_referenced
 from ksmwalk.layout._layout cimport *
 
 
@@ -21,7 +23,11 @@ cdef struct Sweep:
 
 cdef void one_leaf(kw_world *w, Sweep *s, uint64_t addr, int level, uint64_t *p) noexcept nogil:
     cdef uint64_t e = p[0], end
+    cdef int64_t pfn
     if s.writes:
+        pfn = normal_pfn(w, e, level)
+        if pfn >= 0 and level < 3:
+            not_referenced(w, pfn)
         e &= ~s.clears
         if not e & PTE_SPECIAL:
             e |= s.sets

@@ -150,6 +150,7 @@ def complete(arrays: Mapping[str, np.ndarray], kept: Mapping[str, Any]) -> None:
         _make_known(arrays)
     if "f_refs" in kept:
         _count_besides(arrays)
+        arrays["f_flags"][arrays["f_flags"] & Frame.KSM != 0] |= np.uint16(Frame.REFERENCED)
     if "anons_cap" not in names:
         _make_families(arrays)
         _make_swap_list(arrays)

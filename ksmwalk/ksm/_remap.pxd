@@ -12,7 +12,7 @@ cdef inline bint held(kw_world *w, uint64_t e, int64_t pfn) noexcept nogil:
 
 cdef inline void become_ksm(kw_world *w, int32_t mm, uint64_t *pte, int64_t pfn) noexcept nogil:
     # The page that a pte of mm maps is a KSM page from now on.
-    w.f_flags[pfn] = (w.f_flags[pfn] | FRAME_KSM | FRAME_DIRTY) & ~FRAME_EXCLUSIVE
+    w.f_flags[pfn] = (w.f_flags[pfn] | FRAME_KSM | FRAME_DIRTY | FRAME_REFERENCED) & ~FRAME_EXCLUSIVE
     pte[0] = make_entry(<uint64_t>pfn, pte[0] & ~(PTE_PFN_MASK | PTE_RW | PTE_D))
     mm_changed(w, mm, 1)
 

@@ -38,7 +38,8 @@ enum {
     FRAME_EXCLUSIVE = 0x800, /* anonymous, and of one mapping only: a store goes into it whatever refers to it */
     FRAME_LAZY = 0x1000,   /* MADV_FREE: reclaim frees it if nothing was stored since */
     FRAME_DIRTY = 0x2000,  /* its content is nowhere else, whatever its ptes say: MADV_FREE asks for a single mapping */
-    FRAME_MLOCKED = 0x4000, /* locked, though its area is not any more: reclaim passes it by */
+    FRAME_MLOCKED = 0x4000, /* locked, whatever its areas say: reclaim passes it by */
+    FRAME_REFERENCED = 0x8000, /* used otherwise than through a page table: in use for khugepaged, whoever maps it */
 };
 enum { FRAME_ELIGIBLE_MASK = 0x81 }; /* a page for KSM: of these bits exactly FRAME_ANON is set */
 /* LoadedPage(IntFlag), LOADED_: What a page to be loaded is, besides the FRAME_* bits of its frame (`host._load`). */
@@ -361,7 +362,6 @@ typedef struct {
     int64_t cache_row;     /* that table */
     uint64_t cache_end;    /* end of the part of the region that lies in the vma */
 } kw_cursor;
-
 /* Work counts. */
 typedef struct {
     int64_t entries[6];    /* [level]: entries read at level 5 (pgd) .. 2 (pmd); [0], [1] unused */

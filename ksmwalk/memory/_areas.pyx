@@ -7,7 +7,7 @@ from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.string cimport memset
 
 from ksmwalk._core cimport (
-    child_row, entry_leaf, level_size, pmd_find, pte_find, row_alloc, row_free, row_owner, rows_left,
+    child_row, entry_leaf, entry_none, level_size, pmd_find, pte_find, row_alloc, row_free, row_owner, rows_left,
 )
 from ksmwalk.memory._anon cimport anon_forked, anon_leave, anon_new, anon_relink, anon_share
 from ksmwalk.memory._frames cimport folio_head, folio_put, normal_pfn
@@ -298,9 +298,12 @@ cdef int32_t vma_split(kw_world *w, int32_t v, uint64_t addr) noexcept nogil:
     """Cut v at addr: the upper part is a new record, whose index is returned. No huge leaf lies across the cut."""
     cdef uint64_t *pmd = pmd_find(w, w.mms[w.vmas[v].mm].root, addr) if addr & (KW_PMD_SIZE - 1) else NULL
     cdef int32_t new
-    cdef int64_t serial
+    cdef int64_t serial, head
+    head = normal_pfn(w, pmd[0], 2) if pmd != NULL and entry_leaf(pmd[0], 2) and not entry_none(pmd[0]) else KW_NONE
     if pmd != NULL and pmd_split(w, w.vmas[v].mm, addr, pmd) < 0:
         return KW_ENOROWS
+    if head >= 0 and w.vmas[v].flags & VM_LOCKED:
+        w.f_flags[head] |= FRAME_MLOCKED    # as long as nobody unlocks or unmaps any of it
     new = vma_alloc(w, w.vmas[v].mm)
     if new < 0:
         return new

@@ -13,7 +13,6 @@ cdef extern from * nogil:
     int popcount "__builtin_popcountll"(unsigned long long) noexcept
 
 cdef enum:
-    FRAME_BITS = 0x7fff                  # all of FRAME_*
     EXCLUSIVE_BITS = FRAME_EXCLUSIVE | FRAME_ANON | FRAME_KSM | FRAME_ZERO
     MOST_REFS = 1 << 30                  # of a folio: far from where a count would wrap
     LRU_MOST = 64
@@ -25,8 +24,8 @@ cdef int one_frame(Check *c, int64_t pfn) noexcept nogil:
     cdef uint16_t f = w.f_flags[pfn]
     cdef int64_t head = folio_head(w, pfn)
     cdef bint unused = (w.b_free[pfn >> 6] >> (pfn & 63)) & 1
-    if f & ~FRAME_BITS or unused == (f & FRAME_USED != 0):
-        return refuse(c, b"f_flags", NULL, pfn, f, b"bits that no frame has, or not what b_free says")
+    if unused == (f & FRAME_USED != 0):
+        return refuse(c, b"f_flags", NULL, pfn, f, b"not what b_free says")
     if w.f_mapcount[pfn] < 0:
         return refuse(c, b"f_mapcount", NULL, pfn, w.f_mapcount[pfn], b"negative")
     if not 0 <= w.f_extra[pfn] < MOST_REFS:

@@ -112,6 +112,9 @@ cdef inline void frame_unmap(kw_world *w, int32_t mm, int64_t pfn) noexcept nogi
 cdef void huge_map(kw_world *w, int32_t mm, int64_t head) noexcept nogil
 cdef void huge_unmap(kw_world *w, int32_t mm, int64_t head) noexcept nogil
     # One leaf pmd more (or less) of this mm maps the 512 frames from head on.
+cdef inline void mark_referenced(kw_world *w, int64_t pfn) noexcept nogil:
+    # A page was looked up to be used (FOLL_TOUCH), not through an entry.
+    w.f_flags[folio_head(w, pfn)] |= FRAME_REFERENCED
 cdef inline void folio_get(kw_world *w, int64_t pfn) noexcept nogil:
     w.f_extra[folio_head(w, pfn)] += 1
 cdef inline void folio_put(kw_world *w, int64_t pfn) noexcept nogil:

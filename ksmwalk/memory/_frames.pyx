@@ -291,6 +291,7 @@ cdef void lru_wait(kw_world *w, int cpu, int64_t pfn) noexcept nogil:
 cdef void mlock_wait(kw_world *w, int cpu, int64_t pfn, int64_t entry) noexcept nogil:
     cdef kw_batch *b = &w.batches[cpu]
     if w.f_flags[pfn] & LARGE:
+        w.f_flags[folio_head(w, pfn)] &= ~FRAME_MLOCKED
         mlock_drain(w, cpu)
         return
     if entry < 0:
@@ -401,7 +402,8 @@ cdef void folio_make(kw_world *w, int64_t pfn, int order) noexcept nogil:
 cdef void folio_unmake(kw_world *w, int64_t head) noexcept nogil:
     cdef int64_t i, n = folio_pages(w, head)
     # What the head says of all is each one's now.
-    cdef uint16_t of_all = w.f_flags[head] & (FRAME_LAZY | FRAME_DIRTY) | FRAME_ANON | FRAME_USED
+    cdef uint16_t of_all = w.f_flags[head] & (FRAME_LAZY | FRAME_DIRTY | FRAME_REFERENCED) | FRAME_ANON | FRAME_USED
+    w.f_flags[head] &= ~FRAME_MLOCKED
     for i in range(head, head + n):
         w.f_head[i] = 0
         if KW_UNLIKELY(w.ctl.born != 0) and i > head:

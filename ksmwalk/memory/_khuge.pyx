@@ -10,7 +10,7 @@ from ksmwalk._core cimport (
 )
 from ksmwalk.memory._areas cimport VM_WATCHED, for_khugepaged, node_of
 from ksmwalk.memory._frames cimport (
-    folio_cached, folio_extra_refs, folio_pages, huge_alloc, is_huge, lru_drain, maybe_shared, normal_pfn,
+    folio_cached, folio_extra_refs, folio_head, folio_pages, huge_alloc, is_huge, lru_drain, maybe_shared, normal_pfn,
 )
 from ksmwalk.memory._folio cimport map_huge
 from ksmwalk.memory._leaves cimport wp_marker, zap_pte
@@ -50,8 +50,7 @@ cdef int worth_while(kw_world *w, const kw_vma *v, const uint64_t *row, bint ask
             return -EINVAL
         if folio_extra_refs(w, pfn) or w.f_flags[pfn] & FRAME_LOCKED:
             return -EAGAIN
-        # Merging marks the page itself as accessed, whoever maps it.
-        if e & PTE_A or w.f_flags[pfn] & FRAME_KSM:
+        if e & PTE_A or w.f_flags[folio_head(w, pfn)] & FRAME_REFERENCED:
             accessed += 1
     # What is swapped out is read in again only where most of the rest is in use.
     return KW_OK if asked or accessed >= (256 if out else 1) else -EINVAL

@@ -12,5 +12,7 @@ cdef int look_at_ptes(kw_world *w, LeafOp *op, uint64_t start, uint64_t end) noe
     # The same for an op that changes nothing: the mm's epoch stays.
 cdef int each_pte(kw_world *w, int32_t mm, uint64_t start, uint64_t end, leaf_op pte) noexcept nogil
     # The same for an operation on ptes that needs no more than the mm.
+cdef int looked_up(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil
+    # What ptes map there was looked up to be used (FRAME_REFERENCED).
 cdef void each_pte_of_objects(kw_world *w, leaf_op pte) noexcept nogil
     # The same for all pages of all objects (MM_BACKING); it can't fail.

@@ -4,7 +4,8 @@ The contract stands in `_ptes.pxd`.
 """
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
-from ksmwalk._core cimport child_row, entry_leaf, entry_none, level_index, pmd_find
+from ksmwalk._core cimport child_row, entry_leaf, entry_none, level_index, pmd_find, pte_present
+from ksmwalk.memory._frames cimport mark_referenced, normal_pfn
 from ksmwalk.memory._leaves cimport LeafOp, leaf_op, touched, whole_pmd
 from ksmwalk.layout._layout cimport *
 
@@ -47,6 +48,17 @@ cdef int each_pte(kw_world *w, int32_t mm, uint64_t start, uint64_t end, leaf_op
     op.pmd = NULL
     op.mm = mm
     return look_at_ptes(w, &op, start, end)
+
+
+cdef int op_referenced(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
+    cdef int64_t pfn = normal_pfn(w, entry[0], 1) if pte_present(entry[0]) else KW_NONE
+    if pfn >= 0 and w.f_flags[pfn] & FRAME_ANON:
+        mark_referenced(w, pfn)
+    return 0
+
+
+cdef int looked_up(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil:
+    return each_pte(w, mm, start, end, op_referenced)
 
 
 cdef void each_pte_of_objects(kw_world *w, leaf_op pte) noexcept nogil:

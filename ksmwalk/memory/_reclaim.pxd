@@ -33,6 +33,8 @@ cdef inline void keep(kw_world *w, int64_t pfn) noexcept nogil:
     w.f_flags[pfn] = (w.f_flags[pfn] | FRAME_DIRTY) & ~FRAME_LAZY
 cdef inline void not_accessed(uint64_t *entry) noexcept nogil:
     entry[0] &= ~PTE_A
+cdef inline void not_referenced(kw_world *w, int64_t pfn) noexcept nogil:
+    w.f_flags[folio_head(w, pfn)] &= ~FRAME_REFERENCED
 
 # ------------------------------------------------------------------ advice
 

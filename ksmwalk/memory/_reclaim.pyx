@@ -25,7 +25,9 @@ from ksmwalk.layout._layout cimport *
 cdef bint can_go(kw_world *w, int64_t pfn) noexcept nogil:
     """Is it a page that reclaim looks at? One with a DMA pin, or in somebody's work, is not."""
     cdef int64_t head = folio_head(w, pfn)
-    if w.f_flags[pfn] & (FRAME_HUGETLB | FRAME_DEVICE | FRAME_MLOCKED) or w.f_flags[head] & (FRAME_LOCKED | FRAME_LRU):
+    if w.f_flags[pfn] & (FRAME_HUGETLB | FRAME_DEVICE | FRAME_MLOCKED):
+        return False
+    if w.f_flags[head] & (FRAME_LOCKED | FRAME_LRU | FRAME_MLOCKED):
         return False
     return not dma_pinned(w, pfn)
 
@@ -148,16 +150,17 @@ cdef int use_pmd(kw_world *w, int32_t mm, uint64_t addr, uint64_t *pmd, int use)
         return KW_OK
     if use != PAGEOUT:
         not_accessed(pmd)
+    not_referenced(w, head)
     if use == LAZY:
         pmd[0] &= ~PTE_D
         w.f_flags[head] = (w.f_flags[head] | FRAME_LAZY) & ~FRAME_DIRTY
-    if use != PAGEOUT or folio_extra_refs(w, head) or not can_go(w, head):
+    if use != PAGEOUT or not can_go(w, head):
         return KW_OK
     if not lazy(w, head):
-        return pmd_split(w, mm, addr, pmd)
+        return KW_OK if folio_extra_refs(w, head) else pmd_split(w, mm, addr, pmd)
     if stored_to(w, head, pmd[0]):
         keep(w, head)
-    else:
+    elif folio_extra_refs(w, head) == 0:
         zap_leaf(w, mm, addr, pmd, 2)
     return KW_OK
 
@@ -176,7 +179,7 @@ cdef void free_ptes(kw_world *w, int32_t mm, uint64_t *ptes, int64_t n) noexcept
         w.f_flags[pfn] &= ~FRAME_DIRTY
     for i in range(n):
         ptes[i] &= ~(PTE_A | PTE_D)
-    w.f_flags[pfn] |= FRAME_LAZY
+    w.f_flags[pfn] = (w.f_flags[pfn] | FRAME_LAZY) & ~FRAME_REFERENCED
 
 
 cdef void pageout_pte(kw_world *w, int32_t mm, uint64_t addr, uint64_t *pte, bint out) noexcept nogil:
@@ -186,6 +189,7 @@ cdef void pageout_pte(kw_world *w, int32_t mm, uint64_t addr, uint64_t *pte, bin
         return
     if not out:
         not_accessed(pte)
+    not_referenced(w, pfn)
     if not out or not can_go(w, pfn) or w.f_flags[pfn] & FRAME_KSM and not reached(w, mm, addr, pfn):
         return
     if not w.f_flags[pfn] & FRAME_ANON:
@@ -210,6 +214,7 @@ cdef int use_ptes(kw_world *w, int32_t mm, uint64_t addr, uint64_t end, uint64_t
         if n and use != LAZY:
             rc = 0
             if folio_mappings(w, normal_pfn(w, p[0], 1)) == n:
+                not_referenced(w, normal_pfn(w, p[0], 1))
                 for i in range(n if use == COLD else 0):
                     not_accessed(p + i)
                 if use == PAGEOUT:

@@ -15,7 +15,7 @@ from ksmwalk.memory._khuge cimport underused
 from ksmwalk.memory._leaves cimport LeafOp, pmd_split, touched, zap_leaf
 from ksmwalk.memory._ptes cimport each_pte_of_objects, over_ptes
 from ksmwalk.memory._reclaim cimport (
-    can_go, item_reaches, keep, large_leave, lazy, leave_cache, not_accessed, stored_to, swap_out, unmap_file,
+    can_go, item_reaches, keep, large_leave, lazy, leave_cache, not_accessed, not_referenced, stored_to, swap_out, unmap_file,
 )
 from ksmwalk.memory._swap cimport slots_left
 from ksmwalk.layout._layout cimport *
@@ -93,19 +93,19 @@ cdef int op_mark(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexce
         not_accessed(entry)
     if pfn < 0:
         return 0
-    if op.v.flags & VM_LOCKED and as_a_whole(w, op.v, addr, entry, pfn, op.on) or not can_go(w, pfn):
+    not_referenced(w, pfn)
+    if op.v.flags & VM_LOCKED and as_a_whole(w, op.v, addr, entry, pfn, op.on) or w.f_flags[folio_head(w, pfn)] & FRAME_MLOCKED:
+        r.marks[folio_head(w, pfn)] |= STAYS | LOCKED
+    if not can_go(w, pfn):
         r.marks[folio_head(w, pfn)] |= STAYS
     return 0
 
 
 cdef int op_mark_pmd(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
     cdef int rc
-    cdef int64_t pfn = normal_pfn(w, entry[0], 2)
     op.on = True
     rc = op_mark(w, op, addr, entry)
     op.on = False
-    if pfn >= 0 and op.v.flags & VM_LOCKED:
-        (<Reclaim *>op).marks[pfn] |= LOCKED
     return rc
 
 
@@ -119,8 +119,6 @@ cdef int decide(kw_world *w, Reclaim *r) noexcept nogil:
         if not f & FRAME_USED or f & FRAME_TAIL or r.marks[pfn] & STAYS:
             continue
         if f & FRAME_LAZY:
-            if folio_extra_refs(w, pfn):
-                r.marks[pfn] |= STAYS
             continue
         if w.ctl.slots_most == 0:
             r.marks[pfn] |= STAYS
@@ -142,11 +140,13 @@ cdef int decide(kw_world *w, Reclaim *r) noexcept nogil:
 
 cdef void unmap_lazy(kw_world *w, Reclaim *r, uint64_t addr, uint64_t *entry, int level, int64_t head) noexcept nogil:
     """A mapping of a page that MADV_FREE marked. With the first that was stored to since, the page stays for it and those
-    after it; the others are gone."""
+    after it; the others are gone. What somebody holds stays as it is from the first that was not stored to."""
     if stored_to(w, head, entry[0]):
         keep(w, head)
         r.marks[head] |= STAYS
         r.again = True
+    elif folio_extra_refs(w, head):
+        r.marks[head] |= STAYS
     else:
         zap_leaf(w, r.op.mm, addr, entry, level)
 

@@ -6,7 +6,7 @@ import errno
 from typing import TYPE_CHECKING
 
 from ..layout import PAGE_SIZE as PAGE
-from ..layout import Frame, Vm
+from ..layout import Frame, Switch, Vm
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,6 +36,8 @@ class Pins:
         mm = self.live[name]
         if self._only_stored_to(mm, vpn * PAGE):
             raise OSError(errno.EFAULT, "it may not be read")
+        if mm.find_vma(vpn * PAGE) is None and not self.host.kernel.switches & Switch.OLD_CALLS:
+            raise OSError(errno.EFAULT, "no area, and no stack grows for a pin")
         mm.read(vpn * PAGE)
         pfn = int(mm.read_pfns(vpn * PAGE, 1)[0])
         zero = self.host.frames.flags[pfn] & Frame.ZERO

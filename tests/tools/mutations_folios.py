@@ -5,6 +5,70 @@ FIRST = ("khuge", "mthp", "thp", "shrink")
 
 #: name: (text as it stands, text as it is broken, facts that it breaks ...)
 MUTATIONS: dict[str, tuple[str, ...]] = {
+    "what is swapped out comes back for a huge page that can't be": (
+        "        if folio_extra_refs(w, pfn) or w.f_flags[pfn] & FRAME_LOCKED:\n            return -EAGAIN\n        if e & PTE_A",
+        "        if e & PTE_A", "W28",
+    ),
+    "khugepaged counts no page that was used without a pte": (
+        "        if e & PTE_A or w.f_flags[folio_head(w, pfn)] & FRAME_REFERENCED:\n",
+        "        if e & PTE_A or w.f_flags[pfn] & FRAME_KSM:\n",
+        "W28",
+    ),
+    "the mark of a used page is a part's": (
+        "        if e & PTE_A or w.f_flags[folio_head(w, pfn)] & FRAME_REFERENCED:\n",
+        "        if e & PTE_A or w.f_flags[pfn] & FRAME_REFERENCED:\n",
+        "W28",
+    ),
+    "a pin does not mark the page as used": (
+        "    folio_get(&world.w, pfn)\n    mark_referenced(&world.w, pfn)\n",
+        "    folio_get(&world.w, pfn)\n",
+        "W28",
+    ),
+    "a device's pin does not mark the page as used": (
+        "            mark_referenced(&world.w, out[i])\n",
+        "",
+        "W28",
+    ),
+    "a debugger's store does not mark the page as used": (
+        "            looked_up(&world.w, mm, addr, addr + <uint64_t>done * KW_PAGE_SIZE)",
+        "            pass",
+        "W28",
+    ),
+    "bringing in does not mark pages as used": (
+        "    looked_up(w, mm, start, end)\n    return -ENOMEM",
+        "    return -ENOMEM",
+        "W28",
+    ),
+    "MADV_POPULATE does not mark pages as used": (
+        "        looked_up(w, mm, start, stop)\n",
+        "",
+        "W28",
+    ),
+    "merging does not mark the page as used": (
+        "FRAME_DIRTY | FRAME_REFERENCED) & ~FRAME_EXCLUSIVE",
+        "FRAME_DIRTY) & ~FRAME_EXCLUSIVE",
+        "W28",
+    ),
+    "advice leaves the mark of a used page": (
+        "    not_referenced(w, pfn)\n    if not out or",
+        "    if not out or",
+        "W28", "W17",
+    ),
+    "MADV_FREE leaves the mark of a used page": (
+        "    w.f_flags[pfn] = (w.f_flags[pfn] | FRAME_LAZY) & ~FRAME_REFERENCED\n",
+        "    w.f_flags[pfn] |= FRAME_LAZY\n",
+        "W28", "W17",
+    ),
+    "the clearing of accessed bits leaves the mark of a used page": (
+        "    not_referenced(w, pfn)\n    if op.v.flags",
+        "    if op.v.flags",
+        "W28",
+    ),
+    "parts of a split huge page lose the mark of a used page": (
+        "(FRAME_LAZY | FRAME_DIRTY | FRAME_REFERENCED)",
+        "(FRAME_LAZY | FRAME_DIRTY)",
+        "W28",
+    ),
     "the smallest folio that fits is taken": ("for order in range(8, 1, -1):", "for order in range(2, 9):", "W30"),
     "a folio may stick out of its area": ("or base < v.start or base + (<uint64_t>n << 12) > v.end:", "or base < v.start:", "W30"),
     "a folio is put over pages that are there": ("        if not all_empty(first, n):\n            continue\n", "", "W30"),
@@ -24,11 +88,6 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
     "khugepaged takes one shared page more": ("shared > w.ctl.khuge_shared:", "shared > w.ctl.khuge_shared + 1:", "W28"),
     "khugepaged takes one shared page less": ("shared > w.ctl.khuge_shared:", "shared >= w.ctl.khuge_shared:", "W28"),
     "khugepaged works on memory nobody accessed": ("if asked or accessed >= (256 if out else 1) else", "if True else", "W28"),
-    "KSM pages are accessed by those who do": ("if e & PTE_A or w.f_flags[pfn] & FRAME_KSM:", "if e & PTE_A:", "W28"),
-    "what is swapped out comes back for a huge page that can't be": (
-        "        if folio_extra_refs(w, pfn) or w.f_flags[pfn] & FRAME_LOCKED:\n            return -EAGAIN\n        # Merging",
-        "        # Merging", "W28",
-    ),
     "khugepaged knows everybody by a fault": (
         "m.khuge or m.flags & MM_THP_DISABLED or not for_khugepaged(w, v, flags):", "m.khuge:", "W28",
     ),

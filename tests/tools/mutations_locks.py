@@ -11,8 +11,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W1",
     ),
     "huge pages wait in the mlock batch": (
-        "    if w.f_flags[pfn] & LARGE:\n        mlock_drain(w, cpu)\n        return\n",
-        "    if w.f_flags[pfn] & LARGE:\n        return\n",
+        "&= ~FRAME_MLOCKED\n        mlock_drain(w, cpu)\n        return\n",
+        "&= ~FRAME_MLOCKED\n        return\n",
         "W5",
     ),
     "a full scan begins with what waits on ksmd's CPU alone": (
@@ -71,8 +71,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W4",
     ),
     "what was brought in lets go of nothing": (
-        "    drain_here(w, mm)\n    return -ENOMEM if code == -EFAULT else code",
-        "    return -ENOMEM if code == -EFAULT else code",
+        "    drain_here(w, mm)\n    looked_up(w, mm, start, end)\n    return -ENOMEM",
+        "    looked_up(w, mm, start, end)\n    return -ENOMEM",
         "W4",
     ),
     "memory locked on fault is brought in": (
@@ -107,6 +107,26 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
     "a Host that locks what is to come can't be saved": (
         "    MM_BITS = 0x1ff",
         "    MM_BITS = 0x7f",
+    ),
+    "a cut takes the lock from a huge page": (
+        "        w.f_flags[head] |= FRAME_MLOCKED    # as long",
+        "        pass    # as long",
+        "W5",
+    ),
+    "unlocking a part leaves a huge page locked": (
+        "            each_pte(w, mm, start, end, op_unlocked)\n",
+        "            pass\n",
+        "W5",
+    ),
+    "unmapping a part leaves a huge page locked": (
+        "        w.f_flags[folio_head(w, pfn)] &= ~FRAME_MLOCKED\n        mlock_drain(w, cpu)",
+        "        mlock_drain(w, cpu)",
+        "W5",
+    ),
+    "small pages of a huge page that one area locks are not locked as a whole": (
+        "        r.marks[folio_head(w, pfn)] |= STAYS | LOCKED\n",
+        "        r.marks[folio_head(w, pfn)] |= STAYS | (LOCKED if op.on else 0)\n",
+        "W5",
     ),
     "a store counts what waits on its own CPU": (
         "    if flags & FRAME_LRU and w.f_mapcount[pfn] + w.f_extra[pfn] <= 3:",

@@ -69,8 +69,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "        return n > 1 and not w.ctl.kernel & SWITCH_PARTS_COPIED\n",
     ),
     "a DMA pin makes every page dirty": (
-        "            if not storable(&world.w, mm, addr):\n",
-        "            if True:\n",
+        "            elif not storable(&world.w, mm, addr):\n",
+        "            elif True:\n",
         "W15", "W19",
     ),
     "a folio that was shared once stays so": (
@@ -117,6 +117,16 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "    if flags & FRAME_EXCLUSIVE:\n        return True\n    if flags & LARGE:",
         "    if flags & FRAME_EXCLUSIVE and w.f_extra[pfn] == 0:\n        return True\n    if flags & LARGE:",
         "W10",
+    ),
+    "a stack grows for a pin by a device": (
+        "            if vma_find(&world.w, mm, addr) == 0 and not",
+        "            if False and not",
+        "W14", "W39",
+    ),
+    "a stack grows for a pin": (
+        "        if mm.find_vma(vpn * PAGE) is None and not",
+        "        if False and not",
+        "W14", "W39",
     ),
     "a pin by vmsplice is a device's": (
         "    alone(world)\n    folio_get(&world.w, pfn)\n",

@@ -83,13 +83,13 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W21",
     ),
     "locked pages go": (
-        "    if op.v.flags & VM_LOCKED and as_a_whole(w, op.v, addr, entry, pfn, op.on) or not can_go(w, pfn):\n",
-        "    if not can_go(w, pfn):\n",
+        "    if op.v.flags & VM_LOCKED and as_a_whole(w, op.v, addr, entry, pfn, op.on) or w.f_flags[",
+        "    if w.f_flags[",
         "W21",
     ),
     "a huge page locked in part stays whole": (
-        "    if op.v.flags & VM_LOCKED and as_a_whole(w, op.v, addr, entry, pfn, op.on) or not can_go(w, pfn):\n",
-        "    if op.v.flags & VM_LOCKED or not can_go(w, pfn):\n",
+        "VM_LOCKED and as_a_whole(w, op.v, addr, entry, pfn, op.on) or",
+        "VM_LOCKED or",
         "W21",
     ),
     "a huge page locked in part goes on going": (
@@ -177,9 +177,19 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "    w.f_flags[pfn] |= FRAME_DIRTY\n",
         "W18",
     ),
+    "reclaim frees what MADV_FREE marked and somebody holds": (
+        "    elif folio_extra_refs(w, head):\n        r.marks[head] |= STAYS\n",
+        "    elif False:\n        pass\n",
+        "W19", "W21",
+    ),
+    "MADV_PAGEOUT keeps no page that was stored to and is held": (
+        "    if use != PAGEOUT or not can_go(w, head):\n",
+        "    if use != PAGEOUT or folio_extra_refs(w, head) or not can_go(w, head):\n",
+        "W18",
+    ),
     "reclaim is one pass": (
-        "        r.again = True\n    else:\n",
-        "    else:\n",
+        "        r.again = True\n    elif folio",
+        "    elif folio",
         "W19",
     ),
     "a full batch lets go of a page before it is mapped": (
@@ -225,8 +235,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W21",
     ),
     "MADV_PAGEOUT leaves huge pages whole": (
-        "    if not lazy(w, head):\n        return pmd_split(w, mm, addr, pmd)",
-        "    if not lazy(w, head):\n        return KW_OK",
+        "return KW_OK if folio_extra_refs(w, head) else pmd_split(w, mm, addr, pmd)",
+        "return KW_OK",
         "W18", "W26",
     ),
     "MADV_COLD sends out": (
