@@ -156,6 +156,7 @@ PROFILES: dict[str, Profile] = {
         Profile("7.0.13", _LIE | Switch.UNMERGE_RANGE, _ALL + "; that it unmerges by ranges is taken from 6.19.14"),
         Profile("7.1.13", Switch.UNMERGE_RANGE | Switch.POKE_FAILS, _SOME),
         Profile("7.2.12", Switch.UNMERGE_RANGE | Switch.POKE_FAILS, _SOME),
+        Profile("7.2.13", Switch.UNMERGE_RANGE | Switch.POKE_FAILS | Switch.COLLAPSES_NOTHING, "200 random scenarios, once"),
         Profile("7.3.4", Switch.UNMERGE_RANGE | Switch.POKE_FAILS | Switch.FORGETS | Switch.COLLAPSES_NOTHING,
                 _ALL),
     )

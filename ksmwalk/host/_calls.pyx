@@ -142,7 +142,7 @@ cdef void leave_empty(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noe
     if v.flags & VM_LOCKED:
         each_pte(w, mm, v.start, v.end, op_stays_locked)
     v.flags &= ~<uint64_t>(VM_LOCKED | VM_LOCKONFAULT)
-    if v.start == start and v.end == end:
+    if v.start == start and v.end == end and not w.ctl.kernel & SWITCH_OLD_CALLS:
         anon_leave(w, v)
 
 

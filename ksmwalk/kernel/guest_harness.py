@@ -18,6 +18,7 @@ import tty
 import zlib
 from typing import Any
 
+from ..proc.processes import kernel_thread
 from ..scenarios.format import ScenarioError, scenario_from_json
 from . import probe, surround
 from .giants import Giant, scanned
@@ -121,7 +122,9 @@ def serve() -> None:
 def main() -> None:
     """Be the first process of a machine, and switch it off at the end."""
     _mount()
-    os.sched_setaffinity(0, {0})  # what nobody places is on the first node
+    # What nobody places is on the first node, what ksmd and khugepaged make too.
+    for pid in (0, *filter(None, map(kernel_thread, ("ksmd", "khugepaged")))):
+        os.sched_setaffinity(pid, {0})
     try:
         serve()
     except Exception:

@@ -5,6 +5,16 @@ FIRST = ("guests",)
 
 #: name: (text as it stands, text as it is broken, facts that it breaks ...)
 MUTATIONS: dict[str, tuple[str, ...]] = {
+    "what MREMAP_DONTUNMAP leaves is as new on 5.10": (
+        "    if v.start == start and v.end == end and not w.ctl.kernel & SWITCH_OLD_CALLS:\n",
+        "    if v.start == start and v.end == end:\n",
+        "W40",
+    ),
+    "no stack grows for a pin on 5.10": (
+        " is None and not self.host.kernel.switches & Switch.OLD_CALLS:\n            raise OSError(errno.EFAULT, \"no area,",
+        " is None:\n            raise OSError(errno.EFAULT, \"no area,",
+        "W39",
+    ),
     "an old kernel compares the checksum first": (
         "cdef bint stable_first = w.ctl.kernel & SWITCH_STABLE_FIRST != 0",
         "cdef bint stable_first = False",

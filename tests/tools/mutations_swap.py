@@ -187,6 +187,16 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "    if use != PAGEOUT or folio_extra_refs(w, head) or not can_go(w, head):\n",
         "W18",
     ),
+    "huge pages that are hardly used go in their turn": (
+        "    late = late_from(freed)\n",
+        "    late = 1 << 62\n",
+        "W21",
+    ),
+    "what MADV_FREE marked is not asked for before other pages go": (
+        "    return 54 if freed < 8 else 42",
+        "    return 33 if freed < 8 else 33",
+        "W21",
+    ),
     "reclaim is one pass": (
         "        r.again = True\n    elif folio",
         "    elif folio",
@@ -225,8 +235,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W23",
     ),
     "MADV_REMOVE leaves mappings": (
-        "        zap_leaf(w, op.mm, addr, entry, level)\n    return 0\n\n\ncdef int op_empty(",
-        "        pass\n    return 0\n\n\ncdef int op_empty(",
+        "        zap_leaf(w, op.mm, addr, entry, level)\n        if protected:",
+        "        pass\n        if protected:",
         "W20",
     ),
     "shared memory that is out is mapped around a fault": (

@@ -5,6 +5,11 @@ FIRST = ("uffd", "process", "protect", "stack", "grow", "dontunmap", "vfork", "c
 
 #: name: (text as it stands, text as it is broken, facts that it breaks ...)
 MUTATIONS: dict[str, tuple[str, ...]] = {
+    "MADV_REMOVE takes protection with the page": (
+        "        if protected:\n            entry[0] = wp_marker()\n",
+        "",
+        "W38", "W20",
+    ),
     "a child is watched as its parent is": (
         "q.flags &= ~<uint64_t>(VM_LOCKED | VM_LOCKONFAULT | VM_WATCHED)",
         "q.flags &= ~<uint64_t>(VM_LOCKED | VM_LOCKONFAULT)",
