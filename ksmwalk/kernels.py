@@ -55,6 +55,7 @@ SWITCHES: dict[Switch, str] = {
     "elsewhere -22",
     Switch.PARTS_COPIED: "a store copies a part of a huge page that was shared and that small ptes map, whoever has it still",
     Switch.LAST_PART_STAYS: "such a store goes into the page where that part is all that is mapped of it",
+    Switch.TABLES_KEPT: "MADV_DONTNEED keeps the tables of the pages that it discards: no huge page comes there later",
 }
 
 #: columns of a process in records, in their order
@@ -63,7 +64,7 @@ STATS = ("rmap_items", "zero_pages", "merging_pages", "process_profit", "merge_a
 _OLD = (
     Switch.STABLE_FIRST | Switch.ZERO_UNTRACKED | Switch.SPLIT_KEEPS_EMPTY | Switch.OLD_CHAINS | Switch.NO_SMART_SCAN
     | Switch.KEEPS_PROTECTED | Switch.MOVE_ONE_AREA | Switch.NO_MERGE_ANY | Switch.NO_GUARD
-    | Switch.OLD_UFFD | Switch.PARTS_COPIED | Switch.LAST_PART_STAYS
+    | Switch.OLD_UFFD | Switch.PARTS_COPIED | Switch.LAST_PART_STAYS | Switch.TABLES_KEPT
 )  # fmt: skip
 _NO_FILES = frozenset({
     "smart_scan", "advisor_mode", "advisor_max_cpu", "advisor_min_pages_to_scan", "advisor_max_pages_to_scan",
@@ -132,7 +133,7 @@ _ALL = "all scenarios, twice"
 _SOME = "19 scenarios, once"
 _LIE = Switch.BITS_LIE
 _12_17 = Switch.MOVE_ONE_AREA | _LIE
-_12 = _12_17 | Switch.NO_GUARD | Switch.PARTS_COPIED
+_12 = _12_17 | Switch.NO_GUARD | Switch.PARTS_COPIED | Switch.TABLES_KEPT
 _WITHOUT_MARKS = STATS[:4]
 
 #: every kernel that was seen, by version

@@ -221,6 +221,8 @@ def move_pages(World world not None, int32_t mm, addrs, nodes, bint every, statu
 
 cdef enum:
     WAITS = 10000      # no node and no errno
+    VERSION_SHIFT = 24     # as kernels.Profile.bits has it
+    SINCE_6_12 = (6 * 256 + 12) << 10
 
 
 cdef int64_t take(kw_world *w, int32_t mm, uint64_t addr, int64_t nid, bint every, uint8_t *taken) noexcept nogil:
@@ -230,6 +232,8 @@ cdef int64_t take(kw_world *w, int32_t mm, uint64_t addr, int64_t nid, bint ever
     if v == 0 or w.vmas[v].flags & UNMOVABLE:
         return -EFAULT
     pfn = page_at(w, mm, addr)
+    if pfn == -ENOENT and w.vmas[v].backing == 0 and w.ctl.kernel >> VERSION_SHIFT < SINCE_6_12:
+        return -EFAULT
     if pfn < 0:
         return pfn
     if w.f_nid[pfn] == nid:

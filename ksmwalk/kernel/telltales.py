@@ -85,6 +85,10 @@ TELLTALES: dict[Switch, Scenario] = dict(
         ]),
         _of(Switch.PARTS_COPIED, [*_WAS_SHARED, ["write", "A", [[_AT, 7]]]]),
         _of(Switch.LAST_PART_STAYS, [*_WAS_SHARED, ["munmap", "A", _AT + 1, 511], ["write", "A", [[_AT, 7]]]]),
+        _of(Switch.TABLES_KEPT, [
+            *_marked([5], ())[:1], ["mmap", "A", _AT, 512], ["fill", "A", _AT, [5]], ["madvise", "A", _AT, 512, "hugepage"],
+            ["madvise", "A", _AT, 512, "dontneed"], ["write", "A", [[_AT, 6]]],
+        ]),
         _of(Switch.NO_COLLAPSE, [*_marked([1], ("hugepage",))[:1], ["mmap", "A", _AT, 512],
             ["fill", "A", _AT, [5, 6]], ["madvise", "A", _AT, 512, "collapse"],
         ]),

@@ -116,6 +116,7 @@ enum {
     SWITCH_COLLAPSES_NOTHING = 0x100000, /* MADV_COLLAPSE of no whole huge page is no error */
     SWITCH_PARTS_COPIED = 0x200000, /* a store copies a part of a huge page that was shared, whoever has the page still */
     SWITCH_LAST_PART_STAYS = 0x400000, /* but not where it is all that is mapped of the page */
+    SWITCH_TABLES_KEPT = 0x800000, /* MADV_DONTNEED frees no page tables */
 };
 /* Thp(IntEnum), THP_: Huge pages for anonymous memory: never, where madvise asks for them, always. */
 enum { THP_NEVER = 0, THP_MADVISE = 1, THP_ALWAYS = 2 };
@@ -185,7 +186,6 @@ enum { KW_RING = 65536, KW_BORN = 1024 }; /* records in the ring of events; from
 #define KW_PAGE_SIZE 4096ull
 #define KW_PMD_SIZE 0x200000ull
 #define KW_PUD_SIZE 0x40000000ull
-
 /* A virtual memory area. Linked in ascending order per mm; record 0 is "none". */
 typedef struct {
     uint64_t start, end; /* bytes, half-open, page aligned */

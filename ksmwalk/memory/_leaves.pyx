@@ -197,7 +197,7 @@ cdef int discard_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bi
     op.mm = mm
     op.on = protected
     rc = over_leaves(w, &op, start, end)
-    if rc == KW_OK and start < end:
+    if rc == KW_OK and start < end and not w.ctl.kernel & SWITCH_TABLES_KEPT:
         free_pte_tables(w, mm, w.mms[mm].root, <int>w.ctl.levels, start, end)
     return rc
 

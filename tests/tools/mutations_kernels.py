@@ -5,6 +5,14 @@ FIRST = ("guests",)
 
 #: name: (text as it stands, text as it is broken, facts that it breaks ...)
 MUTATIONS: dict[str, tuple[str, ...]] = {
+    "MADV_DONTNEED frees tables everywhere": (
+        "    if rc == KW_OK and start < end and not w.ctl.kernel & SWITCH_TABLES_KEPT:\n",
+        "    if rc == KW_OK and start < end:\n",
+    ),
+    "move_pages tells of absent pages alike everywhere": (
+        "    if pfn == -ENOENT and w.vmas[v].backing == 0 and w.ctl.kernel >> VERSION_SHIFT < SINCE_6_12:\n",
+        "    if False:\n",
+    ),
     "what MREMAP_DONTUNMAP leaves is as new on 5.10": (
         "    if v.start == start and v.end == end and not w.ctl.kernel & SWITCH_OLD_CALLS:\n",
         "    if v.start == start and v.end == end:\n",

@@ -128,6 +128,11 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "        r.marks[folio_head(w, pfn)] |= STAYS | (LOCKED if op.on else 0)\n",
         "W5",
     ),
+    "empty parts of what stays locked become zero pages": (
+        "    if w.vmas[v].flags & VM_LOCKED or w.f_flags[pfn] & FRAME_MLOCKED:\n",
+        "    if w.vmas[v].flags & VM_LOCKED:\n",
+        "W5", "W40",
+    ),
     "a store counts what waits on its own CPU": (
         "    if flags & FRAME_LRU and w.f_mapcount[pfn] + w.f_extra[pfn] <= 3:",
         "    if False:",
