@@ -74,8 +74,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W16",
     ),
     "MADV_DONTNEED keeps empty tables": (
-        "    if rc == KW_OK and start < end:\n        free_pte_tables",
-        "    if False:\n        free_pte_tables",
+        "    if rc == KW_OK and start < end and not w.ctl",
+        "    if False and not w.ctl",
     ),
     "MADV_DONTNEED takes markers as well": (
         "    if pte_present(e) or swap_slot(w, e):\n        zap_pte(w, op.mm, entry)",
