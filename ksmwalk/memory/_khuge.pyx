@@ -4,6 +4,7 @@ The contract of every function stands in `_khuge.pxd`.
 """
 from libc.errno cimport EAGAIN, EBUSY, EINVAL, ENOMEM
 from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.string cimport memset
 
 from ksmwalk._core cimport (
     child_row, entry_leaf, entry_none, entry_pfn, interrupted_at, pmd_find, pte_present, table_free,
@@ -67,12 +68,30 @@ cdef int bring_back(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t 
     return KW_OK
 
 
+cdef int fullest_node(kw_world *w, const kw_vma *v, const uint64_t *row) noexcept nogil:
+    """The NUMA node that most pages of this table are on, the first of several."""
+    cdef int64_t[255] pages
+    cdef int64_t pfn
+    cdef int i, most = 0
+    if w.ctl.nr_nodes == 1:
+        return 0
+    memset(pages, 0, sizeof(pages))
+    for i in range(512):
+        pfn = normal_pfn(w, row[i], 1) if pte_present(row[i]) else KW_NONE
+        if pfn >= 0:
+            pages[w.f_nid[pfn]] += 1
+    for i in range(1, <int>w.ctl.nr_nodes):
+        if pages[i] > pages[most]:
+            most = i
+    return most if pages[most] else node_of(w, v)
+
+
 cdef int into_huge(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *pmd, int64_t table) noexcept nogil:
     """One huge page instead of this table of small pages."""
     cdef uint64_t *row = w.rows + table * 512
     cdef uint64_t e
     cdef int64_t pfn, huge
-    cdef int i, j
+    cdef int i, j, node = fullest_node(w, v, row)
     if bring_back(w, mm, v, addr, row) < 0:
         return -ENOMEM
     lru_drain(w)
@@ -88,7 +107,7 @@ cdef int into_huge(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *
             for j in range(i):
                 if pte_present(row[j]) and normal_pfn(w, row[j], 1) == pfn:
                     return -EAGAIN
-    huge = huge_alloc(w, node_of(w, v))
+    huge = huge_alloc(w, node)
     if huge < 0:
         return -ENOMEM
     for i in range(512):

@@ -5,6 +5,16 @@ FIRST = ("numa",)
 
 #: name: (text as it stands, text as it is broken, facts that it breaks ...)
 MUTATIONS: dict[str, tuple[str, ...]] = {
+    "khugepaged takes the node of the area": (
+        "    return most if pages[most] else node_of(w, v)\n",
+        "    return node_of(w, v)\n",
+        "W28",
+    ),
+    "of nodes with as many pages khugepaged takes the last": (
+        "        if pages[i] > pages[most]:\n",
+        "        if pages[i] >= pages[most]:\n",
+        "W28",
+    ),
     "pages of shared memory are busy": (
         "    if folio_extra_refs(w, m.old) != file or",
         "    if folio_extra_refs(w, m.old) != 0 or",
