@@ -15,6 +15,7 @@ from ksmwalk.ksm._late cimport (
 from ksmwalk.ksm._pairs cimport easy, join_node, pair_up
 from ksmwalk.ksm._stable cimport stable_root, unstable_root
 from ksmwalk.layout._layout cimport *
+from ksmwalk.layout._poison cimport kw_peek_entry, kw_peek_index
 
 
 cdef extern from * nogil:
@@ -212,21 +213,21 @@ cdef inline void fetch_records(kw_world *w, Ahead *a, int i, uint64_t entry) noe
 
 
 cdef inline void fetch_places(kw_world *w, Ahead *a, int i) noexcept nogil:
-    """The entry of a twin, the frame of a KSM page."""
+    """The entry of a twin, the frame of a KSM page; the record that was found may be free by now."""
     cdef int32_t found = a.there[i & RING]
-    cdef kw_item *q
+    cdef uint64_t addr
     cdef uint64_t *pmd
     cdef int64_t row
     if found > 0:
-        q = &w.items[found]
-        pmd = pmd_find(w, w.mms[q.mm].root, q.addr)
+        addr = kw_peek_entry(&w.items[found].addr)
+        pmd = pmd_find(w, w.mms[w.items[found].mm].root, addr)
         row = KW_NONE if pmd == NULL else child_row(w, pmd)
         if row > 0:
-            a.entry[i & RING] = w.rows + row * 512 + ((q.addr >> 12) & 511)
+            a.entry[i & RING] = w.rows + row * 512 + ((addr >> 12) & 511)
             prefetch(a.entry[i & RING])
     elif found < 0:
-        warm_frame(w, w.nodes[-found].pfn)
-        prefetch(&w.links[w.nodes[-found].items])
+        warm_frame(w, kw_peek_index(&w.nodes[-found].pfn))
+        prefetch(&w.links[kw_peek_index(&w.nodes[-found].items)])
 
 
 cdef inline void fetch_frames(kw_world *w, Ahead *a, int i) noexcept nogil:

@@ -40,8 +40,10 @@ static inline void kw_poison(const volatile void *p, size_t n) { (void)p, (void)
 static inline void kw_unpoison(const volatile void *p, size_t n) { (void)p, (void)n; }
 #endif
 
-/* Reads of what may be poison, nothing reported: for a check that what is free is empty, while it stays poisoned. */
+/* Reads of what may be poison, nothing reported: for a check that what is free is empty, while it stays poisoned; and for
+   guesses at what will be needed, of which some are gone by then. */
 KW_PEEKS char kw_peek_byte(const char *p) { return *p; }
 KW_PEEKS uint64_t kw_peek_entry(const uint64_t *p) { return *p; }
+KW_PEEKS int32_t kw_peek_index(const int32_t *p) { return *p; }
 
 #endif

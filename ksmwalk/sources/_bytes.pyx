@@ -4,8 +4,8 @@ A page is 512 words of 64 bits. Byte order is the order of `memcmp`, which for w
 of contents follow it, because it decides the shape of the kernel's trees.
 """
 from libc.stdint cimport int64_t, uint64_t, uint8_t
-from libc.stdlib cimport free, malloc, qsort
-from libc.string cimport memcmp
+from libc.stdlib cimport calloc, free, malloc, qsort
+from libc.string cimport memcmp, memcpy
 
 from ksmwalk._core cimport records
 
@@ -112,6 +112,61 @@ def against(pages, reference, out):
                 answer[0] = <uint64_t>k if word < big_endian(one[k]) else <uint64_t>(2 * WORDS - k)
             page += WORDS
             answer += 2
+
+
+cdef enum:
+    DIGIT = 11                      # bits that one pass sorts by
+    VALUES = 1 << DIGIT
+    PASSES = (64 + DIGIT - 1) // DIGIT
+
+
+cdef void sort_digits(uint64_t *words, uint64_t *other, int64_t n, int skip, int64_t *counts) noexcept nogil:
+    # From the lowest digit to the highest, each pass in the order of the one before; a digit that all share needs none.
+    cdef int64_t i, k, at, here
+    cdef int digit, shift
+    cdef uint64_t *source = words
+    cdef uint64_t *into = other
+    for i in range(n):
+        for digit in range((64 - skip + DIGIT - 1) // DIGIT):
+            counts[digit * VALUES + (words[i] >> (skip + digit * DIGIT) & (VALUES - 1))] += 1
+    for digit in range((64 - skip + DIGIT - 1) // DIGIT):
+        shift = skip + digit * DIGIT
+        if counts[digit * VALUES + (words[0] >> shift & (VALUES - 1))] == n:
+            continue
+        at = 0
+        for k in range(VALUES):
+            here = counts[digit * VALUES + k]
+            counts[digit * VALUES + k] = at
+            at += here
+        for i in range(n):
+            k = digit * VALUES + <int64_t>(source[i] >> shift & (VALUES - 1))
+            into[counts[k]] = source[i]
+            counts[k] += 1
+        source, into = into, source
+    if source != words:
+        memcpy(words, source, <size_t>n * 8)
+
+
+def sort_words(words, int skip):
+    """Sort uint64[n] in place by all but the lowest `skip` bits, by which they stand in order already."""
+    cdef int64_t n
+    cdef uint64_t *word = <uint64_t *>records(words, True, 8, 8, &n)
+    cdef uint64_t *other
+    cdef int64_t *counts
+    if not 0 <= skip < 64:
+        raise ValueError(f"skip {skip}: 0 to 63 bits")
+    if n < 2:
+        return
+    other = <uint64_t *>malloc(<size_t>n * 8)
+    counts = <int64_t *>calloc(PASSES * VALUES, 8)
+    if other == NULL or counts == NULL:
+        free(other)
+        free(counts)
+        raise MemoryError("a copy of the words, to sort them")
+    with nogil:
+        sort_digits(word, other, n, skip, counts)
+        free(other)
+        free(counts)
 
 
 cdef int by_bytes(const void *one, const void *other) noexcept nogil:

@@ -113,11 +113,11 @@ def about_sorted(numbers: U64Array) -> tuple[I64Array, BoolArray]:
     (int64[n], bool[n])
         Indices; which of them, in this order, have upper bits that another has too, so that it may have to stand elsewhere.
     """
-    # a number and its place in one word: half the time of argsort()
+    # a number and its place in one word, by digits: a fifth of the time of argsort()
     bits = np.uint64(max(len(numbers) - 1, 1).bit_length())
     words = numbers >> bits << bits
     words |= np.arange(len(numbers), dtype=np.uint64)
-    words.sort()
+    _bytes.sort_words(words, int(bits))
     order = (words & (np.uint64(1) << bits) - np.uint64(1)).view(np.int64)
     words >>= bits
     tied = np.zeros(len(numbers), bool)

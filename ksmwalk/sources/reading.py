@@ -361,7 +361,8 @@ def _read_frames(
         )
         return
     result.pfn = pfn
-    _read_frame_flags(process.pid, result, result.pfn.view(np.int64), counts)
+    alone = result.exclusive & (entries & np.uint64(pagemap.PM_FILE) == 0)
+    _read_frame_flags(process.pid, result, result.pfn.view(np.int64), alone if counts else None)
     between("flagged")
     entries = _look_again(process, result, entries)
     clock.lap("frames")
@@ -391,15 +392,15 @@ def _keep(result: ProcessCapture, keep: BoolArray, why: str) -> None:
             setattr(result, name, array[keep])
 
 
-def _read_frame_flags(pid: int, result: ProcessCapture, pfn: I64Array, counts: bool) -> None:
-    """Flags (and counts) of every frame."""
+def _read_frame_flags(pid: int, result: ProcessCapture, pfn: I64Array, alone: BoolArray | None) -> None:
+    """Flags of every frame; and counts, unless it is not known which anonymous pages have one mapping alone."""
     try:
         files = [os.open("/proc/kpageflags", os.O_RDONLY | os.O_CLOEXEC)]
     except OSError as error:
         result.notes.append(f"Frame flags can't be read: /proc/kpageflags: {error.strerror}.")
         return
     try:
-        if counts:
+        if alone is not None:
             files.append(os.open("/proc/kpagecount", os.O_RDONLY | os.O_CLOEXEC))
         leaf = whole_blocks(result, result.huge) if result.huge.any() else None
         result.frame_flags = _flags_of_frames(files[0], pfn, leaf, pid)
@@ -407,8 +408,9 @@ def _read_frame_flags(pid: int, result: ProcessCapture, pfn: I64Array, counts: b
             result.frame_flags &= ~np.uint64(Kpf.KSM)
             result.notes.append(LYING)
         result.folios = huge_folios(files[0], pfn.view(np.uint64), result.frame_flags, result.huge, pid)
-        if counts:
-            result.frame_counts = frame_records(files[1], pfn, pid)
+        if alone is not None:
+            result.frame_counts = np.ones(len(pfn), np.uint64)
+            result.frame_counts[~alone] = frame_records(files[1], pfn[~alone], pid)
     finally:
         for fd in files:
             os.close(fd)

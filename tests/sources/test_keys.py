@@ -184,3 +184,19 @@ def test_progress_comes_to_its_end():
     told = []
     intern([Held([page(0, b"a")] * 700)], progress=lambda *row: told.append(row))
     assert ("reading 1", 700, 700) in told and ("comparing", 700, 700) in told
+
+
+@given(st.lists(st.integers(0, 2**64 - 1), max_size=300), st.integers(0, 63), st.integers(0, 63))
+def test_words_are_sorted_by_their_upper_bits_and_stay_in_order_else(numbers, skip, width):
+    words = np.array(numbers, np.uint64) & np.uint64((1 << width) - 1 if width else 2**64 - 1)
+    before = words.copy()
+    _bytes.sort_words(words, skip)
+    order = np.argsort(before >> np.uint64(skip), kind="stable")
+    assert np.array_equal(words, before[order])
+
+
+def test_words_that_can_not_be_sorted_are_refused():
+    with pytest.raises(ValueError, match="skip 64: 0 to 63 bits"):
+        _bytes.sort_words(np.zeros(2, np.uint64), 64)
+    with pytest.raises((TypeError, ValueError)):
+        _bytes.sort_words(np.zeros(2, np.int32), 3)
