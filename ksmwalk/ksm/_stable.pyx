@@ -54,8 +54,9 @@ cdef void node_free(kw_world *w, int32_t node) noexcept nogil:
     w.nodes[node].left = <int32_t>w.ctl.stable_free
     w.ctl.stable_free = node
     w.ctl.stable_live -= 1
-    kw_poison(&w.nodes[node], 24)  # not the word of `left`, the link of the free list
-    kw_poison(<char *>&w.nodes[node] + 32, sizeof(kw_node) - 32)
+    # Not the words of `left`, the link of the free list, and of `flags`, by which who sweeps over all passes it by.
+    kw_poison(&w.nodes[node], 24)
+    kw_poison(<char *>&w.nodes[node] + 40, sizeof(kw_node) - 40)
 
 
 cdef void dup_add(kw_world *w, int32_t chain, int32_t dup) noexcept nogil:
