@@ -5,10 +5,10 @@ The contract of every function stands in `_calls.pxd`; what Python calls is in `
 from libc.errno cimport EFAULT, EINVAL, ENOMEM
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
-from ksmwalk._core cimport level_size, pte_present, rows_left, tables_sound
-from ksmwalk.memory._frames cimport lru_drain_cpu, normal_pfn
+from ksmwalk._core cimport level_size, rows_left, tables_sound
+from ksmwalk.memory._frames cimport lru_drain_cpu
 from ksmwalk.memory._leaves cimport (
-    LeafOp, copy_range, free_tables, mlock_range, move_range, protect_range, touched, wp_range, zap_range,
+    copy_range, free_tables, mlock_range, move_range, protect_range, touched, wp_range, zap_range,
 )
 from ksmwalk.memory._anon cimport anon_fork, anon_leave, anon_relink, anon_share
 from ksmwalk.memory._areas cimport (
@@ -16,11 +16,10 @@ from ksmwalk.memory._areas cimport (
     user_end, vma_alloc, vma_compatible, vma_find, vma_find_from, vma_free, vma_join, vma_link, vma_make, vma_split,
     vmas_left,
 )
-from ksmwalk.memory._ptes cimport each_pte
 from ksmwalk.memory._swap cimport mm_off_list
 from ksmwalk.ksm._items cimport slot_exit, slot_insert
 from ksmwalk.ksm._unmerge cimport unmerge_mm, unmerge_range, unmerging
-from ksmwalk.host._locks cimport bring_in
+from ksmwalk.host._locks cimport bring_in, pages_stay_locked
 from ksmwalk.layout._layout cimport *
 
 
@@ -128,19 +127,12 @@ cdef int sys_mprotect(kw_world *w, int32_t mm, uint64_t start, uint64_t end, uin
 
 # ------------------------------------------------------------------ mremap
 
-cdef int op_stays_locked(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
-    cdef int64_t pfn = normal_pfn(w, entry[0], 1) if pte_present(entry[0]) else KW_NONE
-    if pfn >= 0:
-        w.f_flags[pfn] |= FRAME_MLOCKED
-    return 0
-
-
 cdef void leave_empty(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil:
     """What MREMAP_DONTUNMAP leaves: the area with its marks, no more locked, also what stays of it (but its pages are), and
     as if it never had pages where all of it went."""
     cdef kw_vma *v = &w.vmas[vma_find(w, mm, start)]
     if v.flags & VM_LOCKED:
-        each_pte(w, mm, v.start, v.end, op_stays_locked)
+        pages_stay_locked(w, mm, v.start, v.end)
     v.flags &= ~<uint64_t>(VM_LOCKED | VM_LOCKONFAULT)
     if v.start == start and v.end == end and not w.ctl.kernel & SWITCH_OLD_CALLS:
         anon_leave(w, v)

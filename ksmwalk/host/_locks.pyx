@@ -8,7 +8,7 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from ksmwalk._core cimport pte_present
 from ksmwalk.memory._frames cimport folio_head, lru_drain_cpu, normal_pfn
 from ksmwalk.memory._leaves cimport LeafOp
-from ksmwalk.memory._ptes cimport each_pte, looked_up
+from ksmwalk.memory._ptes cimport each_pte, look_at_ptes, looked_up
 from ksmwalk.memory._areas cimport VM_ACCESS, VM_SPECIAL, set_flags, vma_find, vma_find_from
 from ksmwalk.memory._fault cimport FAULT_KEEP, read_range, write_range
 from ksmwalk.layout._layout cimport *
@@ -100,6 +100,28 @@ cdef int op_unlocked(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) no
     if pfn >= 0:
         w.f_flags[folio_head(w, pfn)] &= ~FRAME_MLOCKED
     return 0
+
+
+cdef int op_stays_locked(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
+    cdef int64_t pfn = normal_pfn(w, entry[0], 1) if pte_present(entry[0]) else KW_NONE
+    if pfn >= 0:
+        w.f_flags[pfn] |= FRAME_MLOCKED
+    return 0
+
+
+cdef int op_stays_locked_pmd(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
+    cdef int64_t head = normal_pfn(w, entry[0], 2)
+    if head >= 0:
+        w.f_flags[head] |= FRAME_MLOCKED
+    return 0
+
+
+cdef void pages_stay_locked(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil:
+    cdef LeafOp op
+    op.pte = op_stays_locked
+    op.pmd = op_stays_locked_pmd
+    op.mm = mm
+    look_at_ptes(w, &op, start, end)
 
 
 cdef int32_t lock_area(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint64_t end, uint64_t locks) noexcept nogil:

@@ -15,6 +15,7 @@ from ksmwalk.memory._fault cimport fault_read, fault_write
 from ksmwalk.host._advice cimport sys_madvise
 from ksmwalk.host._calls cimport sys_exit, sys_fork, sys_mmap, sys_munmap
 from ksmwalk.layout._layout cimport *
+from ksmwalk.layout._poison cimport kw_peek_entry
 
 
 cdef extern from "_wide.h" nogil:
@@ -213,7 +214,7 @@ cdef inline void look_ahead(kw_world *w, const kw_trace_event *events, int64_t i
         p = ahead.ptes[(i + NEAR) & (RING - 1)]
         if p != NULL:
             # Only fetched: whatever the entry holds by the time it is used is looked at then.
-            pfn = (p[0] & PTE_PFN_MASK) >> 12
+            pfn = (kw_peek_entry(p) & PTE_PFN_MASK) >> 12
             if pfn < <uint64_t>w.ctl.nr_frames:
                 kw_prefetch(&w.f_key[pfn])
                 kw_prefetch(&w.f_flags[pfn])

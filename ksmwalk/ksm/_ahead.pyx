@@ -233,7 +233,7 @@ cdef inline void fetch_places(kw_world *w, Ahead *a, int i) noexcept nogil:
 cdef inline void fetch_frames(kw_world *w, Ahead *a, int i) noexcept nogil:
     cdef uint64_t *entry = a.entry[i & RING]
     if a.there[i & RING] > 0 and entry != NULL:
-        warm_frame(w, <int64_t>((entry[0] & PTE_PFN_MASK) >> 12))
+        warm_frame(w, <int64_t>((kw_peek_entry(entry) & PTE_PFN_MASK) >> 12))
 
 
 cdef void look(kw_world *w, Ahead *a, const uint64_t *p, int here, int end) noexcept nogil:

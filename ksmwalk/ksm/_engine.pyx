@@ -21,7 +21,7 @@ from ksmwalk.ksm._late cimport indexed, late, late_bind, late_force, late_scan, 
 from ksmwalk.ksm._unstable cimport page_eligible, spoil, unstable_erase, unstable_search
 from ksmwalk.ksm._unmerge cimport break_ksm, unmerge_mm, unmerging
 from ksmwalk.ksm._locked cimport mlock_merged
-from ksmwalk.ksm._remap cimport become_ksm, held, map_ksm, unmapped
+from ksmwalk.ksm._remap cimport become_ksm, held, map_ksm, protected, unmapped
 from ksmwalk.ksm._stable cimport (
     append_item, drop_stable_nodes, migrate_add, migrate_drop_stale, migrate_search, node_leave,
     stable_insert, stable_search, tree_of,
@@ -104,6 +104,7 @@ cdef int merge_one(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn, int64_t 
         return 0
     if w.f_key[pfn] != w.f_key[kpfn]:
         return -EFAULT
+    protected(w, e, pfn)
     if kpfn:
         map_ksm(w, mm, pte, kpfn)
     else:

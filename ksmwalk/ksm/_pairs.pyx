@@ -9,7 +9,7 @@ from ksmwalk.memory._areas cimport vma_find
 from ksmwalk.memory._frames cimport LARGE
 from ksmwalk.ksm._items cimport event
 from ksmwalk.ksm._late cimport domain_tree
-from ksmwalk.ksm._remap cimport become_ksm, held, map_ksm, unmapped
+from ksmwalk.ksm._remap cimport become_ksm, held, map_ksm, protected, unmapped
 from ksmwalk.ksm._stable cimport append_item, has_room, stable_insert
 from ksmwalk.ksm._unstable cimport unstable_erase
 from ksmwalk.layout._layout cimport *
@@ -43,6 +43,7 @@ cdef bint join_node(kw_world *w, int32_t item, uint64_t *pte, int64_t pfn, int32
     if w.vmas[w.cursor.vma].flags & VM_LOCKED:
         return False
     out_of_tree(w, q)
+    protected(w, pte[0], pfn)
     map_ksm(w, q.mm, pte, p.pfn)
     unmapped(w, q.mm, pfn)
     event(w, EV_ADD, q.mm, p.pfn, item, node, 0)
@@ -74,6 +75,7 @@ cdef bint pair_up(kw_world *w, int32_t item, uint64_t *pte, int64_t pfn, int32_t
     out_of_tree(w, q)
     become_ksm(w, q.mm, pte, pfn)
     event(w, EV_NEW, q.mm, pfn, item, 0, 0)
+    protected(w, entry[0], twin)
     map_ksm(w, b.mm, entry, pfn)
     unmapped(w, b.mm, twin)
     event(w, EV_ADD, b.mm, pfn, other, 0, 0)

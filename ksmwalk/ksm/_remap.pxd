@@ -16,6 +16,11 @@ cdef inline void become_ksm(kw_world *w, int32_t mm, uint64_t *pte, int64_t pfn)
     pte[0] = make_entry(<uint64_t>pfn, pte[0] & ~(PTE_PFN_MASK | PTE_RW | PTE_D))
     mm_changed(w, mm, 1)
 
+cdef inline void protected(kw_world *w, uint64_t e, int64_t pfn) noexcept nogil:
+    # The entry by which a page is mapped goes, or is made clean: that it was stored to by this the page says itself.
+    if e & PTE_D and w.f_mapcount[pfn] > 1:
+        w.f_flags[pfn] |= FRAME_DIRTY
+
 cdef inline void map_ksm(kw_world *w, int32_t mm, uint64_t *pte, int64_t kpfn) noexcept nogil:
     # A pte of mm maps this KSM page in place of another page, which is the caller's to unmap.
     pte[0] = make_entry(<uint64_t>kpfn, pte[0] & ~(PTE_PFN_MASK | PTE_RW | PTE_D | PTE_UFFD_WP | PTE_SOFT_DIRTY))

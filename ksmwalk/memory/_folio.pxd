@@ -17,6 +17,8 @@ cdef int split_folio_at(kw_world *w, int64_t pfn, uint64_t addr) noexcept nogil
     # only if that does not account for all mappings. Prefer it: split_folio has to search all tables.
 cdef int64_t whole_folio(kw_world *w, const uint64_t *ptes, int64_t room) noexcept nogil
     # Pages of the folio of several that these ptes, of which there are `room`, map from its first to its last page; 0: none.
+cdef int64_t whole_batch(kw_world *w, const uint64_t *ptes, int64_t room) noexcept nogil
+    # The same where advice can take them at once: userfaultfd protects all of them, or none.
 cdef int split_parts(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil
     # Advice for a range inside one area (COLD, PAGEOUT, FREE) splits huge pages of which it covers a part, where they are
     # not shared and nobody holds on to them. KW_ENOROWS.

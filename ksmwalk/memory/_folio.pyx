@@ -273,6 +273,14 @@ cdef int64_t whole_folio(kw_world *w, const uint64_t *ptes, int64_t room) noexce
     return n
 
 
+cdef int64_t whole_batch(kw_world *w, const uint64_t *ptes, int64_t room) noexcept nogil:
+    cdef int64_t n = whole_folio(w, ptes, room), i
+    for i in range(1, n):
+        if (ptes[i] ^ ptes[0]) & PTE_UFFD_WP:
+            return 0
+    return n
+
+
 cdef int split_in_parts(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil:
     """So are split folios of this mm alone that small ptes map, unless the whole is taken at once."""
     cdef uint64_t addr = start, next
@@ -292,7 +300,7 @@ cdef int split_in_parts(kw_world *w, int32_t mm, uint64_t start, uint64_t end) n
             n = 1
             pfn = normal_pfn(w, pte[0], 1) if pte_present(pte[0]) else KW_NONE
             if pfn >= 0 and w.f_flags[folio_head(w, pfn)] & FRAME_HEAD and folio_head(w, pfn) != passed:
-                n = whole_folio(w, pte, <int64_t>((next - addr) >> 12))
+                n = whole_batch(w, pte, <int64_t>((next - addr) >> 12))
                 if n == 0 and not maybe_shared(w, pfn):
                     rc = split_folio_at(w, pfn, addr)
                     if rc == KW_ENOROWS:

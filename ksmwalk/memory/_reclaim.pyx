@@ -7,7 +7,7 @@ from libc.stdint cimport int32_t, int64_t, uint16_t, uint64_t
 from ksmwalk._core cimport child_row, entry_leaf, entry_none, interrupted_at, level_index, pmd_find, pte_find, pte_present
 from ksmwalk.memory._anon cimport anon_descends, anon_family, anon_reaches
 from ksmwalk.memory._areas cimport vma_find
-from ksmwalk.memory._folio cimport split_folio_at, split_parts, whole_folio
+from ksmwalk.memory._folio cimport split_folio_at, split_parts, whole_batch
 from ksmwalk.memory._frames cimport (
     LARGE, dma_pinned, folio_cached, folio_extra_refs, folio_head, folio_mappings, folio_pages, frame_unmap, lru_drain_cpu,
     maybe_shared, normal_pfn,
@@ -210,7 +210,7 @@ cdef int use_ptes(kw_world *w, int32_t mm, uint64_t addr, uint64_t end, uint64_t
     cdef int64_t n, i
     cdef int rc
     while addr < end:
-        n = whole_folio(w, p, <int64_t>((end - addr) >> 12))
+        n = whole_batch(w, p, <int64_t>((end - addr) >> 12))
         if n and use != LAZY:
             rc = 0
             if folio_mappings(w, normal_pfn(w, p[0], 1)) == n:

@@ -133,6 +133,11 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "    if w.vmas[v].flags & VM_LOCKED:\n",
         "W5", "W40",
     ),
+    "a huge page does not stay locked with what DONTUNMAP leaves": (
+        "    op.pmd = op_stays_locked_pmd\n",
+        "    op.pmd = NULL\n",
+        "W5", "W40",
+    ),
     "a store counts what waits on its own CPU": (
         "    if flags & FRAME_LRU and w.f_mapcount[pfn] + w.f_extra[pfn] <= 3:",
         "    if False:",

@@ -197,6 +197,16 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "    return 33 if freed < 8 else 33",
         "W21",
     ),
+    "a mapping that is merged away was never stored to": (
+        "    if e & PTE_D and w.f_mapcount[pfn] > 1:\n",
+        "    if False:\n",
+        "W19",
+    ),
+    "advice takes folios of which a part is protected whole": (
+        "        if (ptes[i] ^ ptes[0]) & PTE_UFFD_WP:\n",
+        "        if False:\n",
+        "W31", "W35",
+    ),
     "reclaim is one pass": (
         "        r.again = True\n    elif folio",
         "    elif folio",
@@ -215,7 +225,7 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W19",
     ),
     "MADV_COLD splits whole folios": (
-        "                n = whole_folio(w, pte, <int64_t>((next - addr) >> 12))\n",
+        "                n = whole_batch(w, pte, <int64_t>((next - addr) >> 12))\n",
         "                n = 0\n",
         "W17",
     ),
