@@ -51,7 +51,8 @@ cdef void zero_if_empty(kw_world *w, Splitting *s, int32_t mm, uint64_t addr, ui
     if w.f_key[pfn] != 0 or w.ctl.kernel & SWITCH_SPLIT_KEEPS_EMPTY:
         return
     v = vma_find(w, mm, addr)
-    if w.vmas[v].flags & VM_LOCKED or w.f_flags[pfn] & FRAME_MLOCKED:
+    # A lock that outlived its area goes with the first mapping in a locked one that is taken away for the split.
+    if w.vmas[v].flags & VM_LOCKED or w.f_flags[pfn] & FRAME_MLOCKED and not s.any_locked:
         return
     # Once the kernel has come by a locked mapping of it, it is a locked page for those that follow as well.
     if s.any_locked and s.locked[pfn - s.head] and visited_before(w, s.locked[pfn - s.head], v):

@@ -131,7 +131,7 @@ def test_what_recordings_can_not_tell_of_kernels():
         return {version for version, profile in kernels.PROFILES.items() if profile.switches & switch}
 
     assert those(Switch.SCAN_EACH) == {"5.10.223", "6.12.43", "6.16.12", "6.17.8"}
-    assert those(Switch.UNMERGE_RANGE) == {"6.19.14", "7.0.13", "7.1.13", "7.2.12", "7.3.4"}
+    assert those(Switch.UNMERGE_RANGE) == {"6.19.14", "7.0.13", "7.1.13", "7.2.12", "7.2.13", "7.3.4"}
     assert those(Switch.BITS_LIE) == {
         "6.12.43", "6.12.117", "6.16.12", "6.17.8", "6.17.13", "6.18.15", "6.19.14", "7.0.13",
     }  # fmt: skip

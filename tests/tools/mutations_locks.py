@@ -129,8 +129,13 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W5",
     ),
     "empty parts of what stays locked become zero pages": (
-        "    if w.vmas[v].flags & VM_LOCKED or w.f_flags[pfn] & FRAME_MLOCKED:\n",
-        "    if w.vmas[v].flags & VM_LOCKED:\n",
+        " or w.f_flags[pfn] & FRAME_MLOCKED and not s.any_locked:\n",
+        ":\n",
+        "W5", "W40",
+    ),
+    "a lock that outlived its area stays for a split": (
+        " or w.f_flags[pfn] & FRAME_MLOCKED and not s.any_locked:\n",
+        " or w.f_flags[pfn] & FRAME_MLOCKED:\n",
         "W5", "W40",
     ),
     "a huge page does not stay locked with what DONTUNMAP leaves": (
