@@ -22,8 +22,8 @@ from ksmwalk.layout._layout cimport *
 
 
 cdef enum:
-    STAYS = 1      # mapped as a whole in a locked area, or held on to
-    LOCKED = 2     # a leaf pmd maps it in a locked area
+    STAYS = 1      # locked, or held on to
+    LOCKED = 2     # mapped as a whole in a locked area, or locked whatever its areas say (FRAME_MLOCKED)
 
 # A mapping of a page that may go, noted while the page tables are looked through.
 ctypedef struct Mapping:

@@ -15,7 +15,6 @@ from ..layout import BLOCK, FRAME_FIELDS, Frame, MmFlag
 from ..signatures import AnyArray, Integer, Integers
 
 _FIXED = Frame.KSM | Frame.ZERO
-_LARGE = Frame.HEAD | Frame.TAIL
 _COMPUTED = ("head", "refs")
 #: those of the arrays that mean something by themselves
 _VIEWS = [name for name in FRAME_FIELDS if name not in ("head", "extra")]
@@ -93,7 +92,7 @@ class Frames(Strict):
 
     def _heads(self) -> NDArray[np.uint32]:
         own = np.arange(len(self), dtype=np.uint32)
-        return np.where(self.flags & _LARGE != 0, self._head, own)
+        return np.where(self._head != 0, self._head, own)
 
     def set_key(self, pfns: Integer | Integers, keys: Integer | Integers) -> None:
         """Change the content of frames, as a device does that was given them: no fault, no mapping changes.
@@ -151,9 +150,13 @@ class Frames(Strict):
         if not flags & Frame.USED:
             return f"frame {pfn}: free"
         names = "|".join(str(f.name).lower() for f in Frame if f in flags and f != Frame.USED) or "used"
+        head, refs = int(self._head[pfn]) or pfn, 0
+        if not flags & Frame.TAIL:
+            pages = np.count_nonzero(self._head[pfn : pfn + BLOCK] == pfn) if flags & Frame.HEAD else 1
+            refs = int(self._extra[pfn]) + int(self.mapcount[pfn : pfn + pages].sum())
         return (
-            f"frame {pfn}: {names}, head {self.head[pfn]}, mapcount {self.mapcount[pfn]},"
-            f" refs {self.refs[pfn]}, key {self.key[pfn]:#x}, node {self.nid[pfn]}"
+            f"frame {pfn}: {names}, head {head}, mapcount {self.mapcount[pfn]},"
+            f" refs {refs}, key {self.key[pfn]:#x}, node {self.nid[pfn]}"
         )
 
     def __repr__(self) -> str:

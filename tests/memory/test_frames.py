@@ -109,3 +109,22 @@ def test_a_page_lock_is_set_through_the_host():
     assert host.frames.flags[pfn] & Frame.LOCKED
     host.lock_page(pfn, False)
     assert not host.frames.flags[pfn] & Frame.LOCKED
+
+
+def test_a_line_about_a_frame_says_what_the_arrays_say():
+    host = Host(4096, thp="always")
+    mm = host.new_mm()
+    mm.mmap(1024 * PAGE, BASE)
+    mm.write(BASE, [1, 2])
+    mm.mmap(PAGE, 2 * BASE)
+    mm.write(2 * BASE, 3)
+    child = mm.fork()
+    child.munmap(BASE, 3 * PAGE)
+    host.pin(mm, 2 * BASE)
+    frames = host.frames
+    seen = set()
+    for pfn in np.flatnonzero(frames.flags & Frame.USED).tolist():
+        line = frames.describe(pfn)
+        assert f", head {frames.head[pfn]}, mapcount {frames.mapcount[pfn]}, refs {frames.refs[pfn]}, " in line
+        seen.add(int(frames.refs[pfn]))
+    assert {0, 3, 512 + 509} <= seen
