@@ -55,6 +55,11 @@ SWITCHES: dict[Switch, str] = {
     "elsewhere -22",
     Switch.PARTS_COPIED: "a store copies a part of a huge page that was shared and that small ptes map, whoever has it still",
     Switch.LAST_PART_STAYS: "such a store goes into the page where that part is all that is mapped of it",
+    Switch.MOVE_FORGETS: "a huge page that small ptes map, and that was moved to another node, is moved as it is the next time "
+    "too; else it is split then",
+    Switch.STAYS_PROTECTED: "an area that userfaultfd protects is not registered again without protection: -16",
+    Switch.LAZY_NOT_COLLAPSED: "khugepaged leaves small pages alone among which is one that MADV_FREE marked and nobody stored to",
+    Switch.READ_ONLY_STAYS: "small pages none of which may be stored to become no huge page: MADV_COLLAPSE -22",
     Switch.TABLES_KEPT: "MADV_DONTNEED keeps the tables of the pages that it discards: no huge page comes there later",
 }
 
@@ -64,7 +69,7 @@ STATS = ("rmap_items", "zero_pages", "merging_pages", "process_profit", "merge_a
 _OLD = (
     Switch.STABLE_FIRST | Switch.ZERO_UNTRACKED | Switch.SPLIT_KEEPS_EMPTY | Switch.OLD_CHAINS | Switch.NO_SMART_SCAN
     | Switch.KEEPS_PROTECTED | Switch.MOVE_ONE_AREA | Switch.NO_MERGE_ANY | Switch.NO_GUARD
-    | Switch.OLD_UFFD | Switch.PARTS_COPIED | Switch.LAST_PART_STAYS | Switch.TABLES_KEPT
+    | Switch.OLD_UFFD | Switch.PARTS_COPIED | Switch.LAST_PART_STAYS | Switch.TABLES_KEPT | Switch.READ_ONLY_STAYS
 )  # fmt: skip
 _NO_FILES = frozenset({
     "smart_scan", "advisor_mode", "advisor_max_cpu", "advisor_min_pages_to_scan", "advisor_max_pages_to_scan",
@@ -106,7 +111,7 @@ class Profile:
 
     @property
     def bits(self) -> int:
-        """What `ctl.kernel` of a Host holds: the switches, and above them the version."""
+        """What `ctl.kernel` of a Host holds: the switches, and the version between them."""
         switches = self.switches
         if self.version == DEFAULT:
             # What was proposed for it and came with 6.19. The answers are the same; `ksm.scan.strategy` "per-address"
@@ -121,8 +126,8 @@ def _numbers(version: str) -> tuple[int, int, int]:
 
 
 _SHIFT = 24
-#: bits that `ctl.kernel` has
-BITS = _SHIFT + 26
+#: bits that `ctl.kernel` has: first switches, the version, four switches more
+BITS = _SHIFT + 26 + 4
 
 
 def _packed(numbers: tuple[int, int, int]) -> int:
@@ -132,7 +137,8 @@ def _packed(numbers: tuple[int, int, int]) -> int:
 _ALL = "all scenarios, twice"
 _SOME = "19 scenarios, once"
 _LIE = Switch.BITS_LIE
-_12_17 = Switch.MOVE_ONE_AREA | _LIE
+_12_17 = Switch.MOVE_ONE_AREA | _LIE | Switch.READ_ONLY_STAYS     # the last is taken from 6.12 for 6.16 and 6.17
+_MOVES = Switch.MOVE_FORGETS      # seen on 6.12.43; that those of the months before the change have it is taken from there
 _12 = _12_17 | Switch.NO_GUARD | Switch.PARTS_COPIED | Switch.TABLES_KEPT
 _WITHOUT_MARKS = STATS[:4]
 
@@ -145,21 +151,22 @@ PROFILES: dict[str, Profile] = {
                 ("rmap_items", "merging_pages"), False),
         Profile("6.1.192", _OLD | Switch.FORK_INHERITS | Switch.NONE_NO_PARTNER, _ALL, _NO_FILES,
                 ("rmap_items", "merging_pages"), False),
-        Profile("6.12.43", _12 | Switch.SCAN_EACH | Switch.FORK_INHERITS, _SOME, stats=_WITHOUT_MARKS),
+        Profile("6.12.43", _12 | _MOVES | Switch.SCAN_EACH | Switch.FORK_INHERITS, _SOME, stats=_WITHOUT_MARKS),
         Profile("6.12.117", _12, _ALL, stats=_WITHOUT_MARKS),
-        Profile("6.16.12", _12_17 | Switch.SCAN_EACH | Switch.FORK_INHERITS | Switch.FORKED_HUGE_FAILS, _ALL),
-        Profile("6.17.8", _LIE | Switch.SCAN_EACH | Switch.FORKED_HUGE_FAILS,
+        Profile("6.16.12", _12_17 | _MOVES | Switch.SCAN_EACH | Switch.FORK_INHERITS | Switch.FORKED_HUGE_FAILS, _ALL),
+        Profile("6.17.8", _LIE | Switch.READ_ONLY_STAYS | _MOVES | Switch.SCAN_EACH | Switch.FORKED_HUGE_FAILS,
                 "its time and /proc/kpageflags only; the rest is taken from 6.17.13"),
-        Profile("6.17.13", _LIE | Switch.FORKED_HUGE_FAILS, _ALL),
-        Profile("6.18.15", _LIE | Switch.FORKED_HUGE_FAILS, _ALL),
+        Profile("6.17.13", _LIE | Switch.READ_ONLY_STAYS | _MOVES | Switch.FORKED_HUGE_FAILS, _ALL),
+        Profile("6.18.15", _LIE | _MOVES | Switch.FORKED_HUGE_FAILS, _ALL),
         Profile("6.18.44", Switch(0), "several thousand scenarios"),
         Profile("6.19.14", _LIE | Switch.UNMERGE_RANGE, _ALL),
         Profile("7.0.13", _LIE | Switch.UNMERGE_RANGE, _ALL + "; that it unmerges by ranges is taken from 6.19.14"),
         Profile("7.1.13", Switch.UNMERGE_RANGE | Switch.POKE_FAILS, _SOME),
-        Profile("7.2.12", Switch.UNMERGE_RANGE | Switch.POKE_FAILS, _SOME),
-        Profile("7.2.13", Switch.UNMERGE_RANGE | Switch.POKE_FAILS | Switch.COLLAPSES_NOTHING, "200 random scenarios, once"),
-        Profile("7.3.4", Switch.UNMERGE_RANGE | Switch.POKE_FAILS | Switch.FORGETS | Switch.COLLAPSES_NOTHING,
-                _ALL),
+        Profile("7.2.12", Switch.UNMERGE_RANGE | Switch.POKE_FAILS | Switch.LAZY_NOT_COLLAPSED, _SOME),
+        Profile("7.2.13", Switch.UNMERGE_RANGE | Switch.POKE_FAILS | Switch.COLLAPSES_NOTHING | Switch.LAZY_NOT_COLLAPSED,
+                "200 random scenarios, once"),
+        Profile("7.3.4", Switch.UNMERGE_RANGE | Switch.POKE_FAILS | Switch.FORGETS | Switch.COLLAPSES_NOTHING
+                | Switch.STAYS_PROTECTED | Switch.LAZY_NOT_COLLAPSED, _ALL),
     )
 }  # fmt: skip
 
@@ -313,7 +320,7 @@ def of_bits(bits: int) -> Profile:
     for one in PROFILES.values():
         if one.bits == bits:
             return one
-        if one.bits >> _SHIFT == bits >> _SHIFT:
+        if (one.bits ^ bits) >> _SHIFT & (1 << 26) - 1 == 0:
             return replace(one, switches=switches)
     return nearest(switches)
 

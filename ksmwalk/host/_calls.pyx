@@ -290,6 +290,7 @@ cdef int64_t sys_mremap(kw_world *w, int32_t mm, uint64_t addr, uint64_t old_len
     cdef kw_vma *p
     cdef int64_t done
     cdef int rc = 0
+    cdef bint one_only
     if addr & (KW_PAGE_SIZE - 1) or new_len == 0 or new_len > top:
         return -EINVAL
     if fixed:
@@ -301,7 +302,9 @@ cdef int64_t sys_mremap(kw_world *w, int32_t mm, uint64_t addr, uint64_t old_len
         return -EINVAL
     v = vma_find(w, mm, addr)
     if v == 0:
-        return -EFAULT
+        if fixed and w.ctl.kernel & SWITCH_OLD_CALLS:
+            rc = sys_munmap(w, mm, to, to + new_len)
+        return rc if rc < 0 else -EFAULT
     p = &w.vmas[v]
     if keep and (p.flags & (VM_DONTEXPAND | VM_PFNMAP) or p.backing and w.ctl.kernel & SWITCH_OLD_CALLS):
         return -EINVAL
@@ -327,15 +330,16 @@ cdef int64_t sys_mremap(kw_world *w, int32_t mm, uint64_t addr, uint64_t old_len
         if done != KW_NONE:
             return done
     else:
-        if old_len > p.end - addr and (new_len > old_len or new_len < old_len and new_len > p.end - addr):
+        one_only = w.ctl.kernel & SWITCH_MOVE_ONE_AREA != 0
+        if old_len > p.end - addr and (new_len > old_len or new_len < old_len and new_len > p.end - addr) and not one_only:
             return -EFAULT
-        if old_len == new_len > p.end - addr and w.ctl.kernel & SWITCH_MOVE_ONE_AREA:
-            return -EFAULT
-        if new_len != old_len:
+        if new_len != old_len or one_only:
             rc = sys_munmap(w, mm, to, to + new_len)
         if rc == 0 and new_len < old_len:
             rc = sys_munmap(w, mm, addr + new_len, addr + old_len)
             old_len = new_len
+        if rc == 0 and one_only and old_len > vma_end(w, mm, addr) - addr:
+            rc = -EFAULT     # what was to make room has gone by then
         if rc < 0:
             return rc
     if old_len == 0:

@@ -24,7 +24,7 @@ from ksmwalk.host._calls cimport (
     sys_exec, sys_exit, sys_fork, sys_mmap, sys_mprotect, sys_mremap, sys_munmap, sys_prctl_merge,
 )
 from ksmwalk.host._advice cimport sys_madvise, sys_uffd_wp
-from ksmwalk.host._locks cimport VM_LOCKS, bring_in, sys_mlock, sys_mlockall
+from ksmwalk.host._locks cimport VM_LOCKS, bring_in, soil, sys_mlock, sys_mlockall
 from ksmwalk.layout._layout cimport *
 
 
@@ -327,11 +327,31 @@ def unpin(World world not None, int64_t pfn):
     folio_put(&world.w, pfn)
 
 
-cdef bint storable(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil:
-    """May a page be stored to where it is, without a fault? Then a pin finds it in the tables, and it is not dirty for that."""
-    cdef int level = 1
-    cdef uint64_t *entry = leaf_find(w, w.mms[mm].root, addr, &level) if vma_find(w, mm, addr) else NULL
-    return entry != NULL and entry[0] & (PTE_P | PTE_RW | PTE_SPECIAL) == PTE_P | PTE_RW
+cdef uint64_t *storable(kw_world *w, int32_t mm, uint64_t addr, int *level) noexcept nogil:
+    """The entry of a page that may be stored to where it is, without a fault, else NULL."""
+    cdef uint64_t *entry = leaf_find(w, w.mms[mm].root, addr, level) if vma_find(w, mm, addr) else NULL
+    return entry if entry != NULL and entry[0] & (PTE_P | PTE_RW | PTE_SPECIAL) == PTE_P | PTE_RW else NULL
+
+
+cdef int pin_one(kw_world *w, int32_t mm, uint64_t addr, bint *looked_for, int64_t *pfn) noexcept nogil:
+    """Store to a page, leave its content, and pin it. As long as pages are found in the tables none is dirty for that; from
+    the first on that a fault has to bring, each is looked for, and is (`looked_for`: so it is by now)."""
+    cdef int level = 1, code = KW_OK
+    cdef uint64_t *entry = storable(w, mm, addr, &level)
+    # only old kernels let a stack grow for it
+    if vma_find(w, mm, addr) == 0 and not w.ctl.kernel & SWITCH_OLD_CALLS:
+        return -EFAULT
+    if entry == NULL:
+        looked_for[0] = True
+        write_range(w, mm, addr, 1, NULL, 0, FAULT_KEEP, &code)
+    elif looked_for[0]:
+        soil(w, entry, level)
+    if code < 0:
+        return code
+    look_range(w, mm, addr, 1, NULL, pfn)
+    dma_get(w, pfn[0])
+    mark_referenced(w, pfn[0])
+    return KW_OK
 
 
 def dma_pin(World world not None, int32_t mm, uint64_t addr, object pfns):
@@ -342,21 +362,14 @@ def dma_pin(World world not None, int32_t mm, uint64_t addr, object pfns):
     cdef int64_t n, i
     cdef int64_t *out = <int64_t *>records(pfns, True, 8, 8, &n)
     cdef int code = KW_OK
+    cdef bint looked_for = False
     enter(world)
     with nogil:
         for i in range(n):
-            # only old kernels let a stack grow for it
-            if vma_find(&world.w, mm, addr) == 0 and not world.w.ctl.kernel & SWITCH_OLD_CALLS:
-                code = -EFAULT
-            elif not storable(&world.w, mm, addr):
-                write_range(&world.w, mm, addr, 1, NULL, 0, FAULT_KEEP, &code)
+            code = pin_one(&world.w, mm, addr + <uint64_t>i * KW_PAGE_SIZE, &looked_for, &out[i])
             if code < 0:
                 n = i
                 break
-            look_range(&world.w, mm, addr, 1, NULL, &out[i])
-            dma_get(&world.w, out[i])
-            mark_referenced(&world.w, out[i])
-            addr += KW_PAGE_SIZE
         if code < 0:
             for i in range(n):
                 dma_put(&world.w, out[i])

@@ -21,5 +21,7 @@ cdef int bring_in(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bint al
     # The faults that MAP_POPULATE and locking take: stores where private memory may be stored to, else loads; nothing in
     # areas that are locked page by page only. -ENOMEM: some pages can't be had (the first of them ends it, unless `all`);
     # KW_* codes.
+cdef void soil(kw_world *w, uint64_t *entry, int level) noexcept nogil
+    # What is looked for to be stored to, and is there, becomes dirty itself where its pte is not; a leaf pmd is dirty then.
 cdef void pages_stay_locked(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil
     # What is mapped there stays locked, though its area will not be any more.

@@ -5,8 +5,9 @@ The contract of every function stands in `_locks.pxd`; what Python calls is in `
 from libc.errno cimport EFAULT, EINVAL, ENOMEM
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
-from ksmwalk._core cimport pte_present
-from ksmwalk.memory._frames cimport folio_head, lru_drain_cpu, normal_pfn
+from ksmwalk._core cimport level_index, pte_present
+from ksmwalk.memory._frames cimport LARGE, came_unlocked, folio_head, lru_drain_cpu, normal_pfn, note_unlocked
+from ksmwalk.memory._folio cimport whole_folio
 from ksmwalk.memory._leaves cimport LeafOp
 from ksmwalk.memory._ptes cimport each_pte, look_at_ptes, looked_up
 from ksmwalk.memory._areas cimport VM_ACCESS, VM_SPECIAL, set_flags, vma_find, vma_find_from
@@ -27,11 +28,18 @@ cdef inline void drain_here(kw_world *w, int32_t mm) noexcept nogil:
 
 # ------------------------------------------------------------------ bringing pages in
 
-cdef int op_soil(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
-    """What is brought in to be stored to, and is there, becomes dirty itself where its pte is not."""
-    cdef int64_t pfn = normal_pfn(w, entry[0], 1)
-    if entry[0] & (PTE_P | PTE_RW | PTE_D | PTE_SPECIAL) == PTE_P | PTE_RW and pfn >= 0 and w.f_flags[pfn] & FRAME_ANON:
+cdef void soil(kw_world *w, uint64_t *entry, int level) noexcept nogil:
+    cdef int64_t pfn = normal_pfn(w, entry[0], level)
+    if entry[0] & (PTE_P | PTE_RW | PTE_D | PTE_SPECIAL) != PTE_P | PTE_RW or pfn < 0:
+        return
+    if level > 1:
+        entry[0] |= PTE_A | PTE_D
+    elif w.f_flags[pfn] & (FRAME_ANON | FRAME_FILE):
         w.f_flags[folio_head(w, pfn)] |= FRAME_DIRTY
+
+
+cdef int op_soil(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
+    soil(w, entry, 1)
     return 0
 
 
@@ -96,15 +104,27 @@ cdef int sys_populate(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bin
 # ------------------------------------------------------------------ mlock
 
 cdef int op_unlocked(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
+    """What the lock that a small page kept counts once more than those that areas have: it stays."""
+    cdef int64_t pfn = normal_pfn(w, entry[0], 1) if pte_present(entry[0]) else KW_NONE
+    if pfn >= 0 and w.f_flags[pfn] & LARGE:
+        w.f_flags[folio_head(w, pfn)] &= ~FRAME_MLOCKED
+    return 0
+
+
+cdef int op_locked(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
     cdef int64_t pfn = normal_pfn(w, entry[0], 1) if pte_present(entry[0]) else KW_NONE
     if pfn >= 0:
-        w.f_flags[folio_head(w, pfn)] &= ~FRAME_MLOCKED
+        note_unlocked(w, pfn, False)
     return 0
 
 
 cdef int op_stays_locked(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
     cdef int64_t pfn = normal_pfn(w, entry[0], 1) if pte_present(entry[0]) else KW_NONE
-    if pfn >= 0:
+    cdef int64_t room = min(<int64_t>((op.v.end - addr) >> 12), <int64_t>(512 - level_index(addr, 1)))
+    if pfn < 0:
+        return 0
+    # of several pages only a folio that lies in the area as a whole was locked
+    if whole_folio(w, entry, room) != 0 if w.f_flags[pfn] & LARGE else came_unlocked(w, pfn) == 0:
         w.f_flags[pfn] |= FRAME_MLOCKED
     return 0
 
@@ -121,6 +141,7 @@ cdef void pages_stay_locked(kw_world *w, int32_t mm, uint64_t start, uint64_t en
     op.pte = op_stays_locked
     op.pmd = op_stays_locked_pmd
     op.mm = mm
+    op.v = &w.vmas[vma_find(w, mm, start)]
     look_at_ptes(w, &op, start, end)
 
 
@@ -134,6 +155,8 @@ cdef int32_t lock_area(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint6
     if v > 0 and (flags ^ now) & VM_LOCKED:
         if not now & VM_LOCKED:
             each_pte(w, mm, start, end, op_unlocked)
+        elif w.ctl.born:
+            each_pte(w, mm, start, end, op_locked)
         drain_here(w, mm)
     return v
 

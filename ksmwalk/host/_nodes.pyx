@@ -6,7 +6,7 @@ second time is told that it is busy. What Python sees answers like system calls,
 from libc.errno cimport EACCES, EBUSY, EFAULT, ENOENT, ENOMEM
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 
-from ksmwalk._core cimport World, enter, entry_pfn, leaf_find, leave, level_size, pte_present, records
+from ksmwalk._core cimport World, enter, entry_pfn, leaf_find, leave, level_index, level_size, pte_present, records
 from ksmwalk.memory._areas cimport set_policy, vma_find, vma_find_from
 from ksmwalk.memory._folio cimport split_folio_at
 from ksmwalk.memory._frames cimport LARGE, folio_head, folio_pages, lru_drain, maybe_shared, normal_pfn
@@ -42,10 +42,12 @@ cdef bint shared(kw_world *w, int64_t pfn) noexcept nogil:
 
 
 cdef bint partly_mapped(kw_world *w, int64_t pfn) noexcept nogil:
-    """Is any page of a folio of several mapped by nobody?"""
+    """Is any page of a folio of several mapped by nobody, or was it so for a moment?"""
     cdef int64_t i, head = folio_head(w, pfn)
     if w.f_flags[head] & (FRAME_HEAD | FRAME_ANON | FRAME_HUGETLB) != FRAME_HEAD | FRAME_ANON:
         return False
+    if w.owners[head >> 2].shared & FOLIO_PARTED:
+        return True
     for i in range(head, head + folio_pages(w, head)):
         if w.f_mapcount[i] == 0:
             return True
@@ -86,26 +88,56 @@ cdef struct Area:
     LeafOp op          # the walk's part, first
     int source, nid    # from this node (-1: from all others) to that one
     bint every         # what is mapped more than once too
-    uint8_t *taken     # [pfn] this call moved a page there; NULL: nobody asks
+    uint8_t *taken     # [pfn] this call has the folio in hand, or moved a page there; NULL: nobody asks
+    int64_t large      # head of the folio of several pages that a pte was met of last
+    uint64_t end       # of the part of the area that is walked
     int64_t stuck      # mappings of pages that could not be moved, or that the call had in hand already
 
 
+cdef int64_t together(kw_world *w, const Area *a, uint64_t addr, const uint64_t *ptes, int64_t pfn) noexcept nogil:
+    """How many of these ptes map the pages of pfn's folio from pfn on, one after the other. 6.12 counts only the first."""
+    cdef int64_t n = 1, room = min(<int64_t>((a.end - addr) >> 12), <int64_t>(512 - level_index(addr, 1)))
+    if w.ctl.kernel & SWITCH_NO_GUARD:
+        return 1
+    room = min(room, folio_head(w, pfn) + folio_pages(w, folio_head(w, pfn)) - pfn)
+    while n < room and pte_present(ptes[n]) and normal_pfn(w, ptes[n], 1) == pfn + n:
+        n += 1
+    return n
+
+
 cdef int move_leaf(kw_world *w, Area *a, uint64_t addr, uint64_t *entry, int level) noexcept nogil:
+    """A page or a folio of several, which is taken in hand once: ptes that map one more of its pages right after that are
+    passed over, those of it that are met later are mappings that could not be moved."""
     cdef int64_t pfn = normal_pfn(w, entry[0], level) if level == 2 or pte_present(entry[0]) else KW_NONE
+    cdef int64_t head
+    cdef bint large, counted = a.taken != NULL and a.source >= 0
     if pfn < 0:
         return 0
+    head = folio_head(w, pfn)
+    large = level == 1 and w.f_flags[pfn] & LARGE != 0
+    if large and counted and head == a.large:
+        return 0
+    if counted and a.taken[head] and (large or w.f_nid[pfn] == a.nid):
+        a.large = head if large else a.large
+        a.stuck += together(w, a, addr, entry, pfn) if large else 1
+        return 0
     if w.f_nid[pfn] == a.nid or a.source >= 0 and w.f_nid[pfn] != a.source:
-        if a.taken != NULL and a.taken[folio_head(w, pfn)]:
-            a.stuck += 1
         return 0
     if not a.every and shared(w, pfn):
         return 0
+    if a.source < 0 and w.f_flags[pfn] & FRAME_KSM and w.ctl.kernel & SWITCH_NO_SMART_SCAN:
+        # Old kernels find no area of a KSM page: its new one comes from where the caller runs. It is moved once.
+        if not a.taken[pfn] and go(w, a.op.mm, addr, pfn, w.mms[a.op.mm].nid) == 0:
+            a.taken[entry_pfn(entry[0], level)] = 1
+        return 0
     if go(w, a.op.mm, addr, pfn, a.nid) < 0:
         a.stuck += 1
-    elif a.taken != NULL:
-        # Parts of a large folio are met one by one, but it is one mapping of the call.
+    if counted:
         pfn = <int64_t>entry_pfn(entry[0], level)
-        a.taken[folio_head(w, pfn)] = w.f_mapcount[pfn] > 1 and not w.f_flags[pfn] & (FRAME_HEAD | FRAME_TAIL)
+        head = folio_head(w, pfn)
+        large = level == 1 and w.f_flags[pfn] & LARGE != 0
+        a.large = head if large else a.large
+        a.taken[head] = large or w.f_nid[pfn] == a.nid and w.f_mapcount[pfn] > 1 and not w.f_flags[pfn] & LARGE
     return 0
 
 
@@ -125,10 +157,13 @@ cdef int move_area(kw_world *w, Area *a, int32_t v, uint64_t start, uint64_t end
     a.op.pmd = move_pmd
     a.op.mm = w.vmas[v].mm
     a.op.on = False
+    a.end = end
     return over_leaves(w, &a.op, start, end)
 
 
-cdef int sys_mbind(kw_world *w, int32_t mm, uint64_t start, uint64_t end, int32_t policy, int mode) noexcept nogil:
+cdef int sys_mbind(
+    kw_world *w, int32_t mm, uint64_t start, uint64_t end, int32_t policy, int mode, uint8_t *taken,
+) noexcept nogil:
     cdef int32_t v = vma_find_from(w, mm, start)
     cdef uint64_t at = start, stop
     cdef int32_t rc
@@ -157,8 +192,9 @@ cdef int sys_mbind(kw_world *w, int32_t mm, uint64_t start, uint64_t end, int32_
     a.source = -1
     a.nid = policy - 1
     a.every = mode & MOVE_ALL != 0
-    a.taken = NULL
+    a.taken = taken
     a.stuck = 0
+    a.large = KW_NONE
     while mode & (MOVE_OWN | MOVE_ALL) and policy and start < end:
         v = vma_find(w, mm, start)
         stop = min(end, w.vmas[v].end)
@@ -180,19 +216,25 @@ cdef uint8_t *marks(World world, taken) except NULL:
     return p
 
 
-def mbind(World world not None, int32_t mm, uint64_t start, uint64_t end, object node, int mode):
-    """The node that new pages of [start, end) go to from now on, None: no one in particular."""
+def mbind(World world not None, int32_t mm, uint64_t start, uint64_t end, object node, int mode, taken):
+    """The node that new pages of [start, end) go to from now on, None: no one in particular. taken: where pages are to move
+    a zero for each frame."""
+    cdef uint8_t *mine = marks(world, taken) if mode else NULL
     cdef int32_t policy = 0 if node is None else <int32_t>node + 1
     cdef int rc
     enter(world)
     with nogil:
-        rc = sys_mbind(&world.w, mm, start, end, policy, mode)
+        if world.w.ctl.kernel & SWITCH_NO_SMART_SCAN:
+            world.w.freed_again = 2 + world.w.mms[mm].nid     # pages move one by one, each into the frame that was freed last
+            world.w.nr_freed = 0
+        rc = sys_mbind(&world.w, mm, start, end, policy, mode, mine)
+        world.w.freed_again = world.w.nr_freed = 0
     leave(world)
     return rc
 
 
 def move_pages(World world not None, int32_t mm, addrs, nodes, bint every, status, taken):
-    """Where each page is in the end, or -errno, into `status`; `taken`: a zero for each frame, and so again at the end."""
+    """Where each page is in the end, or -errno, into `status`, which holds zeros; `taken`: a zero for each frame, too."""
     cdef kw_world *w = &world.w
     cdef int64_t i, first = 0, n = 0, room = 0
     cdef const uint64_t *at = <const uint64_t *>records(addrs, False, 8, 8, &n)
@@ -214,15 +256,14 @@ def move_pages(World world not None, int32_t mm, addrs, nodes, bint every, statu
             answer[i] = take(w, mm, at[i], to[i], every, mine)
             # One that does not wait lets those that do go first; so does one that is to go elsewhere.
             if answer[i] != WAITS or i + 1 == n or to[i + 1] != to[i]:
-                flush(w, mm, at + first, to + first, answer + first, i + 1 - first, mine)
+                if not flush(w, mm, at + first, to + first, answer + first, i + 1 - first, mine):
+                    break
                 first = i + 1
     leave(world)
 
 
 cdef enum:
     WAITS = 10000      # no node and no errno
-    VERSION_SHIFT = 24     # as kernels.Profile.bits has it
-    SINCE_6_12 = (6 * 256 + 12) << 10
 
 
 cdef int64_t take(kw_world *w, int32_t mm, uint64_t addr, int64_t nid, bint every, uint8_t *taken) noexcept nogil:
@@ -232,7 +273,7 @@ cdef int64_t take(kw_world *w, int32_t mm, uint64_t addr, int64_t nid, bint ever
     if v == 0 or w.vmas[v].flags & UNMOVABLE:
         return -EFAULT
     pfn = page_at(w, mm, addr)
-    if pfn == -ENOENT and w.vmas[v].backing == 0 and w.ctl.kernel >> VERSION_SHIFT < SINCE_6_12:
+    if pfn == -ENOENT and w.vmas[v].backing == 0 and w.ctl.kernel & SWITCH_NO_SMART_SCAN:
         return -EFAULT
     if pfn < 0:
         return pfn
@@ -246,15 +287,22 @@ cdef int64_t take(kw_world *w, int32_t mm, uint64_t addr, int64_t nid, bint ever
     return WAITS
 
 
-cdef void flush(kw_world *w, int32_t mm, const uint64_t *addrs, const int64_t *nodes, int64_t *status, int64_t n,
+cdef bint flush(kw_world *w, int32_t mm, const uint64_t *addrs, const int64_t *nodes, int64_t *status, int64_t n,
                 uint8_t *taken) noexcept nogil:
+    """Move those that wait. False: one can't be moved; the call ends there, and says of none of these where it is."""
     cdef int64_t i, pfn, rc
+    cdef bint held = False
     for i in range(n):
         if status[i] == WAITS:
             pfn = page_at(w, mm, addrs[i])
             taken[folio_head(w, pfn)] = 0
             rc = go(w, mm, addrs[i], pfn, <int>nodes[i])
-            status[i] = nodes[i] if rc == 0 else rc
+            held = held or rc == -EBUSY
+            status[i] = rc if rc == -ENOMEM else WAITS
+    for i in range(n):
+        if status[i] == WAITS:
+            status[i] = 0 if held else nodes[i]
+    return not held
 
 
 def migrate(World world not None, int32_t mm, int source, int target, taken):
@@ -267,6 +315,7 @@ def migrate(World world not None, int32_t mm, int source, int target, taken):
     a.nid = target
     a.every = True
     a.stuck = 0
+    a.large = KW_NONE
     # Kernels as old as those without smart scan say nothing of what they have in hand already.
     a.taken = NULL if w.ctl.kernel & SWITCH_NO_SMART_SCAN else marks(world, taken)
     enter(world)

@@ -2,7 +2,7 @@
 
 The contract of every function stands in `_watched.pxd`.
 """
-from libc.errno cimport EINVAL, ENOENT
+from libc.errno cimport EBUSY, EINVAL, ENOENT
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from ksmwalk._core cimport (
@@ -33,6 +33,8 @@ cdef int may_watch_all(kw_world *w, int32_t mm, uint64_t start, uint64_t end, ui
             return -EINVAL
         if w.vmas[v].page_shift > 12 and (max(start, w.vmas[v].start) | min(end, w.vmas[v].end)) & (KW_PMD_SIZE - 1):
             return -EINVAL
+        if flags and not flags & VM_UFFD_WP and w.vmas[v].flags & VM_UFFD_WP and w.ctl.kernel & SWITCH_STAYS_PROTECTED:
+            return -EBUSY
         v = w.vmas[v].next
     return 0
 

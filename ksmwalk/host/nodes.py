@@ -48,7 +48,8 @@ class Placed(Touched):
             if node >= self.host.nr_nodes:
                 raise refuse(errno.EINVAL, f"mbind to node {node}: there is none")
         mode = _MOVE * as_flag(move, "move") | _MOVE_ALL * as_flag(move_all, "move_all")
-        code = _nodes.mbind(self._world, self.index, start, end, node, mode)
+        taken = np.zeros(self.host.nr_frames if mode else 0, np.uint8)
+        code = _nodes.mbind(self._world, self.index, start, end, node, mode, taken)
         self._check(code, f"mbind {start:#x}-{end:#x} to {node}")
 
     def move_pages(self, addrs: Integers, nodes: Integer | Integers, *, move_all: bool = False) -> I64Array:
@@ -67,8 +68,9 @@ class Placed(Touched):
         -------
         ndarray of int64, shape (n,)
             The node each page is on now, or -errno: ENOENT nothing is present, EFAULT no area or a zero page, EACCES it
-            is shared and `move_all` was not given, EBUSY somebody holds it, or the call has it in hand already, ENOMEM
-            the node is full.
+            is shared and `move_all` was not given, EBUSY the call has it in hand already, ENOMEM the node is full. The
+            call ends at a page that somebody holds: 0, as in memory that held zeros before the call, of this one, of
+            those that were moved together with it, up to the last of which something else is said, and of all after.
 
         Raises
         ------
@@ -87,7 +89,7 @@ class Placed(Touched):
             raise ValueError(f"{len(to)} nodes for {len(at)} addresses")
         if len(to) and int(to.max()) >= self.host.nr_nodes:
             raise refuse(errno.ENODEV, f"move_pages to node {int(to.max())}: there is none")
-        status = np.empty(len(at), np.int64)
+        status = np.zeros(len(at), np.int64)
         taken = np.zeros(self.host.nr_frames, np.uint8)
         every = as_flag(move_all, "move_all")
         pages = at & np.uint64(MAX_U64 - PAGE_SIZE + 1)

@@ -75,6 +75,7 @@ class Outside:
             if self.swap_pages:
                 check(-errno.EBUSY, f"swapon: there is a device of {self.swap_pages} pages")
             ctl["slots_most"] = pages
+            ctl["born"] = np.maximum(ctl["born"], 1)     # from now on pages have ages
 
     def swapoff(self) -> None:
         """Bring every page back, address space by address space, in ascending order, and take the swap device away.

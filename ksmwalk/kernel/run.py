@@ -186,11 +186,13 @@ class Run(Held, Memory, Tasks, Outside):
         return {name: (vpns, frames, kinds(frames)) for name, (vpns, frames) in found.items()}
 
     def _correct(self, seen: dict[str, Pages], told: list[tuple[Any, ...]], moving: bool) -> None:
-        """Of what looks like KSM pages on a kernel that lies, some are: those that events told of, wherever they moved."""
+        """Of what looks like KSM pages on a kernel that lies, some are: those that events told of, wherever they moved. One that
+        MADV_FREE marked does not look like one any more, and still is one where it is mapped as before."""
         named = np.fromiter(self.recorder.ksm_frames(told), np.int64)
         for name, (vpns, frames, kinds) in seen.items():
             known = np.isin(vpns, self.recorder.ksm_pages(name)) if moving else np.isin(frames, named)
             kinds[(kinds == KSM) & ~known] = ANON
+            kinds[(kinds == ANON) & self.recorder.still_ksm(name, vpns, frames)] = KSM
 
     def _nodes(self, seen: dict[str, Pages]) -> dict[str, np.ndarray]:
         """The NUMA nodes of pages, -1 of a zero page or a swap entry."""

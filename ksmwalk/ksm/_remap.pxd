@@ -22,8 +22,8 @@ cdef inline void protected(kw_world *w, uint64_t e, int64_t pfn) noexcept nogil:
         w.f_flags[pfn] |= FRAME_DIRTY
 
 cdef inline void map_ksm(kw_world *w, int32_t mm, uint64_t *pte, int64_t kpfn) noexcept nogil:
-    # A pte of mm maps this KSM page in place of another page, which is the caller's to unmap.
-    pte[0] = make_entry(<uint64_t>kpfn, pte[0] & ~(PTE_PFN_MASK | PTE_RW | PTE_D | PTE_UFFD_WP | PTE_SOFT_DIRTY))
+    # A pte of mm maps this KSM page in place of another page, which is the caller's to unmap. It is new, and so accessed.
+    pte[0] = make_entry(<uint64_t>kpfn, pte[0] & ~(PTE_PFN_MASK | PTE_RW | PTE_D | PTE_UFFD_WP | PTE_SOFT_DIRTY) | PTE_A)
     frame_map(w, mm, kpfn)
 
 cdef inline void unmapped(kw_world *w, int32_t mm, int64_t pfn) noexcept nogil:

@@ -1,6 +1,5 @@
-/* The records of all arrays, their named bits and codes, and the arrays of a Host: the one place where they are said.
- * generate.py writes from it what Cython (_layout.pxd, _arrays.pxi) and Python (_records.py) have to know; see there for
- * what it can read. Here too: the check macro of the checked build. */
+/* The records of all arrays, their named bits and codes, and the arrays of a Host: the one place where they are said. From it
+ * generate.py (see there) writes what Cython and Python have to know. Here too: the check macro of the checked build. */
 #ifndef KSMWALK_LAYOUT_H
 #define KSMWALK_LAYOUT_H
 #include <stdint.h>
@@ -117,6 +116,10 @@ enum {
     SWITCH_PARTS_COPIED = 0x200000, /* a store copies a part of a huge page that was shared, whoever has the page still */
     SWITCH_LAST_PART_STAYS = 0x400000, /* but not where it is all that is mapped of the page */
     SWITCH_TABLES_KEPT = 0x800000, /* MADV_DONTNEED frees no page tables */
+    SWITCH_MOVE_FORGETS = 0x4000000000000, /* above the version: a folio that moved piece by piece is as if it had not */
+    SWITCH_STAYS_PROTECTED = 0x8000000000000, /* no area is registered without the protection that it is registered with */
+    SWITCH_LAZY_NOT_COLLAPSED = 0x10000000000000, /* khugepaged leaves tables alone with a clean page that MADV_FREE marked */
+    SWITCH_READ_ONLY_STAYS = 0x20000000000000, /* small pages none of which may be stored to do not become a huge one */
 };
 /* Thp(IntEnum), THP_: Huge pages for anonymous memory: never, where madvise asks for them, always. */
 enum { THP_NEVER = 0, THP_MADVISE = 1, THP_ALWAYS = 2 };
@@ -269,8 +272,7 @@ typedef struct {
     uint16_t tree;       /* pair of trees it belongs to: domain * nr_nodes + NUMA node (0 while merging across them) */
     int32_t items;       /* first rmap_item of its list (newest), 0: none */
     int32_t count;       /* rmap_items on the list */
-    int32_t dups;        /* chain head: first dup */
-    int32_t dup_next, dup_prev; /* dup: neighbours in the chain, 0: none */
+    int32_t dups, dup_next, dup_prev; /* chain head: first dup; dup: neighbours in the chain, 0: none */
     int32_t chain;       /* dup: its chain head */
 } kw_node;
 /* The red-black links inside a kw_link (from `left` on) and a kw_node (likewise): what _trees.pxd works on. */
@@ -278,15 +280,14 @@ typedef struct {
     int32_t left, right, parent;
     uint8_t colour;      /* bit 0; the other bits belong to the record (little-endian) */
 } kw_rb;
-
-/* Who maps a folio of several pages: the record number head / 4 of one (no such folio is smaller, and each is aligned to
- * its size). "Maybe shared" is not counted by mappings but by two owners, as the kernel does. */
+enum { FOLIO_SHARED = 1, FOLIO_PARTED = 2, FOLIO_ACTIVE = 4 }; /* maybe shared; to be split when it moves; used again */
+/* Who maps a folio of several pages, at head / 4 (none is smaller). Two owners, not mappings, say whether it is maybe shared. */
 typedef struct {
     int32_t mm[2];       /* owners, 0: free */
     int32_t nr[2];       /* mappings of each; a leaf pmd counts 1 */
     int32_t total;       /* mappings of the folio, likewise */
     uint16_t order;      /* it has 1 << order pages */
-    uint16_t shared;     /* 1: maybe shared */
+    uint16_t shared;     /* FOLIO_* bits */
 } kw_owners;
 
 /* What waits on one CPU, a reference held to each. */
@@ -469,7 +470,7 @@ struct kw_world {
     uint64_t *f_key;       /* [nr_frames]~ content */
     int32_t *f_node;       /* [nr_frames]~ stable node of a KSM page, 0: none */
     int32_t *slot_of;      /* [nr_frames] swap slot of a page in the swap cache, 0: none. Not written without swap */
-    int64_t *born_of;      /* [nr_frames] its age: ctl.born when it was made. Not written without swap */
+    int64_t *born_of;      /* [nr_frames] its age: ctl.born when it was made, negative: came_unlocked. Not written before there is swap */
     int32_t *pins_of;      /* [nr_frames] at the folio's head: DMA pins, references all. Not written without any */
     kw_owners *owners;     /* [nr_quads] of folios of several pages, by head / 4. Not written without any */
     kw_batch *batches;     /* [nr_cpus] */
@@ -482,14 +483,13 @@ struct kw_world {
     int32_t *b_heads;      /* [2*nr_nodes] first partly free (0) and first wholly free (1) block, -1: none */
     kw_event *events;      /* [KW_RING] ring */
     int64_t *event_pos;    /* [1] events ever written */
-    /* The door through which the merge engine takes an item out of its tree before the cursor frees or skips it;
-     * NULL while there is no merge engine. */
+    /* How the merge engine takes an item out of its tree before the cursor frees or skips it; NULL while there is none. */
     void (*leave_tree)(kw_world *w, int32_t item);
     /* What the merge engine does when a new full scan starts (drain LRU batches, drop nodes to migrate); or NULL. */
     void (*start_scan)(kw_world *w);
     /* Table pages freed since the arrays were bound: who keeps a pointer into a table across calls looks whether it moved. */
     int64_t rows_freed;
-    int64_t freed_again, nr_freed, freed[1024]; /* frames that the call at hand freed are taken before others, the last first */
+    int64_t freed_again, nr_freed, freed[1024]; /* what the call frees is taken first, the last first; 2 + node: of that node */
     kw_done done;
     int64_t nodes_gone;    /* stable nodes whose page is gone, once ksm/_late.pxd has counted them */
     void *late;            /* its scratch; NULL: none */

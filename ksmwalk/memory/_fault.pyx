@@ -6,12 +6,12 @@ from libc.errno cimport EFAULT
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from ksmwalk._core cimport (
-    bad_entry, entry_leaf, entry_none, entry_pfn, entry_stored, interrupted, interrupted_at,
-    make_entry, make_leaf, mm_changed, no_entry, pmd_make, pmd_present, pte_find, pte_make, pte_present,
+    bad_entry, entry_leaf, entry_none, entry_pfn, entry_stored, interrupted, interrupted_at, make_entry, make_leaf, mm_changed,
+    no_entry, pmd_make, pmd_present, pte_find, pte_make, pte_present,
 )
 from ksmwalk.memory._frames cimport (
-    folio_get, folio_mappings, frame_alloc, frame_map, frame_new, frame_unmap, huge_alloc, huge_map, huge_ours,
-    huge_unmap, hugetlb_alloc, mlock_page, new_page, normal_pfn, page_ours,
+    folio_get, folio_mappings, frame_alloc, frame_map, frame_new, frame_unmap, huge_alloc, huge_map, huge_ours, huge_unmap,
+    hugetlb_alloc, mlock_page, new_page, normal_pfn, page_ours,
 )
 from ksmwalk.memory._leaves cimport huge_flags, ksm_zero_gone, pmd_split, prot_bits, pte_ksm_zero, touched, wp_marker
 from ksmwalk.memory._areas cimport VM_ACCESS, anon_vma_prepare, khuge_prepare, node_of, vma_find_from, vma_for, waits
@@ -147,21 +147,23 @@ cdef int new_anon(kw_world *w, int32_t mm, kw_vma *v, uint64_t *pte, uint64_t ke
     return KW_OK
 
 
-cdef int write_pte(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *pte, uint64_t key,
-                   int mode) noexcept nogil:
+cdef int write_pte(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *pte, uint64_t key, int mode) noexcept nogil:
     cdef uint64_t e = pte[0]
     cdef int64_t pfn
     cdef int rc, marked = False
     if e & PTE_RW and pte_present(e):
         pfn = normal_pfn(w, e, 1)
         if pfn >= 0:
-            pte[0] = entry_stored(e)
-            store(w, mm, pfn, key, mode)
+            if not mode & FAULT_KEEP:      # else there is no fault to take
+                pte[0] = entry_stored(e)
+                store(w, mm, pfn, key, mode)
             return KW_OK
     if not pte_present(e):
         if not entry_none(e):
             if e != wp_marker():
                 rc = swap_in(w, mm, v, addr, pte)     # -EFAULT: a guard marker, say
+                if rc == KW_OK and pte[0] & PTE_RW:
+                    pte[0] = entry_stored(pte[0])
                 return rc if rc < 0 else write_pte(w, mm, v, addr, pte, key, mode)
             # The page comes, protected; then the store is told of. A marker that is left from before means nothing.
             marked = v.flags & (VM_UFFD_WP | VM_UFFD_ASYNC) == VM_UFFD_WP

@@ -19,9 +19,11 @@ cdef int64_t whole_folio(kw_world *w, const uint64_t *ptes, int64_t room) noexce
     # Pages of the folio of several that these ptes, of which there are `room`, map from its first to its last page; 0: none.
 cdef int64_t whole_batch(kw_world *w, const uint64_t *ptes, int64_t room) noexcept nogil
     # The same where advice can take them at once: userfaultfd protects all of them, or none.
-cdef int split_parts(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil
+cdef int split_parts(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bint lazily) noexcept nogil
     # Advice for a range inside one area (COLD, PAGEOUT, FREE) splits huge pages of which it covers a part, where they are
-    # not shared and nobody holds on to them. KW_ENOROWS.
+    # not shared and nobody holds on to them. lazily: it is FREE. KW_ENOROWS.
+cdef bint visited_before(kw_world *w, int32_t u, int32_t v) noexcept nogil
+    # Does the kernel come by the mapping of a page in area u first, by that in v then?
 cdef void map_huge(kw_world *w, int32_t mm, kw_vma *v, uint64_t *pmd, int64_t pfn) noexcept nogil
     # A leaf pmd of the new huge page pfn, with the permissions of the vma, dirty; it is exclusive.
 cdef void make_huge_zero(kw_world *w, int64_t pfn) noexcept nogil

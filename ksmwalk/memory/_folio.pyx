@@ -10,8 +10,8 @@ from ksmwalk._core cimport (
     pte_present,
 )
 from ksmwalk.memory._frames cimport (
-    folio_extra_refs, folio_head, folio_mappings, folio_pages, folio_unmake, free_unused, huge_map, maybe_shared, mlock_drain,
-    new_page, normal_pfn,
+    LARGE, folio_extra_refs, folio_head, folio_mappings, folio_pages, folio_unmake, free_unused, huge_map, maybe_shared,
+    mlock_add, mlock_drain, new_page, normal_pfn,
 )
 from ksmwalk.memory._leaves cimport huge_flags, pmd_split, touched
 from ksmwalk.memory._areas cimport vma_find
@@ -27,8 +27,7 @@ cdef struct Splitting:
     int32_t locked[512]     # by page, where any are: the area of the first such mapping of it, 0: none
 
 
-cdef inline bint visited_before(kw_world *w, int32_t u, int32_t v) noexcept nogil:
-    """Does the kernel come by the mapping of a page in area u first, by that in v then?"""
+cdef bint visited_before(kw_world *w, int32_t u, int32_t v) noexcept nogil:
     if w.vmas[u].pgoff != w.vmas[v].pgoff:
         return w.vmas[u].pgoff < w.vmas[v].pgoff
     return w.vmas[u].linked < w.vmas[v].linked
@@ -52,7 +51,7 @@ cdef void zero_if_empty(kw_world *w, Splitting *s, int32_t mm, uint64_t addr, ui
         return
     v = vma_find(w, mm, addr)
     # A lock that outlived its area goes with the first mapping in a locked one that is taken away for the split.
-    if w.vmas[v].flags & VM_LOCKED or w.f_flags[pfn] & FRAME_MLOCKED and not s.any_locked:
+    if w.vmas[v].flags & VM_LOCKED or w.f_flags[s.head] & FRAME_MLOCKED and not s.any_locked:
         return
     # Once the kernel has come by a locked mapping of it, it is a locked page for those that follow as well.
     if s.any_locked and s.locked[pfn - s.head] and visited_before(w, s.locked[pfn - s.head], v):
@@ -86,6 +85,8 @@ cdef int64_t folio_at(kw_world *w, Splitting *s, int32_t mm, uint64_t addr, uint
                 n += 1
                 if s.replace:
                     zero_if_empty(w, s, mm, addr, pte, pfn)
+                    if w.ctl.kernel & SWITCH_OLD_CALLS:
+                        pte[0] &= ~PTE_A       # what waited for the split is as if it had not been used
                 else:
                     if addr >= w.vmas[v].end:
                         v = vma_find(w, mm, addr)
@@ -233,8 +234,11 @@ cdef int split_folio_at(kw_world *w, int64_t pfn, uint64_t addr) noexcept nogil:
     folio_unmake(w, head)
     for i in range(head, head + n):
         free_unused(w, i)
-    if s.any_locked:
+    if s.any_locked and not w.ctl.kernel & SWITCH_OLD_CALLS:
         mlock_drain(w, <int>w.ksm.cpu)
+    for i in range(n if s.any_locked and w.ctl.kernel & SWITCH_OLD_CALLS else 0):
+        if s.locked[i] and w.f_mapcount[head + i]:
+            mlock_add(w, <int>w.ksm.cpu, head + i)      # it is locked now, each page by itself
     return KW_OK
 
 
@@ -282,12 +286,12 @@ cdef int64_t whole_batch(kw_world *w, const uint64_t *ptes, int64_t room) noexce
     return n
 
 
-cdef int split_in_parts(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil:
+cdef int split_in_parts(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bint lazily) noexcept nogil:
     """So are split folios of this mm alone that small ptes map, unless the whole is taken at once."""
     cdef uint64_t addr = start, next
     cdef uint64_t *pmd
     cdef uint64_t *pte
-    cdef int64_t pfn, n, passed = KW_NONE
+    cdef int64_t pfn, asked, n, passed = KW_NONE
     cdef int rc
     while addr < end:
         pmd = pmd_find(w, w.mms[mm].root, addr)
@@ -300,7 +304,16 @@ cdef int split_in_parts(kw_world *w, int32_t mm, uint64_t start, uint64_t end) n
         while addr < next:
             n = 1
             pfn = normal_pfn(w, pte[0], 1) if pte_present(pte[0]) else KW_NONE
-            if pfn >= 0 and w.f_flags[folio_head(w, pfn)] & FRAME_HEAD and folio_head(w, pfn) != passed:
+            if pfn >= 0 and w.f_flags[pfn] & LARGE and w.ctl.kernel & SWITCH_NO_SMART_SCAN:
+                # Old kernels ask who maps one page of it, and go no further in this table where it does not split.
+                asked = folio_head(w, pfn) if lazily and not w.ctl.kernel & SWITCH_OLD_CALLS else pfn
+                rc = split_folio_at(w, pfn, addr) if w.f_mapcount[asked] == 1 else KW_EBUSYENTRY
+                if rc == KW_ENOROWS:
+                    return rc
+                if rc < 0:
+                    addr = next
+                    break
+            elif pfn >= 0 and w.f_flags[folio_head(w, pfn)] & FRAME_HEAD and folio_head(w, pfn) != passed:
                 n = whole_batch(w, pte, <int64_t>((next - addr) >> 12))
                 if n == 0 and not maybe_shared(w, pfn):
                     rc = split_folio_at(w, pfn, addr)
@@ -314,11 +327,11 @@ cdef int split_in_parts(kw_world *w, int32_t mm, uint64_t start, uint64_t end) n
     return KW_OK
 
 
-cdef int split_parts(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil:
+cdef int split_parts(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bint lazily) noexcept nogil:
     cdef int rc = split_sticking_out(w, mm, start)
     if rc == KW_OK:
         rc = split_sticking_out(w, mm, end)
-    return rc if rc < 0 else split_in_parts(w, mm, start, end)
+    return rc if rc < 0 else split_in_parts(w, mm, start, end, lazily)
 
 
 # ------------------------------------------------------------------ huge pages

@@ -145,6 +145,14 @@ cdef inline void cache_forget(kw_world *w, int64_t pfn) noexcept nogil:
     s.pfn = s.root = 0
     s.addr = 0
     w.slot_of[pfn] = 0
+cdef inline bint came_unlocked(kw_world *w, int64_t pfn) noexcept nogil:
+    # Did this small page come back from swap straight into a locked area, which locks no such page, and nobody has
+    # locked it since?
+    return KW_UNLIKELY(w.ctl.born != 0) and w.born_of[pfn] < 0
+cdef inline void note_unlocked(kw_world *w, int64_t pfn, bint unlocked) noexcept nogil:
+    # It is such a page from now on, or none any more.
+    if KW_UNLIKELY(w.ctl.born != 0) and (w.born_of[pfn] < 0) != unlocked:
+        w.born_of[pfn] = -w.born_of[pfn]
 
 
 cdef inline int64_t normal_pfn(kw_world *w, uint64_t e, int level) noexcept nogil:

@@ -47,7 +47,7 @@ cdef inline int64_t take_frame(kw_world *w, int nid) noexcept nogil:
     cdef int n = <int>w.ctl.nr_nodes, i, node, word
     cdef int32_t b
     cdef uint64_t bits
-    while KW_UNLIKELY(w.nr_freed > 0):
+    while KW_UNLIKELY(w.nr_freed > 0) and (w.freed_again < 2 or w.freed_again - 2 == nid):
         w.nr_freed -= 1
         if w.f_nid[w.freed[w.nr_freed]] == nid and frame_take(w, w.freed[w.nr_freed]):
             return w.freed[w.nr_freed]
@@ -97,7 +97,7 @@ cdef inline void frame_init(kw_world *w, int64_t pfn, uint64_t key, int flags, i
     w.f_flags[pfn] = <uint16_t>(flags | FRAME_USED)
     w.f_mapcount[pfn] = mapcount
     w.f_key[pfn] = key
-    if KW_UNLIKELY(w.ctl.slots_most != 0):
+    if KW_UNLIKELY(w.ctl.born != 0):
         w.ctl.born += KW_BORN
         w.born_of[pfn] = w.ctl.born
     # f_head, f_extra and f_node stay as `clear_frame` left them: what most pages do not need is never written.
@@ -294,12 +294,13 @@ cdef void mlock_wait(kw_world *w, int cpu, int64_t pfn, int64_t entry) noexcept 
         w.f_flags[folio_head(w, pfn)] &= ~FRAME_MLOCKED
         mlock_drain(w, cpu)
         return
+    note_unlocked(w, pfn, False)
     if entry < 0:
         w.f_flags[pfn] |= FRAME_LRU
     w.f_extra[pfn] += 1
     b.mlock[b.nr_mlock] = entry
     b.nr_mlock += 1
-    if b.nr_mlock >= MLOCK_BATCH:
+    if b.nr_mlock >= (15 if w.ctl.kernel & SWITCH_OLD_CALLS else MLOCK_BATCH):
         mlock_drain(w, cpu)
 
 
@@ -324,7 +325,7 @@ cdef void frame_free(kw_world *w, int64_t pfn) noexcept nogil:
     for i in range(head, head + n):
         clear_frame(w, i)
         w.b_free[i >> 6] |= <uint64_t>1 << (i & 63)
-    if KW_UNLIKELY(w.freed_again) and n == 1 and w.nr_freed < 1024:
+    if KW_UNLIKELY(w.freed_again) and n == 1 and w.nr_freed < 1024 and (w.freed_again < 2 or w.freed_again - 2 == w.f_nid[head]):
         w.freed[w.nr_freed] = head
         w.nr_freed += 1
     w.b_count[b] += <uint16_t>n
@@ -433,7 +434,7 @@ cdef void owners_add(kw_world *w, int32_t mm, int64_t pfn, int32_t n) noexcept n
         o.nr[slot] = n
     # Whoever finds no slot is not known of from then on; others have mappings then.
     if n != o.total:
-        o.shared = 1
+        o.shared |= FOLIO_SHARED
 
 
 cdef void owners_drop(kw_world *w, int32_t mm, int64_t pfn, int32_t n) noexcept nogil:
@@ -448,7 +449,7 @@ cdef void owners_drop(kw_world *w, int32_t mm, int64_t pfn, int32_t n) noexcept 
             return
         o.mm[slot] = o.nr[slot] = 0
     if o.total == 0 or o.mm[0] and o.nr[0] == o.total or o.mm[1] and o.nr[1] == o.total:
-        o.shared = 0
+        o.shared &= ~FOLIO_SHARED
 
 
 cdef int leaf_split(kw_world *w, int32_t mm, uint64_t *entry, int level) noexcept nogil:
@@ -470,7 +471,7 @@ cdef int leaf_split(kw_world *w, int32_t mm, uint64_t *entry, int level) noexcep
 
 cdef bint maybe_shared(kw_world *w, int64_t pfn) noexcept nogil:
     cdef int64_t head = folio_head(w, pfn)
-    return w.owners[head >> 2].shared != 0 if w.f_flags[head] & FRAME_HEAD else w.f_mapcount[head] > 1
+    return w.owners[head >> 2].shared & FOLIO_SHARED != 0 if w.f_flags[head] & FRAME_HEAD else w.f_mapcount[head] > 1
 
 
 cdef bint page_ours(kw_world *w, int32_t mm, int64_t pfn) noexcept nogil:

@@ -28,7 +28,7 @@ cdef inline bint no_page(uint64_t e) noexcept nogil:
 cdef int worth_while(kw_world *w, const kw_vma *v, const uint64_t *row, bint asked) noexcept nogil:
     """Why this table can't be collapsed, as a first look finds it, or KW_OK. Unless it is asked for: only within
     khugepaged's limits, and where one of its pages was accessed lately."""
-    cdef int64_t absent = 0, shared = 0, out = 0, accessed = 0, pfn
+    cdef int64_t absent = 0, shared = 0, out = 0, accessed = 0, writable = 0, pfn
     cdef uint64_t e
     cdef int i
     for i in range(512):
@@ -46,25 +46,33 @@ cdef int worth_while(kw_world *w, const kw_vma *v, const uint64_t *row, bint ask
         pfn = normal_pfn(w, e, 1)
         if pfn < 0 or e & PTE_UFFD_WP or not w.f_flags[pfn] & FRAME_ANON:
             return -EINVAL
+        writable += e & PTE_RW != 0
         shared += maybe_shared(w, pfn)
         if not asked and shared > w.ctl.khuge_shared:
+            return -EINVAL
+        if w.ctl.kernel & SWITCH_LAZY_NOT_COLLAPSED and not asked and w.f_flags[folio_head(w, pfn)] & FRAME_LAZY and not e & PTE_D:
             return -EINVAL
         if folio_extra_refs(w, pfn) or w.f_flags[pfn] & FRAME_LOCKED:
             return -EAGAIN
         if e & PTE_A or w.f_flags[folio_head(w, pfn)] & FRAME_REFERENCED:
             accessed += 1
+    if writable == 0 and w.ctl.kernel & SWITCH_READ_ONLY_STAYS:
+        return -EINVAL
     # What is swapped out is read in again only where most of the rest is in use.
     return KW_OK if asked or accessed >= (256 if out else 1) else -EINVAL
 
 
 cdef int bring_back(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *row) noexcept nogil:
-    """What of a table is swapped out comes back."""
+    """What of a table is swapped out comes back, up to the first guard (-EINVAL)."""
     cdef int i, rc
     for i in range(512):
-        if not pte_present(row[i]) and swap_slot(w, row[i]):
-            rc = swap_in(w, mm, v, addr + <uint64_t>i * KW_PAGE_SIZE, row + i)
-            if rc < 0:
-                return rc
+        if pte_present(row[i]) or entry_none(row[i]):
+            continue
+        if swap_slot(w, row[i]) == 0:
+            return -EINVAL
+        rc = swap_in(w, mm, v, addr + <uint64_t>i * KW_PAGE_SIZE, row + i)
+        if rc < 0:
+            return -ENOMEM
     return KW_OK
 
 
@@ -91,9 +99,10 @@ cdef int into_huge(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *
     cdef uint64_t *row = w.rows + table * 512
     cdef uint64_t e
     cdef int64_t pfn, huge
-    cdef int i, j, node = fullest_node(w, v, row)
-    if bring_back(w, mm, v, addr, row) < 0:
-        return -ENOMEM
+    cdef int i, j, rc, node = fullest_node(w, v, row)
+    rc = bring_back(w, mm, v, addr, row)
+    if rc < 0:
+        return rc
     lru_drain(w)
     for i in range(512):
         e = row[i]

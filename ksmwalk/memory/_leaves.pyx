@@ -33,6 +33,8 @@ cdef void zap_pte(kw_world *w, int32_t mm, uint64_t *entry) noexcept nogil:
         return
     pfn = normal_pfn(w, e, 1)
     if pfn >= 0:
+        if KW_UNLIKELY(w.f_flags[pfn] & FRAME_FILE) and e & PTE_D:
+            w.f_flags[pfn] |= FRAME_DIRTY
         frame_unmap(w, mm, pfn)
 
 

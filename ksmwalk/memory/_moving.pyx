@@ -5,13 +5,16 @@ The contract of every function stands in `_moving.pxd`.
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from ksmwalk._core cimport (
-    child_row, entry_decode, entry_leaf, entry_none, leaf_find, make_entry, make_leaf, pte_present,
+    child_row, entry_decode, entry_leaf, entry_none, leaf_find, level_shift, make_entry, make_leaf, pte_present,
 )
 from ksmwalk.memory._frames cimport (
     folio_alloc, folio_extra_refs, folio_head, folio_mappings, folio_pages, frame_alloc, frame_free, huge_alloc, is_huge,
     lru_add, normal_pfn,
 )
+from ksmwalk.memory._areas cimport vma_find
+from ksmwalk.memory._folio cimport visited_before
 from ksmwalk.memory._leaves cimport touched
+from ksmwalk.memory._reclaim cimport item_reaches
 from ksmwalk.layout._layout cimport *
 
 
@@ -19,16 +22,24 @@ cdef struct Move:
     int64_t old, new   # heads of the folios
     int64_t pages
     int64_t left       # mappings that still have to follow
+    int32_t last       # the area that the kernel comes by last, of those that did
+    bint by_ptes       # small ptes map the folio there
 
 
-cdef inline void follow(kw_world *w, Move *m, int32_t mm, uint64_t *entry, int level) noexcept nogil:
+cdef inline void follow(kw_world *w, Move *m, int32_t mm, uint64_t addr, uint64_t *entry, int level) noexcept nogil:
     """A leaf that maps the folio maps it where it is now."""
     cdef int64_t pfn
+    cdef int32_t v
     if level == 1 and not pte_present(entry[0]):
         return
     pfn = normal_pfn(w, entry[0], level)
     if pfn < m.old or pfn >= m.old + m.pages:
         return
+    if m.pages > 1:
+        v = vma_find(w, mm, addr)
+        if v and (m.last == 0 or not visited_before(w, v, m.last)):
+            m.last = v
+            m.by_ptes = level == 1
     pfn += m.new - m.old
     if level == 1:
         entry[0] = make_entry(<uint64_t>pfn, entry_decode(entry[0]) & ~PTE_PFN_MASK)
@@ -46,10 +57,10 @@ cdef void follow_at(kw_world *w, Move *m, int32_t mm, uint64_t addr) noexcept no
         return
     entry = leaf_find(w, w.mms[mm].root, addr, &level)
     if entry != NULL and level <= 2:
-        follow(w, m, mm, entry, level)
+        follow(w, m, mm, addr, entry, level)
 
 
-cdef void follow_below(kw_world *w, Move *m, int32_t mm, int64_t row, int level) noexcept nogil:
+cdef void follow_below(kw_world *w, Move *m, int32_t mm, int64_t row, int level, uint64_t base) noexcept nogil:
     """Wherever else it is mapped, in all tables from this row on."""
     cdef uint64_t *p = w.rows + row * 512
     cdef int64_t child
@@ -58,26 +69,33 @@ cdef void follow_below(kw_world *w, Move *m, int32_t mm, int64_t row, int level)
         if entry_none(p[i]):
             continue
         if level <= 2 and entry_leaf(p[i], level):
-            follow(w, m, mm, &p[i], level)
+            follow(w, m, mm, base + (<uint64_t>i << level_shift(level)), &p[i], level)
         elif not entry_leaf(p[i], level):
             child = child_row(w, &p[i])
             if child >= 0:
-                follow_below(w, m, mm, child, level - 1)
+                follow_below(w, m, mm, child, level - 1, base + (<uint64_t>i << level_shift(level)))
 
 
-cdef void follow_all(kw_world *w, Move *m, uint64_t addr, int32_t node) noexcept nogil:
-    """All mappings: relatives by fork have it at the same address, those that KSM made stand on its node's list."""
-    cdef int32_t mm, item = w.nodes[node].items if node else 0, used = <int32_t>w.ctl.mms_used
+cdef void follow_items(kw_world *w, Move *m, int32_t node) noexcept nogil:
+    """The mappings of a KSM page that its items lead to: where they are, and there in areas that descend from theirs."""
+    cdef int32_t mm, item = w.nodes[node].items
+    while item and m.left > 0:
+        for mm in range(1, <int32_t>w.ctl.mms_used):
+            if w.mms[mm].root and item_reaches(w, item, vma_find(w, mm, w.items[item].addr)):
+                follow_at(w, m, mm, w.items[item].addr)
+        item = w.links[item].left
+
+
+cdef void follow_all(kw_world *w, Move *m, uint64_t addr) noexcept nogil:
+    """All mappings: relatives by fork have it at the same address."""
+    cdef int32_t mm, used = <int32_t>w.ctl.mms_used
     if m.pages == 1:
         for mm in range(1, used):
             if m.left > 0:
                 follow_at(w, m, mm, addr)
-        while item and m.left > 0:
-            follow_at(w, m, w.items[item].mm, w.items[item].addr)
-            item = w.links[item].left
     for mm in range(1, used):
         if m.left > 0 and w.mms[mm].root and not w.mms[mm].flags & MM_BACKING:
-            follow_below(w, m, mm, w.mms[mm].root, <int>w.ctl.levels)
+            follow_below(w, m, mm, w.mms[mm].root, <int>w.ctl.levels, 0)
 
 
 cdef void follow_object(kw_world *w, Move *m) noexcept nogil:
@@ -86,7 +104,7 @@ cdef void follow_object(kw_world *w, Move *m) noexcept nogil:
     m.left = 1
     for mm in range(1, <int32_t>w.ctl.mms_used):
         if m.left > 0 and w.mms[mm].root and w.mms[mm].flags & MM_BACKING:
-            follow_below(w, m, mm, w.mms[mm].root, <int>w.ctl.levels)
+            follow_below(w, m, mm, w.mms[mm].root, <int>w.ctl.levels, 0)
 
 
 cdef void take_over(kw_world *w, Move *m) noexcept nogil:
@@ -109,7 +127,36 @@ cdef void take_over(kw_world *w, Move *m) noexcept nogil:
     w.f_extra[m.old] = 0
     if w.ctl.folios and m.pages > 1:
         w.owners[m.new >> 2] = w.owners[m.old >> 2]
+        if w.ctl.kernel & SWITCH_MOVE_FORGETS:
+            w.owners[m.new >> 2].shared &= ~FOLIO_PARTED
     frame_free(w, m.old)
+
+
+cdef void parted(kw_world *w, Move *m, uint64_t addr) noexcept nogil:
+    """Mappings of a folio are taken away before it is looked whether it can be moved: where the last one is by ptes, one by
+    one, and the folio is to be split from then on."""
+    cdef kw_owners *o = &w.owners[m.old >> 2]
+    cdef Move look = m[0]
+    if m.pages > 1 and w.f_flags[m.old] & FRAME_ANON and not w.f_flags[m.old] & (FRAME_LOCKED | FRAME_LRU):
+        if m.pages == 512 and <int64_t>o.total * 512 == m.left:
+            return
+        look.new = look.old
+        follow_all(w, &look, addr)
+        if look.by_ptes:
+            o.shared |= FOLIO_PARTED
+
+
+cdef int follow_ksm(kw_world *w, Move *m, int32_t node) noexcept nogil:
+    """All mappings of a KSM page, or none where its items do not lead to all."""
+    cdef Move back
+    follow_items(w, m, node)
+    if m.left <= 0:
+        return KW_OK
+    back = m[0]
+    back.old, back.new = m.new, m.old
+    back.left = folio_mappings(w, m.old) - m.left
+    follow_items(w, &back, node)
+    return KW_EBUSYENTRY
 
 
 cdef int move_folio(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn, int nid) noexcept nogil:
@@ -118,6 +165,9 @@ cdef int move_folio(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn, int nid
     m.old = folio_head(w, pfn)
     m.pages = folio_pages(w, m.old)
     m.left = folio_mappings(w, m.old)
+    m.last = 0
+    m.by_ptes = False
+    parted(w, &m, addr)
     if folio_extra_refs(w, m.old) != file or w.f_flags[m.old] & (FRAME_LOCKED | FRAME_LRU):
         return KW_EBUSYENTRY
     if m.pages == 1:
@@ -131,7 +181,11 @@ cdef int move_folio(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn, int nid
     if w.f_nid[m.new] != nid:
         frame_free(w, m.new)
         return KW_ENOFRAMES
-    follow_all(w, &m, addr, w.f_node[m.old])
+    if not w.f_node[m.old]:
+        follow_all(w, &m, addr)
+    elif follow_ksm(w, &m, w.f_node[m.old]) != KW_OK:
+        frame_free(w, m.new)
+        return KW_EBUSYENTRY
     if file:
         follow_object(w, &m)
     take_over(w, &m)

@@ -5,7 +5,7 @@ The contract stands in `_ptes.pxd`.
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from ksmwalk._core cimport child_row, entry_leaf, entry_none, level_index, pmd_find, pte_present
-from ksmwalk.memory._frames cimport mark_referenced, normal_pfn
+from ksmwalk.memory._frames cimport LARGE, folio_head, mark_referenced, normal_pfn
 from ksmwalk.memory._leaves cimport LeafOp, leaf_op, touched, whole_pmd
 from ksmwalk.layout._layout cimport *
 
@@ -52,7 +52,15 @@ cdef int each_pte(kw_world *w, int32_t mm, uint64_t start, uint64_t end, leaf_op
 
 cdef int op_referenced(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
     cdef int64_t pfn = normal_pfn(w, entry[0], 1) if pte_present(entry[0]) else KW_NONE
-    if pfn >= 0 and w.f_flags[pfn] & FRAME_ANON:
+    cdef int64_t head
+    if pfn < 0 or not w.f_flags[pfn] & FRAME_ANON:
+        return 0
+    # A folio of several pages that is used a second time is an active one, and not referenced until the third time.
+    head = folio_head(w, pfn)
+    if w.f_flags[pfn] & LARGE and w.f_flags[head] & FRAME_REFERENCED and not w.owners[head >> 2].shared & FOLIO_ACTIVE:
+        w.owners[head >> 2].shared |= FOLIO_ACTIVE
+        w.f_flags[head] &= ~FRAME_REFERENCED
+    else:
         mark_referenced(w, pfn)
     return 0
 

@@ -13,6 +13,8 @@ cdef bint can_go(kw_world *w, int64_t pfn) noexcept nogil
 cdef bint item_reaches(kw_world *w, int32_t item, int32_t v) noexcept nogil
     # Does the way back from a KSM page by this item lead to its address in this area: its own, or one that descends from
     # it by fork?
+cdef bint reached(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn) noexcept nogil
+    # Does the way back from a KSM page, by one of its items or another, lead here?
 cdef bint swap_out(kw_world *w, int32_t mm, uint64_t addr, uint64_t *pte, int64_t pfn) noexcept nogil
     # A small page's mapping becomes an entry of a slot, the page's or a new one. The page is in the swap cache then.
 cdef void leave_cache(kw_world *w, int64_t pfn) noexcept nogil
@@ -20,7 +22,10 @@ cdef void leave_cache(kw_world *w, int64_t pfn) noexcept nogil
 cdef void large_leave(kw_world *w, int64_t head) noexcept nogil
     # The same of a folio of several pages: it is freed as a whole.
 cdef void unmap_file(kw_world *w, int32_t mm, uint64_t addr, uint64_t *pte) noexcept nogil
-    # A page of shared memory is unmapped. With swap it is out, too: its object keeps the frame, but without PTE_A.
+    # A page of shared memory is unmapped. With swap it is out, too, see object_out.
+cdef void object_out(kw_world *w, uint64_t *entry) noexcept nogil
+    # A page of shared memory goes out, by the entry that its object has for it: the object keeps the frame, but without
+    # PTE_A. One that nobody maps any more, and that nobody ever stored to, is gone.
 
 cdef inline bint lazy(kw_world *w, int64_t pfn) noexcept nogil:
     # Was it marked by MADV_FREE, and nothing found since that keeps it?
@@ -34,7 +39,10 @@ cdef inline void keep(kw_world *w, int64_t pfn) noexcept nogil:
 cdef inline void not_accessed(uint64_t *entry) noexcept nogil:
     entry[0] &= ~PTE_A
 cdef inline void not_referenced(kw_world *w, int64_t pfn) noexcept nogil:
-    w.f_flags[folio_head(w, pfn)] &= ~FRAME_REFERENCED
+    cdef int64_t head = folio_head(w, pfn)
+    w.f_flags[head] &= ~FRAME_REFERENCED
+    if w.f_flags[head] & FRAME_HEAD:
+        w.owners[head >> 2].shared &= ~FOLIO_ACTIVE
 
 # ------------------------------------------------------------------ advice
 

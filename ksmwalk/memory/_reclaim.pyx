@@ -9,10 +9,10 @@ from ksmwalk.memory._anon cimport anon_descends, anon_family, anon_reaches
 from ksmwalk.memory._areas cimport vma_find
 from ksmwalk.memory._folio cimport split_folio_at, split_parts, whole_batch
 from ksmwalk.memory._frames cimport (
-    LARGE, dma_pinned, folio_cached, folio_extra_refs, folio_head, folio_mappings, folio_pages, frame_unmap, lru_drain_cpu,
-    maybe_shared, normal_pfn,
+    LARGE, dma_pinned, folio_cached, folio_extra_refs, folio_head, folio_mappings, folio_pages, folio_put, frame_unmap,
+    lru_drain_cpu, maybe_shared, normal_pfn,
 )
-from ksmwalk.memory._leaves cimport pmd_split, touched, whole_pmd, wp_marker, zap_leaf, zap_pte
+from ksmwalk.memory._leaves cimport pmd_split, touched, whole_pmd, wp_marker, zap_pte
 from ksmwalk.memory._swap cimport (
     SWAP_EXCLUSIVE, SWAP_UFFD_WP, cache_drop, cached_slot, mm_goes_out, slot_new, slot_share, slots_left, swap_entry,
     swap_slot,
@@ -87,8 +87,15 @@ cdef void leave_cache(kw_world *w, int64_t pfn) noexcept nogil:
         cache_drop(w, slot)
 
 
+cdef void object_out(kw_world *w, uint64_t *entry) noexcept nogil:
+    cdef int64_t pfn = normal_pfn(w, entry[0], 1)
+    entry[0] &= ~PTE_A
+    if pfn >= 0 and w.f_mapcount[pfn] == 0 and w.f_extra[pfn] == 1 and w.f_key[pfn] == 0 and not w.f_flags[pfn] & FRAME_DIRTY:
+        entry[0] = 0
+        folio_put(w, pfn)
+
+
 cdef void unmap_file(kw_world *w, int32_t mm, uint64_t addr, uint64_t *pte) noexcept nogil:
-    """A page of shared memory is unmapped. With swap it is out, too: its object keeps the frame, but without PTE_A."""
     cdef int32_t v = vma_find(w, mm, addr)
     cdef uint64_t *p = NULL
     cdef uint64_t protected = pte[0] & PTE_UFFD_WP
@@ -98,7 +105,7 @@ cdef void unmap_file(kw_world *w, int32_t mm, uint64_t addr, uint64_t *pte) noex
     if v and w.vmas[v].backing and slots_left(w):
         p = pte_find(w, w.mms[w.vmas[v].backing].root, (w.vmas[v].pgoff << 12) + (addr - w.vmas[v].start))
     if p != NULL:
-        p[0] &= ~PTE_A
+        object_out(w, p)
 
 
 # ------------------------------------------------------------------ folios of several pages
@@ -118,15 +125,18 @@ cdef int pageout_large(kw_world *w, int32_t mm, uint64_t addr, uint64_t *ptes, i
     cdef bint soiled = False
     cdef int64_t i
     cdef int rc
-    if folio_extra_refs(w, head) or not can_go(w, head):
+    cdef bint held = folio_extra_refs(w, head) != 0
+    if not can_go(w, head):
         return 0
     if lazy(w, head):
         for i in range(n):
             soiled = soiled or stored_to(w, head, ptes[i])
         if soiled:
             keep(w, head)
-        for i in range(0 if soiled else n):
-            zap_leaf(w, mm, addr + <uint64_t>i * KW_PAGE_SIZE, ptes + i, 1)
+        for i in range(0 if soiled or held else n):
+            zap_pte(w, mm, ptes + i)
+        return 0
+    if held:
         return 0
     if slots_left(w) >= n:
         for i in range(n):
@@ -156,13 +166,9 @@ cdef int use_pmd(kw_world *w, int32_t mm, uint64_t addr, uint64_t *pmd, int use)
         w.f_flags[head] = (w.f_flags[head] | FRAME_LAZY) & ~FRAME_DIRTY
     if use != PAGEOUT or not can_go(w, head):
         return KW_OK
-    if not lazy(w, head):
-        return KW_OK if folio_extra_refs(w, head) else pmd_split(w, mm, addr, pmd)
-    if stored_to(w, head, pmd[0]):
-        keep(w, head)
-    elif folio_extra_refs(w, head) == 0:
-        zap_leaf(w, mm, addr, pmd, 2)
-    return KW_OK
+    if not lazy(w, head) and folio_extra_refs(w, head):
+        return KW_OK
+    return pmd_split(w, mm, addr, pmd)
 
 
 cdef void free_ptes(kw_world *w, int32_t mm, uint64_t *ptes, int64_t n) noexcept nogil:
@@ -205,11 +211,19 @@ cdef void pageout_pte(kw_world *w, int32_t mm, uint64_t addr, uint64_t *pte, bin
         leave_cache(w, pfn)
 
 
-cdef int use_ptes(kw_world *w, int32_t mm, uint64_t addr, uint64_t end, uint64_t *p, int use) noexcept nogil:
-    """The ptes of one table from p on."""
+cdef bint unsplit(kw_world *w, uint64_t entry) noexcept nogil:
+    """A page of a folio of several, which `split_parts` could not split?"""
+    cdef int64_t pfn = normal_pfn(w, entry, 1) if pte_present(entry) else KW_NONE
+    return pfn >= 0 and w.f_flags[pfn] & LARGE
+
+
+cdef int use_ptes(kw_world *w, int32_t mm, uint64_t addr, uint64_t end, uint64_t *p, int use, bint whole) noexcept nogil:
+    """The ptes of one table from p on; whole: it was one leaf until now."""
     cdef int64_t n, i
     cdef int rc
     while addr < end:
+        if w.ctl.kernel & SWITCH_NO_SMART_SCAN and not whole and unsplit(w, p[0]):
+            return KW_OK
         n = whole_batch(w, p, <int64_t>((end - addr) >> 12))
         if n and use != LAZY:
             rc = 0
@@ -240,9 +254,10 @@ cdef int use_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end, int us
     cdef uint64_t next
     cdef uint64_t *pmd
     cdef int64_t row
+    cdef bint whole
     cdef int rc
     lru_drain_cpu(w, w.mms[mm].cpu)
-    rc = split_parts(w, mm, start, end)
+    rc = split_parts(w, mm, start, end, use == LAZY)
     touched(w, mm)
     while rc == KW_OK and start < end:
         pmd = pmd_find(w, w.mms[mm].root, start)
@@ -251,11 +266,12 @@ cdef int use_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end, int us
         if pmd != NULL and not entry_none(pmd[0]):
             if interrupted_at(start):
                 return KW_EINTR
-            if entry_leaf(pmd[0], 2) and whole_pmd(start, next):
+            whole = entry_leaf(pmd[0], 2) and whole_pmd(start, next)
+            if whole:
                 rc = use_pmd(w, mm, start, pmd, use)
             row = child_row(w, pmd)
             if rc == KW_OK and row >= 0:
-                rc = use_ptes(w, mm, start, next, w.rows + row * 512 + level_index(start, 1), use)
+                rc = use_ptes(w, mm, start, next, w.rows + row * 512 + level_index(start, 1), use, whole)
         start = next
     return rc
 

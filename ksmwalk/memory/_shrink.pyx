@@ -4,18 +4,21 @@ The contract of every function stands in `_shrink.pxd`.
 """
 from libc.errno cimport ENOMEM
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint64_t, uint8_t
-from libc.stdlib cimport calloc, free, malloc, qsort, realloc
+from libc.stdlib cimport calloc, free, llabs, malloc, qsort, realloc
 from libc.string cimport memset
 
 from ksmwalk._core cimport child_row, entry_leaf, interrupted, level_index, pmd_find, pte_find, pte_present
 from ksmwalk.memory._areas cimport vma_find
 from ksmwalk.memory._folio cimport split_folio, whole_folio
-from ksmwalk.memory._frames cimport LARGE, folio_cached, folio_extra_refs, folio_head, folio_pages, lru_drain, normal_pfn
+from ksmwalk.memory._frames cimport (
+    LARGE, came_unlocked, folio_cached, folio_extra_refs, folio_head, folio_pages, lru_drain, normal_pfn, note_unlocked,
+)
 from ksmwalk.memory._khuge cimport underused
-from ksmwalk.memory._leaves cimport LeafOp, pmd_split, touched, zap_leaf
+from ksmwalk.memory._leaves cimport LeafOp, pmd_split, touched, zap_pte
 from ksmwalk.memory._ptes cimport each_pte_of_objects, over_ptes
 from ksmwalk.memory._reclaim cimport (
-    can_go, item_reaches, keep, large_leave, lazy, leave_cache, not_accessed, not_referenced, stored_to, swap_out, unmap_file,
+    can_go, item_reaches, keep, large_leave, lazy, leave_cache, not_accessed, not_referenced, object_out, reached, stored_to,
+    swap_out, unmap_file,
 )
 from ksmwalk.memory._swap cimport slots_left
 from ksmwalk.layout._layout cimport *
@@ -84,6 +87,17 @@ cdef inline bint as_a_whole(kw_world *w, const kw_vma *v, uint64_t addr, uint64_
     return pmd or not w.f_flags[pfn] & LARGE or whole_folio(w, entry, room) != 0
 
 
+cdef inline bint locked_here(kw_world *w, const kw_vma *v, int32_t mm, uint64_t addr, int64_t pfn) noexcept nogil:
+    """Is a page of a locked area locked? One that came_unlocked is from now on, if reclaim finds this mapping of it."""
+    if w.f_flags[pfn] & LARGE or not came_unlocked(w, pfn):
+        return True
+    # whose use says nothing of what is needed is not asked (MADV_SEQUENTIAL, MADV_RANDOM)
+    if v.flags & (VM_SEQ_READ | VM_RAND_READ) or w.f_flags[pfn] & FRAME_KSM and not reached(w, mm, addr, pfn):
+        return False
+    note_unlocked(w, pfn, False)
+    return True
+
+
 cdef int op_mark(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
     """A pte or leaf pmd: what it says of its page."""
     cdef Reclaim *r = <Reclaim *>op
@@ -94,7 +108,9 @@ cdef int op_mark(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexce
     if pfn < 0:
         return 0
     not_referenced(w, pfn)
-    if op.v.flags & VM_LOCKED and as_a_whole(w, op.v, addr, entry, pfn, op.on) or w.f_flags[folio_head(w, pfn)] & FRAME_MLOCKED:
+    if w.f_flags[folio_head(w, pfn)] & FRAME_MLOCKED or (
+        op.v.flags & VM_LOCKED and as_a_whole(w, op.v, addr, entry, pfn, op.on) and locked_here(w, op.v, op.mm, addr, pfn)
+    ):
         r.marks[folio_head(w, pfn)] |= STAYS | LOCKED
     if not can_go(w, pfn):
         r.marks[folio_head(w, pfn)] |= STAYS
@@ -138,17 +154,17 @@ cdef int decide(kw_world *w, Reclaim *r) noexcept nogil:
 
 # ------------------------------------------------------------------ one mapping goes
 
-cdef void unmap_lazy(kw_world *w, Reclaim *r, uint64_t addr, uint64_t *entry, int level, int64_t head) noexcept nogil:
+cdef void unmap_lazy(kw_world *w, Reclaim *r, uint64_t *pte, int64_t head) noexcept nogil:
     """A mapping of a page that MADV_FREE marked. With the first that was stored to since, the page stays for it and those
     after it; the others are gone. What somebody holds stays as it is from the first that was not stored to."""
-    if stored_to(w, head, entry[0]):
+    if stored_to(w, head, pte[0]):
         keep(w, head)
         r.marks[head] |= STAYS
         r.again = True
     elif folio_extra_refs(w, head):
         r.marks[head] |= STAYS
     else:
-        zap_leaf(w, r.op.mm, addr, entry, level)
+        zap_pte(w, r.op.mm, pte)
 
 
 cdef void go_pte(kw_world *w, Reclaim *r, uint64_t addr, uint64_t *pte) noexcept nogil:
@@ -156,21 +172,18 @@ cdef void go_pte(kw_world *w, Reclaim *r, uint64_t addr, uint64_t *pte) noexcept
     if pfn < 0 or r.marks[folio_head(w, pfn)] & STAYS:
         return
     if lazy(w, folio_head(w, pfn)):
-        unmap_lazy(w, r, addr, pte, 1, folio_head(w, pfn))
+        unmap_lazy(w, r, pte, folio_head(w, pfn))
     elif not w.f_flags[pfn] & FRAME_ANON:
         unmap_file(w, r.op.mm, addr, pte)
     else:
         swap_out(w, r.op.mm, addr, pte, pfn)
 
 
-cdef int go_pmd(kw_world *w, Reclaim *r, uint64_t addr, uint64_t *pmd, int64_t head) noexcept nogil:
-    """A mapping of a whole huge page: a marked one goes as it is, another one pte by pte."""
+cdef int go_pmd(kw_world *w, Reclaim *r, uint64_t addr, uint64_t *pmd) noexcept nogil:
+    """A mapping of a whole huge page goes pte by pte; their table stays."""
     cdef uint64_t *ptes
     cdef int rc
     cdef int i
-    if lazy(w, head):
-        unmap_lazy(w, r, addr, pmd, 2, head)
-        return KW_OK
     rc = pmd_split(w, r.op.mm, addr, pmd)
     if rc < 0:
         return rc
@@ -188,7 +201,7 @@ cdef int go(kw_world *w, Reclaim *r, int32_t mm, uint64_t addr, int64_t head) no
     touched(w, mm)
     if pmd != NULL and entry_leaf(pmd[0], 2):
         if normal_pfn(w, pmd[0], 2) == head and not r.marks[head] & STAYS:
-            return go_pmd(w, r, addr, pmd, head)
+            return go_pmd(w, r, addr, pmd)
         return KW_OK
     pte = pte_find(w, w.mms[mm].root, addr)
     if pte != NULL and maps(w, pte, head):
@@ -280,11 +293,13 @@ cdef int folio_goes(kw_world *w, Reclaim *r, int64_t head) noexcept nogil:
     if w.f_flags[head] & FRAME_KSM:
         return ksm_goes(w, r, head)
     n = gather(w, r, head)
-    for i in range(n if not w.f_flags[head] & LARGE else 0):
+    for i in range(n if not w.f_flags[head] & LARGE and not came_unlocked(w, head) else 0):
         if w.vmas[r.places[i].v].flags & VM_LOCKED:
             return KW_OK      # it was a part of a huge page until now, and is a locked page as such
     for i in range(n):
         if w.vmas[r.places[i].v].flags & VM_LOCKED:
+            if not w.f_flags[head] & LARGE:
+                note_unlocked(w, head, False)
             break      # locked in part: the rest stays with it
         rc = go(w, r, r.places[i].mm, r.places[i].addr, head)
         if rc < 0:
@@ -343,7 +358,7 @@ cdef int split_underused(kw_world *w, Reclaim *r) noexcept nogil:
     cdef int rc
     for pfn in range(1, w.ctl.nr_frames if w.ctl.folios else 1):
         if w.f_flags[pfn] & (FRAME_HEAD | FRAME_ANON) == FRAME_HEAD | FRAME_ANON and not r.marks[pfn] & LOCKED:
-            if not underused(w, pfn):
+            if not underused(w, pfn) and not w.owners[pfn >> 2].shared & FOLIO_PARTED:
                 continue
             rc = split_folio(w, pfn)
             if rc == KW_ENOROWS:
@@ -373,7 +388,7 @@ cdef int all_go(kw_world *w, Reclaim *r) noexcept nogil:
     for pfn in range(1, w.ctl.nr_frames if r.folios else 1):
         if r.first[pfn]:
             folios[n].head = pfn
-            folios[n].born = w.born_of[pfn] if w.ctl.born else 0
+            folios[n].born = llabs(w.born_of[pfn]) if w.ctl.born else 0
             n += 1
             freed += folio_pages(w, pfn) if lazy(w, pfn) else 0
     late = late_from(freed)
@@ -418,7 +433,7 @@ cdef int op_object_out(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) 
     """A page of shared memory that nobody maps goes as well (see `unmap_file`)."""
     cdef int64_t pfn = normal_pfn(w, entry[0], 1)
     if pfn >= 0 and w.f_mapcount[pfn] == 0 and w.f_extra[pfn] == 1 and can_go(w, pfn):
-        not_accessed(entry)
+        object_out(w, entry)
     return 0
 
 

@@ -8,7 +8,7 @@ from libc.stdint cimport int32_t, int64_t, uint64_t
 from ksmwalk._core cimport interrupted_at, make_entry
 from ksmwalk.memory._anon cimport anon_family
 from ksmwalk.memory._areas cimport anon_vma_prepare, node_of
-from ksmwalk.memory._frames cimport frame_alloc, frame_map, lru_add, mlock_page, new_page, normal_pfn
+from ksmwalk.memory._frames cimport frame_alloc, frame_map, lru_add, lru_drain, mlock_page, new_page, normal_pfn, note_unlocked
 from ksmwalk.memory._leaves cimport LeafOp, prot_bits, touched
 from ksmwalk.memory._ptes cimport each_pte_of_objects, over_ptes
 from ksmwalk.memory._swap cimport SWAP_EXCLUSIVE, SWAP_UFFD_WP, cache_add, mm_off_list, slot_put, swap_slot
@@ -73,6 +73,8 @@ cdef int swap_in(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *pt
             flags |= PTE_RW
     frame_map(w, mm, pfn)
     pte[0] = make_entry(<uint64_t>pfn, flags)
+    if batch in (NOWHERE, READ):
+        note_unlocked(w, pfn, v.flags & VM_LOCKED != 0)
     if batch == NEW:
         new_page(w, w.mms[mm].cpu, v.flags, pfn)
     elif batch == READ:
@@ -150,4 +152,5 @@ cdef int swap_off(kw_world *w) noexcept nogil:
     while w.ctl.swap_first:
         mm_off_list(w, <int32_t>w.ctl.swap_first)      # nobody has anything out any more
     w.ctl.slots_most = 0
+    lru_drain(w)      # as closing the device does
     return KW_OK

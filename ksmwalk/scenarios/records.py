@@ -209,6 +209,15 @@ class Recorder:
         found: np.ndarray = view.vpn[view.kind == KSM]
         return found
 
+    def still_ksm(self, name: str, vpn: np.ndarray, frame: np.ndarray) -> np.ndarray:
+        """Which of these pages of a process, in these frames, were KSM's at the last record, in the same frames."""
+        view = self._views.get(name) or _View.nothing()
+        place = np.minimum(np.searchsorted(view.vpn, vpn), max(len(view.vpn) - 1, 0))
+        if not len(view.vpn):
+            return np.zeros(len(vpn), np.bool_)
+        found: np.ndarray = (view.vpn[place] == vpn) & (view.frame[place] == frame) & (view.kind[place] == KSM)
+        return found
+
     # ------------------------------------------------------------ the one door
 
     def record(

@@ -418,8 +418,12 @@ def _frames_for(scenario: Scenario) -> int:
 
 
 def kernel_of(recording: Scenario | Recording) -> kernels.Profile:
-    """The kernel of a recording, or the nearest one that was seen; the default where it names none that is known."""
-    return kernels.of_release(recording.kernel if isinstance(recording, Recording) else "")[0]
+    """The kernel of a recording, or the nearest one that was seen; the default where it names none that is known.
+
+    Where a release does not begin with its version, that stands behind it: "6.1.0-57-cloud-amd64 (6.1.192)".
+    """
+    release, _, version = (recording.kernel if isinstance(recording, Recording) else "").partition(" (")
+    return kernels.of_release(version.rstrip(")") or release)[0]
 
 
 def stream(scenario: Scenario | Recording, kernel: str | None = None) -> Iterator[Record]:

@@ -9,11 +9,12 @@ import numpy as np
 from ..host.host import Host
 from ..host.mm import Mm
 from ..layout import PAGE_SIZE as PAGE
-from ..layout import NodeFlag
+from ..layout import NodeFlag, Switch, Vm
 from .records import SWAP, ZERO, Pages
 
 #: MPOL_MF_MOVE, MPOL_MF_MOVE_ALL
 _MOVE, _MOVE_ALL = 2, 4
+_ACCESS = Vm.READ | Vm.WRITE | Vm.EXEC
 
 
 class NodeOps:
@@ -29,11 +30,18 @@ class NodeOps:
         return [("moved", moved)] if moved else []
 
     def _nodes_of(self, pages: dict[str, Pages]) -> dict[str, np.ndarray] | None:
-        """The NUMA nodes of pages, where there are several; the zero page is nowhere, nor is what is swapped out."""
+        """The NUMA nodes of pages, where there are several; the zero page is nowhere, nor is what is swapped out, nor, on old
+        kernels, what nobody may use."""
         if self.host.nr_nodes == 1:
             return None
         node = self.host.world.arrays["f_nid"].astype(np.int64)
-        return {name: np.where((kind == ZERO) | (kind == SWAP), -1, node[frame]) for name, (_, frame, kind) in pages.items()}
+        unseen = {name: (kind == ZERO) | (kind == SWAP) for name, (_, _, kind) in pages.items()}
+        if self.host.kernel.switches & Switch.NO_SMART_SCAN:
+            for name, (vpn, _, _) in pages.items():
+                for vma in self.live[name].vmas:
+                    if not vma.vm_flags & _ACCESS:
+                        unseen[name] |= (vpn >= vma.vm_start // PAGE) & (vpn < vma.vm_end // PAGE)
+        return {name: np.where(unseen[name], -1, node[frame]) for name, (_, frame, _) in pages.items()}
 
     def _ksm_frames(self) -> np.ndarray:
         nodes = self.host.world.arrays["nodes"][: int(self.host.world.arrays["ctl"]["stable_used"][0])]

@@ -25,7 +25,7 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W28",
     ),
     "a device's pin does not mark the page as used": (
-        "            mark_referenced(&world.w, out[i])\n",
+        "    mark_referenced(w, pfn[0])\n",
         "",
         "W28",
     ),
@@ -60,8 +60,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W28", "W17",
     ),
     "the clearing of accessed bits leaves the mark of a used page": (
-        "    not_referenced(w, pfn)\n    if op.v.flags",
-        "    if op.v.flags",
+        "    not_referenced(w, pfn)\n    if w.f_flags[folio_head(w, pfn)] & FRAME_MLOCKED or (",
+        "    if w.f_flags[folio_head(w, pfn)] & FRAME_MLOCKED or (",
         "W28",
     ),
     "parts of a split huge page lose the mark of a used page": (
@@ -126,7 +126,7 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W29", "W31",
     ),
     "advice for a part leaves folios whole that ptes map": (
-        "return rc if rc < 0 else split_in_parts(w, mm, start, end)",
+        "return rc if rc < 0 else split_in_parts(w, mm, start, end, lazily)",
         "return rc",
         "W17", "W31",
     ),
@@ -149,5 +149,13 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "                if pte_present(row[j]) and normal_pfn(w, row[j], 1) == pfn:\n                    return -EAGAIN",
         "                if False:\n                    return -EAGAIN",
         "W28",
+    ),
+    "a collapse passes a guard by": (
+        "        if swap_slot(w, row[i]) == 0:\n            return -EINVAL\n        rc = swap_in",
+        "        if swap_slot(w, row[i]) == 0:\n            continue\n        rc = swap_in",
+    ),
+    "a lock that a huge page kept is that of its first page alone": (
+        "    if w.vmas[v].flags & VM_LOCKED or w.f_flags[s.head] & FRAME_MLOCKED",
+        "    if w.vmas[v].flags & VM_LOCKED or w.f_flags[pfn] & FRAME_MLOCKED",
     ),
 }

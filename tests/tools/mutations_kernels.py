@@ -10,7 +10,7 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "    if rc == KW_OK and start < end:\n",
     ),
     "move_pages tells of absent pages alike everywhere": (
-        "    if pfn == -ENOENT and w.vmas[v].backing == 0 and w.ctl.kernel >> VERSION_SHIFT < SINCE_6_12:\n",
+        "    if pfn == -ENOENT and w.vmas[v].backing == 0 and w.ctl.kernel & SWITCH_NO_SMART_SCAN:\n",
         "    if False:\n",
     ),
     "what MREMAP_DONTUNMAP leaves is as new on 5.10": (
@@ -84,7 +84,7 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "K14",
     ),
     "several areas move everywhere": (
-        "if old_len == new_len > p.end - addr and w.ctl.kernel & SWITCH_MOVE_ONE_AREA:",
+        "if rc == 0 and one_only and old_len > vma_end(w, mm, addr) - addr:",
         "if False:",
         "K15",
     ),
@@ -148,8 +148,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "K2", "K19",
     ),
     "6.16.12 scans by page tables": (
-        'Profile("6.16.12", _12_17 | Switch.SCAN_EACH | Switch',
-        'Profile("6.16.12", _12_17 | Switch',
+        'Profile("6.16.12", _12_17 | _MOVES | Switch.SCAN_EACH | Switch',
+        'Profile("6.16.12", _12_17 | _MOVES | Switch',
         "K1",
     ),
     "no kernel scans address by address": (
@@ -191,6 +191,41 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         'Profile("7.0.13", _LIE | Switch',
         'Profile("7.0.13", Switch',
         "K17",
+    ),
+    "an mremap of several areas is refused before anything goes": (
+        "        if new_len != old_len or one_only:",
+        "        if one_only and old_len > p.end - addr:\n            return -EFAULT\n        if new_len != old_len or one_only:",
+    ),
+    "an mremap from nowhere leaves 5.10's new place alone": (
+        "        if fixed and w.ctl.kernel & SWITCH_OLD_CALLS:\n            rc = sys_munmap",
+        "        if False:\n            rc = sys_munmap",
+    ),
+    "old kernels ask for a whole folio who maps it": (
+        "                rc = split_folio_at(w, pfn, addr) if w.f_mapcount[asked] == 1 else KW_EBUSYENTRY",
+        "                rc = split_folio_at(w, pfn, addr) if not maybe_shared(w, pfn) else KW_EBUSYENTRY",
+    ),
+    "6.1 asks for the page at hand when it frees": (
+        "folio_head(w, pfn) if lazily and not w.ctl.kernel & SWITCH_OLD_CALLS else pfn", "pfn",
+    ),
+    "old kernels go on behind a folio that does not split": (
+        "        if w.ctl.kernel & SWITCH_NO_SMART_SCAN and not whole and unsplit(w, p[0]):", "        if False:",
+    ),
+    "an area that is protected is registered without that": (
+        "        if flags and not flags & VM_UFFD_WP and w.vmas[v].flags & VM_UFFD_WP and w.ctl.kernel & SWITCH_STAYS_PROTECTED:",
+        "        if False:",
+    ),
+    "5.10 lets the locked parts of a split huge page wait for nothing": (
+        "            mlock_add(w, <int>w.ksm.cpu, head + i)      # it is locked now, each page by itself", "            pass",
+    ),
+    "5.10 remembers over a split that pages were used": (
+        "                        pte[0] &= ~PTE_A       # what waited for the split is as if it had not been used",
+        "                        pass",
+    ),
+    "small pages that may not be stored to become huge everywhere": (
+        "    if writable == 0 and w.ctl.kernel & SWITCH_READ_ONLY_STAYS:", "    if False:",
+    ),
+    "6.12 counts all ptes of a folio that is in hand already": (
+        "    if w.ctl.kernel & SWITCH_NO_GUARD:\n        return 1\n    room = min(", "    room = min(",
     ),
 }
 

@@ -6,8 +6,8 @@ FIRST = ("lock", "lru")
 #: name: (text as it stands, text as it is broken, facts that it breaks ...)
 MUTATIONS: dict[str, tuple[str, ...]] = {
     "the mlock batch takes one entry more": (
-        "    if b.nr_mlock >= MLOCK_BATCH:",
-        "    if b.nr_mlock > MLOCK_BATCH:",
+        "SWITCH_OLD_CALLS else MLOCK_BATCH):",
+        "SWITCH_OLD_CALLS else MLOCK_BATCH + 1):",
         "W1",
     ),
     "huge pages wait in the mlock batch": (
@@ -129,13 +129,13 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W5",
     ),
     "empty parts of what stays locked become zero pages": (
-        " or w.f_flags[pfn] & FRAME_MLOCKED and not s.any_locked:\n",
+        " or w.f_flags[s.head] & FRAME_MLOCKED and not s.any_locked:\n",
         ":\n",
         "W5", "W40",
     ),
     "a lock that outlived its area stays for a split": (
-        " or w.f_flags[pfn] & FRAME_MLOCKED and not s.any_locked:\n",
-        " or w.f_flags[pfn] & FRAME_MLOCKED:\n",
+        " or w.f_flags[s.head] & FRAME_MLOCKED and not s.any_locked:\n",
+        " or w.f_flags[s.head] & FRAME_MLOCKED:\n",
         "W5", "W40",
     ),
     "a huge page does not stay locked with what DONTUNMAP leaves": (
@@ -159,8 +159,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W5",
     ),
     "a split of a locked huge page lets go of nothing": (
-        "    if s.any_locked:\n        mlock_drain(w, <int>w.ksm.cpu)",
-        "    if False:\n        mlock_drain(w, <int>w.ksm.cpu)",
+        "    if s.any_locked and not w.ctl.kernel & SWITCH_OLD_CALLS:",
+        "    if False:",
         "W4", "W5",
     ),
     "what somebody refers to merges": (
@@ -207,5 +207,31 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "    if flags and not flags & MCL_CURRENT:\n        return 0",
         "    if flags and not flags & MCL_CURRENT:\n        drain_here(w, mm)\n        return 0",
         "W4",
+    ),
+    "what comes from swap into a locked area is locked": (
+        "        note_unlocked(w, pfn, v.flags & VM_LOCKED != 0)", "        note_unlocked(w, pfn, False)",
+    ),
+    "reclaim does not lock what it finds in a locked area": (
+        "        return False\n    note_unlocked(w, pfn, False)\n    return True", "        return False\n    return True",
+    ),
+    "reclaim finds every mapping of a KSM page": (
+        "VM_RAND_READ) or w.f_flags[pfn] & FRAME_KSM and not reached(w, mm, addr, pfn):", "VM_RAND_READ):",
+    ),
+    "locking again does not lock what came from swap": (
+        "        elif w.ctl.born:\n            each_pte(w, mm, start, end, op_locked)", "        elif False:\n            pass",
+    ),
+    "munlock takes the lock that a small page kept": (
+        "    if pfn >= 0 and w.f_flags[pfn] & LARGE:\n        w.f_flags[folio_head(w, pfn)] &= ~FRAME_MLOCKED",
+        "    if pfn >= 0:\n        w.f_flags[folio_head(w, pfn)] &= ~FRAME_MLOCKED",
+    ),
+    "a part of a folio in a locked area was locked": (
+        "whole_folio(w, entry, room) != 0 if w.f_flags[pfn] & LARGE else", "True if w.f_flags[pfn] & LARGE else",
+    ),
+    "mlock soils the pte of what it finds": (
+        "            if not mode & FAULT_KEEP:      # else there is no fault to take\n                pte[0]",
+        "            if True:\n                pte[0]",
+    ),
+    "what is brought from swap to be stored to has a clean pte": (
+        "                if rc == KW_OK and pte[0] & PTE_RW:", "                if False:",
     ),
 }

@@ -254,4 +254,7 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "items_drop_after(w, mm, 0 if exiting else w.cursor.link)",
         "items_drop_after(w, mm, w.cursor.link)",
     ),
+    "what ksmd maps was as little used as what it replaces": (
+        "PTE_UFFD_WP | PTE_SOFT_DIRTY) | PTE_A)\n    frame_map", "PTE_UFFD_WP | PTE_SOFT_DIRTY))\n    frame_map",
+    ),
 }

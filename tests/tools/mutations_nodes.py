@@ -94,8 +94,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "K27",
     ),
     "placing with a move takes all sharers along": (
-        "_MOVE, _MOVE_ALL = 2, 4\n\n\nclass NodeOps:",
-        "_MOVE, _MOVE_ALL = 2, 2\n\n\nclass NodeOps:",
+        "_MOVE, _MOVE_ALL = 2, 4\n_ACCESS",
+        "_MOVE, _MOVE_ALL = 2, 2\n_ACCESS",
         "K28",
     ),
     "a folio that is partly unmapped moves whole": (
@@ -104,5 +104,43 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
     "of a folio that is split to be moved one part moves": (
         "        if w.f_mapcount[i] == 0:\n            continue\n        part = move_folio",
         "        if i != pfn:\n            continue\n        part = move_folio",
+    ),
+    "a folio that moved piece by piece moves so again": (
+        "            o.shared |= FOLIO_PARTED", "            pass",
+    ),
+    "a huge page that moved whole is split the next time": (
+        "        if m.pages == 512 and <int64_t>o.total * 512 == m.left:\n            return\n", "",
+    ),
+    "no kernel forgets that a folio moved piece by piece": (
+        "        if w.ctl.kernel & SWITCH_MOVE_FORGETS:", "        if False:",
+    ),
+    "every kernel forgets that a folio moved piece by piece": (
+        "        if w.ctl.kernel & SWITCH_MOVE_FORGETS:", "        if True:",
+    ),
+    "move_pages tells of a page that is held, and goes on": (
+        "            status[i] = 0 if held else nodes[i]\n    return not held",
+        "            status[i] = -EBUSY if held else nodes[i]\n    return True",
+    ),
+    "move_pages goes on behind a page that is held": (
+        "            status[i] = 0 if held else nodes[i]\n    return not held",
+        "            status[i] = 0 if held else nodes[i]\n    return True",
+    ),
+    "old kernels find the area of a KSM page that mbind moves": (
+        "    if a.source < 0 and w.f_flags[pfn] & FRAME_KSM and w.ctl.kernel & SWITCH_NO_SMART_SCAN:", "    if False:",
+    ),
+    "a KSM page moves though its items lead to a part of its mappings": (
+        "    elif follow_ksm(w, &m, w.f_node[m.old]) != KW_OK:\n        frame_free(w, m.new)\n        return KW_EBUSYENTRY\n",
+        "    else:\n        follow_all(w, &m, addr)\n",
+    ),
+    "the mapping that is met first says whether a folio moves piece by piece": (
+        "        if v and (m.last == 0 or not visited_before(w, v, m.last)):",
+        "        if v and (m.last == 0 or visited_before(w, v, m.last)):",
+    ),
+    "parts of a folio that are met again one by one count one": (
+        "        a.stuck += together(w, a, addr, entry, pfn) if large else 1",
+        "        a.stuck += 1",
+    ),
+    "a folio that could not be moved is tried for each of its ptes": (
+        "    if large and counted and head == a.large:\n        return 0", "    if False:\n        return 0",
     ),
 }

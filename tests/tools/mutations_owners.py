@@ -69,12 +69,12 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "        return n > 1 and not w.ctl.kernel & SWITCH_PARTS_COPIED\n",
     ),
     "a DMA pin makes every page dirty": (
-        "            elif not storable(&world.w, mm, addr):\n",
-        "            elif True:\n",
+        "    if entry == NULL:\n        looked_for[0] = True\n",
+        "    if True:\n        looked_for[0] = True\n",
         "W15", "W19",
     ),
     "a folio that was shared once stays so": (
-        "o.mm[1] and o.nr[1] == o.total:\n        o.shared = 0",
+        "o.mm[1] and o.nr[1] == o.total:\n        o.shared &= ~FOLIO_SHARED",
         "o.mm[1] and o.nr[1] == o.total:\n        pass",
         "W13",
     ),
@@ -84,8 +84,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W13",
     ),
     "another owner does not make a folio shared": (
-        "    if n != o.total:\n        o.shared = 1",
-        "    if False:\n        o.shared = 1",
+        "    if n != o.total:\n        o.shared |=",
+        "    if False:\n        o.shared |=",
         "W13",
     ),
     "a pin does not keep a store from a huge page": (
@@ -119,8 +119,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W10",
     ),
     "a stack grows for a pin by a device": (
-        "            if vma_find(&world.w, mm, addr) == 0 and not",
-        "            if False and not",
+        "    if vma_find(w, mm, addr) == 0 and not w.ctl.kernel & SWITCH_OLD_CALLS:",
+        "    if False:",
         "W14", "W39",
     ),
     "a stack grows for a pin": (
@@ -132,5 +132,19 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "    alone(world)\n    folio_get(&world.w, pfn)\n",
         "    alone(world)\n    dma_get(&world.w, pfn)\n",
         "W14",
+    ),
+    "a device's pin soils nothing that it finds after a hole": (
+        "    elif looked_for[0]:\n        soil(w, entry, level)", "    elif False:\n        soil(w, entry, level)",
+    ),
+    "a device's pin soils what it finds before a hole": (
+        "    elif looked_for[0]:\n        soil(w, entry, level)", "    elif True:\n        soil(w, entry, level)",
+    ),
+    "a folio used twice at once is in use": (
+        "FRAME_REFERENCED and not w.owners[head >> 2].shared & FOLIO_ACTIVE:\n        w.owners",
+        "FRAME_REFERENCED and False:\n        w.owners",
+    ),
+    "a folio used for the third time is not in use": (
+        "FRAME_REFERENCED and not w.owners[head >> 2].shared & FOLIO_ACTIVE:\n        w.owners",
+        "FRAME_REFERENCED:\n        w.owners",
     ),
 }

@@ -83,13 +83,12 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W21",
     ),
     "locked pages go": (
-        "    if op.v.flags & VM_LOCKED and as_a_whole(w, op.v, addr, entry, pfn, op.on) or w.f_flags[",
-        "    if w.f_flags[",
+        "        op.v.flags & VM_LOCKED and as_a_whole(", "        False and as_a_whole(",
         "W21",
     ),
     "a huge page locked in part stays whole": (
-        "VM_LOCKED and as_a_whole(w, op.v, addr, entry, pfn, op.on) or",
-        "VM_LOCKED or",
+        "VM_LOCKED and as_a_whole(w, op.v, addr, entry, pfn, op.on) and",
+        "VM_LOCKED and",
         "W21",
     ),
     "a huge page locked in part goes on going": (
@@ -108,8 +107,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W25",
     ),
     "locking a part of a marked folio leaves it clean": (
-        "        w.f_flags[folio_head(w, pfn)] |= FRAME_DIRTY\n    return 0\n\n\ncdef int bring_in_area(",
-        "        pass\n    return 0\n\n\ncdef int bring_in_area(",
+        "    soil(w, entry, 1)\n    return 0\n",
+        "    return 0\n",
         "W19",
     ),
     "the newer pages go first": (
@@ -213,7 +212,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W19",
     ),
     "a full batch lets go of a page before it is mapped": (
-        "    frame_map(w, mm, pfn)\n    pte[0] = make_entry(<uint64_t>pfn, flags)\n    if batch == NEW:\n"
+        "    frame_map(w, mm, pfn)\n    pte[0] = make_entry(<uint64_t>pfn, flags)\n    if batch in (NOWHERE, READ):\n"
+        "        note_unlocked(w, pfn, v.flags & VM_LOCKED != 0)\n    if batch == NEW:\n"
         "        new_page(w, w.mms[mm].cpu, v.flags, pfn)\n",
         "    if batch == NEW:\n        new_page(w, w.mms[mm].cpu, v.flags, pfn)\n"
         "    frame_map(w, mm, pfn)\n    pte[0] = make_entry(<uint64_t>pfn, flags)\n    if batch == NEW:\n        pass\n",
@@ -255,8 +255,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W21",
     ),
     "MADV_PAGEOUT leaves huge pages whole": (
-        "return KW_OK if folio_extra_refs(w, head) else pmd_split(w, mm, addr, pmd)",
-        "return KW_OK",
+        "    if not lazy(w, head) and folio_extra_refs(w, head):\n        return KW_OK\n    return pmd_split(w, mm, addr, pmd)",
+        "    return KW_OK",
         "W18", "W26",
     ),
     "MADV_COLD sends out": (
@@ -304,7 +304,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W26",
     ),
     "an empty page comes back as the zero page": (
-        "    frame_map(w, mm, pfn)\n    pte[0] = make_entry(<uint64_t>pfn, flags)\n    if batch == NEW:\n",
+        "    frame_map(w, mm, pfn)\n    pte[0] = make_entry(<uint64_t>pfn, flags)\n    if batch in (NOWHERE, READ):\n"
+        "        note_unlocked(w, pfn, v.flags & VM_LOCKED != 0)\n    if batch == NEW:\n",
         "    if own and w.f_key[pfn] == 0:\n"
         "        pte[0] = make_entry(0, (flags & ~PTE_RW) | PTE_SPECIAL)\n"
         "    else:\n"
@@ -312,5 +313,26 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "        pte[0] = make_entry(<uint64_t>pfn, flags)\n"
         "    if pte[0] & PTE_SPECIAL:\n        pass\n    elif batch == NEW:\n",
         "W26",
+    ),
+    "a huge page that reclaim frees leaves no table": (
+        "    cdef int rc\n    cdef int i\n    rc = pmd_split(w, r.op.mm, addr, pmd)",
+        "    cdef int rc\n    cdef int i\n    if lazy(w, normal_pfn(w, pmd[0], 2)):\n"
+        "        unmap_lazy(w, r, pmd, normal_pfn(w, pmd[0], 2))\n        return KW_OK\n    rc = pmd_split(w, r.op.mm, addr, pmd)",
+    ),
+    "what MADV_FREE marked, and was stored to, is left as it is by MADV_PAGEOUT while it is held": (
+        "    if not can_go(w, head):\n        return 0\n    if lazy(w, head):",
+        "    if held or not can_go(w, head):\n        return 0\n    if lazy(w, head):",
+    ),
+    "what swapoff brought back waits": (
+        "    lru_drain(w)      # as closing the device does\n", "",
+    ),
+    "shared memory that nobody stored to comes back": (
+        "w.f_key[pfn] == 0 and not w.f_flags[pfn] & FRAME_DIRTY:\n        entry[0] = 0", "False:\n        entry[0] = 0",
+    ),
+    "shared memory that has zeros is gone": (
+        "w.f_key[pfn] == 0 and not w.f_flags[pfn] & FRAME_DIRTY:\n        entry[0] = 0", "w.f_key[pfn] == 0:\n        entry[0] = 0",
+    ),
+    "reclaim finds a page that came from swap in a locked area that is read in sequence": (
+        "    if v.flags & (VM_SEQ_READ | VM_RAND_READ) or w.f_flags[pfn]", "    if w.f_flags[pfn]",
     ),
 }

@@ -106,8 +106,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W33",
     ),
     "protection stays when a page is merged": (
-        "make_entry(<uint64_t>kpfn, pte[0] & ~(PTE_PFN_MASK | PTE_RW | PTE_D | PTE_UFFD_WP | PTE_SOFT_DIRTY))",
-        "make_entry(<uint64_t>kpfn, pte[0] & ~(PTE_PFN_MASK | PTE_RW | PTE_D | PTE_SOFT_DIRTY))",
+        "make_entry(<uint64_t>kpfn, pte[0] & ~(PTE_PFN_MASK | PTE_RW | PTE_D | PTE_UFFD_WP | PTE_SOFT_DIRTY) | PTE_A)",
+        "make_entry(<uint64_t>kpfn, pte[0] & ~(PTE_PFN_MASK | PTE_RW | PTE_D | PTE_SOFT_DIRTY) | PTE_A)",
         "W35",
     ),
     "protected pages do not merge": (
