@@ -70,6 +70,7 @@ _OLD = (
     Switch.STABLE_FIRST | Switch.ZERO_UNTRACKED | Switch.SPLIT_KEEPS_EMPTY | Switch.OLD_CHAINS | Switch.NO_SMART_SCAN
     | Switch.KEEPS_PROTECTED | Switch.MOVE_ONE_AREA | Switch.NO_MERGE_ANY | Switch.NO_GUARD
     | Switch.OLD_UFFD | Switch.PARTS_COPIED | Switch.LAST_PART_STAYS | Switch.TABLES_KEPT | Switch.READ_ONLY_STAYS
+    | Switch.MOVE_FORGETS
 )  # fmt: skip
 _NO_FILES = frozenset({
     "smart_scan", "advisor_mode", "advisor_max_cpu", "advisor_min_pages_to_scan", "advisor_max_pages_to_scan",

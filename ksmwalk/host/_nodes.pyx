@@ -42,12 +42,12 @@ cdef bint shared(kw_world *w, int64_t pfn) noexcept nogil:
 
 
 cdef bint partly_mapped(kw_world *w, int64_t pfn) noexcept nogil:
-    """Is any page of a folio of several mapped by nobody, or was it so for a moment?"""
+    """Is any page of a folio of several mapped by nobody, which old kernels do not ask, or was it so for a moment?"""
     cdef int64_t i, head = folio_head(w, pfn)
     if w.f_flags[head] & (FRAME_HEAD | FRAME_ANON | FRAME_HUGETLB) != FRAME_HEAD | FRAME_ANON:
         return False
-    if w.owners[head >> 2].shared & FOLIO_PARTED:
-        return True
+    if w.owners[head >> 2].shared & FOLIO_PARTED or w.ctl.kernel & SWITCH_NO_SMART_SCAN:
+        return w.owners[head >> 2].shared & FOLIO_PARTED != 0
     for i in range(head, head + folio_pages(w, head)):
         if w.f_mapcount[i] == 0:
             return True
@@ -72,8 +72,7 @@ cdef int split_and_go(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn, int n
 cdef int go(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn, int nid) noexcept nogil:
     """Move the folio of a page: 0, -EBUSY or -ENOMEM."""
     cdef int rc
-    # Kernels as old as those without smart scan move it as it is.
-    if not w.ctl.kernel & SWITCH_NO_SMART_SCAN and partly_mapped(w, pfn):
+    if partly_mapped(w, pfn):
         rc = split_and_go(w, mm, addr, pfn, nid)
     else:
         rc = move_folio(w, mm, addr, pfn, nid)

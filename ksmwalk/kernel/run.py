@@ -154,6 +154,8 @@ class Run(Held, Memory, Tasks, Outside):
             seen = self._pages()
             if session._kinds.lies and session._events is not None:
                 self._correct(seen, told, op[0] in MOVING)
+            if session._events is not None and op[0] in MOVING and (moved := self.recorder.moves(seen)):
+                told.append(("moved", moved))
             yield self.recorder.record(
                 op, ret, counters, self._stats(), seen, told, self._vmstat(), self._nodes(seen) if self.placed else None
             )

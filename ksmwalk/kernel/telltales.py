@@ -92,5 +92,20 @@ TELLTALES: dict[Switch, Scenario] = dict(
         _of(Switch.NO_COLLAPSE, [*_marked([1], ("hugepage",))[:1], ["mmap", "A", _AT, 512],
             ["fill", "A", _AT, [5, 6]], ["madvise", "A", _AT, 512, "collapse"],
         ]),
+        _of(Switch.READ_ONLY_STAYS, [
+            ["spawn", "A"], ["mmap", "A", _AT, 512], ["fill", "A", _AT, [5, 6]], ["mprotect", "A", _AT, 512, "r"],
+            ["madvise", "A", _AT, 512, "hugepage"], ["khuge"],
+        ]),
+        _of(Switch.LAZY_NOT_COLLAPSED, [
+            ["spawn", "A"], ["mmap", "A", _AT, 512], ["fill", "A", _AT, [5, 6, 7]], ["madvise", "A", _AT, 1, "free"],
+            ["madvise", "A", _AT, 512, "hugepage"], ["khuge"],
+        ]),
+        _of(Switch.MOVE_FORGETS, [
+            *_marked([*range(1000, 1512)], ("hugepage",)), ["mprotect", "A", _AT + 9, 1, "r"],
+            ["movepid", "A", [_AT], 1], ["movepid", "A", [_AT], 0],
+        ]),
+        _of(Switch.STAYS_PROTECTED, [
+            ["spawn", "A"], ["mmap", "A", _AT, 4], ["uffd", "A", _AT, 4, {"wp": 1}], ["uffd", "A", _AT, 4, {"missing": 1}],
+        ]),
     )
 )  # fmt: skip

@@ -127,23 +127,19 @@ cdef void take_over(kw_world *w, Move *m) noexcept nogil:
     w.f_extra[m.old] = 0
     if w.ctl.folios and m.pages > 1:
         w.owners[m.new >> 2] = w.owners[m.old >> 2]
-        if w.ctl.kernel & SWITCH_MOVE_FORGETS:
-            w.owners[m.new >> 2].shared &= ~FOLIO_PARTED
+        if m.by_ptes and not w.ctl.kernel & SWITCH_MOVE_FORGETS:
+            w.owners[m.new >> 2].shared |= FOLIO_PARTED
     frame_free(w, m.old)
 
 
-cdef void parted(kw_world *w, Move *m, uint64_t addr) noexcept nogil:
-    """Mappings of a folio are taken away before it is looked whether it can be moved: where the last one is by ptes, one by
-    one, and the folio is to be split from then on."""
-    cdef kw_owners *o = &w.owners[m.old >> 2]
+cdef bint piece_by_piece(kw_world *w, Move *m, uint64_t addr) noexcept nogil:
+    """Are the mappings of a folio taken away one by one? So it is where the last one is by ptes; the folio is to be split then."""
     cdef Move look = m[0]
-    if m.pages > 1 and w.f_flags[m.old] & FRAME_ANON and not w.f_flags[m.old] & (FRAME_LOCKED | FRAME_LRU):
-        if m.pages == 512 and <int64_t>o.total * 512 == m.left:
-            return
-        look.new = look.old
-        follow_all(w, &look, addr)
-        if look.by_ptes:
-            o.shared |= FOLIO_PARTED
+    if m.pages == 1 or not w.f_flags[m.old] & FRAME_ANON or m.pages == 512 and <int64_t>w.owners[m.old >> 2].total * 512 == m.left:
+        return False
+    look.new = look.old
+    follow_all(w, &look, addr)
+    return look.by_ptes
 
 
 cdef int follow_ksm(kw_world *w, Move *m, int32_t node) noexcept nogil:
@@ -161,14 +157,19 @@ cdef int follow_ksm(kw_world *w, Move *m, int32_t node) noexcept nogil:
 
 cdef int move_folio(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn, int nid) noexcept nogil:
     cdef Move m
-    cdef bint file = w.f_flags[pfn] & FRAME_FILE != 0
+    cdef bint file = w.f_flags[pfn] & FRAME_FILE != 0, apart
     m.old = folio_head(w, pfn)
     m.pages = folio_pages(w, m.old)
     m.left = folio_mappings(w, m.old)
     m.last = 0
     m.by_ptes = False
-    parted(w, &m, addr)
-    if folio_extra_refs(w, m.old) != file or w.f_flags[m.old] & (FRAME_LOCKED | FRAME_LRU):
+    if w.f_flags[m.old] & (FRAME_LOCKED | FRAME_LRU):
+        return KW_EBUSYENTRY
+    apart = piece_by_piece(w, &m, addr)
+    if folio_extra_refs(w, m.old) != file:
+        # they are taken away before that is looked at
+        if apart and not w.ctl.kernel & SWITCH_NO_SMART_SCAN:
+            w.owners[m.old >> 2].shared |= FOLIO_PARTED
         return KW_EBUSYENTRY
     if m.pages == 1:
         m.new = frame_alloc(w, nid, 0, FRAME_ANON)
@@ -188,6 +189,7 @@ cdef int move_folio(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn, int nid
         return KW_EBUSYENTRY
     if file:
         follow_object(w, &m)
+    m.by_ptes = apart
     take_over(w, &m)
     if not file:
         lru_add(w, mm, m.new)

@@ -218,6 +218,16 @@ class Recorder:
         found: np.ndarray = (view.vpn[place] == vpn) & (view.frame[place] == frame) & (view.kind[place] == KSM)
         return found
 
+    def moves(self, pages: Mapping[str, Pages]) -> dict[int, int]:
+        """Where the frames of KSM pages went that are mapped where they were: old frame to new frame."""
+        gone: dict[int, int] = {}
+        for name, (vpn, frame, kind) in pages.items():
+            view = self._views.get(name) or _View.nothing()
+            _, here, before = np.intersect1d(vpn[kind == KSM], view.vpn[view.kind == KSM], return_indices=True)
+            old, new = view.frame[view.kind == KSM][before], frame[kind == KSM][here]
+            gone.update(zip(old[old != new].tolist(), new[old != new].tolist(), strict=True))
+        return gone
+
     # ------------------------------------------------------------ the one door
 
     def record(

@@ -30,13 +30,13 @@ class NodeOps:
         return [("moved", moved)] if moved else []
 
     def _nodes_of(self, pages: dict[str, Pages]) -> dict[str, np.ndarray] | None:
-        """The NUMA nodes of pages, where there are several; the zero page is nowhere, nor is what is swapped out, nor, on old
-        kernels, what nobody may use."""
+        """The NUMA nodes of pages, where there are several; the zero page is nowhere, nor is what is swapped out, nor, on 6.1,
+        what nobody may use."""
         if self.host.nr_nodes == 1:
             return None
         node = self.host.world.arrays["f_nid"].astype(np.int64)
         unseen = {name: (kind == ZERO) | (kind == SWAP) for name, (_, _, kind) in pages.items()}
-        if self.host.kernel.switches & Switch.NO_SMART_SCAN:
+        if self.host.kernel.switches & (Switch.NO_SMART_SCAN | Switch.OLD_CALLS) == Switch.NO_SMART_SCAN:
             for name, (vpn, _, _) in pages.items():
                 for vma in self.live[name].vmas:
                     if not vma.vm_flags & _ACCESS:

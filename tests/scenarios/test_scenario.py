@@ -218,6 +218,25 @@ def test_where_ksm_pages_are_is_not_where_stale_nodes_think():
     assert recorder.ksm_frames([("rmk", 11)]) == {12}
 
 
+def test_a_ksm_page_that_is_mapped_as_before_is_one_still():
+    """A kernel that calls anything KSM's goes by the dirty bit there, which MADV_FREE takes away."""
+    recorder = Recorder()
+    assert recorder.still_ksm("A", np.array([5]), np.array([11])).tolist() == [False]
+    recorder.record(["step"], 0, {}, {}, {"A": pages((5, 11, KSM), (6, 12, ANON), (8, 13, KSM))}, [("new", 11, "A", 0)])
+    vpn, frame = np.array([4, 5, 6, 8, 9]), np.array([11, 11, 12, 14, 13])
+    assert recorder.still_ksm("A", vpn, frame).tolist() == [False, True, False, False, False]
+
+
+def test_pages_that_moved_into_one_anothers_frames_keep_their_numbers():
+    recorder = Recorder()
+    made = [("new", 11, "A", 0), ("new", 12, "A", 0)]
+    recorder.record(["step"], 0, {}, {}, {"A": pages((5, 11, KSM), (6, 12, KSM), (7, 13, ANON))}, made)
+    now = {"A": pages((5, 12, KSM), (6, 11, KSM), (7, 20, ANON))}
+    assert recorder.moves(now) == {11: 12, 12: 11}
+    record = recorder.record(["migrate", "A", 0, 1], 0, {}, {}, now, [("moved", recorder.moves(now))])
+    assert record["p"] == {"A": [[5, 1, "k0'"], [6, 1, "k1'"], [7, 1, "a'"]]}
+
+
 def test_compaction_is_not_seen():
     recorder = Recorder()
     recorder.record(["drain"], 0, {}, {}, {"A": pages((5, 10, ANON))})

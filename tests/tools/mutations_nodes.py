@@ -16,8 +16,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W28",
     ),
     "pages of shared memory are busy": (
-        "    if folio_extra_refs(w, m.old) != file or",
-        "    if folio_extra_refs(w, m.old) != 0 or",
+        "    if folio_extra_refs(w, m.old) != file:",
+        "    if folio_extra_refs(w, m.old) != 0:",
     ),
     "a moved page of shared memory is where it was for those who map it later": (
         "    if file:\n        follow_object(w, &m)\n",
@@ -99,23 +99,20 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "K28",
     ),
     "a folio that is partly unmapped moves whole": (
-        "    if not w.ctl.kernel & SWITCH_NO_SMART_SCAN and partly_mapped(w, pfn):", "    if False:",
+        "    if partly_mapped(w, pfn):", "    if False:",
     ),
     "of a folio that is split to be moved one part moves": (
         "        if w.f_mapcount[i] == 0:\n            continue\n        part = move_folio",
         "        if i != pfn:\n            continue\n        part = move_folio",
     ),
     "a folio that moved piece by piece moves so again": (
-        "            o.shared |= FOLIO_PARTED", "            pass",
-    ),
-    "a huge page that moved whole is split the next time": (
-        "        if m.pages == 512 and <int64_t>o.total * 512 == m.left:\n            return\n", "",
+        "    return look.by_ptes", "    return False",
     ),
     "no kernel forgets that a folio moved piece by piece": (
-        "        if w.ctl.kernel & SWITCH_MOVE_FORGETS:", "        if False:",
+        "        if m.by_ptes and not w.ctl.kernel & SWITCH_MOVE_FORGETS:", "        if m.by_ptes:",
     ),
     "every kernel forgets that a folio moved piece by piece": (
-        "        if w.ctl.kernel & SWITCH_MOVE_FORGETS:", "        if True:",
+        "        if m.by_ptes and not w.ctl.kernel & SWITCH_MOVE_FORGETS:", "        if False:",
     ),
     "move_pages tells of a page that is held, and goes on": (
         "            status[i] = 0 if held else nodes[i]\n    return not held",
