@@ -28,9 +28,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Probe", "by_time", "decide", "look", "of_guest", "probe", "summary"]
 
-#: bytes of the area with one page that is scanned and unmerged, and how long either takes who goes address by address
+#: bytes of the area with one page that is scanned and unmerged, and how long either takes at least who goes address by
+#: address: unmerging, four million addresses, 33 ms on the fastest machine seen; by ranges it takes microseconds
 _GIANT = 16 << 30
 _EACH_SECONDS = 0.1
+_UNMERGE_SECONDS = 0.005
 _PATIENCE = 60.0
 _FRAMES = 1 << 13
 
@@ -43,9 +45,13 @@ area[{_GIANT} // 2] = 1
 area.madvise(12)
 print("there", flush=True)
 sys.stdin.readline()
-start = time.monotonic()
-area.madvise(13)
-print(time.monotonic() - start, flush=True)
+best = 1e9
+for _ in range(3):
+    area.madvise(12)
+    start = time.monotonic()
+    area.madvise(13)
+    best = min(best, time.monotonic() - start)
+print(best, flush=True)
 sys.stdin.readline()
 """
 
@@ -253,7 +259,7 @@ def by_time(found: Probe) -> None:
             return
         giant.stdin.write("\n")
         giant.stdin.flush()
-        found.told(Switch.UNMERGE_RANGE, float(giant.stdout.readline()) < _EACH_SECONDS)
+        found.told(Switch.UNMERGE_RANGE, float(giant.stdout.readline()) < _UNMERGE_SECONDS)
     finally:
         giant.kill()
         giant.communicate()

@@ -162,13 +162,11 @@ cdef int write_pte(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *
         if not entry_none(e):
             if e != wp_marker():
                 rc = swap_in(w, mm, v, addr, pte)     # -EFAULT: a guard marker, say
-                if rc == KW_OK and pte[0] & PTE_RW:
-                    pte[0] = entry_stored(pte[0])
+                pte[0] = entry_stored(pte[0]) if rc == KW_OK and pte[0] & PTE_RW else pte[0]
                 return rc if rc < 0 else write_pte(w, mm, v, addr, pte, key, mode)
             # The page comes, protected; then the store is told of. A marker that is left from before means nothing.
             marked = v.flags & (VM_UFFD_WP | VM_UFFD_ASYNC) == VM_UFFD_WP
-            if not v.flags & VM_UFFD_WP:
-                pte[0] = 0
+            pte[0] = pte[0] if v.flags & VM_UFFD_WP else 0
         if waits(w, v, addr):
             return -EFAULT
         if marked:

@@ -232,6 +232,6 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "            if True:\n                pte[0]",
     ),
     "what is brought from swap to be stored to has a clean pte": (
-        "                if rc == KW_OK and pte[0] & PTE_RW:", "                if False:",
+        "entry_stored(pte[0]) if rc == KW_OK and pte[0] & PTE_RW else", "entry_stored(pte[0]) if False else",
     ),
 }
