@@ -60,12 +60,12 @@ CFLAGS = {
     "asan": ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
 }[PROFILE]
 LDFLAGS = {
-    "release": ["-Wl,-s"],
+    "release": ["-Wl,-s,--build-id=none"],
     "asan": ["-fsanitize=address,undefined"],
 }.get(PROFILE, [])
 # What stands between Python and the loops of other modules, and Cython's own code for buffers with it: small rather than
 # fast, for the wheel's sake. None has a loop that is run for every page of a scan.
-SMALL = {"_advice", "_asking", "_domains", "_doors", "_lackey", "_load", "_takeover", "_touched"}
+SMALL = {"_advice", "_asking", "_domains", "_doors", "_lackey", "_load", "_nodes", "_takeover", "_touched"}
 
 # a static program without libc at a fixed high address: everything below is free for scenarios
 WORKER_FLAGS = (
