@@ -224,7 +224,7 @@ def extensions():
 
 if __name__ == "__main__":
     os.chdir(HERE)
-    # _layout.pxd and its like, written from _layout.h; it needs neither numpy nor ksmwalk
+    # _layout.pxd and its like, written from _codes.h and _layout.h; it needs neither numpy nor ksmwalk
     runpy.run_path("ksmwalk/layout/generate.py")["main"]()
     modules = list(extensions())
     if not modules:

@@ -37,9 +37,9 @@ SWITCHES: dict[Switch, str] = {
     Switch.FORKED_HUGE_FAILS: "a huge page that several areas map is not split where the first that maps it by a pmd is not "
     "the last of them: that one maps small pages then, and the merge fails with -14",
     Switch.FORGETS: "a merge forgets checksum and age: two visits until the page merges again, five before the first skip",
-    Switch.NONE_NO_PARTNER: "a search of the unstable tree that meets a PROT_NONE page gives up",
+    Switch.NONE_NO_PARTNER: "a search of the unstable tree that meets a PROT_NONE page gives up; move_pages says -2 of one",
     Switch.KEEPS_PROTECTED: "unmerging leaves KSM pages that userfaultfd write-protects",
-    Switch.POKE_FAILS: "a debugger's store into PROT_NONE memory fails with -5",
+    Switch.POKE_FAILS: "a debugger's store where the area does not allow any fails with -5 (a setting: proc_mem.force_override)",
     Switch.MOVE_ONE_AREA: "mremap of several areas to a new place fails with -14",
     Switch.NO_MERGE_ANY: "no PR_SET_MEMORY_MERGE: -22",
     Switch.NO_COLLAPSE: "no MADV_COLLAPSE: -22",
@@ -59,6 +59,9 @@ SWITCHES: dict[Switch, str] = {
     "too; else it is split then",
     Switch.STAYS_PROTECTED: "an area that userfaultfd protects is not registered again without protection: -16",
     Switch.LAZY_NOT_COLLAPSED: "khugepaged leaves small pages alone among which is one that MADV_FREE marked and nobody stored to",
+    Switch.EMPTY_NOT_JOINED: "an area with pages that changes does not become one with a neighbour that never had any",
+    Switch.HUGE_ZERO_SPLIT: "a store to the huge zero page makes small ones of it, and no huge page",
+    Switch.REST_STAYS_LOCKED: "MREMAP_DONTUNMAP unlocks what it moves; the rest of the area stays locked",
     Switch.READ_ONLY_STAYS: "small pages none of which may be stored to become no huge page: MADV_COLLAPSE -22",
     Switch.TABLES_KEPT: "MADV_DONTNEED keeps the tables of the pages that it discards: no huge page comes there later",
 }
@@ -70,7 +73,7 @@ _OLD = (
     Switch.STABLE_FIRST | Switch.ZERO_UNTRACKED | Switch.SPLIT_KEEPS_EMPTY | Switch.OLD_CHAINS | Switch.NO_SMART_SCAN
     | Switch.KEEPS_PROTECTED | Switch.MOVE_ONE_AREA | Switch.NO_MERGE_ANY | Switch.NO_GUARD
     | Switch.OLD_UFFD | Switch.PARTS_COPIED | Switch.LAST_PART_STAYS | Switch.TABLES_KEPT | Switch.READ_ONLY_STAYS
-    | Switch.MOVE_FORGETS
+    | Switch.MOVE_FORGETS | Switch.EMPTY_NOT_JOINED | Switch.HUGE_ZERO_SPLIT
 )  # fmt: skip
 _NO_FILES = frozenset({
     "smart_scan", "advisor_mode", "advisor_max_cpu", "advisor_min_pages_to_scan", "advisor_max_pages_to_scan",
@@ -127,8 +130,8 @@ def _numbers(version: str) -> tuple[int, int, int]:
 
 
 _SHIFT = 24
-#: bits that `ctl.kernel` has: first switches, the version, four switches more
-BITS = _SHIFT + 26 + 4
+#: bits that `ctl.kernel` has: first switches, the version, seven switches more
+BITS = _SHIFT + 26 + 7
 
 
 def _packed(numbers: tuple[int, int, int]) -> int:
@@ -140,7 +143,7 @@ _SOME = "19 scenarios, once"
 _LIE = Switch.BITS_LIE
 _12_17 = Switch.MOVE_ONE_AREA | _LIE | Switch.READ_ONLY_STAYS     # the last is taken from 6.12 for 6.16 and 6.17
 _MOVES = Switch.MOVE_FORGETS      # seen on 6.12.43; that those of the months before the change have it is taken from there
-_12 = _12_17 | Switch.NO_GUARD | Switch.PARTS_COPIED | Switch.TABLES_KEPT
+_12 = _12_17 | Switch.NO_GUARD | Switch.PARTS_COPIED | Switch.TABLES_KEPT | Switch.EMPTY_NOT_JOINED | Switch.HUGE_ZERO_SPLIT
 _WITHOUT_MARKS = STATS[:4]
 
 #: every kernel that was seen, by version
@@ -150,10 +153,10 @@ PROFILES: dict[str, Profile] = {
         Profile("5.10.223", _OLD | Switch.SCAN_EACH | Switch.NO_COLLAPSE | Switch.OLD_CALLS, _ALL, _NO_FILES, (), False),
         Profile("6.1.170", _OLD | Switch.FORK_INHERITS | Switch.NONE_NO_PARTNER, _SOME, _NO_FILES,
                 ("rmap_items", "merging_pages"), False),
-        Profile("6.1.192", _OLD | Switch.FORK_INHERITS | Switch.NONE_NO_PARTNER, _ALL, _NO_FILES,
+        Profile("6.1.192", _OLD | Switch.FORK_INHERITS | Switch.NONE_NO_PARTNER | Switch.REST_STAYS_LOCKED, _ALL, _NO_FILES,
                 ("rmap_items", "merging_pages"), False),
         Profile("6.12.43", _12 | _MOVES | Switch.SCAN_EACH | Switch.FORK_INHERITS, _SOME, stats=_WITHOUT_MARKS),
-        Profile("6.12.117", _12, _ALL, stats=_WITHOUT_MARKS),
+        Profile("6.12.117", _12 | Switch.REST_STAYS_LOCKED, _ALL, stats=_WITHOUT_MARKS),
         Profile("6.16.12", _12_17 | _MOVES | Switch.SCAN_EACH | Switch.FORK_INHERITS | Switch.FORKED_HUGE_FAILS, _ALL),
         Profile("6.17.8", _LIE | Switch.READ_ONLY_STAYS | _MOVES | Switch.SCAN_EACH | Switch.FORKED_HUGE_FAILS,
                 "its time and /proc/kpageflags only; the rest is taken from 6.17.13"),
@@ -163,11 +166,12 @@ PROFILES: dict[str, Profile] = {
         Profile("6.19.14", _LIE | Switch.UNMERGE_RANGE, _ALL),
         Profile("7.0.13", _LIE | Switch.UNMERGE_RANGE, _ALL + "; that it unmerges by ranges is taken from 6.19.14"),
         Profile("7.1.13", Switch.UNMERGE_RANGE | Switch.POKE_FAILS, _SOME),
-        Profile("7.2.12", Switch.UNMERGE_RANGE | Switch.POKE_FAILS | Switch.LAZY_NOT_COLLAPSED, _SOME),
-        Profile("7.2.13", Switch.UNMERGE_RANGE | Switch.POKE_FAILS | Switch.COLLAPSES_NOTHING | Switch.LAZY_NOT_COLLAPSED,
-                "200 random scenarios, once"),
+        Profile("7.2.12", Switch.UNMERGE_RANGE | Switch.POKE_FAILS | Switch.LAZY_NOT_COLLAPSED | Switch.REST_STAYS_LOCKED,
+                _SOME + "; what stays locked is taken from 7.2.13"),
+        Profile("7.2.13", Switch.UNMERGE_RANGE | Switch.POKE_FAILS | Switch.COLLAPSES_NOTHING | Switch.LAZY_NOT_COLLAPSED
+                | Switch.REST_STAYS_LOCKED, "200 random scenarios, once"),
         Profile("7.3.4", Switch.UNMERGE_RANGE | Switch.POKE_FAILS | Switch.FORGETS | Switch.COLLAPSES_NOTHING
-                | Switch.STAYS_PROTECTED | Switch.LAZY_NOT_COLLAPSED, _ALL),
+                | Switch.STAYS_PROTECTED | Switch.LAZY_NOT_COLLAPSED | Switch.REST_STAYS_LOCKED, _ALL),
     )
 }  # fmt: skip
 

@@ -21,17 +21,18 @@ _LINE = re.compile(r"^\s*(?:const )?\w+\s+(?P<names>[^;]+);\s*(?:/\*\s*(?P<comme
 
 
 def header() -> str:
-    return (Path(ksmwalk.get_include()) / "_layout.h").read_text(encoding="utf-8")
+    """What is said of bits, codes and records."""
+    return "".join((Path(ksmwalk.get_include()) / name).read_text(encoding="utf-8") for name in ("_codes.h", "_layout.h"))
 
 
 def comment(constant: str) -> str:
-    """What `_layout.h` says right behind a constant."""
+    """What `_codes.h` says right behind a constant."""
     found = re.search(rf"\b{constant}\b(?:\s*=\s*\S+?)?,?[ \t]+(?:\w+[ \t]*)?/\*\s*(.*?)\s*\*/", header(), re.S)
     return " ".join(found[1].split()) if found else ""
 
 
 def prefix(kind: type[enum.IntEnum | enum.IntFlag]) -> str:
-    """How the members of an enum begin in `_layout.h`, as a pattern."""
+    """How the members of an enum begin in `_codes.h`, as a pattern."""
     said = re.search(rf"/\* {kind.__name__}\(\w+\), (\w+):", header())[1]
     # of the codes those that are no errors have no E
     return f"{said}?" if said == "KW_E" else said

@@ -13,7 +13,7 @@ from ksmwalk.memory._leaves cimport (
 from ksmwalk.memory._anon cimport anon_fork, anon_leave, anon_relink, anon_share
 from ksmwalk.memory._areas cimport (
     MAX_MAP_COUNT, VM_ACCESS, VM_WATCHED, drop_tables, find_place, join_around, khuge_know, last_vma, mm_alloc, mm_free, set_flags,
-    user_end, vma_alloc, vma_compatible, vma_find, vma_find_from, vma_free, vma_join, vma_link, vma_make, vma_split,
+    user_end, vma_alloc, vma_compatible, vma_find, vma_find_from, vma_free, vma_link, vma_make, vma_split,
     vmas_left,
 )
 from ksmwalk.memory._swap cimport mm_off_list
@@ -127,15 +127,21 @@ cdef int sys_mprotect(kw_world *w, int32_t mm, uint64_t start, uint64_t end, uin
 
 # ------------------------------------------------------------------ mremap
 
-cdef void leave_empty(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil:
+cdef int leave_empty(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil:
     """What MREMAP_DONTUNMAP leaves: the area with its marks, no more locked, also what stays of it (but its pages are), and
     as if it never had pages where all of it went."""
-    cdef kw_vma *v = &w.vmas[vma_find(w, mm, start)]
-    if v.flags & VM_LOCKED:
-        pages_stay_locked(w, mm, v.start, v.end)
-    v.flags &= ~<uint64_t>(VM_LOCKED | VM_LOCKONFAULT)
-    if v.start == start and v.end == end and not w.ctl.kernel & SWITCH_OLD_CALLS:
-        anon_leave(w, v)
+    cdef int32_t v = vma_find(w, mm, start)
+    cdef uint64_t unlocked = w.vmas[v].flags & ~<uint64_t>(VM_LOCKED | VM_LOCKONFAULT)
+    if w.ctl.kernel & SWITCH_REST_STAYS_LOCKED:
+        v = set_flags(w, v, start, end, unlocked)
+        if v < 0:
+            return v
+    elif w.vmas[v].flags & VM_LOCKED:
+        pages_stay_locked(w, mm, w.vmas[v].start, w.vmas[v].end)
+        w.vmas[v].flags = unlocked
+    if w.vmas[v].start == start and w.vmas[v].end == end and not w.ctl.kernel & SWITCH_OLD_CALLS:
+        anon_leave(w, &w.vmas[v])
+    return 0
 
 
 cdef inline bint free_before(kw_world *w, int32_t v) noexcept nogil:
@@ -153,7 +159,7 @@ cdef int move_vma(kw_world *w, int32_t mm, uint64_t old, uint64_t old_len, uint6
     cdef bint tables, down
     if w.mms[mm].nr_vmas >= MAX_MAP_COUNT - 3:
         return -ENOMEM
-    if not vmas_left(w, 3):
+    if not vmas_left(w, 5):
         return KW_ENOVMAS
     # KSM pages don't move: they are broken first, whatever becomes of their rmap_items.
     if flags & VM_MERGEABLE and anon:
@@ -190,8 +196,7 @@ cdef int move_vma(kw_world *w, int32_t mm, uint64_t old, uint64_t old_len, uint6
     join_around(w, moved)
     if not keep:
         return sys_munmap(w, mm, old, old + old_len)
-    leave_empty(w, mm, old, old + old_len)
-    return 0
+    return leave_empty(w, mm, old, old + old_len)
 
 
 cdef int locked_more(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil:
@@ -206,8 +211,7 @@ cdef int vma_expand(kw_world *w, int32_t v, uint64_t length) noexcept nogil:
     w.vmas[v].end += length
     anon_relink(w, &w.vmas[v])
     touched(w, w.vmas[v].mm)
-    if w.vmas[v].next:
-        vma_join(w, v, w.vmas[v].next)
+    v = join_around(w, v)
     khuge_know(w, &w.vmas[v], w.vmas[v].flags)
     if w.vmas[v].flags & VM_LOCKED:
         return locked_more(w, w.vmas[v].mm, start, start + length)

@@ -9,7 +9,8 @@ from ksmwalk._core cimport (
     World, alone, enter, interrupted_at, leaf_find, leave, make_entry, no_entry, pte_make, records,
 )
 from ksmwalk.memory._frames cimport (
-    dma_get, dma_put, folio_extra_refs, folio_get, folio_put, frame_alloc, lru_drain, lru_drain_cpu, mark_referenced,
+    dma_get, dma_put, folio_extra_refs, folio_get, folio_head, folio_put, frame_alloc, lru_drain, lru_drain_cpu, mark_referenced,
+    normal_pfn,
 )
 from ksmwalk.memory._leaves cimport prot_bits, touched
 from ksmwalk.memory._areas cimport backing_put, find_place, mm_alloc, vma_find, vma_find_from, vma_for
@@ -123,7 +124,7 @@ def populate(World world not None, int32_t mm, uint64_t start, uint64_t end):
 
 
 def freed_again(World world not None, bint on):
-    """From here to the switching off, small frames that are freed are the first to be taken again, the last one first."""
+    """From here to the switching off, frames that are freed are the first to be taken again, the last one of a size first."""
     alone(world)
     world.w.freed_again = on
     world.w.nr_freed = 0
@@ -189,6 +190,19 @@ def write_one(World world not None, int32_t mm, uint64_t addr, uint64_t key, int
     return fault_write(&world.w, mm, &world.w.vmas[v], addr, key, mode)
 
 
+cdef void stored_from_outside(kw_world *w, int32_t mm, uint64_t addr, int64_t n) noexcept nogil:
+    """Pages that a debugger stored to were looked up, and are dirty themselves."""
+    cdef int64_t i, pfn
+    cdef int level = 0
+    cdef uint64_t *leaf
+    looked_up(w, mm, addr, addr + <uint64_t>n * KW_PAGE_SIZE)
+    for i in range(n):
+        leaf = leaf_find(w, w.mms[mm].root, addr + <uint64_t>i * KW_PAGE_SIZE, &level)
+        pfn = normal_pfn(w, leaf[0], level) if leaf != NULL else KW_NONE
+        if pfn >= 0:
+            w.f_flags[folio_head(w, pfn)] |= FRAME_DIRTY
+
+
 def write(World world not None, int32_t mm, uint64_t addr, int64_t n, const uint64_t[::1] keys, int mode):
     """(pages done, code) of storing keys (None: 0) into n pages."""
     cdef int code = 0
@@ -203,7 +217,7 @@ def write(World world not None, int32_t mm, uint64_t addr, int64_t n, const uint
     with nogil:
         done = write_range(&world.w, mm, addr, n, p, 1, mode, &code)
         if mode & FAULT_FORCE and done > 0:
-            looked_up(&world.w, mm, addr, addr + <uint64_t>done * KW_PAGE_SIZE)
+            stored_from_outside(&world.w, mm, addr, done)
     leave(world)
     return done, code
 

@@ -5,11 +5,11 @@ The contract of every function stands in `_locks.pxd`; what Python calls is in `
 from libc.errno cimport EFAULT, EINVAL, ENOMEM
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
-from ksmwalk._core cimport level_index, pte_present
+from ksmwalk._core cimport pte_present
 from ksmwalk.memory._frames cimport LARGE, came_unlocked, folio_head, lru_drain_cpu, normal_pfn, note_unlocked
 from ksmwalk.memory._folio cimport whole_folio
 from ksmwalk.memory._leaves cimport LeafOp
-from ksmwalk.memory._ptes cimport each_pte, look_at_ptes, looked_up
+from ksmwalk.memory._ptes cimport each_pte, look_at_ptes, looked_up, ptes_left
 from ksmwalk.memory._areas cimport VM_ACCESS, VM_SPECIAL, set_flags, vma_find, vma_find_from
 from ksmwalk.memory._fault cimport FAULT_KEEP, read_range, write_range
 from ksmwalk.layout._layout cimport *
@@ -120,7 +120,7 @@ cdef int op_locked(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noex
 
 cdef int op_stays_locked(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
     cdef int64_t pfn = normal_pfn(w, entry[0], 1) if pte_present(entry[0]) else KW_NONE
-    cdef int64_t room = min(<int64_t>((op.v.end - addr) >> 12), <int64_t>(512 - level_index(addr, 1)))
+    cdef int64_t room = ptes_left(addr, op.v.end)
     if pfn < 0:
         return 0
     # of several pages only a folio that lies in the area as a whole was locked

@@ -5,13 +5,16 @@ second time is told that it is busy. What Python sees answers like system calls,
 """
 from libc.errno cimport EACCES, EBUSY, EFAULT, ENOENT, ENOMEM
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
+from libc.stdlib cimport free, realloc
+from libc.string cimport memset
 
-from ksmwalk._core cimport World, enter, entry_pfn, leaf_find, leave, level_index, level_size, pte_present, records
+from ksmwalk._core cimport World, enter, leaf_find, leave, level_size, pte_present, records
 from ksmwalk.memory._areas cimport set_policy, vma_find, vma_find_from
 from ksmwalk.memory._folio cimport split_folio_at
 from ksmwalk.memory._frames cimport LARGE, folio_head, folio_pages, lru_drain, maybe_shared, normal_pfn
 from ksmwalk.memory._leaves cimport LeafOp, over_leaves
 from ksmwalk.memory._moving cimport move_folio
+from ksmwalk.memory._ptes cimport ptes_left
 from ksmwalk.layout._layout cimport *
 
 
@@ -28,12 +31,19 @@ cdef int64_t page_at(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil:
     cdef int level = 0
     cdef uint64_t *leaf = leaf_find(w, w.mms[mm].root, addr, &level)
     cdef int64_t pfn
-    if leaf == NULL:
+    if leaf == NULL or not leaf[0] & PTE_P and w.ctl.kernel & SWITCH_NONE_NO_PARTNER:
         return -ENOENT
     pfn = normal_pfn(w, leaf[0], level)
     if pfn < 0:
         return -EFAULT
     return pfn + <int64_t>((addr & (level_size(level) - 1)) >> 12)
+
+
+cdef bint there(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil:
+    """Does a pte map a page at addr, which page_at may not find?"""
+    cdef int level = 0
+    cdef uint64_t *leaf = leaf_find(w, w.mms[mm].root, addr, &level)
+    return leaf != NULL and level == 1 and normal_pfn(w, leaf[0], level) >= 0
 
 
 cdef bint shared(kw_world *w, int64_t pfn) noexcept nogil:
@@ -83,19 +93,56 @@ cdef int go(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn, int nid) noexce
 
 # ------------------------------------------------------------------ areas
 
+cdef struct Waiting:
+    uint64_t addr      # where the call met it first
+    int64_t pfn
+
+
 cdef struct Area:
     LeafOp op          # the walk's part, first
     int source, nid    # from this node (-1: from all others) to that one
     bint every         # what is mapped more than once too
-    uint8_t *taken     # [pfn] this call has the folio in hand, or moved a page there; NULL: nobody asks
+    uint8_t *taken     # [pfn of the head] this call has the folio in hand
     int64_t large      # head of the folio of several pages that a pte was met of last
     uint64_t end       # of the part of the area that is walked
-    int64_t stuck      # mappings of pages that could not be moved, or that the call had in hand already
+    int64_t stuck      # mappings of pages that the call had in hand already; with those that could not be moved
+    Waiting *queue
+    int64_t nr, room
+
+
+cdef Area begin(int32_t mm, int source, int nid, bint every, uint8_t *taken) noexcept nogil:
+    cdef Area a
+    memset(&a, 0, sizeof(Area))
+    a.op.pte = meet_pte
+    a.op.pmd = meet_pmd
+    a.op.mm = mm
+    a.source = source
+    a.nid = nid
+    a.every = every
+    a.taken = taken
+    a.large = KW_NONE
+    return a
+
+
+cdef int wait(Area *a, uint64_t addr, int64_t pfn) noexcept nogil:
+    """The folio of a page is in hand now. -ENOMEM: of this machine."""
+    cdef int64_t room = a.room * 2 + 64
+    cdef Waiting *more
+    if a.nr == a.room:
+        more = <Waiting *>realloc(a.queue, room * sizeof(Waiting))
+        if more == NULL:
+            return -ENOMEM
+        a.queue = more
+        a.room = room
+    a.queue[a.nr].addr = addr
+    a.queue[a.nr].pfn = pfn
+    a.nr += 1
+    return KW_OK
 
 
 cdef int64_t together(kw_world *w, const Area *a, uint64_t addr, const uint64_t *ptes, int64_t pfn) noexcept nogil:
     """How many of these ptes map the pages of pfn's folio from pfn on, one after the other. 6.12 counts only the first."""
-    cdef int64_t n = 1, room = min(<int64_t>((a.end - addr) >> 12), <int64_t>(512 - level_index(addr, 1)))
+    cdef int64_t n = 1, room = ptes_left(addr, a.end)
     if w.ctl.kernel & SWITCH_NO_GUARD:
         return 1
     room = min(room, folio_head(w, pfn) + folio_pages(w, folio_head(w, pfn)) - pfn)
@@ -104,60 +151,57 @@ cdef int64_t together(kw_world *w, const Area *a, uint64_t addr, const uint64_t 
     return n
 
 
-cdef int move_leaf(kw_world *w, Area *a, uint64_t addr, uint64_t *entry, int level) noexcept nogil:
-    """A page or a folio of several, which is taken in hand once: ptes that map one more of its pages right after that are
-    passed over, those of it that are met later are mappings that could not be moved."""
+cdef int meet(kw_world *w, Area *a, uint64_t addr, uint64_t *entry, int level) noexcept nogil:
+    """Take a page or a folio of several in hand, once: ptes that map one more of its pages right after that are passed
+    over, those of it that are met later are mappings that could not be moved."""
     cdef int64_t pfn = normal_pfn(w, entry[0], level) if level == 2 or pte_present(entry[0]) else KW_NONE
     cdef int64_t head
-    cdef bint large, counted = a.taken != NULL and a.source >= 0
+    cdef bint large
     if pfn < 0:
         return 0
     head = folio_head(w, pfn)
     large = level == 1 and w.f_flags[pfn] & LARGE != 0
-    if large and counted and head == a.large:
+    if large and head == a.large:
         return 0
-    if counted and a.taken[head] and (large or w.f_nid[pfn] == a.nid):
-        a.large = head if large else a.large
+    if w.f_nid[pfn] == a.nid or a.source >= 0 and w.f_nid[pfn] != a.source or not a.every and shared(w, pfn):
+        return 0
+    a.large = head if large else a.large
+    if a.taken[head]:
         a.stuck += together(w, a, addr, entry, pfn) if large else 1
         return 0
-    if w.f_nid[pfn] == a.nid or a.source >= 0 and w.f_nid[pfn] != a.source:
-        return 0
-    if not a.every and shared(w, pfn):
-        return 0
-    if a.source < 0 and w.f_flags[pfn] & FRAME_KSM and w.ctl.kernel & SWITCH_NO_SMART_SCAN:
-        # Old kernels find no area of a KSM page: its new one comes from where the caller runs. It is moved once.
-        if not a.taken[pfn] and go(w, a.op.mm, addr, pfn, w.mms[a.op.mm].nid) == 0:
-            a.taken[entry_pfn(entry[0], level)] = 1
-        return 0
-    if go(w, a.op.mm, addr, pfn, a.nid) < 0:
-        a.stuck += 1
-    if counted:
-        pfn = <int64_t>entry_pfn(entry[0], level)
-        head = folio_head(w, pfn)
-        large = level == 1 and w.f_flags[pfn] & LARGE != 0
-        a.large = head if large else a.large
-        a.taken[head] = large or w.f_nid[pfn] == a.nid and w.f_mapcount[pfn] > 1 and not w.f_flags[pfn] & LARGE
-    return 0
+    a.taken[head] = 1
+    return wait(a, addr, pfn)
 
 
-cdef int move_pte(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
-    return move_leaf(w, <Area *>op, addr, entry, 1)
+cdef int meet_pte(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
+    return meet(w, <Area *>op, addr, entry, 1)
 
 
-cdef int move_pmd(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
-    return move_leaf(w, <Area *>op, addr, entry, 2)
+cdef int meet_pmd(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
+    return meet(w, <Area *>op, addr, entry, 2)
 
 
-cdef int move_area(kw_world *w, Area *a, int32_t v, uint64_t start, uint64_t end) noexcept nogil:
-    """Move the pages of [start, end), inside area v."""
+cdef int look_over(kw_world *w, Area *a, int32_t v, uint64_t start, uint64_t end) noexcept nogil:
+    """Take the pages of [start, end) in hand, inside area v."""
     if w.vmas[v].flags & UNMOVABLE:
         return KW_OK
-    a.op.pte = move_pte
-    a.op.pmd = move_pmd
-    a.op.mm = w.vmas[v].mm
-    a.op.on = False
     a.end = end
     return over_leaves(w, &a.op, start, end)
+
+
+cdef void move_all(kw_world *w, Area *a) noexcept nogil:
+    """Move what the call has in hand."""
+    cdef int32_t mm = a.op.mm
+    cdef int64_t i, pfn
+    cdef int nid
+    for i in range(a.nr):
+        pfn = a.queue[i].pfn
+        nid = a.nid
+        if a.source < 0 and w.f_flags[pfn] & FRAME_KSM and w.ctl.kernel & SWITCH_NO_SMART_SCAN:
+            # Old kernels find no area of a KSM page: its new one comes from where the caller runs.
+            nid = w.mms[mm].nid
+        if go(w, mm, a.queue[i].addr, pfn, nid) < 0:
+            a.stuck += 1
 
 
 cdef int sys_mbind(
@@ -166,7 +210,7 @@ cdef int sys_mbind(
     cdef int32_t v = vma_find_from(w, mm, start)
     cdef uint64_t at = start, stop
     cdef int32_t rc
-    cdef Area a
+    cdef Area a = begin(mm, -1, policy - 1, mode & MOVE_ALL != 0, taken)
     if start < end and (v == 0 or w.vmas[v].start >= end):
         return -EFAULT
     # With a hole in it nothing is done at all, but for taking a policy away.
@@ -188,20 +232,16 @@ cdef int sys_mbind(
         if rc < 0:
             return rc
         at = stop
-    a.source = -1
-    a.nid = policy - 1
-    a.every = mode & MOVE_ALL != 0
-    a.taken = taken
-    a.stuck = 0
-    a.large = KW_NONE
-    while mode & (MOVE_OWN | MOVE_ALL) and policy and start < end:
+    rc = 0
+    while mode & (MOVE_OWN | MOVE_ALL) and policy and start < end and rc == 0:
         v = vma_find(w, mm, start)
         stop = min(end, w.vmas[v].end)
-        rc = move_area(w, &a, v, start, stop)
-        if rc < 0:
-            return rc
+        rc = look_over(w, &a, v, start, stop)
         start = stop
-    return 0
+    if rc == 0:
+        move_all(w, &a)
+    free(a.queue)
+    return rc
 
 
 # ------------------------------------------------------------------ what Python sees
@@ -272,7 +312,7 @@ cdef int64_t take(kw_world *w, int32_t mm, uint64_t addr, int64_t nid, bint ever
     if v == 0 or w.vmas[v].flags & UNMOVABLE:
         return -EFAULT
     pfn = page_at(w, mm, addr)
-    if pfn == -ENOENT and w.vmas[v].backing == 0 and w.ctl.kernel & SWITCH_NO_SMART_SCAN:
+    if pfn == -ENOENT and w.vmas[v].backing == 0 and w.ctl.kernel & SWITCH_NO_SMART_SCAN and not there(w, mm, addr):
         return -EFAULT
     if pfn < 0:
         return pfn
@@ -309,20 +349,18 @@ def migrate(World world not None, int32_t mm, int source, int target, taken):
     cdef kw_world *w = &world.w
     cdef int32_t v
     cdef int rc = 0
-    cdef Area a
-    a.source = source
-    a.nid = target
-    a.every = True
-    a.stuck = 0
-    a.large = KW_NONE
-    # Kernels as old as those without smart scan say nothing of what they have in hand already.
-    a.taken = NULL if w.ctl.kernel & SWITCH_NO_SMART_SCAN else marks(world, taken)
+    cdef Area a = begin(mm, source, target, True, marks(world, taken))
     enter(world)
     with nogil:
         lru_drain(w)
         v = w.mms[mm].vma_first
         while v and rc >= 0:
-            rc = move_area(w, &a, v, w.vmas[v].start, w.vmas[v].end)
+            rc = look_over(w, &a, v, w.vmas[v].start, w.vmas[v].end)
             v = w.vmas[v].next
+        if w.ctl.kernel & SWITCH_NO_SMART_SCAN:
+            a.stuck = 0       # so old ones say nothing of what they had in hand already
+        if rc == 0:
+            move_all(w, &a)
+        free(a.queue)
     leave(world)
     return rc if rc < 0 else a.stuck

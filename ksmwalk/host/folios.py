@@ -97,7 +97,11 @@ class Folios:
         known = alive[mms["khuge"][alive] > 0]
         in_order = known[np.argsort(mms["khuge"][known], kind="stable")]
         self.drain()
-        return sum(check(_doors.khugepaged(self.world, mm), "khugepaged") for mm in in_order.tolist())
+        try:
+            return sum(check(_doors.khugepaged(self.world, mm), "khugepaged") for mm in in_order.tolist())
+        finally:
+            if not self._arrays["ctl"]["lru_batch"][0]:
+                self.drain()
 
     @property
     def khuge_limits(self) -> dict[str, int]:

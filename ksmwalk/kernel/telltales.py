@@ -104,6 +104,19 @@ TELLTALES: dict[Switch, Scenario] = dict(
             *_marked([*range(1000, 1512)], ("hugepage",)), ["mprotect", "A", _AT + 9, 1, "r"],
             ["movepid", "A", [_AT], 1], ["movepid", "A", [_AT], 0],
         ]),
+        _of(Switch.REST_STAYS_LOCKED, [
+            ["spawn", "A"], ["mmap", "A", _AT, 3], ["mlock", "A", _AT, 3],
+            ["mremap", "A", _AT + 1, 1, 1, _FAR, {"dontunmap": 1}], ["madvise", "A", _AT, 1, "dontneed"],
+        ]),
+        _of(Switch.EMPTY_NOT_JOINED, [
+            ["spawn", "A"], ["mmap", "A", _AT, 512], ["madvise", "A", _AT, 512, "hugepage"],
+            ["madvise", "A", _AT + 256, 256, "mergeable"], ["fill", "A", _AT, [5, 6]], ["madvise", "A", _AT, 256, "mergeable"],
+            ["khuge"],
+        ]),
+        _of(Switch.HUGE_ZERO_SPLIT, [
+            ["spawn", "A"], ["mmap", "A", _AT, 512], ["madvise", "A", _AT, 512, "hugepage"],
+            ["touch", "A", [_AT]], ["write", "A", [[_AT + 1, 5]]],
+        ]),
         _of(Switch.STAYS_PROTECTED, [
             ["spawn", "A"], ["mmap", "A", _AT, 4], ["uffd", "A", _AT, 4, {"wp": 1}], ["uffd", "A", _AT, 4, {"missing": 1}],
         ]),

@@ -169,27 +169,39 @@ cdef int merge_unstable(kw_world *w, int32_t item, int64_t pfn, int tree) noexce
     return merge_two(w, item, pfn, other, twin, tree) if other > 0 else KW_OK
 
 
+cdef inline bint changed(kw_world *w, kw_item *q, uint64_t key) noexcept nogil:
+    """Was it another content at the last visit? This one is noted then."""
+    if q.flags & ITEM_HAS_CHECKSUM and q.checksum == key:
+        return False
+    q.checksum = key
+    q.flags |= ITEM_HAS_CHECKSUM
+    w.done.changed += 1
+    return True
+
+
+cdef inline bint zeroed(kw_world *w, kw_item *q, int64_t pfn) noexcept nogil:
+    """Map the zero page in place of this empty one, where that is asked for."""
+    cdef int err
+    if not w.ksm.use_zero_pages:
+        return False
+    err = merge_one(w, q.mm, q.addr, pfn, 0)
+    event(w, EV_ZERO, q.mm, pfn, <int64_t>q.addr, 0, err)
+    w.done.zeroed += err == 0
+    return err == 0
+
+
 cdef int seek(kw_world *w, int32_t item, int64_t pfn) noexcept nogil:
     """What a page that is not KSM's yet joins: its node; 0: the visit is over; or a code."""
     cdef kw_item *q = &w.items[item]
     cdef uint64_t key = w.f_key[pfn]
-    cdef int tree = tree_of(w, q.mm, pfn), err
+    cdef int tree = tree_of(w, q.mm, pfn)
     cdef bint stable_first = w.ctl.kernel & SWITCH_STABLE_FIRST != 0
     cdef int32_t target = stable_search(w, key, tree) if KW_UNLIKELY(stable_first) else 0
     leave_tree(w, item)
     if target:
         return target
-    if not q.flags & ITEM_HAS_CHECKSUM or q.checksum != key:
-        q.checksum = key
-        q.flags |= ITEM_HAS_CHECKSUM
-        w.done.changed += 1
+    if changed(w, q, key) or key == 0 and zeroed(w, q, pfn):
         return KW_OK
-    if key == 0 and w.ksm.use_zero_pages:
-        err = merge_one(w, q.mm, q.addr, pfn, 0)
-        event(w, EV_ZERO, q.mm, pfn, <int64_t>q.addr, 0, err)
-        if err == 0:
-            w.done.zeroed += 1
-            return KW_OK
     if not stable_first:
         target = stable_search(w, key, tree)
     return target if target else merge_unstable(w, item, pfn, tree)
@@ -224,6 +236,10 @@ cdef int compare_and_merge(kw_world *w, int32_t item, int64_t pfn) noexcept nogi
                 return KW_OK
         leave_tree(w, item)
         if target == 0:
+            # A kernel that searches the stable tree first looks at the content of a KSM page only now, too.
+            if w.ctl.kernel & SWITCH_STABLE_FIRST and (
+                    changed(w, q, w.f_key[pfn]) or w.f_key[pfn] == 0 and zeroed(w, q, pfn)):
+                return KW_OK
             spoil(w)    # a KSM page among those that are none
             return merge_unstable(w, item, pfn, tree)
     else:

@@ -1,4 +1,4 @@
-"""Write what Cython and Python know of the arrays from `_layout.h`, the only place where it is said.
+"""Write what Cython and Python know of the arrays from `_codes.h` and `_layout.h`, the only places where it is said.
 
     python ksmwalk/layout/generate.py
 
@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
-MADE = "Written by generate.py from _layout.h."
+SOURCES = ("_codes.h", "_layout.h")
+MADE = "Written by generate.py from _codes.h and _layout.h."
 #: structs that are no record of an array
 NO_RECORDS = ("kw_tables", "kw_rb", "kw_done", "kw_world")
 NUMPY = {f"{u}int{bits}_t": f"{'u' if u else 'i'}{bits // 8}" for u in ("", "u") for bits in (8, 16, 32, 64)}
@@ -243,7 +244,7 @@ def table(header: str) -> str:
 
 
 def main() -> None:
-    header = (HERE / "_layout.h").read_text()
+    header = "".join((HERE / name).read_text() for name in SOURCES)
     for name, make in (("_layout.pxd", pxd), ("_arrays.pxi", pxi), ("_records.py", records), ("_layout_table.h", table)):
         path, text = HERE / name, make(header)
         # An untouched file keeps its date, and what depends on it is not compiled again.

@@ -57,6 +57,7 @@ cdef int32_t mm_alloc(kw_world *w) noexcept nogil:
     m.vma_first = m.slot_next = m.slot_prev = m.rmap_list = m.nr_vmas = 0
     m.nr_rmap_items = m.nr_merging = m.nr_zero = m.users = m.nr_pages = 0
     m.nid = m.vma_hint = m.domain = m.cpu = m.tasks = m.khuge = m.swap_next = m.swap_prev = 0
+    m.start_brk = m.brk = 0
     c.mm_serial += 1
     m.serial = c.mm_serial
     m.root = row_alloc(w, row_owner(mm, <int>c.levels))
@@ -346,10 +347,12 @@ cdef bint vma_join(kw_world *w, int32_t a, int32_t b) noexcept nogil:
 
 cdef int32_t join_around(kw_world *w, int32_t v) noexcept nogil:
     """Join v with its neighbours where they allow it; the record that holds its range now."""
-    cdef int32_t prev = w.vmas[v].prev
-    if vma_join(w, prev, v):
+    cdef bint apart = w.ctl.kernel & SWITCH_EMPTY_NOT_JOINED and w.vmas[v].anon_vma
+    cdef int32_t prev = w.vmas[v].prev, next = w.vmas[v].next
+    if not (apart and w.vmas[prev].anon_vma == 0) and vma_join(w, prev, v):
         v = prev
-    vma_join(w, v, w.vmas[v].next)
+    if not (apart and w.vmas[next].anon_vma == 0):
+        vma_join(w, v, next)
     return v
 
 

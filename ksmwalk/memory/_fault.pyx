@@ -10,13 +10,13 @@ from ksmwalk._core cimport (
     no_entry, pmd_make, pmd_present, pte_find, pte_make, pte_present,
 )
 from ksmwalk.memory._frames cimport (
-    folio_get, folio_mappings, frame_alloc, frame_map, frame_new, frame_unmap, huge_alloc, huge_map, huge_ours, huge_unmap,
-    hugetlb_alloc, mlock_page, new_page, normal_pfn, page_ours,
+    folio_get, folio_mappings, frame_alloc, frame_map, frame_new, frame_unmap, huge_alloc, huge_map, huge_unmap,
+    hugetlb_alloc, mlock_page, new_page, normal_pfn,
 )
 from ksmwalk.memory._leaves cimport huge_flags, ksm_zero_gone, pmd_split, prot_bits, pte_ksm_zero, touched, wp_marker
 from ksmwalk.memory._areas cimport VM_ACCESS, anon_vma_prepare, khuge_prepare, node_of, vma_find_from, vma_for, waits
 from ksmwalk.memory._mthp cimport folio_fault, folio_orders, thp_fits
-from ksmwalk.memory._folio cimport make_huge_zero, map_huge
+from ksmwalk.memory._folio cimport huge_ours, make_huge_zero, map_huge, page_ours
 from ksmwalk.memory._swapin cimport swap_in
 from ksmwalk.layout._layout cimport *
 
@@ -68,7 +68,7 @@ cdef int write_huge(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t 
     if pfn < 0:
         if entry_pfn(e, 2) != <uint64_t>w.ctl.huge_zero:
             return -EFAULT
-        huge = huge_alloc(w, node_of(w, v))
+        huge = KW_NONE if w.ctl.kernel & SWITCH_HUGE_ZERO_SPLIT else huge_alloc(w, node_of(w, v))
         if huge < 0:
             return pmd_split(w, mm, addr, pmd)
         map_huge(w, mm, v, pmd, huge)
@@ -154,8 +154,8 @@ cdef int write_pte(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *
     if e & PTE_RW and pte_present(e):
         pfn = normal_pfn(w, e, 1)
         if pfn >= 0:
-            if not mode & FAULT_KEEP:      # else there is no fault to take
-                pte[0] = entry_stored(e)
+            if not mode & FAULT_KEEP:      # else there is no fault to take, as there is none for a debugger
+                pte[0] = entry_stored(e) if not mode & FAULT_FORCE or e & PTE_CLEAN else e
                 store(w, mm, pfn, key, mode)
             return KW_OK
     if not pte_present(e):
@@ -226,9 +226,8 @@ cdef int fault_write(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t
     cdef int rc, orders
     if v.flags & (VM_PFNMAP | VM_IO) or not v.flags & VM_WRITE and not mode & FAULT_FORCE:
         return -EFAULT
-    if mode & FAULT_FORCE and not v.flags & VM_WRITE and (v.flags & VM_SHARED or not v.flags & VM_MAYWRITE):
-        return -EFAULT
-    if mode & FAULT_FORCE and not v.flags & VM_ACCESS and w.ctl.kernel & SWITCH_POKE_FAILS:
+    if mode & FAULT_FORCE and not v.flags & VM_WRITE and (
+            v.flags & VM_SHARED or not v.flags & VM_MAYWRITE or w.ctl.kernel & SWITCH_POKE_FAILS):
         return -EFAULT
     if v.flags & VM_HUGETLB:
         return write_hugetlb(w, mm, v, addr, key, mode)

@@ -24,6 +24,10 @@ cdef int split_parts(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bint
     # not shared and nobody holds on to them. lazily: it is FREE. KW_ENOROWS.
 cdef bint visited_before(kw_world *w, int32_t u, int32_t v) noexcept nogil
     # Does the kernel come by the mapping of a page in area u first, by that in v then?
+cdef bint page_ours(kw_world *w, int32_t mm, int64_t pfn) noexcept nogil
+    # May a store of this mm, through a pte, go into this page? Else it has to be copied.
+cdef bint huge_ours(kw_world *w, int64_t head) noexcept nogil
+    # May a store through a leaf pmd go into this huge page? Else the pmd has to be split.
 cdef void map_huge(kw_world *w, int32_t mm, kw_vma *v, uint64_t *pmd, int64_t pfn) noexcept nogil
     # A leaf pmd of the new huge page pfn, with the permissions of the vma, dirty; it is exclusive.
 cdef void make_huge_zero(kw_world *w, int64_t pfn) noexcept nogil

@@ -10,8 +10,8 @@ from ksmwalk._core cimport (
     pte_present,
 )
 from ksmwalk.memory._frames cimport (
-    LARGE, folio_extra_refs, folio_head, folio_mappings, folio_pages, folio_unmake, free_unused, huge_map, maybe_shared,
-    mlock_add, mlock_drain, new_page, normal_pfn,
+    LARGE, folio_extra_refs, folio_head, folio_mappings, folio_pages, folio_unmake, free_unused, huge_map,
+    lru_drain_cpu, maybe_shared, mlock_add, mlock_drain, new_page, normal_pfn,
 )
 from ksmwalk.memory._leaves cimport huge_flags, pmd_split, touched
 from ksmwalk.memory._areas cimport vma_find
@@ -88,6 +88,8 @@ cdef int64_t folio_at(kw_world *w, Splitting *s, int32_t mm, uint64_t addr, uint
                     if w.ctl.kernel & SWITCH_OLD_CALLS:
                         pte[0] &= ~PTE_A       # what waited for the split is as if it had not been used
                 else:
+                    if pte[0] & PTE_D:
+                        w.f_flags[s.head] |= FRAME_DIRTY      # so are all its parts then
                     if addr >= w.vmas[v].end:
                         v = vma_find(w, mm, addr)
                     if KW_UNLIKELY(w.vmas[v].flags & VM_LOCKED):
@@ -332,6 +334,34 @@ cdef int split_parts(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bint
     if rc == KW_OK:
         rc = split_sticking_out(w, mm, end)
     return rc if rc < 0 else split_in_parts(w, mm, start, end, lazily)
+
+
+# ------------------------------------------------------------------ whose it is
+
+cdef bint page_ours(kw_world *w, int32_t mm, int64_t pfn) noexcept nogil:
+    cdef uint16_t flags = w.f_flags[pfn]
+    cdef int64_t head, n
+    if flags & (FRAME_ANON | FRAME_KSM) != FRAME_ANON:
+        return False
+    if flags & FRAME_EXCLUSIVE:
+        return True
+    if flags & LARGE:
+        head = folio_head(w, pfn)
+        if w.f_extra[head] or maybe_shared(w, pfn):
+            return False
+        n = folio_mappings(w, head)
+        # With one page left the folio had better go.
+        return not w.ctl.kernel & SWITCH_PARTS_COPIED if n > 1 else w.ctl.kernel & SWITCH_LAST_PART_STAYS != 0
+    if flags & FRAME_LRU and w.f_mapcount[pfn] + w.f_extra[pfn] <= 3:
+        # The kernel drains the batches of the CPU at hand before it counts, where that may change what it finds.
+        lru_drain_cpu(w, w.mms[mm].cpu)
+    return w.f_mapcount[pfn] == 1 and w.f_extra[pfn] == 0
+
+
+cdef bint huge_ours(kw_world *w, int64_t head) noexcept nogil:
+    if w.f_flags[head] & FRAME_EXCLUSIVE:
+        return True
+    return w.owners[head >> 2].total == 1 and w.f_extra[head] == 0
 
 
 # ------------------------------------------------------------------ huge pages

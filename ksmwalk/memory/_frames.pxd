@@ -51,10 +51,6 @@ cdef int leaf_split(kw_world *w, int32_t mm, uint64_t *entry, int level) noexcep
     # was. KW_ENOROWS.
 cdef bint maybe_shared(kw_world *w, int64_t pfn) noexcept nogil
     # Does the kernel think that others may map this anonymous folio, too?
-cdef bint page_ours(kw_world *w, int32_t mm, int64_t pfn) noexcept nogil
-    # May a store of this mm, through a pte, go into this page? Else it has to be copied.
-cdef bint huge_ours(kw_world *w, int64_t head) noexcept nogil
-    # May a store through a leaf pmd go into this huge page? Else the pmd has to be split.
 
 # ------------------------------------------------------------------ the allocator
 
@@ -153,6 +149,11 @@ cdef inline void note_unlocked(kw_world *w, int64_t pfn, bint unlocked) noexcept
     # It is such a page from now on, or none any more.
     if KW_UNLIKELY(w.ctl.born != 0) and (w.born_of[pfn] < 0) != unlocked:
         w.born_of[pfn] = -w.born_of[pfn]
+cdef inline void made_young(kw_world *w, int64_t pfn) noexcept nogil:
+    # A page that was locked or unlocked is the last on its LRU list now.
+    if KW_UNLIKELY(w.ctl.born != 0):
+        w.ctl.born += KW_BORN
+        w.born_of[pfn] = -w.ctl.born if w.born_of[pfn] < 0 else w.ctl.born
 
 
 cdef inline int64_t normal_pfn(kw_world *w, uint64_t e, int level) noexcept nogil:
@@ -197,7 +198,8 @@ cdef inline void new_page(kw_world *w, int cpu, uint64_t flags, int64_t pfn) noe
     else:
         lru_wait(w, cpu, pfn)
 
+cdef void lru_empty(kw_world *w, int cpu) noexcept nogil
 cdef void mlock_drain(kw_world *w, int cpu) noexcept nogil
 cdef void lru_drain_cpu(kw_world *w, int cpu) noexcept nogil
 cdef void lru_drain(kw_world *w) noexcept nogil
-    # The mlock batch of one CPU; both its batches; those of all.
+    # The LRU batch of one CPU; its mlock batch; both; those of all.

@@ -42,15 +42,51 @@ cdef inline void block_push(kw_world *w, int kind, int nid, int32_t b) noexcept 
     head[0] = b
 
 
+cdef bint run_take(kw_world *w, int64_t pfn, int order) noexcept nogil:
+    """Take 1 << order aligned frames out of the allocator; False: somebody has one of them."""
+    cdef int32_t b = <int32_t>(pfn >> 9)
+    cdef int64_t i
+    for i in range(pfn, pfn + (1 << order)):
+        if not w.b_free[i >> 6] >> (i & 63) & 1:
+            return False
+    if w.b_count[b] == 512:
+        block_unlink(w, 1, w.f_nid[pfn], b)
+        block_push(w, 0, w.f_nid[pfn], b)
+    for i in range(pfn, pfn + (1 << order)):
+        w.b_free[i >> 6] &= ~(<uint64_t>1 << (i & 63))
+    w.b_count[b] -= <uint16_t>(1 << order)
+    if w.b_count[b] == 0:
+        block_unlink(w, 0, w.f_nid[pfn], b)
+    w.ctl.frames_used += 1 << order
+    return True
+
+
+cdef int64_t freed_before(kw_world *w, int nid, int order) noexcept nogil:
+    """What the call at hand freed last of this size, if it is free still; KW_NONE. It is on that list no more."""
+    cdef int64_t i = w.nr_freed, j, pfn
+    if w.freed_again >= 2 and w.freed_again - 2 != nid:
+        return KW_NONE
+    while i > 0:
+        i -= 1
+        if w.freed[i] & 15 != order:
+            continue
+        pfn = w.freed[i] >> 4
+        w.nr_freed -= 1
+        for j in range(i, w.nr_freed):
+            w.freed[j] = w.freed[j + 1]
+        if w.f_nid[pfn] == nid and run_take(w, pfn, order):
+            return pfn
+    return KW_NONE
+
+
 cdef inline int64_t take_frame(kw_world *w, int nid) noexcept nogil:
     """A free frame of this node or the next one that has any, taken out of its block."""
     cdef int n = <int>w.ctl.nr_nodes, i, node, word
     cdef int32_t b
     cdef uint64_t bits
-    while KW_UNLIKELY(w.nr_freed > 0) and (w.freed_again < 2 or w.freed_again - 2 == nid):
-        w.nr_freed -= 1
-        if w.f_nid[w.freed[w.nr_freed]] == nid and frame_take(w, w.freed[w.nr_freed]):
-            return w.freed[w.nr_freed]
+    cdef int64_t pfn = freed_before(w, nid, 0) if KW_UNLIKELY(w.nr_freed > 0) else KW_NONE
+    if pfn >= 0:
+        return pfn
     for i in range(n):
         node = nid + i
         if node >= n:
@@ -76,20 +112,7 @@ cdef inline int64_t take_frame(kw_world *w, int nid) noexcept nogil:
 
 
 cdef bint frame_take(kw_world *w, int64_t pfn) noexcept nogil:
-    cdef int32_t b = <int32_t>(pfn >> 9)
-    cdef int nid = w.f_nid[pfn]
-    cdef uint64_t bit = <uint64_t>1 << (pfn & 63)
-    if not w.b_free[pfn >> 6] & bit:
-        return False
-    w.b_free[pfn >> 6] &= ~bit
-    w.b_count[b] -= 1
-    w.ctl.frames_used += 1
-    if w.b_count[b] == 511:
-        block_unlink(w, 1, nid, b)
-        block_push(w, 0, nid, b)
-    elif w.b_count[b] == 0:
-        block_unlink(w, 0, nid, b)
-    return True
+    return run_take(w, pfn, 0)
 
 
 cdef inline void frame_init(kw_world *w, int64_t pfn, uint64_t key, int flags, int mapcount) noexcept nogil:
@@ -168,30 +191,21 @@ cdef int64_t run_of_node(kw_world *w, int node, int order) noexcept nogil:
             return b * <int64_t>512 + at
         b = w.b_next[b]
         tried += 1
-    if whole < 0:
-        return -1
-    block_unlink(w, 1, node, whole)
-    block_push(w, 0, node, whole)
-    return whole * <int64_t>512
+    return whole * <int64_t>512 if whole >= 0 else -1
 
 
 cdef int64_t folio_alloc(kw_world *w, int nid, int order) noexcept nogil:
     cdef int n = <int>w.ctl.nr_nodes, nearest, node
-    cdef int64_t pfn, i
-    cdef int32_t b
+    cdef int64_t pfn = freed_before(w, nid, order) if KW_UNLIKELY(w.nr_freed > 0) else KW_NONE
     kw_check(2 <= order < HUGE_ORDER)
+    if pfn >= 0:
+        folio_make(w, pfn, order)
+        return pfn
     for nearest in range(n):
         node = (nid + nearest) % n
         pfn = run_of_node(w, node, order)
-        if pfn < 0:
+        if pfn < 0 or not run_take(w, pfn, order):
             continue
-        b = <int32_t>(pfn >> 9)
-        for i in range(pfn, pfn + (1 << order)):
-            w.b_free[i >> 6] &= ~(<uint64_t>1 << (i & 63))
-        w.b_count[b] -= <uint16_t>(1 << order)
-        if w.b_count[b] == 0:
-            block_unlink(w, 0, node, b)
-        w.ctl.frames_used += 1 << order
         folio_make(w, pfn, order)
         return pfn
     return KW_ENOFRAMES
@@ -240,10 +254,9 @@ cdef void lru_forget(kw_world *w, int64_t head) noexcept nogil:
 
 cdef void lru_empty(kw_world *w, int cpu) noexcept nogil:
     cdef kw_batch *b = &w.batches[cpu]
-    cdef int32_t n = b.nr_lru
+    cdef int32_t n = b.nr_lru, i
     cdef int64_t pfn
-    cdef int i
-    b.nr_lru = 0
+    b.nr_lru = w.put_back = 0
     for i in range(n):
         pfn = b.lru[i]
         w.f_flags[pfn] &= ~FRAME_LRU
@@ -252,15 +265,15 @@ cdef void lru_empty(kw_world *w, int cpu) noexcept nogil:
 
 cdef void mlock_drain(kw_world *w, int cpu) noexcept nogil:
     cdef kw_batch *b = &w.batches[cpu]
-    cdef int32_t n = b.nr_mlock
+    cdef int32_t n = b.nr_mlock, i
     cdef int64_t pfn
-    cdef int i
     b.nr_mlock = 0
     for i in range(n):
         pfn = b.mlock[i]
         if pfn < 0:
             pfn = -pfn
             w.f_flags[pfn] &= ~FRAME_LRU
+        made_young(w, pfn)
         put_ref(w, folio_head(w, pfn))
 
 
@@ -293,6 +306,7 @@ cdef void mlock_wait(kw_world *w, int cpu, int64_t pfn, int64_t entry) noexcept 
     if w.f_flags[pfn] & LARGE:
         w.f_flags[folio_head(w, pfn)] &= ~FRAME_MLOCKED
         mlock_drain(w, cpu)
+        made_young(w, folio_head(w, pfn))
         return
     note_unlocked(w, pfn, False)
     if entry < 0:
@@ -325,8 +339,8 @@ cdef void frame_free(kw_world *w, int64_t pfn) noexcept nogil:
     for i in range(head, head + n):
         clear_frame(w, i)
         w.b_free[i >> 6] |= <uint64_t>1 << (i & 63)
-    if KW_UNLIKELY(w.freed_again) and n == 1 and w.nr_freed < 1024 and (w.freed_again < 2 or w.freed_again - 2 == w.f_nid[head]):
-        w.freed[w.nr_freed] = head
+    if KW_UNLIKELY(w.freed_again) and w.nr_freed < 1024 and (w.freed_again < 2 or n == 1 and w.freed_again - 2 == w.f_nid[head]):
+        w.freed[w.nr_freed] = head << 4 | ctz(<uint64_t>n)
         w.nr_freed += 1
     w.b_count[b] += <uint16_t>n
     w.ctl.frames_used -= n
@@ -472,29 +486,3 @@ cdef int leaf_split(kw_world *w, int32_t mm, uint64_t *entry, int level) noexcep
 cdef bint maybe_shared(kw_world *w, int64_t pfn) noexcept nogil:
     cdef int64_t head = folio_head(w, pfn)
     return w.owners[head >> 2].shared & FOLIO_SHARED != 0 if w.f_flags[head] & FRAME_HEAD else w.f_mapcount[head] > 1
-
-
-cdef bint page_ours(kw_world *w, int32_t mm, int64_t pfn) noexcept nogil:
-    cdef uint16_t flags = w.f_flags[pfn]
-    cdef int64_t head, n
-    if flags & (FRAME_ANON | FRAME_KSM) != FRAME_ANON:
-        return False
-    if flags & FRAME_EXCLUSIVE:
-        return True
-    if flags & LARGE:
-        head = folio_head(w, pfn)
-        if w.f_extra[head] or maybe_shared(w, pfn):
-            return False
-        n = folio_mappings(w, head)
-        # With one page left the folio had better go.
-        return not w.ctl.kernel & SWITCH_PARTS_COPIED if n > 1 else w.ctl.kernel & SWITCH_LAST_PART_STAYS != 0
-    if flags & FRAME_LRU and w.f_mapcount[pfn] + w.f_extra[pfn] <= 3:
-        # The kernel drains the batches of the CPU at hand before it counts, where that may change what it finds.
-        lru_drain_cpu(w, w.mms[mm].cpu)
-    return w.f_mapcount[pfn] == 1 and w.f_extra[pfn] == 0
-
-
-cdef bint huge_ours(kw_world *w, int64_t head) noexcept nogil:
-    if w.f_flags[head] & FRAME_EXCLUSIVE:
-        return True
-    return w.owners[head >> 2].total == 1 and w.f_extra[head] == 0

@@ -11,7 +11,8 @@ from ksmwalk._core cimport (
 )
 from ksmwalk.memory._areas cimport VM_WATCHED, for_khugepaged, node_of
 from ksmwalk.memory._frames cimport (
-    folio_cached, folio_extra_refs, folio_head, folio_pages, huge_alloc, is_huge, lru_drain, maybe_shared, normal_pfn,
+    LARGE, folio_cached, folio_extra_refs, folio_head, folio_pages, huge_alloc, is_huge, lru_drain, lru_empty, maybe_shared,
+    normal_pfn,
 )
 from ksmwalk.memory._folio cimport map_huge
 from ksmwalk.memory._leaves cimport wp_marker, zap_pte
@@ -65,6 +66,7 @@ cdef int worth_while(kw_world *w, const kw_vma *v, const uint64_t *row, bint ask
 cdef int bring_back(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *row) noexcept nogil:
     """What of a table is swapped out comes back, up to the first guard (-EINVAL)."""
     cdef int i, rc
+    cdef bint came = False
     for i in range(512):
         if pte_present(row[i]) or entry_none(row[i]):
             continue
@@ -73,6 +75,9 @@ cdef int bring_back(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t 
         rc = swap_in(w, mm, v, addr + <uint64_t>i * KW_PAGE_SIZE, row + i)
         if rc < 0:
             return -ENOMEM
+        came = True
+    if came:
+        lru_drain(w)
     return KW_OK
 
 
@@ -94,8 +99,39 @@ cdef int fullest_node(kw_world *w, const kw_vma *v, const uint64_t *row) noexcep
     return most if pages[most] else node_of(w, v)
 
 
-cdef int into_huge(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *pmd, int64_t table) noexcept nogil:
-    """One huge page instead of this table of small pages."""
+cdef void put_back(kw_world *w, int cpu, int64_t pfn) noexcept nogil:
+    """A small page that was taken off the LRU list goes onto the batch of a CPU, also where new ones do not (lru_batch 0)."""
+    cdef kw_batch *b = &w.batches[cpu]
+    if w.f_flags[pfn] & (FRAME_USED | FRAME_LRU) == FRAME_USED:
+        w.f_flags[pfn] |= FRAME_LRU
+        w.f_extra[pfn] += 1
+        b.lru[b.nr_lru] = pfn
+        b.nr_lru += 1
+    else:
+        w.put_back += 1
+    if b.nr_lru + w.put_back >= (w.ctl.lru_batch if w.ctl.lru_batch else 31):
+        lru_empty(w, cpu)
+
+
+cdef void put_all_back(kw_world *w, int cpu, const int64_t *pages, int n, bint forward) noexcept nogil:
+    """These pages, of which those of several pages come last and empty the batch."""
+    cdef bint large = False
+    cdef int i
+    cdef int64_t pfn
+    for i in range(n):
+        pfn = pages[i if forward else n - 1 - i]
+        if pfn > 0:
+            put_back(w, cpu, pfn)
+        large = large or pfn < 0
+    if large:
+        lru_empty(w, cpu)
+
+
+cdef int into_huge(
+    kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *pmd, int64_t table, int cpu,
+) noexcept nogil:
+    """One huge page instead of this table of small pages, made on a CPU."""
+    cdef int64_t[512] pages    # that were taken off the LRU list, those of several pages negative, 0: none
     cdef uint64_t *row = w.rows + table * 512
     cdef uint64_t e
     cdef int64_t pfn, huge
@@ -103,9 +139,9 @@ cdef int into_huge(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *
     rc = bring_back(w, mm, v, addr, row)
     if rc < 0:
         return rc
-    lru_drain(w)
     for i in range(512):
         e = row[i]
+        pages[i] = 0
         if no_page(e):
             continue
         pfn = normal_pfn(w, e, 1) if pte_present(e) else KW_NONE
@@ -115,7 +151,9 @@ cdef int into_huge(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *
         if w.f_mapcount[pfn] > 1:
             for j in range(i):
                 if pte_present(row[j]) and normal_pfn(w, row[j], 1) == pfn:
+                    put_all_back(w, cpu, pages, i, False)
                     return -EAGAIN
+        pages[i] = -pfn if w.f_flags[pfn] & LARGE else pfn
     huge = huge_alloc(w, node)
     if huge < 0:
         return -ENOMEM
@@ -128,6 +166,10 @@ cdef int into_huge(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *
             zap_pte(w, mm, &row[i])
     table_free(w, mm, pmd, table)
     map_huge(w, mm, v, pmd, huge)
+    # The huge page empties the batch that it goes onto, which is that of locked pages where it is one.
+    put_all_back(w, cpu, pages, 512, True)
+    if not v.flags & VM_LOCKED:
+        lru_empty(w, cpu)
     return KW_OK
 
 
@@ -146,7 +188,11 @@ cdef int collapse(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr) noexcept no
         return -EINVAL
     lru_drain(w)
     rc = worth_while(w, v, w.rows + table * 512, True)
-    return rc if rc < 0 else into_huge(w, mm, v, addr & ~(KW_PMD_SIZE - 1), pmd, table)
+    if rc == KW_OK:
+        rc = into_huge(w, mm, v, addr & ~(KW_PMD_SIZE - 1), pmd, table, w.mms[mm].cpu)
+    if w.ctl.lru_batch == 0:
+        lru_empty(w, w.mms[mm].cpu)
+    return rc
 
 
 # ------------------------------------------------------------------ khugepaged
@@ -171,7 +217,7 @@ cdef int64_t khuge_mm(kw_world *w, int32_t mm) noexcept nogil:
                     continue
                 table = child_row(w, pmd) if not entry_none(pmd[0]) and not entry_leaf(pmd[0], 2) else KW_NONE
                 if table >= 0 and worth_while(w, &w.vmas[at], w.rows + table * 512, False) == KW_OK:
-                    if into_huge(w, mm, &w.vmas[at], addr, pmd, table) == KW_OK:
+                    if into_huge(w, mm, &w.vmas[at], addr, pmd, table, <int>w.ksm.cpu) == KW_OK:
                         made += 1
                 addr += KW_PMD_SIZE
         at = w.vmas[at].next

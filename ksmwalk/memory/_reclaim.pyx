@@ -9,8 +9,8 @@ from ksmwalk.memory._anon cimport anon_descends, anon_family, anon_reaches
 from ksmwalk.memory._areas cimport vma_find
 from ksmwalk.memory._folio cimport split_folio_at, split_parts, whole_batch
 from ksmwalk.memory._frames cimport (
-    LARGE, dma_pinned, folio_cached, folio_extra_refs, folio_head, folio_mappings, folio_pages, folio_put, frame_unmap,
-    lru_drain_cpu, maybe_shared, normal_pfn,
+    LARGE, came_unlocked, dma_pinned, folio_cached, folio_extra_refs, folio_head, folio_mappings, folio_pages, folio_put,
+    frame_unmap, lru_drain_cpu, maybe_shared, normal_pfn,
 )
 from ksmwalk.memory._leaves cimport pmd_split, touched, whole_pmd, wp_marker, zap_pte
 from ksmwalk.memory._swap cimport (
@@ -89,8 +89,10 @@ cdef void leave_cache(kw_world *w, int64_t pfn) noexcept nogil:
 
 cdef void object_out(kw_world *w, uint64_t *entry) noexcept nogil:
     cdef int64_t pfn = normal_pfn(w, entry[0], 1)
+    if pfn >= 0 and w.f_extra[pfn] > 1:
+        return
     entry[0] &= ~PTE_A
-    if pfn >= 0 and w.f_mapcount[pfn] == 0 and w.f_extra[pfn] == 1 and w.f_key[pfn] == 0 and not w.f_flags[pfn] & FRAME_DIRTY:
+    if pfn >= 0 and w.f_mapcount[pfn] == 0 and w.f_key[pfn] == 0 and not w.f_flags[pfn] & FRAME_DIRTY:
         entry[0] = 0
         folio_put(w, pfn)
 
@@ -171,7 +173,22 @@ cdef int use_pmd(kw_world *w, int32_t mm, uint64_t addr, uint64_t *pmd, int use)
     return pmd_split(w, mm, addr, pmd)
 
 
-cdef void free_ptes(kw_world *w, int32_t mm, uint64_t *ptes, int64_t n) noexcept nogil:
+cdef bint locked_elsewhere(kw_world *w, int32_t mm, uint64_t addr, int64_t pfn) noexcept nogil:
+    """Does a relative by fork map this small page in a locked area? It is on the list of those that do not go then."""
+    cdef int32_t other, v
+    cdef uint64_t *pte
+    if w.f_mapcount[pfn] < 2 or w.f_flags[pfn] & LARGE or came_unlocked(w, pfn):
+        return False
+    for other in range(1, <int32_t>w.ctl.mms_used):
+        v = vma_find(w, other, addr) if other != mm and w.mms[other].root else 0
+        if v and w.vmas[v].flags & VM_LOCKED:
+            pte = pte_find(w, w.mms[other].root, addr)
+            if pte != NULL and pte_present(pte[0]) and normal_pfn(w, pte[0], 1) == pfn:
+                return True
+    return False
+
+
+cdef void free_ptes(kw_world *w, int32_t mm, uint64_t addr, uint64_t *ptes, int64_t n) noexcept nogil:
     """MADV_FREE of a small page, or of a whole folio."""
     cdef int64_t pfn = normal_pfn(w, ptes[0], 1), i
     cdef uint16_t f
@@ -185,7 +202,10 @@ cdef void free_ptes(kw_world *w, int32_t mm, uint64_t *ptes, int64_t n) noexcept
         w.f_flags[pfn] &= ~FRAME_DIRTY
     for i in range(n):
         ptes[i] &= ~(PTE_A | PTE_D)
-    w.f_flags[pfn] = (w.f_flags[pfn] | FRAME_LAZY) & ~FRAME_REFERENCED
+    if locked_elsewhere(w, mm, addr, pfn):
+        w.f_flags[pfn] &= ~FRAME_REFERENCED
+    else:
+        w.f_flags[pfn] = (w.f_flags[pfn] | FRAME_LAZY) & ~FRAME_REFERENCED
 
 
 cdef void pageout_pte(kw_world *w, int32_t mm, uint64_t addr, uint64_t *pte, bint out) noexcept nogil:
@@ -238,7 +258,7 @@ cdef int use_ptes(kw_world *w, int32_t mm, uint64_t addr, uint64_t end, uint64_t
             if rc:
                 n = 0      # split: page by page
         elif use == LAZY and pte_present(p[0]):
-            free_ptes(w, mm, p, max(n, 1))
+            free_ptes(w, mm, addr, p, max(n, 1))
         elif use == LAZY and swap_slot(w, p[0]):
             zap_pte(w, mm, p)
         if n == 0:

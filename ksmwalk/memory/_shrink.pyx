@@ -7,7 +7,7 @@ from libc.stdint cimport int32_t, int64_t, uint16_t, uint64_t, uint8_t
 from libc.stdlib cimport calloc, free, llabs, malloc, qsort, realloc
 from libc.string cimport memset
 
-from ksmwalk._core cimport child_row, entry_leaf, interrupted, level_index, pmd_find, pte_find, pte_present
+from ksmwalk._core cimport child_row, entry_leaf, interrupted, pmd_find, pte_find, pte_present
 from ksmwalk.memory._areas cimport vma_find
 from ksmwalk.memory._folio cimport split_folio, whole_folio
 from ksmwalk.memory._frames cimport (
@@ -15,7 +15,7 @@ from ksmwalk.memory._frames cimport (
 )
 from ksmwalk.memory._khuge cimport underused
 from ksmwalk.memory._leaves cimport LeafOp, pmd_split, touched, zap_pte
-from ksmwalk.memory._ptes cimport each_pte_of_objects, over_ptes
+from ksmwalk.memory._ptes cimport each_pte_of_objects, over_ptes, ptes_left
 from ksmwalk.memory._reclaim cimport (
     can_go, item_reaches, keep, large_leave, lazy, leave_cache, not_accessed, not_referenced, object_out, reached, stored_to,
     swap_out, unmap_file,
@@ -83,7 +83,7 @@ cdef int over_all(kw_world *w, Reclaim *r) noexcept nogil:
 
 cdef inline bint as_a_whole(kw_world *w, const kw_vma *v, uint64_t addr, uint64_t *entry, int64_t pfn, bint pmd) noexcept nogil:
     """Does the area map all of the folio, by one table? Of several pages this is asked where the first of them is mapped."""
-    cdef int64_t room = min(<int64_t>((v.end - addr) >> 12), <int64_t>(512 - level_index(addr, 1)))
+    cdef int64_t room = ptes_left(addr, v.end)
     return pmd or not w.f_flags[pfn] & LARGE or whole_folio(w, entry, room) != 0
 
 

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ksmwalk
+from ksmwalk.entries import Pte
 from ksmwalk.layout import PAGE_SIZE as PAGE
 from ksmwalk.layout import Frame
 
@@ -255,3 +256,17 @@ def test_limits_that_there_are_not_are_refused():
         with pytest.raises(ValueError):
             host.khuge_limits = wrong
     assert host.khuge_limits == {"max_ptes_none": 511, "max_ptes_shared": 256, "max_ptes_swap": 64}
+
+
+def test_a_debuggers_store_makes_the_page_dirty_and_not_its_pte():
+    """get_user_pages takes no fault where the pte may be stored to; MADV_FREE has cleared its dirty bit before."""
+    host = ksmwalk.Host(1024)
+    mm = host.new_mm()
+    at = mm.mmap(2 * PAGE)
+    mm.write(at, [1, 2])
+    mm.madvise(at, 2 * PAGE, "free")
+    mm.poke(at, 7)
+    assert (mm.tables.mappings(columns=True).entry & np.uint64(Pte.D)).tolist() == [0, 0]
+    dirty = host.frames.flags[mm.read_pfns(at, 2)] & int(Frame.DIRTY)
+    assert dirty.astype(bool).tolist() == [True, False]
+    assert mm.read_keys(at, 2).tolist() == [7, 2]

@@ -12,7 +12,7 @@ GOLDEN = sorted((Path(__file__).parents[1] / "golden" / "guests" / "numa").glob(
 
 
 def test_all_are_here():
-    assert len(GOLDEN) >= 144
+    assert len(GOLDEN) >= 163
 
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)

@@ -12,8 +12,8 @@ from ksmwalk.scenarios.replay import kernel_of, replay
 GUESTS = Path(__file__).parents[1] / "golden" / "guests"
 #: recordings of each folder, and the kernel they are of
 FOLDERS = {
-    "5.10": (70, "5.10.223"), "6.1": (150, "6.1.192"), "6.12": (106, "6.12.117"), "6.16": (23, "6.16.12"), "7.2": (1, "7.2.13"),
-    "7.3": (26, "7.3.4"), "6.18": (5, "6.18.15"),
+    "5.10": (76, "5.10.223"), "6.1": (156, "6.1.192"), "6.12": (113, "6.12.117"), "6.16": (23, "6.16.12"), "7.2": (3, "7.2.13"),
+    "7.3": (28, "7.3.4"), "6.18": (5, "6.18.15"),
 }  # fmt: skip
 #: two NUMA nodes, 6.1.192
 NODES = sorted((GUESTS / "numa").glob("k6.1_*.json"))
@@ -26,7 +26,7 @@ def test_all_are_here(folder):
     found = list((GUESTS / folder).glob("*.json"))
     assert len(found) >= nr
     assert {kernel_of(load(path)).version for path in found} == {version}
-    assert len(NODES) >= 33
+    assert len(NODES) >= 39
 
 
 @pytest.mark.parametrize("path", ALL, ids=lambda path: f"{path.parent.name}-{path.stem}")

@@ -30,8 +30,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W28",
     ),
     "a debugger's store does not mark the page as used": (
-        "            looked_up(&world.w, mm, addr, addr + <uint64_t>done * KW_PAGE_SIZE)",
-        "            pass",
+        "    looked_up(w, mm, addr, addr + <uint64_t>n * KW_PAGE_SIZE)\n",
+        "    pass\n",
         "W28",
     ),
     "bringing in does not mark pages as used": (
@@ -146,8 +146,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W30",
     ),
     "a KSM page that is there twice is collapsed": (
-        "                if pte_present(row[j]) and normal_pfn(w, row[j], 1) == pfn:\n                    return -EAGAIN",
-        "                if False:\n                    return -EAGAIN",
+        "                if pte_present(row[j]) and normal_pfn(w, row[j], 1) == pfn:\n                    put_all_back",
+        "                if False:\n                    put_all_back",
         "W28",
     ),
     "a collapse passes a guard by": (
@@ -157,5 +157,33 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
     "a lock that a huge page kept is that of its first page alone": (
         "    if w.vmas[v].flags & VM_LOCKED or w.f_flags[s.head] & FRAME_MLOCKED",
         "    if w.vmas[v].flags & VM_LOCKED or w.f_flags[pfn] & FRAME_MLOCKED",
+    ),
+    "pages of which a huge one was made wait nowhere": (
+        "    put_all_back(w, cpu, pages, 512, True)\n", "    pass\n",
+    ),
+    "folios of several pages that a call frees come again in any order": (
+        "    cdef int64_t pfn = freed_before(w, nid, order) if KW_UNLIKELY(w.nr_freed > 0) else KW_NONE\n",
+        "    cdef int64_t pfn = KW_NONE\n",
+    ),
+    "pages that are free by now take no slot of the batch": (
+        "    else:\n        w.put_back += 1\n", "    else:\n        pass\n",
+    ),
+    "pages of which a huge one was made wait though it is not locked": (
+        "    if not v.flags & VM_LOCKED:\n        lru_empty(w, cpu)\n    return KW_OK\n", "    return KW_OK\n",
+    ),
+    "khugepaged empties the batches before each huge page": (
+        "    if came:\n        lru_drain(w)\n", "    lru_drain(w)\n",
+    ),
+    "of a folio that is split the parts that were stored to alone are dirty": (
+        "                    if pte[0] & PTE_D:\n                        w.f_flags[s.head] |= FRAME_DIRTY ",
+        "                    if pte[0] & PTE_D:\n                        w.f_flags[pfn] |= FRAME_DIRTY ",
+    ),
+    "a debugger's store makes no page dirty itself": (
+        "        if pfn >= 0:\n            w.f_flags[folio_head(w, pfn)] |= FRAME_DIRTY\n\n\ndef write(",
+        "        if pfn >= 0:\n            pass\n\n\ndef write(",
+    ),
+    "a debugger's store makes the pte dirty": (
+        "                pte[0] = entry_stored(e) if not mode & FAULT_FORCE or e & PTE_CLEAN else e\n",
+        "                pte[0] = entry_stored(e)\n",
     ),
 }

@@ -10,12 +10,12 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "    if rc == KW_OK and start < end:\n",
     ),
     "move_pages tells of absent pages alike everywhere": (
-        "    if pfn == -ENOENT and w.vmas[v].backing == 0 and w.ctl.kernel & SWITCH_NO_SMART_SCAN:\n",
+        "    if pfn == -ENOENT and w.vmas[v].backing == 0 and w.ctl.kernel & SWITCH_NO_SMART_SCAN and not there(w, mm, addr):\n",
         "    if False:\n",
     ),
     "what MREMAP_DONTUNMAP leaves is as new on 5.10": (
-        "    if v.start == start and v.end == end and not w.ctl.kernel & SWITCH_OLD_CALLS:\n",
-        "    if v.start == start and v.end == end:\n",
+        "    if w.vmas[v].start == start and w.vmas[v].end == end and not w.ctl.kernel & SWITCH_OLD_CALLS:\n",
+        "    if w.vmas[v].start == start and w.vmas[v].end == end:\n",
         "W40",
     ),
     "no stack grows for a pin on 5.10": (
@@ -78,10 +78,44 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "return False",
         "K13",
     ),
-    "a debugger stores into PROT_NONE memory everywhere": (
-        "if mode & FAULT_FORCE and not v.flags & VM_ACCESS and w.ctl.kernel & SWITCH_POKE_FAILS:",
-        "if False:",
+    "a debugger stores into what may not be stored to everywhere": (
+        " or w.ctl.kernel & SWITCH_POKE_FAILS):", "):",
         "K14",
+    ),
+    "a debugger is kept from PROT_NONE memory alone": (
+        " or w.ctl.kernel & SWITCH_POKE_FAILS):", " or w.ctl.kernel & SWITCH_POKE_FAILS and not v.flags & VM_ACCESS):",
+    ),
+    "MREMAP_DONTUNMAP unlocks the whole area everywhere": (
+        "    if w.ctl.kernel & SWITCH_REST_STAYS_LOCKED:\n        v = set_flags", "    if False:\n        v = set_flags",
+    ),
+    "no kernel unlocks all of an area that MREMAP_DONTUNMAP leaves": (
+        "    if w.ctl.kernel & SWITCH_REST_STAYS_LOCKED:\n        v = set_flags", "    if True:\n        v = set_flags",
+    ),
+    "areas with pages join empty ones everywhere": (
+        "    cdef bint apart = w.ctl.kernel & SWITCH_EMPTY_NOT_JOINED and w.vmas[v].anon_vma\n", "    cdef bint apart = False\n",
+    ),
+    "areas with pages join empty ones nowhere": (
+        "    cdef bint apart = w.ctl.kernel & SWITCH_EMPTY_NOT_JOINED and w.vmas[v].anon_vma\n",
+        "    cdef bint apart = w.vmas[v].anon_vma != 0\n",
+    ),
+    "on old kernels an empty area joins none with pages either": (
+        "    cdef bint apart = w.ctl.kernel & SWITCH_EMPTY_NOT_JOINED and w.vmas[v].anon_vma\n",
+        "    cdef bint apart = w.ctl.kernel & SWITCH_EMPTY_NOT_JOINED\n",
+    ),
+    "the huge zero page becomes a huge page everywhere": (
+        "        huge = KW_NONE if w.ctl.kernel & SWITCH_HUGE_ZERO_SPLIT else huge_alloc(w, node_of(w, v))\n",
+        "        huge = huge_alloc(w, node_of(w, v))\n",
+    ),
+    "the huge zero page becomes small ones everywhere": (
+        "        huge = KW_NONE if w.ctl.kernel & SWITCH_HUGE_ZERO_SPLIT else huge_alloc(w, node_of(w, v))\n",
+        "        huge = KW_NONE\n",
+    ),
+    "old kernels do not look at the content of a KSM page that no tree has": (
+        "            if w.ctl.kernel & SWITCH_STABLE_FIRST and (\n                    changed(",
+        "            if False and (\n                    changed(",
+    ),
+    "a KSM page that is locked already waits on 5.10 too": (
+        "        if kpfn and not (w.ctl.kernel & SWITCH_OLD_CALLS and locked_before(w, mm, addr, kpfn)):", "        if kpfn:",
     ),
     "several areas move everywhere": (
         "if rc == 0 and one_only and old_len > vma_end(w, mm, addr) - addr:",
@@ -163,8 +197,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "K2",
     ),
     "an old kernel takes no KSM page of zeros first": (
-        "    if target:\n        return target\n    if not q.flags & ITEM_HAS_CHECKSUM",
-        "    if target and (key or not w.ksm.use_zero_pages):\n        return target\n    if not q.flags & ITEM_HAS_CHECKSUM",
+        "    if target:\n        return target\n    if changed(",
+        "    if target and (key or not w.ksm.use_zero_pages):\n        return target\n    if changed(",
         "K4",
     ),
     "an old chain is left by its fullest dup": (

@@ -11,9 +11,18 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W1",
     ),
     "huge pages wait in the mlock batch": (
-        "&= ~FRAME_MLOCKED\n        mlock_drain(w, cpu)\n        return\n",
-        "&= ~FRAME_MLOCKED\n        return\n",
+        "&= ~FRAME_MLOCKED\n        mlock_drain(w, cpu)\n",
+        "&= ~FRAME_MLOCKED\n",
         "W5",
+    ),
+    "MADV_FREE marks what others have locked": (
+        "    if locked_elsewhere(w, mm, addr, pfn):\n", "    if False:\n",
+    ),
+    "mlock2 of 5.10 locks what is there already": (
+        "        if not (w.ctl.kernel & SWITCH_OLD_CALLS and w.vmas[v].flags & VM_LOCKONFAULT):\n", "        if True:\n",
+    ),
+    "what was locked or unlocked keeps its place on its list": (
+        "        made_young(w, pfn)\n        put_ref", "        put_ref",
     ),
     "a full scan begins with what waits on ksmd's CPU alone": (
         "    for cpu in range(w.ctl.nr_cpus):\n        lru_drain_cpu(w, cpu)",
@@ -30,9 +39,12 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "        w.done.cow_ksm",
         "W2",
     ),
+    "a page of shared memory that somebody holds goes out": (
+        "    if pfn >= 0 and w.f_extra[pfn] > 1:\n        return\n    entry[0] &= ~PTE_A\n", "    entry[0] &= ~PTE_A\n",
+    ),
     "the KSM page mapped in a locked area has no entry": (
-        "        if kpfn:\n            mlock_add(",
-        "        if False:\n            mlock_add(",
+        "            mlock_add(w, <int>w.ksm.cpu, kpfn)\n",
+        "            pass\n",
         "W2",
     ),
     "the page that ksmd replaces in a locked area has no entry": (
@@ -194,8 +206,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W9",
     ),
     "the page that ksmd replaces waits before the KSM page": (
-        "        if kpfn:\n            mlock_add(w, <int>w.ksm.cpu, kpfn)\n        mlock_add(w, <int>w.ksm.cpu, pfn)",
-        "        mlock_add(w, <int>w.ksm.cpu, pfn)\n        if kpfn:\n            mlock_add(w, <int>w.ksm.cpu, kpfn)",
+        "            mlock_add(w, <int>w.ksm.cpu, kpfn)\n        # mlock2 of",
+        "            mlock_add(w, <int>w.ksm.cpu, pfn)\n            pfn = kpfn\n        # mlock2 of",
         "W2",
     ),
     "a child locks what is to come as its parent does": (
@@ -228,8 +240,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "whole_folio(w, entry, room) != 0 if w.f_flags[pfn] & LARGE else", "True if w.f_flags[pfn] & LARGE else",
     ),
     "mlock soils the pte of what it finds": (
-        "            if not mode & FAULT_KEEP:      # else there is no fault to take\n                pte[0]",
-        "            if True:\n                pte[0]",
+        "            if not mode & FAULT_KEEP:      # else there is no fault to take, as there is none for a debugger\n",
+        "            if True:\n",
     ),
     "what is brought from swap to be stored to has a clean pte": (
         "entry_stored(pte[0]) if rc == KW_OK and pte[0] & PTE_RW else", "entry_stored(pte[0]) if False else",

@@ -30,6 +30,9 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "if n.anon_vma and not anon_forked(w, n) and anon_vma_near(v, n):",
         "if n.anon_vma and anon_vma_near(v, n):",
     ),
+    "a new address space has the heap of the last one with its number": (
+        "    m.start_brk = m.brk = 0\n", "    pass\n",
+    ),
     "fork leaves the parent's pages writable": (
         "                    e &= ~PTE_RW\n                    from_[0] = e\n",
         "                    e &= ~PTE_RW\n",

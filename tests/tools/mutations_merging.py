@@ -84,20 +84,20 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "    if False:\n        rb_erase(link_rb(w)",
     ),
     "no checksum is kept": (
-        "if not q.flags & ITEM_HAS_CHECKSUM or q.checksum != key:",
-        "if False:",
+        "    if q.flags & ITEM_HAS_CHECKSUM and q.checksum == key:\n        return False\n",
+        "    if True:\n        return False\n",
     ),
     "a changed checksum is kept but does not stop the visit": (
-        "        w.done.changed += 1\n        return KW_OK",
-        "        q.flags |= ITEM_HAS_CHECKSUM",
+        "    w.done.changed += 1\n    return True\n",
+        "    w.done.changed += 1\n    return False\n",
     ),
     "use_zero_pages does nothing": (
-        "if key == 0 and w.ksm.use_zero_pages:",
-        "if False:",
+        "    if not w.ksm.use_zero_pages:\n        return False\n",
+        "    if True:\n        return False\n",
     ),
     "empty pages go to the zero page always": (
-        "if key == 0 and w.ksm.use_zero_pages:",
-        "if key == 0:",
+        "    if not w.ksm.use_zero_pages:\n        return False\n",
+        "",
     ),
     "a search goes on past the very page it has": (
         "            if page < 0 or page == pfn:",

@@ -84,8 +84,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "K27",
     ),
     "mbind moves what others map": (
-        "    if not a.every and shared(w, pfn):\n        return 0",
-        "    if False:\n        return 0",
+        " or not a.every and shared(w, pfn):\n        return 0",
+        ":\n        return 0",
         "K27",
     ),
     "the zero page is told as absent": (
@@ -138,6 +138,16 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "        a.stuck += 1",
     ),
     "a folio that could not be moved is tried for each of its ptes": (
-        "    if large and counted and head == a.large:\n        return 0", "    if False:\n        return 0",
+        "    if large and head == a.large:\n        return 0", "    if False:\n        return 0",
+    ),
+    "move_pages of 6.1 finds PROT_NONE memory": (
+        "    if leaf == NULL or not leaf[0] & PTE_P and w.ctl.kernel & SWITCH_NONE_NO_PARTNER:", "    if leaf == NULL:",
+    ),
+    "move_pages of 6.1 says of PROT_NONE memory what it says of absent pages": (
+        " and w.ctl.kernel & SWITCH_NO_SMART_SCAN and not there(w, mm, addr):", " and w.ctl.kernel & SWITCH_NO_SMART_SCAN:",
+    ),
+    "migrate_pages moves what it meets at once": (
+        "    a.taken[head] = 1\n    return wait(a, addr, pfn)\n",
+        "    a.taken[head] = 1\n    a.stuck += go(w, a.op.mm, addr, pfn, a.nid) < 0\n    return 0\n",
     ),
 }

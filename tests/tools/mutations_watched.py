@@ -91,8 +91,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W40",
     ),
     "an area that all pages left keeps its anon_vma": (
-        "        anon_leave(w, v)\n",
-        "        pass\n",
+        "        anon_leave(w, &w.vmas[v])\n    return 0\n",
+        "        pass\n    return 0\n",
         "W40",
     ),
     "several areas move, watched ones too": (
@@ -121,8 +121,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W36",
     ),
     "the area that MREMAP_DONTUNMAP leaves stays locked": (
-        "    v.flags &= ~<uint64_t>(VM_LOCKED | VM_LOCKONFAULT)\n    if v.start",
-        "    if v.start",
+        "        w.vmas[v].flags = unlocked\n",
+        "        pass\n",
         "W40",
     ),
     "process_madvise gives others any advice": (
