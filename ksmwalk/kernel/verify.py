@@ -25,7 +25,7 @@ Replay = Callable[[Scenario], Sequence[Record]]
 _OTHER = ("not modelled", "left out", "not repeatable", "not run")
 
 #: how often a scenario that differs is run again, to see whether the kernel agrees with itself
-_RERUNS = 3
+_RERUNS = 12
 
 
 @dataclass
@@ -185,8 +185,9 @@ class _Pair:
     def compare(self, model: list[Record], kernel: list[Record], ignore: Iterable[str] = ()) -> Difference | None:
         return first_difference(model, kernel, {*self.session.ignore, *ignore})
 
-    def differs(self, scenario: Scenario) -> bool:
-        """Whether the two differ in what the kernel repeats; a model that dies differs as well."""
+    def differs(self, scenario: Scenario, word: str = "") -> bool:
+        """Whether the two differ in what the kernel repeats, first at such an operation if one is named; a model that dies
+        differs as well."""
         try:
             model = self.model(scenario)
         except (NotModelled, ScenarioError):
@@ -197,7 +198,8 @@ class _Pair:
             twice = self.kernel(scenario), self.kernel(scenario)
         except (ScenarioError, WorkerDied):
             return False
-        return all(self.compare(model, kernel) is not None for kernel in twice)
+        found = [self.compare(model, kernel) for kernel in twice]
+        return all(one is not None and word in ("", one.op[0]) for one in found)
 
     def judge(self, scenario: Scenario, nondet: Sequence[str]) -> Verdict:
         fitted = self.session.fit(scenario)
@@ -301,7 +303,8 @@ def _in_full(verdict: Verdict) -> str:
 
 
 def _shrink(pair: _Pair, verdict: Verdict, seconds: float, save_to: Path | None, say: Callable[[str], None]) -> None:
-    small = shrinking.shrink(verdict.scenario, pair.differs, seconds=seconds)
+    word = verdict.difference.op[0] if verdict.difference else ""
+    small = shrinking.shrink(verdict.scenario, lambda one: pair.differs(one, word), seconds=seconds)
     small = replace(small, name=f"{verdict.scenario.name}_min", note=f"shrunk from {verdict.scenario.name}")
     verdict.minimal = small
     judged = pair.judge(small, ())

@@ -49,6 +49,7 @@ class RareMaker(WorldMaker):
         super().__init__(rng, can)
         self.errands: list[tuple[float, str, Callable[[], None]]] | None = None
         self.protected: set[str] = set()  # who may have pages that userfaultfd write-protects
+        self.tasks_of: dict[str, str] = {}  # whose memory a clone or vfork child has
 
     def surround(self) -> None:
         """Besides what the subjects want: now and then a size of folios, a limit of khugepaged."""
@@ -156,9 +157,11 @@ class RareMaker(WorldMaker):
 
     def add(self, *op: Any) -> None:
         """Say it, unless the kernel would never come back from it (`Mm.madvise`)."""
+        if op[0] in ("clone", "vfork"):
+            self.tasks_of[op[2]] = self.tasks_of.get(op[1], op[1])
         if op[0] == "uffd_wp" or op[0] == "uffd" and "wp" in op[4]:
-            self.protected.add(op[1])
-        if op[-1] != "guard_install" or op[-4] not in self.protected:
+            self.protected.add(self.tasks_of.get(op[1], op[1]))
+        if op[-1] != "guard_install" or self.tasks_of.get(op[-4], op[-4]) not in self.protected:
             super().add(*op)
 
     def do_locked_pages(self, name: str, vpn: int, n: int) -> None:

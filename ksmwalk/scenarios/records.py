@@ -183,6 +183,7 @@ class Recorder:
         self._counters: dict[str, int] = dict.fromkeys(COUNTERS, 0)
         self._stats: dict[str, list[int | None]] = {}
         self._views: dict[str, _View] = {}
+        self._ended: dict[str, _View] = {}  # as last seen
         self._nodes = Nodes()
         self._moving = False  # the operation at hand moves pages between NUMA nodes
         self._index: dict[str, int] = {}  # process name -> its number in a tag
@@ -210,8 +211,8 @@ class Recorder:
         return found
 
     def still_ksm(self, name: str, vpn: np.ndarray, frame: np.ndarray) -> np.ndarray:
-        """Which of these pages of a process, in these frames, were KSM's at the last record, in the same frames."""
-        view = self._views.get(name) or _View.nothing()
+        """Which of these pages of a process, in these frames, were KSM's when it was last seen, in the same frames."""
+        view = self._views.get(name) or self._ended.get(name) or _View.nothing()
         place = np.minimum(np.searchsorted(view.vpn, vpn), max(len(view.vpn) - 1, 0))
         if not len(view.vpn):
             return np.zeros(len(vpn), np.bool_)
@@ -335,6 +336,7 @@ class Recorder:
             before = self._views.get(name) or _View.nothing()
             if not view.same(before) and (changed := self._changes(before, view)):
                 runs[name] = changed
+        self._ended |= {name: view for name, view in self._views.items() if name not in views}
         self._views = views
         return runs
 

@@ -225,6 +225,9 @@ def test_a_ksm_page_that_is_mapped_as_before_is_one_still():
     recorder.record(["step"], 0, {}, {}, {"A": pages((5, 11, KSM), (6, 12, ANON), (8, 13, KSM))}, [("new", 11, "A", 0)])
     vpn, frame = np.array([4, 5, 6, 8, 9]), np.array([11, 11, 12, 14, 13])
     assert recorder.still_ksm("A", vpn, frame).tolist() == [False, True, False, False, False]
+    recorder.record(["exit", "A"], 0, {}, {}, {"B": pages((5, 11, KSM))})
+    assert recorder.still_ksm("A", vpn, frame).tolist() == [False, True, False, False, False]
+    assert recorder.still_ksm("C", vpn, frame).tolist() == [False] * 5
 
 
 def test_pages_that_moved_into_one_anothers_frames_keep_their_numbers():
