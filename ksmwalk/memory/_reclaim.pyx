@@ -213,7 +213,7 @@ cdef void pageout_pte(kw_world *w, int32_t mm, uint64_t addr, uint64_t *pte, bin
     cdef int64_t pfn = normal_pfn(w, pte[0], 1)
     if pfn < 0 or w.f_flags[pfn] & LARGE or w.f_mapcount[pfn] != 1:
         return
-    if not out:
+    if not out or w.ctl.kernel & SWITCH_NO_SMART_SCAN:
         not_accessed(pte)
     not_referenced(w, pfn)
     if not out or not can_go(w, pfn) or w.f_flags[pfn] & FRAME_KSM and not reached(w, mm, addr, pfn):

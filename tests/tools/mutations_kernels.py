@@ -114,6 +114,9 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "            if w.ctl.kernel & SWITCH_STABLE_FIRST and (\n                    changed(",
         "            if False and (\n                    changed(",
     ),
+    "what old kernels page out in vain counts as used": (
+        "    if not out or w.ctl.kernel & SWITCH_NO_SMART_SCAN:\n", "    if not out:\n",
+    ),
     "a KSM page that is locked already waits on 5.10 too": (
         "        if kpfn and not (w.ctl.kernel & SWITCH_OLD_CALLS and locked_before(w, mm, addr, kpfn)):", "        if kpfn:",
     ),

@@ -137,7 +137,7 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W35",
     ),
     "MADV_PAGEOUT makes a page count as not accessed": (
-        "    if not out:\n        not_accessed(pte)\n",
+        "    if not out or w.ctl.kernel & SWITCH_NO_SMART_SCAN:\n        not_accessed(pte)\n",
         "    not_accessed(pte)\n",
         "W28",
     ),
