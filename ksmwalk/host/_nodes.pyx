@@ -5,7 +5,7 @@ second time is told that it is busy. What Python sees answers like system calls,
 """
 from libc.errno cimport EACCES, EBUSY, EFAULT, ENOENT, ENOMEM
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
-from libc.stdlib cimport free, realloc
+from libc.stdlib cimport free
 from libc.string cimport memset
 
 from ksmwalk._core cimport World, enter, leaf_find, leave, level_size, pte_present, records
@@ -15,6 +15,7 @@ from ksmwalk.memory._frames cimport LARGE, folio_head, folio_pages, lru_drain, m
 from ksmwalk.memory._leaves cimport LeafOp, over_leaves
 from ksmwalk.memory._moving cimport move_folio
 from ksmwalk.memory._ptes cimport ptes_left
+from ksmwalk.layout._grow cimport kw_grow
 from ksmwalk.layout._layout cimport *
 
 
@@ -26,24 +27,22 @@ cdef enum:
 
 # ------------------------------------------------------------------ one page
 
-cdef int64_t page_at(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil:
-    """The page that is mapped at addr, -ENOENT: nothing; -EFAULT: a zero page, or no page of the allocator."""
+cdef int64_t page_at(kw_world *w, int32_t mm, uint64_t addr, bint *unseen) noexcept nogil:
+    """The page that is mapped at addr, -ENOENT: nothing; -EFAULT: a zero page, or no page of the allocator. Old kernels
+    find nothing where a PROT_NONE pte maps a page: unseen is set there."""
     cdef int level = 0
     cdef uint64_t *leaf = leaf_find(w, w.mms[mm].root, addr, &level)
     cdef int64_t pfn
-    if leaf == NULL or not leaf[0] & PTE_P and w.ctl.kernel & SWITCH_NONE_NO_PARTNER:
+    unseen[0] = False
+    if leaf == NULL:
         return -ENOENT
     pfn = normal_pfn(w, leaf[0], level)
+    if w.ctl.kernel & SWITCH_NONE_NO_PARTNER and not leaf[0] & PTE_P:
+        unseen[0] = level == 1 and pfn >= 0
+        return -ENOENT
     if pfn < 0:
         return -EFAULT
     return pfn + <int64_t>((addr & (level_size(level) - 1)) >> 12)
-
-
-cdef bint there(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil:
-    """Does a pte map a page at addr, which page_at may not find?"""
-    cdef int level = 0
-    cdef uint64_t *leaf = leaf_find(w, w.mms[mm].root, addr, &level)
-    return leaf != NULL and level == 1 and normal_pfn(w, leaf[0], level) >= 0
 
 
 cdef bint shared(kw_world *w, int64_t pfn) noexcept nogil:
@@ -126,14 +125,8 @@ cdef Area begin(int32_t mm, int source, int nid, bint every, uint8_t *taken) noe
 
 cdef int wait(Area *a, uint64_t addr, int64_t pfn) noexcept nogil:
     """The folio of a page is in hand now. -ENOMEM: of this machine."""
-    cdef int64_t room = a.room * 2 + 64
-    cdef Waiting *more
-    if a.nr == a.room:
-        more = <Waiting *>realloc(a.queue, room * sizeof(Waiting))
-        if more == NULL:
-            return -ENOMEM
-        a.queue = more
-        a.room = room
+    if not kw_grow(&a.queue, &a.room, a.nr + 1, sizeof(Waiting)):
+        return -ENOMEM
     a.queue[a.nr].addr = addr
     a.queue[a.nr].pfn = pfn
     a.nr += 1
@@ -309,10 +302,11 @@ cdef int64_t take(kw_world *w, int32_t mm, uint64_t addr, int64_t nid, bint ever
     """What becomes of one page: it waits to be moved, stays where it is, or can't be had."""
     cdef int32_t v = vma_find(w, mm, addr)
     cdef int64_t pfn
+    cdef bint unseen = False
     if v == 0 or w.vmas[v].flags & UNMOVABLE:
         return -EFAULT
-    pfn = page_at(w, mm, addr)
-    if pfn == -ENOENT and w.vmas[v].backing == 0 and w.ctl.kernel & SWITCH_NO_SMART_SCAN and not there(w, mm, addr):
+    pfn = page_at(w, mm, addr, &unseen)
+    if pfn == -ENOENT and w.vmas[v].backing == 0 and w.ctl.kernel & SWITCH_NO_SMART_SCAN and not unseen:
         return -EFAULT
     if pfn < 0:
         return pfn
@@ -330,10 +324,10 @@ cdef bint flush(kw_world *w, int32_t mm, const uint64_t *addrs, const int64_t *n
                 uint8_t *taken) noexcept nogil:
     """Move those that wait. False: one can't be moved; the call ends there, and says of none of these where it is."""
     cdef int64_t i, pfn, rc
-    cdef bint held = False
+    cdef bint held = False, unseen = False
     for i in range(n):
         if status[i] == WAITS:
-            pfn = page_at(w, mm, addrs[i])
+            pfn = page_at(w, mm, addrs[i], &unseen)
             taken[folio_head(w, pfn)] = 0
             rc = go(w, mm, addrs[i], pfn, <int>nodes[i])
             held = held or rc == -EBUSY

@@ -13,7 +13,7 @@ import numpy as np
 from .. import _core, kernels, layout
 from ..errors import check
 from ..gate import as_flag, as_int, counted, shown
-from ..layout import BLOCK, FRAME_FIELDS, MmFlag, Strategy, Switch
+from ..layout import BLOCK, FRAME_FIELDS, Batch, MmFlag, Strategy, Switch
 from ..memory.frames import Frames, first_frames
 from ..signatures import AnyArray, RecordArray, U64Array
 from . import _doors, saved
@@ -26,8 +26,6 @@ from .traces import Driven
 
 if TYPE_CHECKING:
     from ..ksm.ksmd import Ksm
-
-_LRU_MOST = 63
 
 
 def _view(array: AnyArray, n: int) -> AnyArray:
@@ -218,7 +216,7 @@ class Host(Driven, ShownHost, Running, Outside, Folios):
 
     @lru_batch.setter
     def lru_batch(self, n: int) -> None:
-        n = as_int(n, "lru_batch", 0, _LRU_MOST)
+        n = as_int(n, "lru_batch", 0, Batch.MOST)
         with self.world:
             self.drain()
             self._arrays["ctl"]["lru_batch"] = n

@@ -99,7 +99,9 @@ def timed_scans(scans: int, pages: int, patience: float, give_up: Callable[[], o
     return timed
 
 
-def cpu_of_full_scan(pages_to_scan: int, sleep_millisecs: int | None = None, patience: float = 60.0) -> float | None:
+def cpu_of_full_scan(
+    pages_to_scan: int, sleep_millisecs: int | None = None, patience: float = 60.0, unwatched: float = 0.0
+) -> float | None:
     """Let ksmd make one full scan from where it is, and return the CPU time that it took.
 
     KSM must be taken and stopped, as after :func:`ksmwalk.kernel.knobs.reset` or this function.
@@ -112,6 +114,9 @@ def cpu_of_full_scan(pages_to_scan: int, sleep_millisecs: int | None = None, pat
         Between batches; by default there is to be one batch only.
     patience : float
         Seconds to wait for its end.
+    unwatched : float
+        Seconds before it is first looked whether it has ended: on an idle machine ksmd wakes up more slowly than on one
+        where somebody looks all the time.
 
     Returns
     -------
@@ -130,6 +135,7 @@ def cpu_of_full_scan(pages_to_scan: int, sleep_millisecs: int | None = None, pat
         knobs.write("sleep_millisecs", sleep_millisecs)
     before, start = int(knobs.read("full_scans")), _cpu_seconds(ksmd)
     knobs.write("run", 1)
+    time.sleep(unwatched)
     while int(knobs.read("full_scans")) == before and time.monotonic() < end:
         # it is not its end that is timed, and whoever looks too often takes the processor from it
         time.sleep(_CPU_POLL_SECONDS)

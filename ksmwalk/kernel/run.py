@@ -12,7 +12,7 @@ import numpy as np
 from ..layout import PAGE_SIZE as PAGE
 from ..scenarios.format import Scenario, ScenarioError
 from ..scenarios.ops import MERGE_ANY, NODES, row, shows_swap_entries
-from ..scenarios.records import ANON, KSM, MOVING, Pages, Recorder
+from ..scenarios.records import MOVING, Pages, Recorder
 from . import knobs, pages, signals, surround, worker
 from .knobs import KernelUnavailable
 from .pages import Process
@@ -153,7 +153,7 @@ class Run(Held, Memory, Tasks, Outside):
             told = self._told(op)
             seen = self._pages()
             if session._kinds.lies and session._events is not None:
-                self._correct(seen, told, op)
+                self.recorder.sift_ksm(seen, told, op[0] in MOVING, self._like(op))
             if session._events is not None and op[0] in MOVING and (moved := self.recorder.moves(seen)):
                 told.append(("moved", moved))
             yield self.recorder.record(
@@ -187,19 +187,11 @@ class Run(Held, Memory, Tasks, Outside):
         kinds = self.session._kinds
         return {name: (vpns, frames, kinds(frames)) for name, (vpns, frames) in found.items()}
 
-    def _correct(self, seen: dict[str, Pages], told: list[tuple[Any, ...]], op: list[Any]) -> None:
-        """Of what looks like KSM pages on a kernel that lies, some are: those that events told of, wherever they moved. One that
-        MADV_FREE marked does not look like one any more, and still is one where it is mapped as before. A child whose parent
-        is shown under one that has ended has what that had."""
-        named = np.fromiter(self.recorder.ksm_frames(told), np.int64)
-        joined = [event[1] for event in told if event[0] in ("new", "add") and event[3] == 0]
-        moving, child = op[0] in MOVING, row(op).made(op)
+    def _like(self, op: list[Any]) -> dict[str, str]:
+        """A child whose parent is shown under one that has ended has what that had."""
+        child = row(op).made(op)
         parent = self.live[op[1]].shown_under if child in self.live else None
-        for name, (vpns, frames, kinds) in seen.items():
-            known = np.isin(vpns, self.recorder.ksm_pages(name)) if moving else np.isin(frames, named)
-            kinds[(kinds == KSM) & ~known] = ANON
-            as_seen = parent if parent and name == child else name
-            kinds[(kinds == ANON) & (self.recorder.still_ksm(as_seen, vpns, frames) | np.isin(frames, joined))] = KSM
+        return {child: parent} if child and parent else {}
 
     def _nodes(self, seen: dict[str, Pages]) -> dict[str, np.ndarray]:
         """The NUMA nodes of pages, -1 of a zero page or a swap entry."""

@@ -17,13 +17,13 @@ import numpy as np
 from .. import kernels
 from ..host import Host
 from ..ksm import sysfs
-from ..ksm.costs import Costs
+from ..ksm.costs import Costs, ksmd_seconds
 from ..layout import PAGE_SIZE
 from ..proc import processes
 from ..proc.child import ChildError
 from ..signatures import RecordArray, U64Array
 from . import knobs
-from .calibrate import Area, Twin
+from .calibrate import Area, Twin, batches
 
 #: how much the model may be off: of pages_sharing, on average over time and at each moment; of CPU time, in sum
 SHARING, CPU = 0.05, 0.20
@@ -35,6 +35,8 @@ MOMENT = 0.25
 _SEARCHES, _ATTEMPTS = 8, 3
 # ticks that a sleep may be longer before the model is told
 _NOTICED = 0.01
+# pages that merge of what the machine's speed is measured by, twice as many unlike all others, and pages of a batch
+_YARDSTICK = 1 << 11, 100
 _CONFIG = Path("/proc/config.gz")
 _HZ = 250
 
@@ -273,6 +275,8 @@ class Timed:
     reason : str
     late : float
         Ticks, on average, that ksmd's sleeps were longer than on an idle machine: how busy it was is given to the model.
+    slower : float
+        How many times as long as its costs say the machine took for known work before and after: given to the model too.
     real, model : ndarray of SEEN_DTYPE
         What was seen over time, and what the model says of the same moments.
     """
@@ -282,6 +286,7 @@ class Timed:
     status: str = "not run"
     reason: str = ""
     late: float = 0.0
+    slower: float = 1.0
     real: RecordArray = field(default_factory=lambda: np.empty(0, SEEN_DTYPE))
     model: RecordArray = field(default_factory=lambda: np.empty(0, SEEN_DTYPE))
 
@@ -314,7 +319,7 @@ class Timed:
             f"{name}: {self.status}: pages_sharing {self.sharing_off:.1%} off on average, {self.moment_off:.1%} at most; "
             f"{self.real['pages_sharing'][-1]:,} in the end (model {self.model['pages_sharing'][-1]:,}); "
             f"CPU {self.real['cpu'][-1]:.2f} s (model {self.cpu_off:+.1%}); visits {visits:,} (model {modelled:,}), "
-            f"{self.late:.2f} ticks late"
+            f"{self.late:.2f} ticks late, {self.slower:.2f} of the costs"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -323,7 +328,7 @@ class Timed:
         if self.reason:
             out["reason"] = self.reason
         if len(self.real):
-            out |= {"late_ticks": self.late, "sharing_off": self.sharing_off, "moment_off": self.moment_off}
+            out |= {"late_ticks": self.late, "slower": self.slower, "sharing_off": self.sharing_off, "moment_off": self.moment_off}
             out["cpu_off"] = self.cpu_off
             for side, rows in (("kernel", self.real), ("model", self.model)):
                 out[side] = {name: rows[name].tolist() for name in SEEN_DTYPE.names or ()}
@@ -363,8 +368,15 @@ def run(story: Story, seconds: float, costs: Costs, advisor: bool = False) -> Ti
     return outcome
 
 
+def _slower(costs: Costs) -> float:
+    """How many times as long as these costs say the machine's ksmd takes for known work in batches, as it is now."""
+    samples = batches(*_YARDSTICK)
+    return sum(sample.seconds for sample in samples) / sum(float(ksmd_seconds(sample.work, costs)[0]) for sample in samples)
+
+
 def _told(outcome: Timed, story: Story, seconds: float, costs: Costs, advisor: bool) -> None:
-    """Run a story on both sides."""
+    """Run a story on both sides, with the machine's speed measured before it and after."""
+    before = _slower(costs)
     with ExitStack() as stack:
         knobs.reset()
         stack.callback(knobs.reset)
@@ -383,10 +395,12 @@ def _told(outcome: Timed, story: Story, seconds: float, costs: Costs, advisor: b
         host.ksm.run = 1
         kept = pickle.dumps(host)
         outcome.real, done = _watch(players, story.acts(seconds), seconds, pid)
-        outcome.model, batches = _model(kept, players, done, outcome.real, costs, 0.0)
-        outcome.late = _late(outcome.real, outcome.model, batches)
-        if outcome.late > _NOTICED:
-            outcome.model, _ = _model(kept, players, done, outcome.real, costs, outcome.late)
+    outcome.slower = (before + _slower(costs)) / 2
+    costs = costs.scaled(outcome.slower)
+    outcome.model, nr_batches = _model(kept, players, done, outcome.real, costs, 0.0)
+    outcome.late = _late(outcome.real, outcome.model, nr_batches)
+    if outcome.late > _NOTICED:
+        outcome.model, _ = _model(kept, players, done, outcome.real, costs, outcome.late)
 
 
 def run_all(stories: Sequence[Story], seconds: float, costs: Costs, advisor: Sequence[bool] = (False, True)) -> Iterator[Timed]:

@@ -3,9 +3,10 @@
 The contract stands in `_late.pxd`.
 """
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uint8_t
-from libc.stdlib cimport calloc, free, realloc
+from libc.stdlib cimport calloc, free
 
 from ksmwalk.ksm._trees cimport rb_erase, rb_insert, rb_replace
+from ksmwalk.layout._grow cimport kw_grow
 from ksmwalk.layout._layout cimport *
 
 
@@ -43,17 +44,7 @@ ctypedef struct Place:
 
 
 cdef bint log_room(Log *log, int64_t words) noexcept nogil:
-    cdef int32_t *at
-    cdef int64_t room
-    if log.n + words <= log.room:
-        return True
-    room = max(2 * log.room, <int64_t>1024)
-    at = <int32_t *>realloc(log.at, room * sizeof(int32_t))
-    if at == NULL:
-        return False
-    log.at = at
-    log.room = room
-    return True
+    return kw_grow(&log.at, &log.room, log.n + words, sizeof(int32_t))
 
 
 cdef inline void log_put(Log *log, int32_t word) noexcept nogil:

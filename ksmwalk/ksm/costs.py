@@ -21,7 +21,7 @@ from ..signatures import RecordArray
 
 __all__ = ["FIELDS", "WORK_DTYPE", "BadCosts", "Costs", "default_path", "design", "ksmd_seconds", "nanoseconds"]
 
-VERSION = 2
+VERSION = 3
 MEASURED, STORED = "measured here", "stored"
 _MOST_FILE = 1 << 16
 _MOST_NS = 1e12
@@ -118,6 +118,9 @@ class Costs:
     unstable_small_ns: float = _cost("a level of the unstable tree, added where pages are not parts of huge ones", 118)
     dup_ns: float = _cost("a further node of a chain looked at, at each level of the stable tree", 60)
     cold_ns: float = _cost("a level of either tree that was pushed out of the caches between two batches, added", 190)
+    read_start_ns: float = _cost("a batch that reads many pages: what is slow at its beginning", 95_000)
+    search_start_ns: float = _cost("a batch that searches trees: what is slow at its beginning", 20_000)
+    merge_start_ns: float = _cost("a batch that merges many pages: what is slow at its beginning", 0)
     byte_ns: float = _cost("a byte compared in vain at a level", 0.111)
     hit_ns: float = _cost("merging a page with a KSM page", 1_970)
     merge_ns: float = _cost("merging two pages into a new KSM page", 695)
@@ -128,7 +131,7 @@ class Costs:
     table_ns: float = _cost("a table of ptes entered on the way", 0)
     near_levels: float = 12.5
     source: str = STORED
-    machine: str = "AMD EPYC of 2017, 2 processors of a virtual machine"
+    machine: str = "AMD EPYC of 2017, 2 processors of a virtual machine; how batches begin: Xeon of 2024"
     release: str = "6.18.44"
     date: str = "2026-11-29"
     residual: float = 0.0
@@ -150,6 +153,10 @@ class Costs:
     def vector(self) -> NDArray[np.float64]:
         """The costs in the order of the columns of `design`: float64[len(FIELDS)], nanoseconds."""
         return np.array([getattr(self, name) for name in FIELDS], np.float64)
+
+    def scaled(self, factor: float) -> Self:
+        """The costs of a machine that takes so many times as long for everything."""
+        return dataclasses.replace(self, **{name: getattr(self, name) * factor for name in FIELDS})
 
     # ---------------------------------------------------------- on disk
 
@@ -206,6 +213,12 @@ class Costs:
 
 
 _TEXTS = ("source", "machine", "release", "date")
+#: how many pages read, searches and merges of a batch are half of what is slow at its beginning: of Linux 6.18 on Xeons of
+#: 2024 under a hypervisor, batches of 3 to 6,400 pages
+HALF_STARTED = {"read_start_ns": 20, "search_start_ns": 2, "merge_start_ns": 20}
+#: levels of a tree that so many searches meet once only, more than the logarithm of their number: on its way down each
+#: leaves what others have met bit by bit
+ONCE_MORE = 1.4
 #: levels that a tree that grows from nothing is lower, on average over its searches, than it is at the end
 LOWER_WHILE_GROWING = 1 / math.log(2)
 #: what each cost is of, by name, in the order of the columns of `design`
@@ -260,10 +273,17 @@ def _terms(work: Mapping[str, Any], near_levels: float, log2: Callable[[Any], An
     stable, unstable = work["stable_searches"], work["unstable_searches"]
     pages = work["visits"] + work["skipped"]
     small = 1 - work["huge"] / most(pages, 1)
+    batches = work["batches"] + (work["batches"] <= 0)
     # a batch begins with cold caches, and warms what it can of the levels that they would hold
-    warm = log2(1.0 + work["visits"] / (work["batches"] + (work["batches"] <= 0)))
+    warm = log2(1.0 + work["visits"] / batches) - ONCE_MORE
     cold_stable = most(-most(-levels_stable, -near_levels) - warm, 0.0)
     cold_unstable = most(-most(-levels_unstable, -near_levels) - warm, 0.0)
+
+    def begun(times: Any, cost: str) -> Any:
+        """Batches that do something so often in sum, each as far as it is from its slow beginning."""
+        return work["batches"] * times / (times + batches * HALF_STARTED[cost])
+
+    merging = work["stable_hits"] + work["merges"] + work["zeroed"]
     return {
         "scan_ns": work["scans"],
         "batch_ns": work["batches"],
@@ -283,6 +303,9 @@ def _terms(work: Mapping[str, Any], near_levels: float, log2: Callable[[Any], An
         # a chain on the way is gone through until there is a node with room: most often, to its end
         "dup_ns": stable * levels_stable * most(work["stable_pages"] / most(work["stable_nodes"], 1) - 1.0, 0.0),
         "cold_ns": stable * cold_stable + unstable * cold_unstable,
+        "read_start_ns": begun(work["visits"] - work["merged"], "read_start_ns"),
+        "search_start_ns": begun(stable + unstable, "search_start_ns"),
+        "merge_start_ns": begun(merging, "merge_start_ns"),
         "byte_ns": work["prefix"] * (stable * levels_stable + unstable * levels_unstable),
         "hit_ns": work["stable_hits"],
         "merge_ns": work["merges"],

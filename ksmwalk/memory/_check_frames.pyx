@@ -4,7 +4,7 @@ The contract stands in `_check.pxd`.
 """
 from libc.stdint cimport int32_t, int64_t, uint16_t
 
-from ksmwalk.memory._frames cimport HUGE_ORDER, MLOCK_BATCH, folio_head
+from ksmwalk.memory._frames cimport HUGE_ORDER, folio_head
 from ksmwalk.memory._check cimport SEEN_LISTED, Check, counted, refuse, within
 from ksmwalk.layout._layout cimport *
 
@@ -15,7 +15,6 @@ cdef extern from * nogil:
 cdef enum:
     EXCLUSIVE_BITS = FRAME_EXCLUSIVE | FRAME_ANON | FRAME_KSM | FRAME_ZERO
     MOST_REFS = 1 << 30                  # of a folio: far from where a count would wrap
-    LRU_MOST = 64
     NO_SMALL_PAGE = FRAME_USED | FRAME_HEAD | FRAME_TAIL | FRAME_ZERO
 
 
@@ -161,7 +160,7 @@ cdef int lru(Check *c) noexcept nogil:
     cdef kw_ctl *ctl = c.w.ctl
     cdef kw_batch *b
     cdef int64_t cpu, i, marked = 0, waiting = 0
-    if within(c, b"ctl", b"lru_batch", 0, ctl.lru_batch, 0, LRU_MOST, b"no size of a batch"):
+    if within(c, b"ctl", b"lru_batch", 0, ctl.lru_batch, 0, BATCH_MOST, b"no size of a batch"):
         return -1
     for cpu in range(ctl.nr_cpus):
         b = &c.w.batches[cpu]
@@ -188,7 +187,7 @@ cdef int mlock(Check *c, int64_t *fresh) noexcept nogil:
     cdef int64_t cpu, i, pfn
     for cpu in range(w.ctl.nr_cpus):
         b = &w.batches[cpu]
-        if within(c, b"batches", b"nr_mlock", cpu, b.nr_mlock, 0, MLOCK_BATCH, b"more than a batch takes"):
+        if within(c, b"batches", b"nr_mlock", cpu, b.nr_mlock, 0, BATCH_SIZE, b"more than a batch takes"):
             return -1
         for i in range(b.nr_mlock):
             pfn = b.mlock[i] if b.mlock[i] > 0 else -b.mlock[i]

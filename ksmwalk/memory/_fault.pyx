@@ -125,12 +125,6 @@ cdef int write_hugetlb(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64
     return KW_OK
 
 
-cdef inline int protected(uint64_t *pte) noexcept nogil:
-    """A page that came where a marker of write protection was, by a store that now waits for a handler."""
-    pte[0] = (pte[0] & ~PTE_RW) | PTE_UFFD_WP
-    return -EFAULT
-
-
 cdef int new_anon(kw_world *w, int32_t mm, kw_vma *v, uint64_t *pte, uint64_t key) noexcept nogil:
     """A new anonymous page with this content at an empty or replaced pte."""
     cdef int64_t pfn = frame_alloc(w, node_of(w, v), key, FRAME_ANON | FRAME_EXCLUSIVE)
@@ -147,10 +141,49 @@ cdef int new_anon(kw_world *w, int32_t mm, kw_vma *v, uint64_t *pte, uint64_t ke
     return KW_OK
 
 
+cdef int write_absent(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *pte, uint64_t key, int mode) noexcept nogil:
+    """A store where no page is present."""
+    cdef int64_t pfn = KW_NONE
+    cdef int rc
+    cdef bint marked = False
+    if not entry_none(pte[0]):
+        if pte[0] != wp_marker():
+            rc = swap_in(w, mm, v, addr, pte)     # -EFAULT: a guard marker, say
+            pte[0] = entry_stored(pte[0]) if rc == KW_OK and pte[0] & PTE_RW else pte[0]
+            return rc if rc < 0 else write_pte(w, mm, v, addr, pte, key, mode)
+        # The page comes, protected; then the store is told of. A marker that is left from before means nothing.
+        marked = v.flags & (VM_UFFD_WP | VM_UFFD_ASYNC) == VM_UFFD_WP
+        mode |= FAULT_KEEP if marked else 0
+        pte[0] = pte[0] if v.flags & VM_UFFD_WP else 0
+    if waits(w, v, addr):
+        return -EFAULT
+    if v.backing:
+        pfn = backing_page(w, v, v.pgoff + ((addr - v.start) >> 12), False)
+        if pfn < 0:
+            return <int>pfn
+    if v.flags & VM_SHARED and pfn >= 0:
+        pte[0] = make_entry(<uint64_t>pfn, prot_bits(v.flags) | PTE_D)
+        frame_map(w, mm, pfn)
+        mlock_page(w, w.mms[mm].cpu, v.flags, pfn)
+        store(w, mm, pfn, key, mode)
+        touched(w, mm)
+        rc = KW_OK
+    else:
+        if mode & FAULT_KEEP:
+            key = w.f_key[pfn] if pfn >= 0 else 0
+        anon_vma_prepare(w, v)
+        rc = new_anon(w, mm, v, pte, key)
+    if not marked or rc < 0:
+        return rc
+    # A store that now waits for a handler.
+    pte[0] = (pte[0] & ~PTE_RW) | PTE_UFFD_WP
+    return -EFAULT
+
+
 cdef int write_pte(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *pte, uint64_t key, int mode) noexcept nogil:
     cdef uint64_t e = pte[0]
     cdef int64_t pfn
-    cdef int rc, marked = False
+    cdef int rc
     if e & PTE_RW and pte_present(e):
         pfn = normal_pfn(w, e, 1)
         if pfn >= 0:
@@ -159,36 +192,7 @@ cdef int write_pte(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *
                 store(w, mm, pfn, key, mode)
             return KW_OK
     if not pte_present(e):
-        if not entry_none(e):
-            if e != wp_marker():
-                rc = swap_in(w, mm, v, addr, pte)     # -EFAULT: a guard marker, say
-                pte[0] = entry_stored(pte[0]) if rc == KW_OK and pte[0] & PTE_RW else pte[0]
-                return rc if rc < 0 else write_pte(w, mm, v, addr, pte, key, mode)
-            # The page comes, protected; then the store is told of. A marker that is left from before means nothing.
-            marked = v.flags & (VM_UFFD_WP | VM_UFFD_ASYNC) == VM_UFFD_WP
-            pte[0] = pte[0] if v.flags & VM_UFFD_WP else 0
-        if waits(w, v, addr):
-            return -EFAULT
-        if marked:
-            mode |= FAULT_KEEP
-        if v.backing:
-            pfn = backing_page(w, v, v.pgoff + ((addr - v.start) >> 12), False)
-            if pfn < 0:
-                return <int>pfn
-            if v.flags & VM_SHARED:
-                pte[0] = make_entry(<uint64_t>pfn, prot_bits(v.flags) | PTE_D)
-                frame_map(w, mm, pfn)
-                mlock_page(w, w.mms[mm].cpu, v.flags, pfn)
-                store(w, mm, pfn, key, mode)
-                touched(w, mm)
-                return protected(pte) if marked else KW_OK
-            if mode & FAULT_KEEP:
-                key = w.f_key[pfn]
-        elif mode & FAULT_KEEP:
-            key = 0
-        anon_vma_prepare(w, v)
-        rc = new_anon(w, mm, v, pte, key)
-        return protected(pte) if marked and rc == KW_OK else rc
+        return write_absent(w, mm, v, addr, pte, key, mode)
     if e & PTE_UFFD_WP:
         if v.flags & (VM_UFFD_WP | VM_UFFD_ASYNC) == VM_UFFD_WP:
             return -EFAULT       # a userfaultfd handler would have to answer
@@ -321,8 +325,7 @@ cdef int64_t fault_read(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, int m
             pfn = backing_page(w, v, v.pgoff + (((addr & ~(KW_PMD_SIZE - 1)) - v.start) >> 12), True)
             if pfn < 0:
                 return pfn
-            e = prot_bits(v.flags)
-            pmd[0] = make_leaf(<uint64_t>pfn, e | PTE_PS, 2)
+            pmd[0] = make_leaf(<uint64_t>pfn, prot_bits(v.flags) | PTE_PS, 2)
             huge_map(w, mm, pfn)
             touched(w, mm)
             return pfn + sub

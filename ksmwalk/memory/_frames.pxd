@@ -171,16 +171,21 @@ cdef inline int64_t normal_pfn(kw_world *w, uint64_t e, int level) noexcept nogi
 
 # ------------------------------------------------------------------ what waits on a CPU
 
+cdef inline void onto_batch(kw_world *w, int cpu, int64_t pfn) noexcept nogil:
+    # A page goes on the LRU batch of a CPU, which has room and is not looked at: who calls empties it where it is full.
+    cdef kw_batch *b = &w.batches[cpu]
+    w.f_flags[pfn] |= FRAME_LRU
+    w.f_extra[pfn] += 1
+    b.lru[b.nr_lru] = pfn
+    b.nr_lru += 1
 cdef void lru_wait(kw_world *w, int cpu, int64_t pfn) noexcept nogil
     # A new anonymous page goes on the LRU batch of a CPU (nothing where ctl.lru_batch is 0); a full batch is drained.
 cdef inline void lru_add(kw_world *w, int32_t mm, int64_t pfn) noexcept nogil:
     # On that of the CPU that mm runs on.
     lru_wait(w, w.mms[mm].cpu, pfn)
 
-cdef enum:
-    MLOCK_BATCH = 31
 cdef void mlock_wait(kw_world *w, int cpu, int64_t pfn, int64_t entry) noexcept nogil
-    # One entry more of the mlock batch of a CPU, a reference to the page; the one that makes MLOCK_BATCH drains the
+    # One entry more of the mlock batch of a CPU, a reference to the page; the one that makes BATCH_SIZE drains the
     # batch, a page of a folio of several does so at once. The entry is pfn, that of a new page -pfn: it has the mark of
     # those in LRU batches so long.
 cdef inline void mlock_add(kw_world *w, int cpu, int64_t pfn) noexcept nogil:

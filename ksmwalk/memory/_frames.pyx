@@ -292,10 +292,7 @@ cdef void lru_wait(kw_world *w, int cpu, int64_t pfn) noexcept nogil:
     cdef kw_batch *b = &w.batches[cpu]
     if w.ctl.lru_batch == 0:
         return
-    w.f_flags[pfn] |= FRAME_LRU
-    w.f_extra[pfn] += 1
-    b.lru[b.nr_lru] = pfn
-    b.nr_lru += 1
+    onto_batch(w, cpu, pfn)
     # A huge folio doesn't wait: it drains the batch at once, as the kernel's does.
     if b.nr_lru >= w.ctl.lru_batch or w.f_flags[pfn] & FRAME_HEAD:
         lru_empty(w, cpu)
@@ -314,7 +311,7 @@ cdef void mlock_wait(kw_world *w, int cpu, int64_t pfn, int64_t entry) noexcept 
     w.f_extra[pfn] += 1
     b.mlock[b.nr_mlock] = entry
     b.nr_mlock += 1
-    if b.nr_mlock >= (15 if w.ctl.kernel & SWITCH_OLD_CALLS else MLOCK_BATCH):
+    if b.nr_mlock >= (BATCH_OLD if w.ctl.kernel & SWITCH_OLD_CALLS else BATCH_SIZE):
         mlock_drain(w, cpu)
 
 

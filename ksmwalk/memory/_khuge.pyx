@@ -12,7 +12,7 @@ from ksmwalk._core cimport (
 from ksmwalk.memory._areas cimport VM_WATCHED, for_khugepaged, node_of
 from ksmwalk.memory._frames cimport (
     LARGE, folio_cached, folio_extra_refs, folio_head, folio_pages, huge_alloc, is_huge, lru_drain, lru_empty, maybe_shared,
-    normal_pfn,
+    normal_pfn, onto_batch,
 )
 from ksmwalk.memory._folio cimport map_huge
 from ksmwalk.memory._leaves cimport wp_marker, zap_pte
@@ -103,13 +103,10 @@ cdef void put_back(kw_world *w, int cpu, int64_t pfn) noexcept nogil:
     """A small page that was taken off the LRU list goes onto the batch of a CPU, also where new ones do not (lru_batch 0)."""
     cdef kw_batch *b = &w.batches[cpu]
     if w.f_flags[pfn] & (FRAME_USED | FRAME_LRU) == FRAME_USED:
-        w.f_flags[pfn] |= FRAME_LRU
-        w.f_extra[pfn] += 1
-        b.lru[b.nr_lru] = pfn
-        b.nr_lru += 1
+        onto_batch(w, cpu, pfn)
     else:
         w.put_back += 1
-    if b.nr_lru + w.put_back >= (w.ctl.lru_batch if w.ctl.lru_batch else 31):
+    if b.nr_lru + w.put_back >= (w.ctl.lru_batch if w.ctl.lru_batch else <int64_t>BATCH_SIZE):
         lru_empty(w, cpu)
 
 

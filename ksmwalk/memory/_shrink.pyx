@@ -4,7 +4,7 @@ The contract of every function stands in `_shrink.pxd`.
 """
 from libc.errno cimport ENOMEM
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint64_t, uint8_t
-from libc.stdlib cimport calloc, free, llabs, malloc, qsort, realloc
+from libc.stdlib cimport calloc, free, llabs, malloc, qsort
 from libc.string cimport memset
 
 from ksmwalk._core cimport child_row, entry_leaf, interrupted, pmd_find, pte_find, pte_present
@@ -21,6 +21,7 @@ from ksmwalk.memory._reclaim cimport (
     swap_out, unmap_file,
 )
 from ksmwalk.memory._swap cimport slots_left
+from ksmwalk.layout._grow cimport kw_grow
 from ksmwalk.layout._layout cimport *
 
 
@@ -231,18 +232,13 @@ cdef int by_turn(const void *a, const void *b) noexcept nogil:
 
 cdef int64_t gather(kw_world *w, Reclaim *r, int64_t head) noexcept nogil:
     """r.places: the mappings noted of a folio that are still there, in turn. How many; -ENOMEM."""
-    cdef int64_t i = r.first[head], n = 0, room
+    cdef int64_t i = r.first[head], n = 0
     cdef Place *p
     cdef uint64_t *pmd
     cdef uint64_t *pte
     while i:
-        if n == r.places_room:
-            room = max(2 * n, <int64_t>64)
-            p = <Place *>realloc(r.places, room * sizeof(Place))
-            if p == NULL:
-                return -ENOMEM
-            r.places = p
-            r.places_room = room
+        if not kw_grow(&r.places, &r.places_room, n + 1, sizeof(Place)):
+            return -ENOMEM
         p = &r.places[n]
         p.addr = r.at[i].addr
         p.mm = r.at[i].mm
@@ -310,15 +306,8 @@ cdef int folio_goes(kw_world *w, Reclaim *r, int64_t head) noexcept nogil:
 # ------------------------------------------------------------------ all folios
 
 cdef int note(kw_world *w, Reclaim *r, uint64_t addr, int64_t head) noexcept nogil:
-    cdef int64_t room
-    cdef Mapping *at
-    if r.n >= r.room:
-        room = max(2 * r.room, <int64_t>1024)
-        at = <Mapping *>realloc(r.at, room * sizeof(Mapping))
-        if at == NULL:
-            return -ENOMEM
-        r.at = at
-        r.room = room
+    if not kw_grow(&r.at, &r.room, r.n + 1, sizeof(Mapping)):
+        return -ENOMEM
     r.at[r.n].addr = addr
     r.at[r.n].mm = r.op.mm
     r.at[r.n].next = r.first[head]

@@ -20,7 +20,7 @@ from ..layout import PAGE_SIZE as PAGE
 from . import environment, kinds
 from . import ops as operations
 from .kinds import KNOBS, MOST_RECORDS, VPN_END, Check, Op, ScenarioError, is_int
-from .records import check_record
+from .record_check import check_record
 
 __all__ = [
     "ADVICE", "KNOBS", "PAGE", "VPN_END", "Op", "Recording", "Scenario", "ScenarioError", "dumps", "load",

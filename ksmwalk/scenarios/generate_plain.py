@@ -89,6 +89,10 @@ class Maker:
         self.zeros: float = rng.choice((0.02, 0.1, 0.3))
         self.uniques: float = rng.choice((0.0, 0.1, 0.3) if self.style != "thp" else (0.3, 0.6, 0.9))
         self.holes: float = rng.choice((0.0, 0.05, 0.2))
+        # how often what is done next is done to the same pages again: there rules meet that else seldom do
+        self.again: float = rng.choice((0.0, 0.0, 0.5, 0.85))
+        self.who: str = ""  # did something last, and where
+        self.where: tuple[int, int] = (FIRST_VPN, 1)
 
     # ------------------------------------------------------------ small choices
 
@@ -125,13 +129,25 @@ class Maker:
         return chosen
 
     def someone(self) -> tuple[str, Space]:
-        name = self.rng.choice(list(self.live))
-        return name, self.live[name]
+        if self.who not in self.live or self.rng.random() >= self.again:
+            self.who = self.rng.choice(list(self.live))
+        return self.who, self.live[self.who]
 
     def part(self, space: Space) -> tuple[int, int]:
-        """A piece of an area: often whole, sometimes reaching over its end."""
+        """A piece of an area: often whole, sometimes reaching over its end; or where it was last time, or in it."""
         if not space.areas:
             return FIRST_VPN, 1
+        if self.where[0] in space.pages and self.rng.random() < self.again:
+            vpn, n = self.where
+            if self.rng.random() < 0.5:
+                return vpn, n
+            start = self.rng.randrange(n)
+            return vpn + start, self.rng.randint(1, n - start)
+        self.where = self.piece(space)
+        return self.where
+
+    def piece(self, space: Space) -> tuple[int, int]:
+        """A piece of any area."""
         vpn, n = self.rng.choice(space.areas)
         if self.rng.random() < 0.3:
             return vpn, n
@@ -142,7 +158,9 @@ class Maker:
         return vpn + start, length
 
     def pick(self, pages: list[int], most: int) -> list[int]:
-        return self.rng.choices(pages, k=self.rng.randint(1, most)) if pages else []
+        vpn, n = self.where
+        near = [page for page in pages if vpn <= page < vpn + n] if self.rng.random() < self.again else []
+        return self.rng.choices(near or pages, k=self.rng.randint(1, most)) if pages else []
 
     def room(self, space: Space) -> int:
         return self.most_pages - len(space.pages)
@@ -247,7 +265,7 @@ class Maker:
     def do_memset(self) -> None:
         name, space = self.someone()
         if pages := space.writable():
-            vpn = self.rng.choice(pages)
+            vpn = self.pick(pages, 1)[0]
             n = 1
             while n < 6 and "w" in space.pages.get(vpn + n, "") and self.rng.random() < 0.6:
                 n += 1

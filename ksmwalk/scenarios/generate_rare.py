@@ -55,7 +55,7 @@ class RareMaker(WorldMaker):
         """Besides what the subjects want: now and then a size of folios, a limit of khugepaged."""
         rng = self.rng
         for kib in FOLIO_KIB:
-            if rng.random() < 0.05 and self.possible(env=self.env | {f"mthp_{kib}": "always"}):
+            if rng.random() < 0.06 and self.possible(env=self.env | {f"mthp_{kib}": "always"}):
                 self.env[f"mthp_{kib}"] = rng.choice(("always", "madvise"))
         if "memcg" not in self.env and rng.random() < 0.06 and self.possible(env=self.env | {"memcg": 1}):
             self.env["memcg"] = 1

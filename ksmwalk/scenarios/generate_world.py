@@ -136,7 +136,7 @@ class WorldMaker(Maker):
         """Some pages in a row out of these."""
         if not pages:
             return None
-        vpn, n, have = self.rng.choice(pages), 1, {*pages}
+        vpn, n, have = self.pick([*pages], 1)[0], 1, {*pages}
         while n < most and vpn + n in have:
             n += 1
         return vpn, self.rng.randint(1, n)
@@ -175,7 +175,7 @@ class WorldMaker(Maker):
         if pages := space.writable():
             offset = self.rng.choice((0, 7, 8, 4000, 4095))
             n = self.rng.randint(1, min(9, PAGE_SIZE - offset))
-            self.add("store", name, self.rng.choice(pages), offset, [self.rng.choice((0, 0, 1, 5)) for _ in range(n)])
+            self.add("store", name, self.pick(pages, 1)[0], offset, [self.rng.choice((0, 0, 1, 5)) for _ in range(n)])
 
     # ------------------------------------------------------------ locks
 
@@ -227,7 +227,7 @@ class WorldMaker(Maker):
     def do_pin(self) -> None:
         name, space = self.someone()
         if pages := space.readable():
-            vpn = self.rng.choice(pages)
+            vpn = self.pick(pages, 1)[0]
             self.add("pin", name, vpn)
             self.pins.append(("unpin", name, vpn))
 

@@ -16,11 +16,9 @@ A page is listed when its code or its frame changed.
 
 from __future__ import annotations
 
-import itertools
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
@@ -52,94 +50,6 @@ Pages = tuple[np.ndarray, np.ndarray, np.ndarray]
 Event = tuple[Any, ...]
 
 
-# ---------------------------------------------------------------- the check on the way in
-
-_NAME = "[A-Za-z0-9]{1,100}"
-_CODE = re.compile(rf"-|z|s'?|k([0-9]{{1,18}}|\?)'?|[ahf](@{_NAME}:[0-9]{{1,18}})?'?")
-_COUNTER = re.compile(r"[a-z][a-z0-9_]{0,63}")
-_EVENT = re.compile(r"[a-z]{1,20}( [!-~]{1,120}){0,8}")
-#: pages that one record may tell of: a state is added up page by page
-MOST_PAGES = 1 << 22
-
-
-def check_record(record: Any, fail: Callable[[str, object], NoReturn]) -> None:
-    """Check what a file holds as a record, but for its operation.
-
-    Parameters
-    ----------
-    record : object
-        Decoded JSON.
-    fail : callable of (str, object)
-        Called with what is wrong and the value; does not return.
-    """
-    if not isinstance(record, dict) or set(record) - {"op", "ret", "c", "s", "p", "t", "v", "n"}:
-        fail("no record", record)
-    if "ret" in record and not _is_answer(record["ret"]):
-        fail("ret of a record is a whole number, or one and a list of them, not", record["ret"])
-    for key in ("c", "s", "p", "v", "n"):
-        if not isinstance(record.get(key, {}), dict):
-            fail(f"{key} of a record is an object, not", record[key])
-    for name, value in itertools.chain(record.get("c", {}).items(), record.get("v", {}).items()):
-        if not _COUNTER.fullmatch(name):
-            fail("no name of a counter", name)
-        if not _is_number(value):
-            fail(f"counter {name} is a whole number, not", value)
-    for name, row in record.get("s", {}).items():
-        if not re.fullmatch(_NAME, name):
-            fail("no name of a process", name)
-        if not isinstance(row, list) or len(row) != len(STATS) or not all(one is None or _is_number(one) for one in row):
-            fail(f"statistics of {name} are {len(STATS)} whole numbers, not", row)
-    pages = sum(_check_runs(name, runs, fail) for name, runs in record.get("p", {}).items())
-    if pages > MOST_PAGES:
-        fail(f"a record tells of {MOST_PAGES} pages at most, not", pages)
-    for name, runs in record.get("n", {}).items():
-        _check_nodes(name, runs, fail)
-    told = record.get("t", [])
-    if not isinstance(told, list):
-        fail("t of a record is a list of events, not", told)
-    for text in told:
-        if not isinstance(text, str) or not _EVENT.fullmatch(text):
-            fail("no event", text)
-
-
-def _check_runs(name: str, runs: Any, fail: Callable[[str, object], NoReturn]) -> int:
-    """Check the pages of one process and return how many they are."""
-    if not re.fullmatch(_NAME, name):
-        fail("no name of a process", name)
-    if not isinstance(runs, list):
-        fail(f"pages of {name} are a list of runs, not", runs)
-    pages = 0
-    for run in runs:
-        if not isinstance(run, list) or len(run) != 3 or not all(map(_is_number, run[:2])) or min(run[:2]) < 0:
-            fail(f"pages of {name} are runs [vpn, n, code], not", run)
-        if not isinstance(run[2], str) or not _CODE.fullmatch(run[2]):
-            fail("no code of a page", run[2])
-        pages += run[1]
-    return pages
-
-
-def _check_nodes(name: str, runs: Any, fail: Callable[[str, object], NoReturn]) -> None:
-    """Check the NUMA nodes of the pages of one process."""
-    if not re.fullmatch(_NAME, name):
-        fail("no name of a process", name)
-    if not isinstance(runs, list):
-        fail(f"nodes of {name} are a list of runs, not", runs)
-    for run in runs:
-        if not isinstance(run, list) or len(run) != 3 or not all(map(_is_number, run)) or min(run[:2]) < 0:
-            fail(f"nodes of {name} are runs [vpn, n, node], not", run)
-
-
-def _is_answer(value: object) -> bool:
-    """Whether it is what a call returned, or that with what it said of each page."""
-    if isinstance(value, list):
-        return len(value) == 2 and _is_number(value[0]) and isinstance(value[1], list) and all(map(_is_number, value[1]))
-    return _is_number(value)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and -(1 << 64) < value < 1 << 64
-
-
 # ---------------------------------------------------------------- how they are built
 
 
@@ -159,6 +69,14 @@ class _View:
     @staticmethod
     def nothing() -> _View:
         return _View(_empty(), _empty(), _empty(), _empty())
+
+    def holds_ksm(self, vpn: np.ndarray, frame: np.ndarray) -> np.ndarray:
+        """Which of these pages, in these frames, are KSM's here, in the same frames."""
+        place = np.minimum(np.searchsorted(self.vpn, vpn), max(len(self.vpn) - 1, 0))
+        if not len(self.vpn):
+            return np.zeros(len(vpn), np.bool_)
+        found: np.ndarray = (self.vpn[place] == vpn) & (self.frame[place] == frame) & (self.kind[place] == KSM)
+        return found
 
     def same(self, other: _View) -> bool:
         mine, yours = (self.vpn, self.frame, self.kind, self.tag), (other.vpn, other.frame, other.kind, other.tag)
@@ -196,28 +114,34 @@ class Recorder:
         self._members: dict[int, int] = {}  # number -> successful merges into it
         self._leaving: tuple[int | None, int] = None, -1  # frame and number of the last rmi: the rmk after it is its
 
-    def ksm_frames(self, events: Iterable[Event]) -> set[int]:
-        """The frames that held KSM pages at the last record, with those that these events bring.
+    def sift_ksm(self, seen: Mapping[str, Pages], told: Iterable[Event], moving: bool, like: Mapping[str, str]) -> None:
+        """Correct which pages are KSM's, where a kernel calls every anonymous page so.
 
-        A stale node's frame may be another page's by now, so the numbers in use say nothing of that.
+        They are those that events told of, wherever they moved. One that MADV_FREE marked does not look like one any more,
+        and still is one where it is mapped as it was.
+
+        Parameters
+        ----------
+        seen : mapping of str to (vpn, frame, kind)
+            As for `record`; the kinds are corrected in place.
+        told : iterable of tuple
+            The events since the last record.
+        moving : bool
+            Whether the operation moves pages between NUMA nodes: what KSM has is told by where it is mapped then.
+        like : mapping of str to str
+            Of processes that were not there before: the one whose pages they have.
         """
-        before = {frame for view in self._views.values() for frame in view.frame[view.kind == KSM].tolist()}
-        return before | {event[1] for event in events if event[0] in ("new", "add") and event[3] == 0}
-
-    def ksm_pages(self, name: str) -> np.ndarray:
-        """The pages of a process that were KSM's at the last record."""
-        view = self._views.get(name) or _View.nothing()
-        found: np.ndarray = view.vpn[view.kind == KSM]
-        return found
-
-    def still_ksm(self, name: str, vpn: np.ndarray, frame: np.ndarray) -> np.ndarray:
-        """Which of these pages of a process, in these frames, were KSM's when it was last seen, in the same frames."""
-        view = self._views.get(name) or self._ended.get(name) or _View.nothing()
-        place = np.minimum(np.searchsorted(view.vpn, vpn), max(len(view.vpn) - 1, 0))
-        if not len(view.vpn):
-            return np.zeros(len(vpn), np.bool_)
-        found: np.ndarray = (view.vpn[place] == vpn) & (view.frame[place] == frame) & (view.kind[place] == KSM)
-        return found
+        nothing = _View.nothing()
+        joined = np.array([event[1] for event in told if event[0] in ("new", "add") and event[3] == 0], np.int64)
+        # a stale node's frame may be another page's by now, so the numbers in use say nothing of that
+        named = np.concatenate([_empty(), *(view.frame[view.kind == KSM] for view in self._views.values()), joined])
+        for name, (vpns, frames, kinds) in seen.items():
+            view = self._views.get(name, nothing)
+            known = np.isin(vpns, view.vpn[view.kind == KSM]) if moving else np.isin(frames, named)
+            kinds[(kinds == KSM) & ~known] = ANON
+            as_seen = like.get(name, name)
+            stays = (self._views.get(as_seen) or self._ended.get(as_seen, nothing)).holds_ksm(vpns, frames)
+            kinds[(kinds == ANON) & (stays | np.isin(frames, joined))] = KSM
 
     def moves(self, pages: Mapping[str, Pages]) -> dict[int, int]:
         """Where the frames of KSM pages went that are mapped where they were: old frame to new frame."""

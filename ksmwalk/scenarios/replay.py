@@ -15,7 +15,7 @@ from ..errors import ArenaFullError
 from ..host.host import Host
 from ..host.mm import Mm
 from ..layout import PAGE_SIZE as PAGE
-from ..layout import Event, Frame, Switch, Vm
+from ..layout import Batch, Event, Frame, Switch, Vm
 from .format import Recording, Scenario
 from .kinds import ADVICE_NAME, ScenarioError
 from .ops import NODES, row, shows_swap_entries
@@ -23,7 +23,7 @@ from .records import ANON, HUGE, KSM, OTHER, STATS, ZERO, Pages, Record, Recorde
 from .replay_huge import ENVIRONMENT as HUGE_ENVIRONMENT
 from .replay_huge import HugePages
 from .replay_life import Life
-from .replay_locks import LRU_BATCH, Locks, host_options
+from .replay_locks import Locks, host_options
 from .replay_nodes import NodeOps
 from .replay_pins import Pins
 from .replay_swap import Swapping
@@ -187,7 +187,7 @@ class Replay(HugePages, Life, Locks, NodeOps, Pins, Swapping):
         ksm = self.host.ksm
         ksm.events.on = True
         if not scenario.settle:
-            self.host.lru_batch = LRU_BATCH
+            self.host.lru_batch = Batch.SIZE
         for knob, value in scenario.tunables.items():
             if not ksm.has(knob):
                 continue        # a recording of such a kernel was made without

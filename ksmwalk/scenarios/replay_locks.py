@@ -11,8 +11,6 @@ if TYPE_CHECKING:
 
 from ..layout import PAGE_SIZE as PAGE
 
-#: entries that an LRU batch of Linux 6.18 takes
-LRU_BATCH = 31
 #: CPUs of a Host whose scenario names none: ksmd's, and that of everybody else
 _LEAST_CPUS = 2
 

@@ -5,10 +5,10 @@ of one table are those of `layout/_wide.h`.
 """
 from libc.errno cimport EINVAL, ENOMEM
 from libc.stdint cimport int32_t, int64_t, uint64_t, uint8_t
-from libc.stdlib cimport realloc
 from libc.string cimport memcpy, memset
 
 from ksmwalk._core cimport entry_none, entry_pfn, entry_present, interrupted, level_index, level_shift, level_size
+from ksmwalk.layout._grow cimport kw_grow
 from ksmwalk.layout._layout cimport *
 from ksmwalk.tables._read cimport canonical, honest_range, note_bad, own_table, row_of_frame
 
@@ -75,16 +75,7 @@ cdef int64_t fold_runs(kw_mapping *out, int64_t n, int64_t start) noexcept nogil
 
 
 cdef int room_for_odd(Walk *k, int64_t n) noexcept nogil:
-    cdef int64_t cap = k.odd_cap * 2 + n + 64
-    cdef int64_t *more
-    if k.nr_odd + n <= k.odd_cap:
-        return KW_OK
-    more = <int64_t *>realloc(k.odd, cap * sizeof(int64_t))
-    if more == NULL:
-        return -ENOMEM
-    k.odd = more
-    k.odd_cap = cap
-    return KW_OK
+    return KW_OK if kw_grow(&k.odd, &k.odd_cap, k.nr_odd + n, sizeof(int64_t)) else -ENOMEM
 
 
 cdef int emit_leaf(Walk *k, uint64_t e, uint64_t addr, int level, uint8_t above) noexcept nogil:

@@ -3,22 +3,17 @@
 The contract stands in `_plan.pxd`.
 """
 from libc.stdint cimport int64_t, uint64_t
-from libc.stdlib cimport realloc
 
 from ksmwalk._core cimport interrupted, level_index, level_size
+from ksmwalk.layout._grow cimport kw_grow
 from ksmwalk.layout._layout cimport *
 from ksmwalk.tables._leaves cimport Walk, child
 
 
 cdef int cut(Plan *p, uint64_t addr) noexcept nogil:
     """The next unit begins at an address."""
-    cdef Unit *more
-    if p.nr == p.cap:
-        p.cap = 2 * p.cap + 64
-        more = <Unit *>realloc(p.units, p.cap * sizeof(Unit))
-        if more == NULL:
-            return ALONE
-        p.units = more
+    if not kw_grow(&p.units, &p.cap, p.nr + 1, sizeof(Unit)):
+        return ALONE
     p.units[p.nr].start = addr
     p.units[p.nr].before = p.leaves
     p.nr += 1

@@ -88,11 +88,34 @@ def test_small_batches_with_pauses_cost_more_than_one_batch():
     assert ns_a_page(searched(n, batches=n // 100)) > ns_a_page(searched(n)) + Costs().batch_ns / 100
 
 
+@pytest.mark.parametrize(("cost", "half", "counts"), [
+    ("read_start_ns", 20, lambda n: {"visits": n}),
+    ("search_start_ns", 2, lambda n: {"unstable_searches": n}),
+    ("merge_start_ns", 20, lambda n: {"merges": n}),
+])  # fmt: skip
+def test_a_batch_begins_slowly_and_no_more_than_once(cost, half, counts):
+    def begun(batches, n):
+        work = row(batches=batches, **counts(n))
+        slow, quick = (dataclasses.replace(Costs(), **{cost: ns}) for ns in (100_000.0, 0.0))
+        return float((ksmd_seconds(work, slow) - ksmd_seconds(work, quick))[0]) * 1e9
+
+    assert begun(1, half) == pytest.approx(50_000)
+    assert begun(10, 10 * half) == pytest.approx(500_000)
+    assert begun(1, 1 << 20) == pytest.approx(100_000, rel=0.01)
+    assert begun(1, 0) == begun(0, 100) == 0
+
+
+def test_costs_of_a_slower_machine_are_all_as_much_higher():
+    costs, work = Costs(), searched(10_000, batches=100, merges=50)
+    assert ksmd_seconds(work, costs.scaled(1.5))[0] == pytest.approx(1.5 * ksmd_seconds(work, costs)[0])
+    assert costs.scaled(1.5).near_levels == costs.near_levels and costs.scaled(1.0) == costs
+
+
 def test_costs_come_back_from_disk(tmp_path):
     costs = dataclasses.replace(Costs(), page_ns=123.5, source="measured here", machine="a\x1b machine", date="2026-01-02")
     path = costs.save(tmp_path / "costs.json")
     assert Costs.load(path) == costs
-    assert json.loads(path.read_text())["version"] == 2
+    assert json.loads(path.read_text())["version"] == 3
     assert os.listdir(tmp_path) == ["costs.json"]
 
 
@@ -114,7 +137,7 @@ def test_a_relative_cache_directory_is_not_heeded(tmp_path, monkeypatch):
 
 
 def changed(**fields):
-    data = {"format": "ksmwalk costs", "version": 2, **dataclasses.asdict(Costs()), **fields}
+    data = {"format": "ksmwalk costs", "version": 3, **dataclasses.asdict(Costs()), **fields}
     return {name: value for name, value in data.items() if value is not ...}
 
 
@@ -125,7 +148,7 @@ def changed(**fields):
         ("[" * 5000, "no JSON"),
         ("[1, 2]", "no file of costs"),
         (json.dumps({"version": 2}), "no file of costs"),
-        (json.dumps(changed(version=1)), "version 1: this ksmwalk reads 2"),
+        (json.dumps(changed(version=1)), "version 1: this ksmwalk reads 3"),
         (json.dumps(changed(version=True)), "version True"),
         (json.dumps(changed(page_ns=...)), "field page_ns is missing"),
         (json.dumps(changed(other=1)), "unknown field 'other'"),

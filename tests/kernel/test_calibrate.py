@@ -120,7 +120,7 @@ class TestReal:
             lambda: calibrate.sparse(100, 1 << 16),
             lambda: calibrate.in_huge_pages(1024),
             lambda: calibrate.splitting(8),
-            lambda: calibrate.batches(320),
+            lambda: calibrate.batches(320, 100),
         ]
         monkeypatch.setattr(calibrate, "stories", lambda: few)
         with knobs.lock(wait=300):

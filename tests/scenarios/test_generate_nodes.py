@@ -36,7 +36,7 @@ def test_where_there_is_one_node_nothing_is_placed():
 def test_what_they_do_is_done_and_refused():
     """The operations meet something: pages move, are shared and stay; the knob is taken and refused."""
     answers = Counter()
-    for number in range(12):
+    for number in range(24):
         for record in replay(generate(4, number, anything)):
             answers[record["op"][0] if record["op"][:2] != ACROSS else "across", "ret" in record] += 1
     for name in PLACING:

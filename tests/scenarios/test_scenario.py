@@ -209,25 +209,39 @@ def test_a_frame_used_again_while_its_stale_node_lives():
     assert recorder.record(["step"], 0, {}, {}, {"A": pages((5, 20, ANON))}, [("rmk", 11)])["t"] == ["rmk k1"]
 
 
+def sifted(recorder, name, seen, told=(), moving=False, like=None):
+    """The pages that are KSM's, of those a process is seen to have."""
+    seen = {name: pages(*seen)}
+    recorder.sift_ksm(seen, told, moving, like or {})
+    vpn, _, kind = seen[name]
+    return vpn[kind == KSM].tolist()
+
+
 def test_where_ksm_pages_are_is_not_where_stale_nodes_think():
     """A kernel that calls anything KSM's is corrected by this: a stale node's frame may be another's by now."""
     recorder = Recorder()
     recorder.record(["step"], 0, {}, {}, {"A": pages((5, 11, KSM), (6, 12, KSM))}, [("new", 11, "A", 0), ("new", 12, "A", 0)])
-    assert recorder.ksm_frames([("new", 13, "A", 0), ("add", 14, "A", -14)]) == {11, 12, 13}
+    everywhere = [(vpn, vpn + 6, KSM) for vpn in range(5, 10)]
+    assert sifted(recorder, "A", everywhere) == [5, 6]
+    assert sifted(recorder, "A", everywhere, [("new", 13, "A", 0), ("add", 14, "A", -14)]) == [5, 6, 7]
     recorder.record(["drain"], 0, {}, {}, {"A": pages((6, 12, KSM), (7, 11, ANON))})
-    assert recorder.ksm_frames([("rmk", 11)]) == {12}
+    assert sifted(recorder, "A", everywhere, [("rmk", 11)]) == [6]
+    # between nodes it is told by where it is mapped
+    assert sifted(recorder, "A", [(6, 20, KSM), (7, 12, KSM)], moving=True) == [6]
+    assert sifted(recorder, "A", [(6, 20, KSM), (7, 12, KSM)]) == [7]
 
 
 def test_a_ksm_page_that_is_mapped_as_before_is_one_still():
     """A kernel that calls anything KSM's goes by the dirty bit there, which MADV_FREE takes away."""
     recorder = Recorder()
-    assert recorder.still_ksm("A", np.array([5]), np.array([11])).tolist() == [False]
+    assert sifted(recorder, "A", [(5, 11, ANON)]) == []
     recorder.record(["step"], 0, {}, {}, {"A": pages((5, 11, KSM), (6, 12, ANON), (8, 13, KSM))}, [("new", 11, "A", 0)])
-    vpn, frame = np.array([4, 5, 6, 8, 9]), np.array([11, 11, 12, 14, 13])
-    assert recorder.still_ksm("A", vpn, frame).tolist() == [False, True, False, False, False]
+    seen = [(4, 11, ANON), (5, 11, ANON), (6, 12, ANON), (8, 14, ANON), (9, 13, ANON)]
+    assert sifted(recorder, "A", seen) == [5]
+    assert sifted(recorder, "A", seen, [("add", 14, "A", 0)]) == [5, 8]
     recorder.record(["exit", "A"], 0, {}, {}, {"B": pages((5, 11, KSM))})
-    assert recorder.still_ksm("A", vpn, frame).tolist() == [False, True, False, False, False]
-    assert recorder.still_ksm("C", vpn, frame).tolist() == [False] * 5
+    assert sifted(recorder, "A", seen) == [5]
+    assert sifted(recorder, "C", seen) == [] and sifted(recorder, "C", seen, like={"C": "A"}) == [5]
 
 
 def test_pages_that_moved_into_one_anothers_frames_keep_their_numbers():

@@ -10,7 +10,7 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "    if rc == KW_OK and start < end:\n",
     ),
     "move_pages tells of absent pages alike everywhere": (
-        "    if pfn == -ENOENT and w.vmas[v].backing == 0 and w.ctl.kernel & SWITCH_NO_SMART_SCAN and not there(w, mm, addr):\n",
+        "    if pfn == -ENOENT and w.vmas[v].backing == 0 and w.ctl.kernel & SWITCH_NO_SMART_SCAN and not unseen:\n",
         "    if False:\n",
     ),
     "what MREMAP_DONTUNMAP leaves is as new on 5.10": (

@@ -6,8 +6,8 @@ FIRST = ("lock", "lru")
 #: name: (text as it stands, text as it is broken, facts that it breaks ...)
 MUTATIONS: dict[str, tuple[str, ...]] = {
     "the mlock batch takes one entry more": (
-        "SWITCH_OLD_CALLS else MLOCK_BATCH):",
-        "SWITCH_OLD_CALLS else MLOCK_BATCH + 1):",
+        "SWITCH_OLD_CALLS else BATCH_SIZE):",
+        "SWITCH_OLD_CALLS else BATCH_SIZE + 1):",
         "W1",
     ),
     "huge pages wait in the mlock batch": (

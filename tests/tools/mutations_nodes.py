@@ -89,8 +89,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "K27",
     ),
     "the zero page is told as absent": (
-        "    pfn = normal_pfn(w, leaf[0], level)\n    if pfn < 0:\n        return -EFAULT\n    return pfn + <int64_t>((addr",
-        "    pfn = normal_pfn(w, leaf[0], level)\n    if pfn < 0:\n        return -ENOENT\n    return pfn + <int64_t>((addr",
+        "    if pfn < 0:\n        return -EFAULT\n    return pfn + <int64_t>((addr",
+        "    if pfn < 0:\n        return -ENOENT\n    return pfn + <int64_t>((addr",
         "K27",
     ),
     "placing with a move takes all sharers along": (
@@ -141,10 +141,10 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "    if large and head == a.large:\n        return 0", "    if False:\n        return 0",
     ),
     "move_pages of 6.1 finds PROT_NONE memory": (
-        "    if leaf == NULL or not leaf[0] & PTE_P and w.ctl.kernel & SWITCH_NONE_NO_PARTNER:", "    if leaf == NULL:",
+        "    if w.ctl.kernel & SWITCH_NONE_NO_PARTNER and not leaf[0] & PTE_P:", "    if False:",
     ),
     "move_pages of 6.1 says of PROT_NONE memory what it says of absent pages": (
-        " and w.ctl.kernel & SWITCH_NO_SMART_SCAN and not there(w, mm, addr):", " and w.ctl.kernel & SWITCH_NO_SMART_SCAN:",
+        " and w.ctl.kernel & SWITCH_NO_SMART_SCAN and not unseen:", " and w.ctl.kernel & SWITCH_NO_SMART_SCAN:",
     ),
     "migrate_pages moves what it meets at once": (
         "    a.taken[head] = 1\n    return wait(a, addr, pfn)\n",

@@ -148,7 +148,7 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "        if not v.flags & VM_UFFD_ASYNC:\n            return -EFAULT       # a userfaultfd", "W38",
     ),
     "a marker that means nothing any more stays": (
-        "            pte[0] = pte[0] if v.flags & VM_UFFD_WP else 0\n", "", "W38",
+        "        pte[0] = pte[0] if v.flags & VM_UFFD_WP else 0\n", "", "W38",
     ),
     "a marker that means nothing any more stays at a load": (
         "        e = pte[0] = 0      # the marker is left", "        e = 0      # the marker is left", "W38",
