@@ -37,7 +37,7 @@ SWITCHES: dict[Switch, str] = {
     Switch.FORKED_HUGE_FAILS: "a huge page that several areas map is not split where the first that maps it by a pmd is not "
     "the last of them: that one maps small pages then, and the merge fails with -14",
     Switch.FORGETS: "a merge forgets checksum and age: two visits until the page merges again, five before the first skip",
-    Switch.NONE_NO_PARTNER: "a search of the unstable tree that meets a PROT_NONE page gives up; move_pages says -2 of one",
+    Switch.NONE_NO_PARTNER: "an unstable search that meets a PROT_NONE page gives up; move_pages says -2, unmerging leaves it",
     Switch.KEEPS_PROTECTED: "unmerging leaves KSM pages that userfaultfd write-protects",
     Switch.POKE_FAILS: "a debugger's store where the area does not allow any fails with -5 (a setting: proc_mem.force_override)",
     Switch.MOVE_ONE_AREA: "mremap of several areas to a new place fails with -14",
@@ -61,6 +61,9 @@ SWITCHES: dict[Switch, str] = {
     Switch.LAZY_NOT_COLLAPSED: "khugepaged leaves small pages alone among which is one that MADV_FREE marked and nobody stored to",
     Switch.EMPTY_NOT_JOINED: "an area with pages that changes does not become one with a neighbour that never had any",
     Switch.HUGE_ZERO_SPLIT: "a store to the huge zero page makes small ones of it, and no huge page",
+    Switch.SMALL_COLLAPSED: "where it makes no huge page, khugepaged makes folios of the smaller sizes that are allowed",
+    Switch.CHILD_ACCESSED: "fork: a child's pages count as accessed where its parent's do, for khugepaged",
+    Switch.ADVISED_ONCE: "MADV_HUGEPAGE where it was given before tells khugepaged nothing",
     Switch.REST_STAYS_LOCKED: "MREMAP_DONTUNMAP unlocks what it moves; the rest of the area stays locked",
     Switch.READ_ONLY_STAYS: "small pages none of which may be stored to become no huge page: MADV_COLLAPSE -22",
     Switch.TABLES_KEPT: "MADV_DONTNEED keeps the tables of the pages that it discards: no huge page comes there later",
@@ -130,8 +133,8 @@ def _numbers(version: str) -> tuple[int, int, int]:
 
 
 _SHIFT = 24
-#: bits that `ctl.kernel` has: first switches, the version, seven switches more
-BITS = _SHIFT + 26 + 7
+#: bits that `ctl.kernel` has: first switches, the version, ten switches more
+BITS = _SHIFT + 26 + 10
 
 
 def _packed(numbers: tuple[int, int, int]) -> int:
@@ -144,6 +147,10 @@ _LIE = Switch.BITS_LIE
 _12_17 = Switch.MOVE_ONE_AREA | _LIE | Switch.READ_ONLY_STAYS     # the last is taken from 6.12 for 6.16 and 6.17
 _MOVES = Switch.MOVE_FORGETS      # seen on 6.12.43; that those of the months before the change have it is taken from there
 _12 = _12_17 | Switch.NO_GUARD | Switch.PARTS_COPIED | Switch.TABLES_KEPT | Switch.EMPTY_NOT_JOINED | Switch.HUGE_ZERO_SPLIT
+_7_2 = (
+    Switch.UNMERGE_RANGE | Switch.POKE_FAILS | Switch.LAZY_NOT_COLLAPSED | Switch.REST_STAYS_LOCKED | Switch.SMALL_COLLAPSED
+    | Switch.CHILD_ACCESSED | Switch.ADVISED_ONCE
+)  # fmt: skip
 _WITHOUT_MARKS = STATS[:4]
 
 #: every kernel that was seen, by version
@@ -166,12 +173,9 @@ PROFILES: dict[str, Profile] = {
         Profile("6.19.14", _LIE | Switch.UNMERGE_RANGE, _ALL),
         Profile("7.0.13", _LIE | Switch.UNMERGE_RANGE, _ALL + "; that it unmerges by ranges is taken from 6.19.14"),
         Profile("7.1.13", Switch.UNMERGE_RANGE | Switch.POKE_FAILS, _SOME),
-        Profile("7.2.12", Switch.UNMERGE_RANGE | Switch.POKE_FAILS | Switch.LAZY_NOT_COLLAPSED | Switch.REST_STAYS_LOCKED,
-                _SOME + "; what stays locked is taken from 7.2.13"),
-        Profile("7.2.13", Switch.UNMERGE_RANGE | Switch.POKE_FAILS | Switch.COLLAPSES_NOTHING | Switch.LAZY_NOT_COLLAPSED
-                | Switch.REST_STAYS_LOCKED, "200 random scenarios, once"),
-        Profile("7.3.4", Switch.UNMERGE_RANGE | Switch.POKE_FAILS | Switch.FORGETS | Switch.COLLAPSES_NOTHING
-                | Switch.STAYS_PROTECTED | Switch.LAZY_NOT_COLLAPSED | Switch.REST_STAYS_LOCKED, _ALL),
+        Profile("7.2.12", _7_2, _SOME + "; what stays locked, and khugepaged, is taken from 7.2.13"),
+        Profile("7.2.13", _7_2 | Switch.COLLAPSES_NOTHING, "200 random scenarios, once"),
+        Profile("7.3.4", _7_2 | Switch.COLLAPSES_NOTHING | Switch.FORGETS | Switch.STAYS_PROTECTED, _ALL),
     )
 }  # fmt: skip
 

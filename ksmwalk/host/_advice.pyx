@@ -43,7 +43,7 @@ cdef int change_flags(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint64
 
 
 cdef int huge_page(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint64_t end, const Advice *a) noexcept nogil:
-    if not w.vmas[v].flags & a.refused:
+    if not w.vmas[v].flags & a.refused and not (w.vmas[v].flags & VM_HUGEPAGE and w.ctl.kernel & SWITCH_ADVISED_ONCE):
         khuge_know(w, &w.vmas[v], w.vmas[v].flags & ~a.clears | a.sets)     # the whole area, before it is cut
     return change_flags(w, mm, v, start, end, a)
 
@@ -85,7 +85,7 @@ cdef int dont_need(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint64_t 
         rc = mlock_range(w, mm, start, end)
         if rc < 0:
             return rc
-    return discard_range(w, mm, start, end, w.vmas[v].backing != 0 and w.vmas[v].flags & VM_UFFD_WP)
+    return discard_range(w, mm, &w.vmas[v], start, end)
 
 
 cdef int free_lazily(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint64_t end, const Advice *a) noexcept nogil:

@@ -9,8 +9,8 @@ from ksmwalk._core cimport (
     World, alone, enter, interrupted_at, leaf_find, leave, make_entry, no_entry, pte_make, records,
 )
 from ksmwalk.memory._frames cimport (
-    dma_get, dma_put, folio_extra_refs, folio_get, folio_head, folio_put, frame_alloc, lru_drain, lru_drain_cpu, mark_referenced,
-    normal_pfn,
+    dma_get, dma_put, folio_extra_refs, folio_get, folio_head, folio_put, frame_alloc, freed_in_bundles, lru_drain, lru_drain_cpu,
+    mark_referenced, mlock_drain, normal_pfn,
 )
 from ksmwalk.memory._leaves cimport prot_bits, touched
 from ksmwalk.memory._areas cimport backing_put, find_place, mm_alloc, vma_find, vma_find_from, vma_for
@@ -123,11 +123,24 @@ def populate(World world not None, int32_t mm, uint64_t start, uint64_t end):
     return rc
 
 
-def freed_again(World world not None, bint on):
-    """From here to the switching off, frames that are freed are the first to be taken again, the last one of a size first."""
+def freed_again(World world not None, int32_t mm, bint on):
+    """From here to the switching off, frames that are freed are the first to be taken again, the last one of a size first.
+    How many locked pages wait on the CPU of mm."""
     alone(world)
     world.w.freed_again = on
     world.w.nr_freed = 0
+    return world.w.batches[world.w.mms[mm].cpu].nr_mlock
+
+
+def freed_all(World world not None, int32_t mm, int waited):
+    """What the call has unmapped so far is free by now on old kernels, locked pages too: more than those that waited before."""
+    alone(world)
+    cdef int cpu = world.w.mms[mm].cpu
+    if world.w.ctl.kernel & SWITCH_NO_GUARD:
+        if world.w.batches[cpu].nr_mlock > waited:
+            mlock_drain(&world.w, cpu)
+        if world.w.ctl.kernel & SWITCH_NO_SMART_SCAN:
+            freed_in_bundles(&world.w)
 
 
 def uffd_wp(World world not None, int32_t mm, uint64_t start, uint64_t end, bint on):

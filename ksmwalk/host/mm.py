@@ -284,12 +284,13 @@ class Mm(Placed, Tasks, Locking, Heap, Watched, ShownMm):
         with self._world:
             if not populate:
                 return self._place(length, addr, size, vm, kind, shared, backing, offset, pfn)
-            _doors.freed_again(self._world, True)
+            waited = _doors.freed_again(self._world, self.index, True)
             try:
                 start = self._place(length, addr, size, vm, kind, shared, backing, offset, pfn)
+                _doors.freed_all(self._world, self.index, waited)
                 self._brought(_doors.populate(self._world, self.index, start, start + length), f"mmap at {start:#x}")
             finally:
-                _doors.freed_again(self._world, False)
+                _doors.freed_again(self._world, self.index, False)
             return start
 
     def _brought(self, code: int, what: str) -> None:

@@ -14,9 +14,11 @@ _NEVER = 4_000_000_000
 _HUGE = [0, 7, 0, *range(1000, 1509)]
 
 
-def _of(switch: Switch, ops: list[list[Any]], **tunables: int) -> tuple[Switch, Scenario]:
+def _of(switch: Switch, ops: list[list[Any]], env: dict[str, Any] | None = None, **tunables: int) -> tuple[Switch, Scenario]:
     assert switch.name
-    return switch, Scenario(switch.name.lower(), ops, tunables={"pages_to_scan": 3000, "smart_scan": 0, **tunables})
+    return switch, Scenario(
+        switch.name.lower(), ops, tunables={"pages_to_scan": 3000, "smart_scan": 0, **tunables}, env=env or {}
+    )
 
 
 def _marked(contents: list[int], advice: tuple[str, ...] = ("mergeable",)) -> list[list[Any]]:
@@ -116,6 +118,19 @@ TELLTALES: dict[Switch, Scenario] = dict(
         _of(Switch.HUGE_ZERO_SPLIT, [
             ["spawn", "A"], ["mmap", "A", _AT, 512], ["madvise", "A", _AT, 512, "hugepage"],
             ["touch", "A", [_AT]], ["write", "A", [[_AT + 1, 5]]],
+        ]),
+        _of(Switch.SMALL_COLLAPSED, [
+            ["spawn", "A"], ["mmap", "A", _AT, 512], ["madvise", "A", _AT, 512, "nohugepage"], ["fill", "A", _AT, [5] * 4],
+            ["madvise", "A", _AT, 512, "hugepage"], ["khuge"],
+        ], {"mthp_16": "madvise", "khugepaged/max_ptes_none": 0}),
+        _of(Switch.CHILD_ACCESSED, [
+            ["spawn", "A"], ["mmap", "A", _AT, 512], ["fill", "A", _AT, [5, 6]], ["madvise", "A", _AT, 512, "hugepage"],
+            ["fork", "A", "B"], ["exit", "A"], ["write", "B", [[_AT + 1, 7]]], ["madvise", "B", _AT + 1, 1, "cold"], ["khuge"],
+        ]),
+        _of(Switch.ADVISED_ONCE, [
+            ["spawn", "A"], ["mmap", "A", _AT, 512], ["madvise", "A", _AT, 512, "hugepage"],
+            ["uffd", "A", _AT, 512, {"missing": 1}], ["uffd_copy", "A", _AT, [5, 6]], ["uffd_unregister", "A", _AT, 512],
+            ["madvise", "A", _AT, 512, "hugepage"], ["khuge"],
         ]),
         _of(Switch.STAYS_PROTECTED, [
             ["spawn", "A"], ["mmap", "A", _AT, 4], ["uffd", "A", _AT, 4, {"wp": 1}], ["uffd", "A", _AT, 4, {"missing": 1}],

@@ -49,7 +49,9 @@ cdef int break_ksm(kw_world *w, int32_t mm, uint64_t addr, int cpu) noexcept nog
 
 
 cdef inline bint passed_over(kw_world *w, uint64_t e) noexcept nogil:
-    """Whether unmerging leaves what userfaultfd write-protects."""
+    """Whether unmerging leaves what userfaultfd write-protects, or what is mapped without any rights."""
+    if w.ctl.kernel & SWITCH_NONE_NO_PARTNER and not e & PTE_P:
+        return True
     return e & PTE_UFFD_WP != 0 and w.ctl.kernel & SWITCH_KEEPS_PROTECTED != 0
 
 

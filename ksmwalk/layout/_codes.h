@@ -83,7 +83,7 @@ enum {
     SWITCH_FORK_INHERITS = 0x80,    /* a child starts with the counts of its parent */
     SWITCH_FORKED_HUGE_FAILS = 0x100, /* of several mappings of a huge page a split takes one a time, and fails until the last */
     SWITCH_FORGETS = 0x200,         /* a merge forgets checksum and age */
-    SWITCH_NONE_NO_PARTNER = 0x400, /* a search that meets a PROT_NONE page gives up, move_pages finds none */
+    SWITCH_NONE_NO_PARTNER = 0x400, /* a search that meets a PROT_NONE page gives up, move_pages finds none, unmerging leaves it */
     SWITCH_KEEPS_PROTECTED = 0x800, /* unmerging leaves KSM pages that userfaultfd write-protects */
     SWITCH_POKE_FAILS = 0x1000,     /* a debugger can't store where the area does not allow it */
     SWITCH_MOVE_ONE_AREA = 0x2000,  /* mremap moves no several areas */
@@ -104,6 +104,9 @@ enum {
     SWITCH_REST_STAYS_LOCKED = 0x40000000000000, /* MREMAP_DONTUNMAP unlocks what it moves, not all of its area */
     SWITCH_EMPTY_NOT_JOINED = 0x80000000000000, /* an area with pages that changes does not join one that never had any */
     SWITCH_HUGE_ZERO_SPLIT = 0x100000000000000, /* a store to the huge zero page makes small ones of it */
+    SWITCH_SMALL_COLLAPSED = 0x200000000000000, /* khugepaged makes folios of the sizes allowed that are smaller than a huge page */
+    SWITCH_CHILD_ACCESSED = 0x400000000000000, /* a child's pages count as accessed where its parent's do */
+    SWITCH_ADVISED_ONCE = 0x800000000000000, /* MADV_HUGEPAGE where it was given before does nothing at all */
 };
 /* Thp(IntEnum), THP_: Huge pages for anonymous memory: never, where madvise asks for them, always. */
 enum { THP_NEVER = 0, THP_MADVISE = 1, THP_ALWAYS = 2 };

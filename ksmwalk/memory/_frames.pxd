@@ -203,6 +203,8 @@ cdef inline void new_page(kw_world *w, int cpu, uint64_t flags, int64_t pfn) noe
     else:
         lru_wait(w, cpu, pfn)
 
+cdef void freed_in_bundles(kw_world *w) noexcept nogil
+    # The frames that the call at hand freed come in another order: of its first 8, and of the others, the last was freed first.
 cdef void lru_empty(kw_world *w, int cpu) noexcept nogil
 cdef void mlock_drain(kw_world *w, int cpu) noexcept nogil
 cdef void lru_drain_cpu(kw_world *w, int cpu) noexcept nogil

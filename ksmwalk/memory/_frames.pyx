@@ -61,6 +61,14 @@ cdef bint run_take(kw_world *w, int64_t pfn, int order) noexcept nogil:
     return True
 
 
+cdef void freed_in_bundles(kw_world *w) noexcept nogil:
+    cdef int64_t first = min(w.nr_freed, <int64_t>8), i
+    for i in range(first // 2):
+        w.freed[i], w.freed[first - 1 - i] = w.freed[first - 1 - i], w.freed[i]
+    for i in range((w.nr_freed - first) // 2):
+        w.freed[first + i], w.freed[w.nr_freed - 1 - i] = w.freed[w.nr_freed - 1 - i], w.freed[first + i]
+
+
 cdef int64_t freed_before(kw_world *w, int nid, int order) noexcept nogil:
     """What the call at hand freed last of this size, if it is free still; KW_NONE. It is on that list no more."""
     cdef int64_t i = w.nr_freed, j, pfn
@@ -311,7 +319,7 @@ cdef void mlock_wait(kw_world *w, int cpu, int64_t pfn, int64_t entry) noexcept 
     w.f_extra[pfn] += 1
     b.mlock[b.nr_mlock] = entry
     b.nr_mlock += 1
-    if b.nr_mlock >= (BATCH_OLD if w.ctl.kernel & SWITCH_OLD_CALLS else BATCH_SIZE):
+    if b.nr_mlock >= <int32_t>(BATCH_OLD if w.ctl.kernel & SWITCH_OLD_CALLS else BATCH_SIZE):
         mlock_drain(w, cpu)
 
 

@@ -11,11 +11,12 @@ from ksmwalk._core cimport (
 )
 from ksmwalk.memory._areas cimport VM_WATCHED, for_khugepaged, node_of
 from ksmwalk.memory._frames cimport (
-    LARGE, folio_cached, folio_extra_refs, folio_head, folio_pages, huge_alloc, is_huge, lru_drain, lru_empty, maybe_shared,
-    normal_pfn, onto_batch,
+    LARGE, folio_alloc, folio_cached, folio_extra_refs, folio_head, folio_pages, huge_alloc, is_huge, lru_drain, lru_empty,
+    maybe_shared, normal_pfn, onto_batch,
 )
 from ksmwalk.memory._folio cimport map_huge
 from ksmwalk.memory._leaves cimport wp_marker, zap_pte
+from ksmwalk.memory._mthp cimport folio_orders, map_folio
 from ksmwalk.memory._swap cimport SWAP_UFFD_WP, swap_slot
 from ksmwalk.memory._swapin cimport swap_in
 from ksmwalk.layout._layout cimport *
@@ -26,7 +27,7 @@ cdef inline bint no_page(uint64_t e) noexcept nogil:
     return entry_none(e) or pte_present(e) and e & PTE_SPECIAL and entry_pfn(e, 1) == 0
 
 
-cdef int worth_while(kw_world *w, const kw_vma *v, const uint64_t *row, bint asked) noexcept nogil:
+cdef int worth_while(kw_world *w, const kw_vma *v, const uint64_t *row, bint asked, int64_t most_absent) noexcept nogil:
     """Why this table can't be collapsed, as a first look finds it, or KW_OK. Unless it is asked for: only within
     khugepaged's limits, and where one of its pages was accessed lately."""
     cdef int64_t absent = 0, shared = 0, out = 0, accessed = 0, writable = 0, pfn
@@ -36,7 +37,7 @@ cdef int worth_while(kw_world *w, const kw_vma *v, const uint64_t *row, bint ask
         e = row[i]
         if no_page(e):
             absent += 1
-            if v.flags & VM_WATCHED or not asked and absent > w.ctl.khuge_none:
+            if v.flags & VM_WATCHED or absent > most_absent:
                 return -EBUSY    # it waits to be told of what is missing
             continue
         if not pte_present(e):
@@ -124,6 +125,13 @@ cdef void put_all_back(kw_world *w, int cpu, const int64_t *pages, int n, bint f
         lru_empty(w, cpu)
 
 
+cdef void replaced(kw_world *w, kw_vma *v, int cpu, const int64_t *pages, int n) noexcept nogil:
+    """These pages have become a folio, which empties the batch that it goes onto: that of locked pages where it is one."""
+    put_all_back(w, cpu, pages, n, True)
+    if not v.flags & VM_LOCKED:
+        lru_empty(w, cpu)
+
+
 cdef int into_huge(
     kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *pmd, int64_t table, int cpu,
 ) noexcept nogil:
@@ -163,10 +171,7 @@ cdef int into_huge(
             zap_pte(w, mm, &row[i])
     table_free(w, mm, pmd, table)
     map_huge(w, mm, v, pmd, huge)
-    # The huge page empties the batch that it goes onto, which is that of locked pages where it is one.
-    put_all_back(w, cpu, pages, 512, True)
-    if not v.flags & VM_LOCKED:
-        lru_empty(w, cpu)
+    replaced(w, v, cpu, pages, 512)
     return KW_OK
 
 
@@ -184,7 +189,7 @@ cdef int collapse(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr) noexcept no
     if table < 0:
         return -EINVAL
     lru_drain(w)
-    rc = worth_while(w, v, w.rows + table * 512, True)
+    rc = worth_while(w, v, w.rows + table * 512, True, 512)
     if rc == KW_OK:
         rc = into_huge(w, mm, v, addr & ~(KW_PMD_SIZE - 1), pmd, table, w.mms[mm].cpu)
     if w.ctl.lru_batch == 0:
@@ -192,7 +197,67 @@ cdef int collapse(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr) noexcept no
     return rc
 
 
+# ------------------------------------------------------------------ folios smaller than a huge page
+
+cdef int into_folio(kw_world *w, int32_t mm, kw_vma *v, uint64_t *pte, int order, int cpu) noexcept nogil:
+    """One folio instead of the pages of 1 << order ptes, of which nobody else has any, and one at least was accessed lately."""
+    cdef int64_t[256] pages    # as for a huge page
+    cdef int64_t pfn, folio
+    cdef int i, n = 1 << order
+    cdef bint accessed = False
+    for i in range(n):
+        pages[i] = 0
+        if no_page(pte[i]):
+            continue
+        pfn = normal_pfn(w, pte[i], 1) if pte_present(pte[i]) else KW_NONE
+        if pfn < 0 or maybe_shared(w, pfn) or w.f_flags[pfn] & FRAME_LRU or folio_pages(w, folio_head(w, pfn)) >= n:
+            put_all_back(w, cpu, pages, i, False)
+            return -EAGAIN
+        pages[i] = -pfn if w.f_flags[pfn] & LARGE else pfn
+        accessed = accessed or pte[i] & PTE_A or w.f_flags[folio_head(w, pfn)] & FRAME_REFERENCED
+    folio = folio_alloc(w, node_of(w, v), order) if accessed else KW_NONE
+    if folio < 0:
+        put_all_back(w, cpu, pages, n, False)
+        return -ENOMEM
+    for i in range(n):
+        if pages[i]:
+            w.f_key[folio + i] = w.f_key[pages[i] if pages[i] > 0 else -pages[i]]
+        zap_pte(w, mm, &pte[i])
+    map_folio(w, mm, v, pte, folio, n)
+    replaced(w, v, cpu, pages, n)
+    return KW_OK
+
+
+cdef int64_t into_folios(kw_world *w, int32_t mm, kw_vma *v, uint64_t *pte, int order, int orders, int cpu) noexcept nogil:
+    """Folios of these orders (bits) instead of the pages of 1 << order ptes, the largest first; their number. None may be
+    missing of those, unless any number may (khugepaged's limit 511)."""
+    cdef int i, have = 0, n = 1 << order
+    for i in range(n):
+        have += not no_page(pte[i])
+    if have == 0 or order < 2:
+        return 0
+    if orders >> order & 1 and (have == n or w.ctl.khuge_none == 511) and into_folio(w, mm, v, pte, order, cpu) == KW_OK:
+        return 1
+    return (into_folios(w, mm, v, pte, order - 1, orders, cpu)
+            + into_folios(w, mm, v, pte + n // 2, order - 1, orders, cpu))
+
+
 # ------------------------------------------------------------------ khugepaged
+
+cdef int64_t khuge_table(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *pmd, int64_t table) noexcept nogil:
+    """What khugepaged makes of one table: the number of huge pages or folios."""
+    cdef uint64_t *row = w.rows + table * 512
+    cdef int orders = folio_orders(w, mm, v) if w.ctl.kernel & SWITCH_SMALL_COLLAPSED else 0
+    cdef int i, cpu = <int>w.ksm.cpu
+    cdef int64_t absent = 0
+    if worth_while(w, v, row, False, 512 if orders else w.ctl.khuge_none) != KW_OK:
+        return 0
+    for i in range(512):
+        absent += no_page(row[i])
+    if absent <= w.ctl.khuge_none and into_huge(w, mm, v, addr, pmd, table, cpu) == KW_OK:
+        return 1
+    return into_folios(w, mm, v, row, 9, orders, cpu) if orders else 0
+
 
 cdef int64_t khuge_mm(kw_world *w, int32_t mm) noexcept nogil:
     cdef int32_t at = w.mms[mm].vma_first
@@ -213,9 +278,8 @@ cdef int64_t khuge_mm(kw_world *w, int32_t mm) noexcept nogil:
                     addr = (addr & ~(KW_PUD_SIZE - 1)) + KW_PUD_SIZE
                     continue
                 table = child_row(w, pmd) if not entry_none(pmd[0]) and not entry_leaf(pmd[0], 2) else KW_NONE
-                if table >= 0 and worth_while(w, &w.vmas[at], w.rows + table * 512, False) == KW_OK:
-                    if into_huge(w, mm, &w.vmas[at], addr, pmd, table, <int>w.ksm.cpu) == KW_OK:
-                        made += 1
+                if table >= 0:
+                    made += khuge_table(w, mm, &w.vmas[at], addr, pmd, table)
                 addr += KW_PMD_SIZE
         at = w.vmas[at].next
     return made

@@ -45,10 +45,22 @@ cdef bint all_empty(const uint64_t *pte, int64_t n) noexcept nogil:
     return True
 
 
+cdef void map_folio(kw_world *w, int32_t mm, kw_vma *v, uint64_t *pte, int64_t pfn, int64_t n) noexcept nogil:
+    cdef uint64_t flags = prot_bits(v.flags) | PTE_D | (PTE_RW if v.flags & VM_WRITE else 0)
+    cdef int64_t i
+    for i in range(n):
+        pte[i] = make_entry(<uint64_t>(pfn + i), flags)
+        w.f_mapcount[pfn + i] = 1
+        w.f_flags[pfn + i] |= FRAME_EXCLUSIVE
+    owners_add(w, mm, pfn, <int32_t>n)
+    new_page(w, w.mms[mm].cpu, v.flags, pfn)
+    touched(w, mm)
+
+
 cdef int64_t folio_fault(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint64_t *pte, int orders) noexcept nogil:
-    cdef uint64_t base, flags
+    cdef uint64_t base
     cdef uint64_t *first
-    cdef int64_t pfn, n, i
+    cdef int64_t pfn, n
     cdef int order
     for order in range(8, 1, -1):
         n = 1 << order
@@ -61,13 +73,6 @@ cdef int64_t folio_fault(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint
         pfn = folio_alloc(w, node_of(w, v), order)
         if pfn < 0:
             continue
-        flags = prot_bits(v.flags) | PTE_D | (PTE_RW if v.flags & VM_WRITE else 0)
-        for i in range(n):
-            first[i] = make_entry(<uint64_t>(pfn + i), flags)
-            w.f_mapcount[pfn + i] = 1
-            w.f_flags[pfn + i] |= FRAME_EXCLUSIVE
-        owners_add(w, mm, pfn, <int32_t>n)
-        new_page(w, w.mms[mm].cpu, v.flags, pfn)
-        touched(w, mm)
+        map_folio(w, mm, v, first, pfn, n)
         return pfn + <int64_t>((addr - base) >> 12)
     return KW_NONE

@@ -294,9 +294,13 @@ cdef int folio_goes(kw_world *w, Reclaim *r, int64_t head) noexcept nogil:
             return KW_OK      # it was a part of a huge page until now, and is a locked page as such
     for i in range(n):
         if w.vmas[r.places[i].v].flags & VM_LOCKED:
+            # Locked in part: the rest stays with it. A folio of several pages counts as locked from now on where it is met
+            # here first; where some of it has gone before, that goes again when it has come back.
             if not w.f_flags[head] & LARGE:
                 note_unlocked(w, head, False)
-            break      # locked in part: the rest stays with it
+            elif i == 0:
+                w.f_flags[head] |= FRAME_MLOCKED
+            break
         rc = go(w, r, r.places[i].mm, r.places[i].addr, head)
         if rc < 0:
             return rc

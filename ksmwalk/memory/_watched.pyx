@@ -208,7 +208,7 @@ cdef int move_page(kw_world *w, int32_t mm, kw_vma *v, uint64_t to, uint64_t sta
         pfn = normal_pfn(w, e, 1)
         if pfn < 0:
             return -EBUSY
-        pte[0] = make_entry(<uint64_t>pfn, prot_bits(v.flags) | PTE_D | (PTE_RW if v.flags & VM_WRITE else 0))
+        pte[0] = make_entry(<uint64_t>pfn, prot_bits(v.flags) | e & PTE_D | (PTE_RW if v.flags & VM_WRITE else 0))
     old[0] = 0
     touched(w, mm)
     return KW_OK

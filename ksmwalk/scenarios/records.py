@@ -70,17 +70,36 @@ class _View:
     def nothing() -> _View:
         return _View(_empty(), _empty(), _empty(), _empty())
 
-    def holds_ksm(self, vpn: np.ndarray, frame: np.ndarray) -> np.ndarray:
-        """Which of these pages, in these frames, are KSM's here, in the same frames."""
+    def holds(self, vpn: np.ndarray, frame: np.ndarray, kind: int | None = None) -> np.ndarray:
+        """Which of these pages, in these frames, are here in the same frames, of a kind."""
         place = np.minimum(np.searchsorted(self.vpn, vpn), max(len(self.vpn) - 1, 0))
         if not len(self.vpn):
             return np.zeros(len(vpn), np.bool_)
-        found: np.ndarray = (self.vpn[place] == vpn) & (self.frame[place] == frame) & (self.kind[place] == KSM)
-        return found
+        found: np.ndarray = (self.vpn[place] == vpn) & (self.frame[place] == frame)
+        return found if kind is None else found & (self.kind[place] == kind)
 
     def same(self, other: _View) -> bool:
         mine, yours = (self.vpn, self.frame, self.kind, self.tag), (other.vpn, other.frame, other.kind, other.tag)
         return all(map(np.array_equal, mine, yours))
+
+
+def _became_ksm(told: Iterable[Event]) -> tuple[set[int], set[int]]:
+    """The frames of pages that became KSM's by these events, and of those that did so for nothing."""
+    alone: set[int] = set()  # made, and nobody has joined
+    joined: set[int] = set()
+    undone: set[int] = set()
+    for what, *rest in told:
+        if what not in ("new", "add"):
+            continue
+        frame, failed = rest[0], rest[2] != 0
+        if failed and frame in alone:
+            joined.discard(frame)
+            undone.add(frame)
+        if not failed:
+            (alone.add if what == "new" else alone.discard)(frame)
+            joined.add(frame)
+            undone.discard(frame)
+    return joined, undone
 
 
 class Recorder:
@@ -118,7 +137,8 @@ class Recorder:
         """Correct which pages are KSM's, where a kernel calls every anonymous page so.
 
         They are those that events told of, wherever they moved. One that MADV_FREE marked does not look like one any more,
-        and still is one where it is mapped as it was.
+        and still is one where it is mapped as it was. One that was made for a merge that then failed is gone, and its frame
+        may be another page's, but for who had it mapped before and has it still.
 
         Parameters
         ----------
@@ -132,15 +152,16 @@ class Recorder:
             Of processes that were not there before: the one whose pages they have.
         """
         nothing = _View.nothing()
-        joined = np.array([event[1] for event in told if event[0] in ("new", "add") and event[3] == 0], np.int64)
+        joined, undone = (np.fromiter(frames, np.int64) for frames in _became_ksm(told))
         # a stale node's frame may be another page's by now, so the numbers in use say nothing of that
         named = np.concatenate([_empty(), *(view.frame[view.kind == KSM] for view in self._views.values()), joined])
         for name, (vpns, frames, kinds) in seen.items():
             view = self._views.get(name, nothing)
             known = np.isin(vpns, view.vpn[view.kind == KSM]) if moving else np.isin(frames, named)
+            known |= np.isin(frames, undone) & view.holds(vpns, frames)
             kinds[(kinds == KSM) & ~known] = ANON
             as_seen = like.get(name, name)
-            stays = (self._views.get(as_seen) or self._ended.get(as_seen, nothing)).holds_ksm(vpns, frames)
+            stays = (self._views.get(as_seen) or self._ended.get(as_seen, nothing)).holds(vpns, frames, KSM)
             kinds[(kinds == ANON) & (stays | np.isin(frames, joined))] = KSM
 
     def moves(self, pages: Mapping[str, Pages]) -> dict[int, int]:

@@ -231,6 +231,17 @@ def test_where_ksm_pages_are_is_not_where_stale_nodes_think():
     assert sifted(recorder, "A", [(6, 20, KSM), (7, 12, KSM)]) == [7]
 
 
+def test_a_page_that_was_ksms_for_nothing_leaves_its_frame_to_others():
+    """Where the second of two equal pages can't be merged, the first one is copied again: into what was freed last."""
+    recorder = Recorder()
+    recorder.record(["fork", "A", "B"], 0, {}, {}, {"A": pages((5, 11, ANON), (6, 12, ANON)), "B": pages((5, 11, ANON))})
+    told = [("new", 11, "A", 0), ("add", 11, "A", -14)]
+    assert sifted(recorder, "A", [(5, 13, KSM), (6, 11, KSM)], told) == []
+    assert sifted(recorder, "B", [(5, 11, KSM)], told) == [5]
+    # one that somebody joined stays
+    assert sifted(recorder, "A", [(5, 11, KSM)], [("new", 11, "A", 0), ("add", 11, "A", 0), ("add", 11, "A", -14)]) == [5]
+
+
 def test_a_ksm_page_that_is_mapped_as_before_is_one_still():
     """A kernel that calls anything KSM's goes by the dirty bit there, which MADV_FREE takes away."""
     recorder = Recorder()

@@ -77,13 +77,16 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "w.ctl.mthp[order] == THP_MADVISE and v.flags & VM_HUGEPAGE:", "w.ctl.mthp[order] == THP_MADVISE:",
         "W30", "W32",
     ),
-    "pages of a new folio are not exclusive": ("            w.f_flags[pfn + i] |= FRAME_EXCLUSIVE\n", "", "W12", "W31"),
+    "pages of a new folio are not exclusive": (
+        "        w.f_mapcount[pfn + i] = 1\n        w.f_flags[pfn + i] |= FRAME_EXCLUSIVE\n",
+        "        w.f_mapcount[pfn + i] = 1\n", "W12", "W31",
+    ),
     "khugepaged counts no absent pages": ("            absent += 1\n", "", "W28"),
     "khugepaged takes one absent page more": (
-        "not asked and absent > w.ctl.khuge_none:", "not asked and absent > w.ctl.khuge_none + 1:", "W28",
+        "    if absent <= w.ctl.khuge_none and into_huge(", "    if absent <= w.ctl.khuge_none + 1 and into_huge(", "W28",
     ),
     "khugepaged fills holes that userfaultfd watches": (
-        "if v.flags & VM_WATCHED or not asked and absent > w.ctl.khuge_none:", "if not asked and absent > w.ctl.khuge_none:", "W28",
+        "            if v.flags & VM_WATCHED or absent > most_absent:\n", "            if absent > most_absent:\n", "W28",
     ),
     "khugepaged takes one shared page more": ("shared > w.ctl.khuge_shared:", "shared > w.ctl.khuge_shared + 1:", "W28"),
     "khugepaged takes one shared page less": ("shared > w.ctl.khuge_shared:", "shared >= w.ctl.khuge_shared:", "W28"),
@@ -108,7 +111,7 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "    return zap_range(w, mm, start, end)",
     ),
     "a child has accessed what its parent had": (
-        "to[0] = e & ~(PTE_UFFD_WP | PTE_A)    # the child", "to[0] = e & ~PTE_UFFD_WP    # the child",
+        "    return 0 if w.ctl.kernel & SWITCH_CHILD_ACCESSED else PTE_A\n", "    return 0\n",
         "W28",
     ),
     "khugepaged needs no advice": (
@@ -159,7 +162,7 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "    if w.vmas[v].flags & VM_LOCKED or w.f_flags[pfn] & FRAME_MLOCKED",
     ),
     "pages of which a huge one was made wait nowhere": (
-        "    put_all_back(w, cpu, pages, 512, True)\n", "    pass\n",
+        "    replaced(w, v, cpu, pages, 512)\n", "    pass\n",
     ),
     "folios of several pages that a call frees come again in any order": (
         "    cdef int64_t pfn = freed_before(w, nid, order) if KW_UNLIKELY(w.nr_freed > 0) else KW_NONE\n",
@@ -169,7 +172,7 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "    else:\n        w.put_back += 1\n", "    else:\n        pass\n",
     ),
     "pages of which a huge one was made wait though it is not locked": (
-        "    if not v.flags & VM_LOCKED:\n        lru_empty(w, cpu)\n    return KW_OK\n", "    return KW_OK\n",
+        "    if not v.flags & VM_LOCKED:\n        lru_empty(w, cpu)\n\n\n", "\n\n",
     ),
     "khugepaged empties the batches before each huge page": (
         "    if came:\n        lru_drain(w)\n", "    lru_drain(w)\n",

@@ -110,6 +110,56 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "        huge = KW_NONE if w.ctl.kernel & SWITCH_HUGE_ZERO_SPLIT else huge_alloc(w, node_of(w, v))\n",
         "        huge = KW_NONE\n",
     ),
+    "a child has accessed nothing on any kernel": (
+        "    return 0 if w.ctl.kernel & SWITCH_CHILD_ACCESSED else PTE_A\n", "    return PTE_A\n",
+    ),
+    "a child's huge page is never accessed": (
+        "            to[0] = e & ~(PTE_UFFD_WP | accessed_by_parent(w))\n", "            to[0] = e & ~(PTE_UFFD_WP | PTE_A)\n",
+    ),
+    "advice for huge pages is heeded each time": (
+        " and not (w.vmas[v].flags & VM_HUGEPAGE and w.ctl.kernel & SWITCH_ADVISED_ONCE):\n", ":\n",
+    ),
+    "no kernel makes folios smaller than a huge page": (
+        " if w.ctl.kernel & SWITCH_SMALL_COLLAPSED else 0\n", " if False else 0\n",
+    ),
+    "every kernel makes folios smaller than a huge page": (
+        " if w.ctl.kernel & SWITCH_SMALL_COLLAPSED else 0\n", "\n",
+    ),
+    "a smaller folio takes what somebody else has too": (
+        "        if pfn < 0 or maybe_shared(w, pfn) or w.f_flags[pfn] & FRAME_LRU or",
+        "        if pfn < 0 or w.f_flags[pfn] & FRAME_LRU or",
+    ),
+    "a smaller folio takes what waits in a batch": (
+        " or maybe_shared(w, pfn) or w.f_flags[pfn] & FRAME_LRU or folio_pages", " or maybe_shared(w, pfn) or folio_pages",
+    ),
+    "a smaller folio takes parts of larger ones": (
+        " or w.f_flags[pfn] & FRAME_LRU or folio_pages(w, folio_head(w, pfn)) >= n:", " or w.f_flags[pfn] & FRAME_LRU:",
+    ),
+    "a smaller folio needs no use of its pages": (
+        "    folio = folio_alloc(w, node_of(w, v), order) if accessed else KW_NONE\n",
+        "    folio = folio_alloc(w, node_of(w, v), order)\n",
+    ),
+    "a smaller folio may lack pages": (
+        "(have == n or w.ctl.khuge_none == 511) and into_folio(", "(have == n or w.ctl.khuge_none) and into_folio(",
+    ),
+    "a smaller folio may never lack pages": (
+        "(have == n or w.ctl.khuge_none == 511) and into_folio(", "have == n and into_folio(",
+    ),
+    "what fails for smaller folios is not put back": (
+        " >= n:\n            put_all_back(w, cpu, pages, i, False)\n", " >= n:\n",
+    ),
+    "unmerging takes PROT_NONE pages along on 6.1": (
+        "    if w.ctl.kernel & SWITCH_NONE_NO_PARTNER and not e & PTE_P:\n        return True\n", "",
+    ),
+    "locked pages that mmap unmaps wait on old kernels too": (
+        "        if world.w.batches[cpu].nr_mlock > waited:\n            mlock_drain(&world.w, cpu)\n", "",
+    ),
+    "the frames that mmap frees on old kernels come last first": (
+        "            freed_in_bundles(&world.w)\n", "            pass\n",
+    ),
+    "a bundle of frames that old kernels free is of any size": (
+        "    cdef int64_t first = min(w.nr_freed, <int64_t>8), i\n", "    cdef int64_t first = w.nr_freed, i\n",
+    ),
     "old kernels do not look at the content of a KSM page that no tree has": (
         "            if w.ctl.kernel & SWITCH_STABLE_FIRST and (\n                    changed(",
         "            if False and (\n                    changed(",

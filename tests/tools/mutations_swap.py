@@ -91,9 +91,16 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "VM_LOCKED and",
         "W21",
     ),
+    "a huge page of which a part is locked is not locked as a whole": (
+        "            elif i == 0:\n                w.f_flags[head] |= FRAME_MLOCKED\n", "", "W21",
+    ),
+    "a huge page locked in part stays locked though some of it has gone": (
+        "            elif i == 0:\n                w.f_flags[head] |=",
+        "            else:\n                w.f_flags[head] |=", "W21",
+    ),
     "a huge page locked in part goes on going": (
-        "            break      # locked in part: the rest stays with it\n",
-        "            continue\n",
+        "                w.f_flags[head] |= FRAME_MLOCKED\n            break\n",
+        "                w.f_flags[head] |= FRAME_MLOCKED\n            continue\n",
         "W21",
     ),
     "parts of a huge page split by reclaim go though somebody locks them": (

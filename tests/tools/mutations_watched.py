@@ -66,8 +66,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W34",
     ),
     "a watched area with holes is collapsed": (
-        "if v.flags & VM_WATCHED or not asked and absent > w.ctl.khuge_none:",
-        "if not asked and (v.flags & VM_WATCHED or absent > w.ctl.khuge_none):",
+        "            if v.flags & VM_WATCHED or absent > most_absent:\n",
+        "            if not asked and v.flags & VM_WATCHED or absent > most_absent:\n",
         "W28",
     ),
     "memory goes with the first task that ends": (
@@ -116,8 +116,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W35",
     ),
     "a child's pages are protected": (
-        "to[0] = e & ~(PTE_UFFD_WP | PTE_A)    # the child",
-        "to[0] = e & ~PTE_A    # the child",
+        "                to[0] = e & ~(PTE_UFFD_WP | old)\n",
+        "                to[0] = e & ~old\n",
         "W36",
     ),
     "the area that MREMAP_DONTUNMAP leaves stays locked": (
@@ -146,6 +146,14 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
     "protection outlives the registration for it": (
         "        if v.flags & (VM_UFFD_WP | VM_UFFD_ASYNC) == VM_UFFD_WP:\n            return -EFAULT       # a userfaultfd",
         "        if not v.flags & VM_UFFD_ASYNC:\n            return -EFAULT       # a userfaultfd", "W38",
+    ),
+    "UFFDIO_MOVE stores to the page": (
+        "prot_bits(v.flags) | e & PTE_D | (PTE_RW if v.flags & VM_WRITE else 0))\n    old[0] = 0",
+        "prot_bits(v.flags) | PTE_D | (PTE_RW if v.flags & VM_WRITE else 0))\n    old[0] = 0", "W34",
+    ),
+    "a marker goes where nobody is registered any more": (
+        "    elif e == wp_marker() and op.v.backing == 0:\n",
+        "    elif e == wp_marker() and not (op.v.backing and op.v.flags & VM_UFFD_WP):\n", "W38",
     ),
     "a marker that means nothing any more stays": (
         "        pte[0] = pte[0] if v.flags & VM_UFFD_WP else 0\n", "", "W38",
