@@ -36,7 +36,8 @@ UNVERIFIED = (
 #: what the model does not have, with what happens instead
 NOT_MODELLED = (
     ("memory pressure", "reclaim comes when it is asked for; a Host without a free frame raises ArenaFullError"),
-    ("swap on a disk", "a device is read and written at once, without readahead"),
+    ("readahead of swap", "a fault brings its own page in; from a disk, and from zram where several share what is out, the kernel "
+     "brings neighbours into the swap cache, which are then older than others (`vm.page-cluster` 0: as here)"),
     (
         "folios that come back from swap whole",
         "scenarios with both swap and `mthp_...` are refused. A fault brings in the largest allowed folio whose slots lie in a "

@@ -132,7 +132,7 @@ class TestReal:
             assert knobs.saved() == before
         said = json.loads(capsys.readouterr().out)
         assert Costs.load(path) == Costs(**said["costs"]) and said["costs"]["source"] == "measured here"
-        assert len(said["scans"]) == 45 and all(scan["seconds"] > 0 for scan in said["scans"])
+        assert len(said["scans"]) == 47 and all(scan["seconds"] > 0 for scan in said["scans"])
         splits = [scan["work"]["splits"] for scan in said["scans"] if "splitting" in scan["name"]]
         assert splits == [8]
         assert cli.main(["calibrate", "--output", str(path)]) == 0
