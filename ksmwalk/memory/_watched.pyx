@@ -10,7 +10,7 @@ from ksmwalk._core cimport (
     pte_present,
 )
 from ksmwalk.memory._anon cimport anon_family
-from ksmwalk.memory._frames cimport folio_head, frame_map, normal_pfn
+from ksmwalk.memory._frames cimport LARGE, folio_head, frame_map, normal_pfn
 from ksmwalk.memory._leaves cimport huge_flags, pmd_split, prot_bits, touched, wp_marker
 from ksmwalk.memory._areas cimport anon_vma_prepare
 from ksmwalk.memory._fault cimport backing_page, new_anon
@@ -156,11 +156,12 @@ cdef inline bint movable(kw_world *w, int64_t pfn) noexcept nogil:
 
 
 cdef int move_entry(kw_world *w, const kw_vma *v, uint64_t to, uint64_t e) noexcept nogil:
-    """May this entry move? A swap slot that nobody shares, whose page, if there is one, belongs to the new place."""
+    """May this entry move? A swap slot that nobody shares, whose page, if there is one, belongs to the new place; none whose
+    page is in the swap cache as a part of a folio of several."""
     cdef int32_t slot = swap_slot(w, e)
     if slot == 0:
         return -EFAULT
-    if not e & SWAP_EXCLUSIVE:
+    if not e & SWAP_EXCLUSIVE or w.slots[slot].pfn and w.f_flags[w.slots[slot].pfn] & LARGE:
         return -EBUSY
     if w.slots[slot].pfn:
         w.slots[slot].addr, w.slots[slot].root = to, anon_family(w, v)

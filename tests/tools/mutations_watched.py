@@ -147,6 +147,10 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "        if v.flags & (VM_UFFD_WP | VM_UFFD_ASYNC) == VM_UFFD_WP:\n            return -EFAULT       # a userfaultfd",
         "        if not v.flags & VM_UFFD_ASYNC:\n            return -EFAULT       # a userfaultfd", "W38",
     ),
+    "UFFDIO_MOVE takes what is in the swap cache as a part": (
+        "    if not e & SWAP_EXCLUSIVE or w.slots[slot].pfn and w.f_flags[w.slots[slot].pfn] & LARGE:\n",
+        "    if not e & SWAP_EXCLUSIVE:\n", "W34",
+    ),
     "UFFDIO_MOVE stores to the page": (
         "prot_bits(v.flags) | e & PTE_D | (PTE_RW if v.flags & VM_WRITE else 0))\n    old[0] = 0",
         "prot_bits(v.flags) | PTE_D | (PTE_RW if v.flags & VM_WRITE else 0))\n    old[0] = 0", "W34",
