@@ -102,15 +102,21 @@ cdef int op_read(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexce
 
 
 cdef int op_bring_back(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) noexcept nogil:
+    cdef uint64_t e = entry[0]
+    cdef int64_t pfn
     cdef int rc
-    if swap_slot(w, entry[0]) == 0:
+    if swap_slot(w, e) == 0:
         return 0
     if interrupted_at(addr):
         return KW_EINTR
     rc = swap_in(w, op.mm, op.v, addr, entry)
     if rc == KW_OK:
+        pfn = normal_pfn(w, entry[0], 1)
         entry[0] &= ~PTE_A      # nobody asked for it
-        w.f_flags[normal_pfn(w, entry[0], 1)] |= FRAME_DIRTY    # and no slot has its content any more
+        w.f_flags[pfn] |= FRAME_DIRTY    # and no slot has its content any more
+        if not e & SWAP_EXCLUSIVE:       # that nobody else has it any more is not looked at
+            entry[0] &= ~PTE_RW
+            w.f_flags[pfn] &= ~FRAME_EXCLUSIVE
     return rc
 
 

@@ -62,7 +62,7 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W25", "W28",
     ),
     "what swapoff brought back is in a slot still": (
-        "        w.f_flags[normal_pfn(w, entry[0], 1)] |= FRAME_DIRTY",
+        "        w.f_flags[pfn] |= FRAME_DIRTY    # and no slot",
         "        pass",
         "W25", "W28",
     ),
@@ -90,6 +90,9 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "VM_LOCKED and as_a_whole(w, op.v, addr, entry, pfn, op.on) and",
         "VM_LOCKED and",
         "W21",
+    ),
+    "swapoff sees whose alone a page is": (
+        "        if not e & SWAP_EXCLUSIVE:       # that nobody", "        if False:       # that nobody", "W25",
     ),
     "a huge page of which a part is locked is not locked as a whole": (
         "            elif i == 0:\n                w.f_flags[head] |= FRAME_MLOCKED\n", "", "W21",
