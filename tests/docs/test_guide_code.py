@@ -179,7 +179,7 @@ def test_the_verification_page_says_what_is_not_modelled():
     before, _, missing = text.partition("## Not modelled")
     # a live workload that needs it is named there, and that it was skipped
     verified = "\n".join(line for line in before.splitlines() if "| skipped: " not in line)
-    for what in ("memory pressure", "swap on a disk", "compaction"):
+    for what in ("memory pressure", "readahead of swap", "compaction"):
         assert what not in verified and what in missing
 
 
