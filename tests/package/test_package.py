@@ -152,7 +152,7 @@ def test_what_an_embedder_and_a_type_checker_need_is_shipped():
     source = Path(__file__).parents[2] / "ksmwalk"
     patterns = ("*.pxd", "*.pyi", "*.h", "*.hpp", "*.py", "py.typed")
     wanted = {str(p.relative_to(source)) for pattern in patterns for p in source.rglob(pattern)}
-    wanted.remove("layout/_layout_table.h")  # read where the package is built, and by nobody after that
+    wanted.discard("layout/_layout_table.h")  # read where the package is built, and by nobody after that
     assert {"py.typed", "_core.pxd", "layout/_layout.h", "layout/ksmwalk.h", "layout/ksmwalk.hpp"} <= wanted
     assert wanted <= there, f"not shipped: {sorted(wanted - there)}"
 
