@@ -149,7 +149,7 @@ _MOVES = Switch.MOVE_FORGETS      # seen on 6.12.43; that those of the months be
 _12 = _12_17 | Switch.NO_GUARD | Switch.PARTS_COPIED | Switch.TABLES_KEPT | Switch.EMPTY_NOT_JOINED | Switch.HUGE_ZERO_SPLIT
 _7_2 = (
     Switch.UNMERGE_RANGE | Switch.POKE_FAILS | Switch.LAZY_NOT_COLLAPSED | Switch.REST_STAYS_LOCKED | Switch.SMALL_COLLAPSED
-    | Switch.CHILD_ACCESSED | Switch.ADVISED_ONCE
+    | Switch.CHILD_ACCESSED | Switch.ADVISED_ONCE | Switch.COLLAPSES_NOTHING
 )  # fmt: skip
 _WITHOUT_MARKS = STATS[:4]
 
@@ -172,10 +172,10 @@ PROFILES: dict[str, Profile] = {
         Profile("6.18.44", Switch(0), "several thousand scenarios"),
         Profile("6.19.14", _LIE | Switch.UNMERGE_RANGE, _ALL),
         Profile("7.0.13", _LIE | Switch.UNMERGE_RANGE, _ALL + "; that it unmerges by ranges is taken from 6.19.14"),
-        Profile("7.1.13", Switch.UNMERGE_RANGE | Switch.POKE_FAILS, _SOME),
-        Profile("7.2.12", _7_2, _SOME + "; what stays locked, and khugepaged, is taken from 7.2.13"),
-        Profile("7.2.13", _7_2 | Switch.COLLAPSES_NOTHING, "200 random scenarios, once"),
-        Profile("7.3.4", _7_2 | Switch.COLLAPSES_NOTHING | Switch.FORGETS | Switch.STAYS_PROTECTED, _ALL),
+        Profile("7.1.13", Switch.UNMERGE_RANGE | Switch.POKE_FAILS, _SOME + "; 60 random scenarios, once"),
+        Profile("7.2.12", _7_2, _SOME + "; 60 random scenarios, once"),
+        Profile("7.2.13", _7_2, "200 random scenarios, once"),
+        Profile("7.3.4", _7_2 | Switch.FORGETS | Switch.STAYS_PROTECTED, _ALL),
     )
 }  # fmt: skip
 

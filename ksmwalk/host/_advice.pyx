@@ -8,7 +8,9 @@ from libc.stdint cimport int32_t, uint64_t
 from ksmwalk.memory._frames cimport lru_drain_cpu
 from ksmwalk.memory._guards cimport guard_install_range, guard_remove_range
 from ksmwalk.memory._leaves cimport discard_range, mlock_range, wp_range
-from ksmwalk.memory._areas cimport VM_SPECIAL, anon_vma_prepare, khuge_know, set_flags, vma_compatible, vma_find, vma_find_from
+from ksmwalk.memory._areas cimport (
+    VM_SPECIAL, VM_WATCHED, anon_vma_prepare, khuge_know, set_flags, set_watched, vma_compatible, vma_find, vma_find_from,
+)
 from ksmwalk.memory._khuge cimport collapse
 from ksmwalk.memory._reclaim cimport cold_range, free_range, pageout_range
 from ksmwalk.memory._remove cimport punch_range
@@ -85,7 +87,7 @@ cdef int dont_need(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint64_t 
         rc = mlock_range(w, mm, start, end)
         if rc < 0:
             return rc
-    return discard_range(w, mm, &w.vmas[v], start, end)
+    return discard_range(w, &w.vmas[v], start, end)
 
 
 cdef int free_lazily(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint64_t end, const Advice *a) noexcept nogil:
@@ -193,7 +195,7 @@ cdef int sys_madvise(kw_world *w, int32_t mm, uint64_t start, uint64_t end, int 
 cdef int sys_uffd_wp(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bint on) noexcept nogil:
     """Register [start, end) with one userfaultfd of the mm (flag) and write-protect what is present."""
     cdef int32_t v
-    cdef uint64_t at = start, stop, flags
+    cdef uint64_t at = start, stop, how
     cdef int rc
     while at < end:
         v = vma_find(w, mm, at)
@@ -206,8 +208,8 @@ cdef int sys_uffd_wp(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bint
     while start < end:
         v = vma_find(w, mm, start)
         stop = min(end, w.vmas[v].end)
-        flags = w.vmas[v].flags & ~<uint64_t>VM_UFFD_WP
-        v = set_flags(w, v, start, stop, flags | VM_UFFD_WP if on else flags)
+        how = (w.vmas[v].flags & VM_WATCHED) | VM_UFFD_WP if on else w.vmas[v].flags & VM_WATCHED & ~<uint64_t>VM_UFFD_WP
+        v = set_watched(w, v, start, stop, how, w.vmas[v].watcher if how else 0)
         if v < 0:
             return v
         rc = wp_range(w, mm, start, stop, on)

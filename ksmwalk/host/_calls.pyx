@@ -395,6 +395,7 @@ cdef int32_t sys_fork(kw_world *w, int32_t parent) noexcept nogil:
             q.serial = serial
             q.mm = child
             q.flags &= ~<uint64_t>(VM_LOCKED | VM_LOCKONFAULT | VM_WATCHED)
+            q.watcher = 0
             q.anon_vma = q.anon_chain = 0
             q.linked = 0
             if q.backing:

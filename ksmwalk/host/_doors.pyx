@@ -124,20 +124,20 @@ def populate(World world not None, int32_t mm, uint64_t start, uint64_t end):
 
 
 def freed_again(World world not None, int32_t mm, bint on):
-    """From here to the switching off, frames that are freed are the first to be taken again, the last one of a size first.
-    How many locked pages wait on the CPU of mm."""
+    """From here to the switching off, frames that are freed are the first to be taken again, the last one of a size first."""
     alone(world)
     world.w.freed_again = on
     world.w.nr_freed = 0
-    return world.w.batches[world.w.mms[mm].cpu].nr_mlock
+    world.w.nr_waited = world.w.batches[world.w.mms[mm].cpu].nr_mlock
 
 
-def freed_all(World world not None, int32_t mm, int waited):
-    """What the call has unmapped so far is free by now on old kernels, locked pages too: more than those that waited before."""
+def freed_all(World world not None, int32_t mm):
+    """What the call has unmapped so far is free by now on old kernels, locked pages too: more than those that
+    waited when `freed_again` was switched on."""
     alone(world)
     cdef int cpu = world.w.mms[mm].cpu
     if world.w.ctl.kernel & SWITCH_NO_GUARD:
-        if world.w.batches[cpu].nr_mlock > waited:
+        if world.w.batches[cpu].nr_mlock > world.w.nr_waited:
             mlock_drain(&world.w, cpu)
         if world.w.ctl.kernel & SWITCH_NO_SMART_SCAN:
             freed_in_bundles(&world.w)

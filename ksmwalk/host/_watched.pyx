@@ -3,13 +3,13 @@
 The contract of every function stands in `_watched.pxd`.
 """
 from libc.errno cimport EBUSY, EINVAL, ENOENT
-from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint64_t
 
 from ksmwalk._core cimport (
     World, child_row, enter, entry_none, interrupted_at, leave, level_shift, pointer, pte_present,
 )
 from ksmwalk.memory._leaves cimport wp_range
-from ksmwalk.memory._areas cimport VM_ACCESS, VM_SPECIAL, VM_WATCHED, set_flags, vma_find, vma_find_from
+from ksmwalk.memory._areas cimport VM_ACCESS, VM_SPECIAL, VM_WATCHED, set_watched, vma_find, vma_find_from
 from ksmwalk.memory._watched cimport mark_absent, move_huge, move_page, place_page, place_zero
 from ksmwalk.layout._layout cimport *
 
@@ -23,8 +23,8 @@ cdef bint may_watch(kw_world *w, const kw_vma *v, uint64_t flags) noexcept nogil
     return not (flags & VM_UFFD_WP and v.backing and w.ctl.kernel & SWITCH_OLD_CALLS)
 
 
-cdef int may_watch_all(kw_world *w, int32_t mm, uint64_t start, uint64_t end, uint64_t flags) noexcept nogil:
-    """Is there an area in the range, and may each be watched so? Holes between them don't matter."""
+cdef int may_watch_all(kw_world *w, int32_t mm, uint64_t start, uint64_t end, uint64_t flags, uint16_t watcher) noexcept nogil:
+    """Is there an area in the range, and may each be watched so by this userfaultfd? Holes between them don't matter."""
     cdef int32_t v = vma_find_from(w, mm, start)
     if v == 0 or w.vmas[v].start >= end:
         return -EINVAL
@@ -35,14 +35,16 @@ cdef int may_watch_all(kw_world *w, int32_t mm, uint64_t start, uint64_t end, ui
             return -EINVAL
         if flags and not flags & VM_UFFD_WP and w.vmas[v].flags & VM_UFFD_WP and w.ctl.kernel & SWITCH_STAYS_PROTECTED:
             return -EBUSY
+        if w.vmas[v].flags & VM_WATCHED and w.vmas[v].watcher != watcher:
+            return -EBUSY if flags else -EINVAL
         v = w.vmas[v].next
     return 0
 
 
-cdef int sys_watch(kw_world *w, int32_t mm, uint64_t start, uint64_t end, uint64_t flags) noexcept nogil:
+cdef int sys_watch(kw_world *w, int32_t mm, uint64_t start, uint64_t end, uint64_t flags, uint16_t watcher) noexcept nogil:
     cdef int32_t v
     cdef uint64_t stop
-    cdef int rc = may_watch_all(w, mm, start, end, flags)
+    cdef int rc = may_watch_all(w, mm, start, end, flags, watcher)
     if rc < 0:
         return rc
     while start < end:
@@ -52,17 +54,17 @@ cdef int sys_watch(kw_world *w, int32_t mm, uint64_t start, uint64_t end, uint64
         start = max(start, w.vmas[v].start)
         stop = min(end, w.vmas[v].end)
         if w.vmas[v].flags & flags != flags:
-            v = set_flags(w, v, start, stop, (w.vmas[v].flags & ~<uint64_t>VM_WATCHED) | flags)
+            v = set_watched(w, v, start, stop, flags, watcher)
             if v < 0:
                 return v
         start = stop
     return 0
 
 
-cdef int sys_unwatch(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil:
+cdef int sys_unwatch(kw_world *w, int32_t mm, uint64_t start, uint64_t end, uint16_t watcher) noexcept nogil:
     cdef int32_t v
     cdef uint64_t stop
-    cdef int rc = may_watch_all(w, mm, start, end, 0)
+    cdef int rc = may_watch_all(w, mm, start, end, 0, watcher)
     if rc < 0:
         return rc
     while start < end:
@@ -75,7 +77,7 @@ cdef int sys_unwatch(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noex
             rc = wp_range(w, mm, start, stop, False)
             if rc < 0:
                 return rc
-        v = set_flags(w, v, start, stop, w.vmas[v].flags & ~<uint64_t>VM_WATCHED)
+        v = set_watched(w, v, start, stop, 0, 0)
         if v < 0:
             return v
         start = stop
@@ -123,7 +125,7 @@ cdef int sys_place(kw_world *w, int32_t mm, uint64_t addr, int64_t n, const uint
     return 0
 
 
-cdef int sys_move(kw_world *w, int32_t mm, uint64_t to, uint64_t start, int64_t n) noexcept nogil:
+cdef int sys_move(kw_world *w, int32_t mm, uint64_t to, uint64_t start, int64_t n, uint16_t watcher) noexcept nogil:
     cdef int32_t s = vma_find(w, mm, start), d = vma_find(w, mm, to)
     cdef kw_vma *v = &w.vmas[d]
     cdef uint64_t length = <uint64_t>n << 12, end = start + length, step
@@ -132,7 +134,9 @@ cdef int sys_move(kw_world *w, int32_t mm, uint64_t to, uint64_t start, int64_t 
         return -ENOENT
     if length > w.vmas[s].end - start or length > v.end - to or w.vmas[s].backing or v.backing:
         return -EINVAL
-    if not v.flags & VM_WATCHED or not v.flags & VM_WRITE or (v.flags | w.vmas[s].flags) & (VM_SPECIAL | VM_HUGETLB):
+    if not v.flags & VM_WATCHED or v.watcher != watcher or not v.flags & VM_WRITE:
+        return -EINVAL
+    if (v.flags | w.vmas[s].flags) & (VM_SPECIAL | VM_HUGETLB):
         return -EINVAL
     if (v.flags ^ w.vmas[s].flags) & (VM_ACCESS | VM_LOCKED):
         return -EINVAL
@@ -174,11 +178,14 @@ cdef int64_t absent_below(kw_world *w, int64_t row, int level, uint64_t base, ui
 
 # ------------------------------------------------------------------ what Python calls, arguments checked
 
-def watch(World world not None, int32_t mm, uint64_t start, uint64_t end, uint64_t flags):
+def watch(World world not None, int32_t mm, uint64_t start, uint64_t end, uint64_t flags, uint16_t watcher):
     cdef int rc
     enter(world)
     with nogil:
-        rc = sys_watch(&world.w, mm, start, end, flags) if flags else sys_unwatch(&world.w, mm, start, end)
+        if flags:
+            rc = sys_watch(&world.w, mm, start, end, flags, watcher)
+        else:
+            rc = sys_unwatch(&world.w, mm, start, end, watcher)
     leave(world)
     return rc
 
@@ -207,11 +214,11 @@ def place(World world not None, int32_t mm, uint64_t addr, int64_t n, object key
     return rc
 
 
-def move(World world not None, int32_t mm, uint64_t to, uint64_t start, int64_t n):
+def move(World world not None, int32_t mm, uint64_t to, uint64_t start, int64_t n, uint16_t watcher):
     cdef int rc
     enter(world)
     with nogil:
-        rc = sys_move(&world.w, mm, to, start, n)
+        rc = sys_move(&world.w, mm, to, start, n, watcher)
     leave(world)
     return rc
 

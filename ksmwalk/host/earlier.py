@@ -8,7 +8,8 @@ was one CPU with one LRU batch, kept in `ctl`; no swap, no other kernel than Lin
 counting: owners of folios, and which pages are exclusive, follow from the page tables. Version 3 had no heaps; up to it
 khugepaged went over all address spaces in the order in which they were made. Up to version 4 areas knew of their families
 the number alone, and whether they came from a fork; swapoff went over address spaces in the order in which they were made;
-small pages had a head, themselves, and references (`f_refs`) were counted with the mappings.
+small pages had a head, themselves, and references (`f_refs`) were counted with the mappings. Up to version 5 there was one
+userfaultfd an address space: number 0.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ NAMES_BEFORE = {"f_refs": "f_extra"}
 #: (array, field now) -> its names before, the last one first. Of areas `_make_families` finds there: the number of their
 #: anon_vma, that of their family, and whether they came from a fork.
 _RENAMED = {("nodes", "tree"): ("nid",), ("vmas", "anon_chain"): ("anon_root", "anon_vma"), ("vmas", "linked"): ("forked",)}
-#: (array, field) that held more bits once: 0 or 1, and what is neither stays neither
-_NARROWED = {("vmas", "linked")}
+#: (array, field then) that held more bits once -> lowest and highest to keep: what is no value of it then is none now
+_NARROWED = {("vmas", "forked"): (-1, 2), ("vmas", "page_shift"): (0, 0xFFFF)}
 
 #: bits of page-table entries: present or PROT_NONE, leaf of 2 MiB, not a counted page, frame number
 _PRESENT, _LEAF, _SPECIAL, _PFN = np.uint64(0x101), np.uint64(0x80), np.uint64(0x200), np.uint64(0x000FFFFFFFFFF000)
@@ -60,8 +61,8 @@ class _Earlier:
             for field in self.dtype.names:
                 source = _source(self._name, field, before.dtype.names)
                 if source is not None:
-                    narrow = (self._name, field) in _NARROWED
-                    out[field] = np.clip(before[source], -1, 2) if narrow else before[source]
+                    kept = _NARROWED.get((self._name, source))
+                    out[field] = np.clip(before[source], *kept) if kept else before[source]
         return out
 
 
@@ -76,7 +77,7 @@ def _known(name: str, dtype: np.dtype[Any]) -> bool:
     if want.names is None or dtype.names is None:
         return False
     sources = ((field, _source(name, field, dtype.names)) for field in want.names)
-    pairs = [((name, field) in _NARROWED, want[field], dtype[source]) for field, source in sources if source is not None]
+    pairs = [((name, source) in _NARROWED, want[field], dtype[source]) for field, source in sources if source is not None]
     return bool(pairs) and all(now.shape == then.shape and now.base.kind in "iu" and then.base.kind in "iu"
                                and (narrow or then.base.itemsize <= now.base.itemsize) for narrow, now, then in pairs)  # fmt: skip
 

@@ -284,10 +284,10 @@ class Mm(Placed, Tasks, Locking, Heap, Watched, ShownMm):
         with self._world:
             if not populate:
                 return self._place(length, addr, size, vm, kind, shared, backing, offset, pfn)
-            waited = _doors.freed_again(self._world, self.index, True)
+            _doors.freed_again(self._world, self.index, True)
             try:
                 start = self._place(length, addr, size, vm, kind, shared, backing, offset, pfn)
-                _doors.freed_all(self._world, self.index, waited)
+                _doors.freed_all(self._world, self.index)
                 self._brought(_doors.populate(self._world, self.index, start, start + length), f"mmap at {start:#x}")
             finally:
                 _doors.freed_again(self._world, self.index, False)

@@ -40,6 +40,7 @@ for _bits, _why in _WHY_NOT:
 # Plain integers: arithmetic on enum members takes a microsecond.
 _WHY_NOT_BITS = tuple((int(bits), text) for bits, text in _WHY_NOT)
 _MERGEABLE = int(Vm.MERGEABLE)
+_WATCHED = int(Vm.UFFD_MISSING | Vm.UFFD_WP | Vm.UFFD_MINOR)
 
 
 def letters(flags: int) -> str:
@@ -142,6 +143,11 @@ class Vma:
     def backing(self) -> int | None:
         """Number of the file or shared memory object mapped; None: private anonymous memory."""
         return self._get("backing") or None
+
+    @property
+    def userfaultfd(self) -> int | None:
+        """Number of the userfaultfd that watches it; None: none does."""
+        return self._get("watcher") if self.vm_flags & _WATCHED else None
 
     @property
     def page_size(self) -> int:

@@ -14,10 +14,11 @@ from .door import Door, refuse
 
 _MODES = {"missing": int(Vm.UFFD_MISSING), "wp": int(Vm.UFFD_WP), "minor": int(Vm.UFFD_MINOR)}
 _ASYNC = int(Vm.UFFD_ASYNC)
+_MOST_WATCHERS = 0xFFFF
 
 
 class Watched(Door):
-    """The userfaultfd of an address space. There is one, and nobody reads it: an access that would wait fails."""
+    """The userfaultfds of an address space, known by numbers of yours. Nobody reads them: an access that would wait fails."""
 
     def _watched_range(self, addr: int, length: int, what: str) -> tuple[int, int]:
         """Whole pages, at least one, within user memory."""
@@ -36,6 +37,7 @@ class Watched(Door):
         wp: bool = False,
         minor: bool = False,
         asynchronous: bool = False,
+        userfaultfd: int = 0,
     ) -> None:
         """Watch the areas in [addr, addr + length).
 
@@ -51,15 +53,17 @@ class Watched(Door):
             An access to a page that the object has, but is not mapped, waits.
         asynchronous : bool
             A store to a protected page does not wait, but takes its protection away (UFFD_FEATURE_WP_ASYNC).
+        userfaultfd : int
+            Number of the one that watches, 0 to 65,535: areas of two do not become one.
 
         Raises
         ------
         OSError
             EINVAL: nothing mapped there, no mode, or an area that can't be watched so; `asynchronous` on kernels that do not
-            have it. Nothing has changed.
+            have it. EBUSY: another userfaultfd watches some of it. Nothing has changed.
 
         Models: UFFDIO_REGISTER of Linux 6.18, with UFFD_FEATURE_SIGBUS and UFFD_FEATURE_WP_UNPOPULATED.
-        Differs: one userfaultfd an address space; EFAULT stands for SIGBUS; a private file is taken for one of memfd_create.
+        Differs: EFAULT stands for SIGBUS; a private file is taken for one of memfd_create.
         """
         modes = {"missing": missing, "wp": wp, "minor": minor}
         flags = sum(_MODES[name] for name, on in modes.items() if as_flag(on, name))
@@ -71,20 +75,22 @@ class Watched(Door):
             raise refuse(errno.EINVAL, f"UFFD_FEATURE_WP_ASYNC in Linux {self.host.kernel.version}")
         if wp and asynchronous:
             flags |= _ASYNC
-        self._check(_watched.watch(self._world, self._at(), start, end, flags), f"uffd_register {start:#x}-{end:#x}")
+        watcher = as_int(userfaultfd, "userfaultfd", 0, _MOST_WATCHERS)
+        self._check(_watched.watch(self._world, self._at(), start, end, flags, watcher), f"uffd_register {start:#x}-{end:#x}")
 
-    def uffd_unregister(self, addr: int, length: int) -> None:
+    def uffd_unregister(self, addr: int, length: int, *, userfaultfd: int = 0) -> None:
         """Watch it no more: protection and markers go.
 
         Raises
         ------
         OSError
-            EINVAL: nothing mapped there, or an area that can't be watched.
+            EINVAL: nothing mapped there, an area that can't be watched, or one that another userfaultfd watches.
 
-        Models: UFFDIO_UNREGISTER of Linux 6.18. Differs: one userfaultfd an address space.
+        Models: UFFDIO_UNREGISTER of Linux 6.18. Differs: nothing known.
         """
         start, end = self._watched_range(addr, length, "uffd_unregister")
-        self._check(_watched.watch(self._world, self._at(), start, end, 0), f"uffd_unregister {start:#x}-{end:#x}")
+        watcher = as_int(userfaultfd, "userfaultfd", 0, _MOST_WATCHERS)
+        self._check(_watched.watch(self._world, self._at(), start, end, 0, watcher), f"uffd_unregister {start:#x}-{end:#x}")
 
     def uffd_protect(self, addr: int, length: int, on: bool = True) -> None:
         """Protect pages from stores, those that are not there by markers; off: let stores through again.
@@ -143,7 +149,7 @@ class Watched(Door):
             _watched.place(self._world, self._at(), start, (end - start) // PAGE_SIZE, None, False), f"uffd_zero {start:#x}"
         )
 
-    def uffd_move(self, to: int, addr: int, length: int) -> None:
+    def uffd_move(self, to: int, addr: int, length: int, *, userfaultfd: int = 0) -> None:
         """Move pages [addr, addr + length) to `to`; the first that fails is the last.
 
         A huge page goes whole where all of it is to move and nothing ever was in its place; else it is split first.
@@ -153,7 +159,7 @@ class Watched(Door):
         ------
         OSError
             EINVAL: not private anonymous memory with the same permissions on both sides and locked alike, not within one
-            area, not writable, or `to` not watched; ENOENT: no area, or no page; EEXIST: there is a page, or a marker;
+            area, not writable, or `to` not watched by this userfaultfd; ENOENT: no area, or no page; EEXIST: there is a page, or a marker;
             EBUSY: a KSM page, or one that is not exclusive (shared by fork); EFAULT: a marker. EINVAL on kernels that do
             not have it.
 
@@ -163,14 +169,15 @@ class Watched(Door):
             raise refuse(errno.EINVAL, f"UFFDIO_MOVE in Linux {self.host.kernel.version}")
         start, end = self._watched_range(addr, length, "uffd_move")
         to, _ = self._watched_range(as_int(to, "to"), length, "uffd_move to")
-        code = _watched.move(self._world, self._at(), to, start, (end - start) // PAGE_SIZE)
+        watcher = as_int(userfaultfd, "userfaultfd", 0, _MOST_WATCHERS)
+        code = _watched.move(self._world, self._at(), to, start, (end - start) // PAGE_SIZE, watcher)
         self._check(code, f"uffd_move {start:#x}-{end:#x} to {to:#x}")
 
     def uffd_wp(self, addr: int, length: int, on: bool = True) -> None:
         """Register the range with a userfaultfd and write-protect its present pages (off: let stores through again).
 
         Models: UFFDIO_REGISTER and UFFDIO_WRITEPROTECT of Linux 6.18 without UFFD_FEATURE_WP_UNPOPULATED.
-        Differs: one userfaultfd per address space; a store fails with EFAULT.
+        Differs: whoever watches it already goes on; a store fails with EFAULT.
         """
         on = as_flag(on, "on")
         start, end = self._user_range(addr, length, "uffd_wp")

@@ -371,7 +371,8 @@ def run(story: Story, seconds: float, costs: Costs, advisor: bool = False) -> Ti
 def _slower(costs: Costs) -> float:
     """How many times as long as these costs say the machine's ksmd takes for known work in batches, as it is now."""
     samples = batches(*_YARDSTICK)
-    return sum(sample.seconds for sample in samples) / sum(float(ksmd_seconds(sample.work, costs)[0]) for sample in samples)
+    work = np.concatenate([sample.work for sample in samples])
+    return sum(sample.seconds for sample in samples) / float(ksmd_seconds(work, costs).sum())
 
 
 def _told(outcome: Timed, story: Story, seconds: float, costs: Costs, advisor: bool) -> None:

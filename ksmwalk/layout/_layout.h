@@ -30,7 +30,8 @@ typedef struct {
     int32_t mm;
     int32_t backing;     /* 0: anonymous private; else number of the object mapped */
     int32_t anon_vma;    /* record of anons: that of new anonymous pages, 0: it never had one */
-    int32_t page_shift;  /* 12, or 21/30 for hugetlb */
+    uint16_t page_shift; /* 12, or 21/30 for hugetlb */
+    uint16_t watcher;    /* number of the userfaultfd that watches it; 0 too where none does */
     int64_t serial;      /* number of this vma among all ever made */
     int32_t anon_chain;  /* record of anons: its pages have this one or one of those above it, 0: none */
     int32_t policy;      /* NUMA node that new pages go to + 1, 0: that of the mm */
@@ -324,6 +325,7 @@ struct kw_world {
     /* Table pages freed since the arrays were bound: who keeps a pointer into a table across calls looks whether it moved. */
     int64_t rows_freed;
     int64_t freed_again, nr_freed, freed[1024]; /* what the call frees is taken first, the last first; 2 + node: of that node */
+    int64_t nr_waited; /* of locked pages on its CPU's batch, before it */
     int64_t put_back;      /* slots of the LRU batches that pages take which are free by now, see khugepaged */
     kw_done done;
     int64_t nodes_gone;    /* stable nodes whose page is gone, once ksm/_late.pxd has counted them */

@@ -1,6 +1,6 @@
 # The contract of areas, for those who `cimport ksmwalk.memory._areas`. Same rules as _frames.pxd. Calls that may be
 # refused as a system call is answer -errno.
-from libc.stdint cimport int32_t, uint64_t
+from libc.stdint cimport int32_t, uint16_t, uint64_t
 
 from ksmwalk.layout._layout cimport *
 
@@ -78,6 +78,8 @@ cdef int32_t set_flags(kw_world *w, int32_t v, uint64_t start, uint64_t end, uin
     # Give [start, end) of v other flags: cut at its ends, joined with what is alike. The record that holds it.
 cdef int32_t set_policy(kw_world *w, int32_t v, uint64_t start, uint64_t end, int32_t policy) noexcept nogil
     # The same with the NUMA node its new pages go to (kw_vma.policy).
+cdef int32_t set_watched(kw_world *w, int32_t v, uint64_t start, uint64_t end, uint64_t how, uint16_t watcher) noexcept nogil
+    # The same with how a userfaultfd watches it (VM_WATCHED), and which one; 0 and 0: none.
 
 # ------------------------------------------------------------------ khugepaged
 

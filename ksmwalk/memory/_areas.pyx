@@ -3,7 +3,7 @@
 The contract of every function stands in `_areas.pxd`.
 """
 from libc.errno cimport ENOMEM
-from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint64_t
 from libc.string cimport memset
 
 from ksmwalk._core cimport (
@@ -329,7 +329,7 @@ cdef bint vma_join(kw_world *w, int32_t a, int32_t b) noexcept nogil:
     cdef kw_vma *q = &w.vmas[b]
     if a == 0 or b == 0 or p.end != q.start or (p.flags ^ q.flags) & ~<uint64_t>VM_MAYBE_GUARD or p.flags & VM_SPECIAL:
         return False
-    if p.backing != q.backing or q.pgoff != p.pgoff + ((p.end - p.start) >> 12) or p.policy != q.policy:
+    if p.backing != q.backing or q.pgoff != p.pgoff + ((p.end - p.start) >> 12) or p.policy != q.policy or p.watcher != q.watcher:
         return False
     if p.anon_vma != q.anon_vma:
         # One without anonymous pages may join one that has some, unless those may still be shared with a parent.
@@ -357,18 +357,22 @@ cdef int32_t join_around(kw_world *w, int32_t v) noexcept nogil:
 
 
 cdef int32_t set_flags(kw_world *w, int32_t v, uint64_t start, uint64_t end, uint64_t flags) noexcept nogil:
-    return set_area(w, v, start, end, flags, w.vmas[v].policy)
+    return set_area(w, v, start, end, flags, w.vmas[v].policy, w.vmas[v].watcher)
 
 
 cdef int32_t set_policy(kw_world *w, int32_t v, uint64_t start, uint64_t end, int32_t policy) noexcept nogil:
-    return set_area(w, v, start, end, w.vmas[v].flags, policy)
+    return set_area(w, v, start, end, w.vmas[v].flags, policy, w.vmas[v].watcher)
 
 
-cdef int32_t set_area(kw_world *w, int32_t v, uint64_t start, uint64_t end, uint64_t flags,
-                      int32_t policy) noexcept nogil:
+cdef int32_t set_watched(kw_world *w, int32_t v, uint64_t start, uint64_t end, uint64_t how, uint16_t watcher) noexcept nogil:
+    return set_area(w, v, start, end, (w.vmas[v].flags & ~<uint64_t>VM_WATCHED) | how, w.vmas[v].policy, watcher)
+
+
+cdef int32_t set_area(kw_world *w, int32_t v, uint64_t start, uint64_t end, uint64_t flags, int32_t policy,
+                      uint16_t watcher) noexcept nogil:
     """Change [start, end) of v: cut at its ends, joined with what is alike. The record that holds it."""
     cdef int need = (start > w.vmas[v].start) + (end < w.vmas[v].end)
-    if w.vmas[v].flags == flags and w.vmas[v].policy == policy:
+    if w.vmas[v].flags == flags and w.vmas[v].policy == policy and w.vmas[v].watcher == watcher:
         return v
     if w.mms[w.vmas[v].mm].nr_vmas + need > MAX_MAP_COUNT:
         return -ENOMEM
@@ -382,6 +386,7 @@ cdef int32_t set_area(kw_world *w, int32_t v, uint64_t start, uint64_t end, uint
         vma_split(w, v, end)
     w.vmas[v].flags = flags
     w.vmas[v].policy = policy
+    w.vmas[v].watcher = watcher
     touched(w, w.vmas[v].mm)    # pages may have become, or ceased to be, mergeable
     return join_around(w, v)
 

@@ -6,6 +6,7 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uint8_t
 from libc.stdlib cimport calloc, free
 
 from ksmwalk._core cimport World, enter, entry_leaf, entry_pfn, entry_present, leave, level_size, row_owner
+from ksmwalk.memory._areas cimport VM_WATCHED
 from ksmwalk.memory._check_frames cimport frames
 from ksmwalk.memory._check_swap cimport families, swap
 from ksmwalk.memory._frames cimport HUGE_ORDER, folio_head
@@ -19,8 +20,8 @@ cdef enum:
 
 cdef uint64_t VM_BITS = (
     VM_READ | VM_WRITE | VM_EXEC | VM_SHARED | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC | VM_MAYSHARE | VM_PFNMAP
-    | VM_MAYBE_GUARD | VM_UFFD_WP | VM_LOCKED | VM_IO | VM_SEQ_READ | VM_RAND_READ | VM_DONTCOPY | VM_DONTEXPAND
-    | VM_GROWSDOWN | VM_LOCKONFAULT | VM_UFFD_MISSING | VM_UFFD_MINOR | VM_UFFD_ASYNC
+    | VM_MAYBE_GUARD | VM_LOCKED | VM_IO | VM_SEQ_READ | VM_RAND_READ | VM_DONTCOPY | VM_DONTEXPAND
+    | VM_GROWSDOWN | VM_LOCKONFAULT | VM_WATCHED
     | VM_ACCOUNT | VM_NORESERVE | VM_HUGETLB | VM_WIPEONFORK | VM_DONTDUMP | VM_MIXEDMAP | VM_HUGEPAGE | VM_NOHUGEPAGE
     | VM_MERGEABLE | VM_DROPPABLE | VM_DAX
 )
@@ -164,6 +165,8 @@ cdef int one_vma(Check *c, int32_t mm, int32_t v, int32_t before) noexcept nogil
         return refuse(c, b"vmas", b"end", v, <int64_t>p.end, b"not aligned, not above the start, or too high")
     if p.flags & ~VM_BITS or p.flags & VM_SHARED and p.flags & VM_MERGEABLE:
         return refuse(c, b"vmas", b"flags", v, <int64_t>p.flags, b"flags that no area has")
+    if p.watcher and not p.flags & VM_WATCHED:
+        return refuse(c, b"vmas", b"watcher", v, p.watcher, b"a userfaultfd, and it watches nothing of the area")
     if p.pgoff >> 52:
         return refuse(c, b"vmas", b"pgoff", v, <int64_t>p.pgoff, b"too far in")
     if within(c, b"vmas", b"linked", v, p.linked, 0, w.ctl.anon_links + 1, b"not given out yet"):

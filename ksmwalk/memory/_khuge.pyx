@@ -27,9 +27,10 @@ cdef inline bint no_page(uint64_t e) noexcept nogil:
     return entry_none(e) or pte_present(e) and e & PTE_SPECIAL and entry_pfn(e, 1) == 0
 
 
-cdef int worth_while(kw_world *w, const kw_vma *v, const uint64_t *row, bint asked, int64_t most_absent) noexcept nogil:
-    """Why this table can't be collapsed, as a first look finds it, or KW_OK. Unless it is asked for: only within
-    khugepaged's limits, and where one of its pages was accessed lately."""
+cdef int worth_while(kw_world *w, const kw_vma *v, const uint64_t *row, bint asked, int64_t most_absent,
+                     int64_t *nr_absent) noexcept nogil:
+    """Why this table can't be collapsed, as a first look finds it, or KW_OK and how many pages are missing. Unless it is
+    asked for: only within khugepaged's limits, and where one of its pages was accessed lately."""
     cdef int64_t absent = 0, shared = 0, out = 0, accessed = 0, writable = 0, pfn
     cdef uint64_t e
     cdef int i
@@ -60,6 +61,7 @@ cdef int worth_while(kw_world *w, const kw_vma *v, const uint64_t *row, bint ask
             accessed += 1
     if writable == 0 and w.ctl.kernel & SWITCH_READ_ONLY_STAYS:
         return -EINVAL
+    nr_absent[0] = absent
     # What is swapped out is read in again only where most of the rest is in use.
     return KW_OK if asked or accessed >= (256 if out else 1) else -EINVAL
 
@@ -177,7 +179,7 @@ cdef int into_huge(
 
 cdef int collapse(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr) noexcept nogil:
     cdef uint64_t *pmd = pmd_find(w, w.mms[mm].root, addr)
-    cdef int64_t table
+    cdef int64_t table, absent
     cdef int rc
     if v.backing or v.anon_vma == 0 or v.flags & VM_NOHUGEPAGE or w.mms[mm].flags & MM_THP_DISABLED:
         return -EINVAL
@@ -189,7 +191,7 @@ cdef int collapse(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr) noexcept no
     if table < 0:
         return -EINVAL
     lru_drain(w)
-    rc = worth_while(w, v, w.rows + table * 512, True, 512)
+    rc = worth_while(w, v, w.rows + table * 512, True, 512, &absent)
     if rc == KW_OK:
         rc = into_huge(w, mm, v, addr & ~(KW_PMD_SIZE - 1), pmd, table, w.mms[mm].cpu)
     if w.ctl.lru_batch == 0:
@@ -248,12 +250,10 @@ cdef int64_t khuge_table(kw_world *w, int32_t mm, kw_vma *v, uint64_t addr, uint
     """What khugepaged makes of one table: the number of huge pages or folios."""
     cdef uint64_t *row = w.rows + table * 512
     cdef int orders = folio_orders(w, mm, v) if w.ctl.kernel & SWITCH_SMALL_COLLAPSED else 0
-    cdef int i, cpu = <int>w.ksm.cpu
-    cdef int64_t absent = 0
-    if worth_while(w, v, row, False, 512 if orders else w.ctl.khuge_none) != KW_OK:
+    cdef int cpu = <int>w.ksm.cpu
+    cdef int64_t absent
+    if worth_while(w, v, row, False, 512 if orders else w.ctl.khuge_none, &absent) != KW_OK:
         return 0
-    for i in range(512):
-        absent += no_page(row[i])
     if absent <= w.ctl.khuge_none and into_huge(w, mm, v, addr, pmd, table, cpu) == KW_OK:
         return 1
     return into_folios(w, mm, v, row, 9, orders, cpu) if orders else 0

@@ -69,7 +69,7 @@ cdef int over_leaves(kw_world *w, LeafOp *op, uint64_t start, uint64_t end) noex
 cdef int zap_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil
 cdef int mlock_range(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil
     # Before the pages of a locked area go: each that is mapped goes onto the mlock batch of the CPU that mm runs on.
-cdef int discard_range(kw_world *w, int32_t mm, kw_vma *v, uint64_t start, uint64_t end) noexcept nogil
+cdef int discard_range(kw_world *w, kw_vma *v, uint64_t start, uint64_t end) noexcept nogil
     # MADV_DONTNEED: the same, but guards stay, and empty pte tables that lie wholly in the range go: a huge page fits
     # there again. v: whose pages they are; of a file, what userfaultfd protects stays so by markers, as pages may come back.
 cdef void free_tables(kw_world *w, int32_t mm, uint64_t start, uint64_t end, uint64_t floor,

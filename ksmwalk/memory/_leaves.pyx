@@ -191,16 +191,16 @@ cdef void free_pte_tables(kw_world *w, int32_t mm, int64_t row, int level, uint6
         p += 1
 
 
-cdef int discard_range(kw_world *w, int32_t mm, kw_vma *v, uint64_t start, uint64_t end) noexcept nogil:
+cdef int discard_range(kw_world *w, kw_vma *v, uint64_t start, uint64_t end) noexcept nogil:
     cdef LeafOp op
     cdef int rc
     op.pte = op_discard_pte
     op.pmd = op_zap_pmd
-    op.mm = mm
+    op.mm = v.mm
     op.v = v
     rc = over_leaves(w, &op, start, end)
     if rc == KW_OK and start < end and not w.ctl.kernel & SWITCH_TABLES_KEPT:
-        free_pte_tables(w, mm, w.mms[mm].root, <int>w.ctl.levels, start, end)
+        free_pte_tables(w, v.mm, w.mms[v.mm].root, <int>w.ctl.levels, start, end)
     return rc
 
 
@@ -240,14 +240,14 @@ cdef int copy_pinned(kw_world *w, kw_vma *v, uint64_t *to, int64_t pfn) noexcept
     return KW_OK
 
 
-cdef inline uint64_t accessed_by_parent(kw_world *w) noexcept nogil:
+cdef inline uint64_t not_inherited(kw_world *w) noexcept nogil:
     """The bit that a child's entries do not have: it has accessed nothing yet."""
     return 0 if w.ctl.kernel & SWITCH_CHILD_ACCESSED else PTE_A
 
 
 cdef int copy_ptes(kw_world *w, int32_t src, kw_vma *v, uint64_t *from_, uint64_t addr, uint64_t end,
                    bint cow) noexcept nogil:
-    cdef uint64_t old = accessed_by_parent(w)
+    cdef uint64_t old = not_inherited(w)
     cdef int32_t dst = v.mm
     cdef uint64_t *to = pte_make(w, dst, addr)
     cdef uint64_t e
@@ -322,7 +322,7 @@ cdef int copy_level(kw_world *w, int32_t src, kw_vma *v, int64_t row, int level,
             if cow:
                 e &= ~PTE_RW
                 p[0] = e
-            to[0] = e & ~(PTE_UFFD_WP | accessed_by_parent(w))
+            to[0] = e & ~(PTE_UFFD_WP | not_inherited(w))
             pfn = normal_pfn(w, e, 2)
             if pfn >= 0:
                 w.f_flags[pfn] &= ~FRAME_EXCLUSIVE

@@ -175,8 +175,8 @@ class Replay(HugePages, Life, Locks, NodeOps, Pins, Swapping):
         self.live: dict[str, Mm] = {}
         self.lodgers: set[str] = set()
         self.away: dict[str, str] = {}
-        self.watched: list[tuple[Mm, range, tuple[str, int]]] = []
-        self.numbers: Iterator[int] = count(1)
+        self.userfaultfds: dict[int, tuple[str, bool]] = {}
+        self.numbers: Iterator[int] = count()
         self.piped: dict[tuple[str, int], int] = {}
         self.mapped_for_devices: dict[tuple[str, int], np.ndarray] = {}
         self.name_of: dict[int, str] = {}

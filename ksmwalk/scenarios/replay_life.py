@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..layout import PAGE_SIZE as PAGE
-from ..layout import Switch, Vm
+from ..layout import Switch
 from .kinds import HEAP_VPN, ScenarioError
 from .records import SWAP, Pages
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from ..host.mm import Mm
     from .format import Scenario
     from .replay import Contents
-
-_WATCHED = int(Vm.UFFD_MISSING | Vm.UFFD_WP | Vm.UFFD_MINOR)
 
 
 class Life:
@@ -32,9 +30,9 @@ class Life:
         Those that live in the memory of another, whose pages are told of under the other's name only.
     away : dict of str to str
         Who waits for a vfork child, and for which; none once it is gone or has a memory of its own.
-    watched : list of (Mm, range, (str, int))
-        What a userfaultfd was told to watch, and which: the process that has it, with which it ends, and 0, or for each
-        ``uffd_wp``, which makes one of its own, another number.
+    userfaultfds : dict of int to (str, bool)
+        By number the task that has it, with which it ends, and whether it is the one for all but ``uffd_wp``, which makes
+        another each time.
     """
 
     if TYPE_CHECKING:
@@ -44,7 +42,7 @@ class Life:
         lodgers: set[str]
         away: dict[str, str]
         numbers: Iterator[int]
-        watched: list[tuple[Mm, range, tuple[str, int]]]
+        userfaultfds: dict[int, tuple[str, bool]]
 
         def _born(self, name: str, mm: Mm) -> None: ...
         def unmap_for_devices(self, name: str) -> None: ...
@@ -77,11 +75,13 @@ class Life:
         self.lodgers.discard(name)
         self.away |= {parent: "" for parent, child in self.away.items() if child == name}
         mm = self.live[name]
-        for known, pages, owner in [*self.watched]:
-            if known is mm and owner[0] == name:
-                self.watched.remove((known, pages, owner))
-                for start, end in _watched_areas(mm, pages) if mm.tasks > 1 else ():
-                    mm.uffd_unregister(start, end - start)
+        if mm.tasks > 1:
+            # it closes its userfaultfds, and the memory lives on
+            watched = [(v.vm_start, len(v), v.userfaultfd) for v in mm.vmas if v.userfaultfd is not None]
+            for start, length, number in watched:
+                if self.userfaultfds[number][0] == name:
+                    mm.uffd_unregister(start, length, userfaultfd=number)
+        self.userfaultfds = {number: one for number, one in self.userfaultfds.items() if one[0] != name}
 
     def do_clone(self, name: str, child: str) -> None:
         self.live[child] = self.live[name].clone()
@@ -128,43 +128,31 @@ class Life:
         return vpn[order], frame[order], kind[order]
 
     def do_uffd_wp(self, name: str, vpn: int, n: int) -> None:
-        self._watch(name, range(vpn, vpn + n), {"wp": True}, (name, next(self.numbers)))
+        """By a userfaultfd for this alone."""
+        self._watch(name, vpn, n, {"wp": True}, self._new_userfaultfd(name, False))
         self.live[name].uffd_protect(vpn * PAGE, n * PAGE)
 
     def do_uffd(self, name: str, vpn: int, n: int, modes: dict[str, int]) -> None:
-        self._watch(name, range(vpn, vpn + n), {mode: bool(on) for mode, on in modes.items()}, (name, 0))
+        self._watch(name, vpn, n, {mode: bool(on) for mode, on in modes.items()}, self._own_userfaultfd(name))
 
-    def _watch(self, name: str, pages: range, modes: dict[str, bool], owner: tuple[str, int]) -> None:
+    def _own_userfaultfd(self, name: str) -> int:
+        """The number of the one that a task has for all but `uffd_wp`."""
+        own = (number for number, one in self.userfaultfds.items() if one == (name, True))
+        number = next(own, None)
+        return self._new_userfaultfd(name, True) if number is None else number
+
+    def _new_userfaultfd(self, name: str, own: bool) -> int:
+        number = next(self.numbers)
+        self.userfaultfds[number] = name, own
+        return number
+
+    def _watch(self, name: str, vpn: int, n: int, modes: dict[str, bool], userfaultfd: int) -> None:
         mm = self.live[name]
-        if self._of_others(mm, pages, owner):
-            raise OSError(errno.EBUSY, "another userfaultfd watches it")
         asynchronous = not mm.host.kernel.switches & Switch.OLD_UFFD
-        mm.uffd_register(pages.start * PAGE, len(pages) * PAGE, **modes, asynchronous=asynchronous)
-        self._forget(mm, pages)
-        self.watched.append((mm, pages, owner))
-
-    def _of_others(self, mm: Mm, pages: range, owner: tuple[str, int]) -> bool:
-        """Whether another userfaultfd watches some of these pages."""
-        return any(
-            known is mm and whose != owner and _watched_areas(mm, _common(there, pages))
-            for known, there, whose in self.watched
-        )
-
-    def _forget(self, mm: Mm, pages: range) -> None:
-        """No more of these pages is watched by whom they were."""
-        for entry in [*self.watched]:
-            known, there, owner = entry
-            if known is mm and _common(there, pages):
-                self.watched.remove(entry)
-                parts = range(there.start, min(there.stop, pages.start)), range(max(there.start, pages.stop), there.stop)
-                self.watched += [(mm, part, owner) for part in parts if part]
+        mm.uffd_register(vpn * PAGE, n * PAGE, **modes, asynchronous=asynchronous, userfaultfd=userfaultfd)
 
     def do_uffd_unregister(self, name: str, vpn: int, n: int) -> None:
-        mm, pages = self.live[name], range(vpn, vpn + n)
-        if self._of_others(mm, pages, (name, 0)):
-            raise OSError(errno.EINVAL, "another userfaultfd watches it")
-        mm.uffd_unregister(vpn * PAGE, n * PAGE)
-        self._forget(mm, pages)
+        self.live[name].uffd_unregister(vpn * PAGE, n * PAGE, userfaultfd=self._own_userfaultfd(name))
 
     def do_uffd_protect(self, name: str, vpn: int, n: int, on: int) -> None:
         self.live[name].uffd_protect(vpn * PAGE, n * PAGE, bool(on))
@@ -177,20 +165,5 @@ class Life:
         self.live[name].uffd_zero(vpn * PAGE, n * PAGE)
 
     def do_uffd_move(self, name: str, vpn: int, source: int, n: int) -> None:
-        if self._of_others(self.live[name], range(vpn, vpn + n), (name, 0)):
-            raise OSError(errno.EINVAL, "another userfaultfd watches it")
-        self.live[name].uffd_move(vpn * PAGE, source * PAGE, n * PAGE)
-
-
-def _common(one: range, other: range) -> range:
-    return range(max(one.start, other.start), min(one.stop, other.stop))
-
-
-def _watched_areas(mm: Mm, pages: range) -> list[tuple[int, int]]:
-    """Parts of areas in a range, in bytes, that a userfaultfd watches."""
-    start, end = pages.start * PAGE, pages.stop * PAGE
-    return [
-        (max(start, v.vm_start), min(end, v.vm_end))
-        for v in mm.vmas
-        if v.vm_flags & _WATCHED and v.vm_start < end and v.vm_end > start
-    ]
+        number = self._own_userfaultfd(name)
+        self.live[name].uffd_move(vpn * PAGE, source * PAGE, n * PAGE, userfaultfd=number)

@@ -14,7 +14,8 @@ from ksmwalk.layout import Frame
 
 DATA = Path(__file__).parents[1] / "data"
 #: version of saved Hosts -> digest of the records and arrays it holds
-DIGESTS = {1: "3cf46f9c0a5dea2f", 2: "e2992f7cbada1b60", 3: "fc3d5bb9667bc4c8", 4: "c4c31f2fd85929d6", 5: "143c8158856372e9"}
+DIGESTS = {1: "3cf46f9c0a5dea2f", 2: "e2992f7cbada1b60", 3: "fc3d5bb9667bc4c8", 4: "c4c31f2fd85929d6", 5: "143c8158856372e9",
+           6: "399526d2d45bec8d"}
 
 
 def digest() -> str:
@@ -105,5 +106,20 @@ def test_a_host_that_version_4_saved_goes_on_with_its_families(tmp_path):
     hostcheck.check(host)
     assert host.swap_used == 0 and b.read_keys(1 << 31, 8).tolist() == [100, 777, *range(102, 108)]
     assert grandchild.read_keys(1 << 31, 8).tolist() == [*range(100, 108)]
+    host.save(tmp_path / "again")
+    hostcheck.check(Host.load(tmp_path / "again"))
+
+
+def test_a_host_that_version_5_saved_goes_on_with_its_userfaultfd(tmp_path):
+    shutil.unpack_archive(DATA / "host-version-5.zip", tmp_path)
+    host = Host.load(tmp_path)
+    hostcheck.check(host)
+    ksmcheck.check_ksm(host)
+    a, b = host.mm_list
+    at, page = 1 << 30, 4096
+    assert [v.userfaultfd for v in a.vmas] == [0, None, 0, None] and [v.userfaultfd for v in b.vmas] == [None]
+    a.uffd_register(at + 4 * page, 4 * page, wp=True, asynchronous=True)
+    assert [(v.vm_start, v.page_size) for v in a.vmas] == [(at, page), (at + 8 * page, page), (at + 12 * page, page)]
+    assert host.ksm.counters()["pages_sharing"] == 28
     host.save(tmp_path / "again")
     hostcheck.check(Host.load(tmp_path / "again"))

@@ -108,6 +108,22 @@ def test_protecting_needs_wp_and_does_what_lies_before():
     mm.write(at(0), 2)
 
 
+def test_two_userfaultfds_keep_their_areas_apart():
+    mm = area()
+    mm.uffd_register(at(0), 4 * PAGE, wp=True)
+    mm.uffd_register(at(4), 2 * PAGE, wp=True, userfaultfd=7)
+    assert [(v.vm_start, v.userfaultfd) for v in mm.vmas] == [(at(0), 0), (at(4), 7), (at(6), None)]
+    refused(errno.EBUSY, mm.uffd_register, at(0), 8 * PAGE, missing=True)
+    refused(errno.EINVAL, mm.uffd_unregister, at(0), 8 * PAGE)
+    refused(errno.EINVAL, mm.uffd_move, at(4), at(6), PAGE)
+    assert [v.userfaultfd for v in mm.fork().vmas] == [None] * 3
+    mm.uffd_unregister(at(4), 4 * PAGE, userfaultfd=7)
+    mm.uffd_register(at(4), 2 * PAGE, wp=True)
+    assert [v.userfaultfd for v in mm.vmas] == [0, None]
+    with pytest.raises(ValueError, match="userfaultfd 65536"):
+        mm.uffd_register(at(0), PAGE, wp=True, userfaultfd=65536)
+
+
 # ---------------------------------------------------------------- accesses
 
 

@@ -386,11 +386,15 @@ def outside_targets(scene):
         ),
         "Mm.uffd_register": (
             mm.uffd_register,
-            {"addr": AT, "length": PAGE, "missing": True, "wp": True, "minor": False, "asynchronous": False},
+            {"addr": AT, "length": PAGE, "missing": True, "wp": True, "minor": False, "asynchronous": False, "userfaultfd": 1},
             # an area within it is enough
-            {"addr": at, "length": integer(1, USER), "missing": flag, "wp": flag, "minor": flag, "asynchronous": flag},
+            {"addr": at, "length": integer(1, USER), "missing": flag, "wp": flag, "minor": flag, "asynchronous": flag,
+             "userfaultfd": integer(0, 65535)},
         ),
-        "Mm.uffd_unregister": (mm.uffd_unregister, {"addr": AT, "length": PAGE}, {"addr": at, "length": integer(1, USER)}),
+        "Mm.uffd_unregister": (
+            mm.uffd_unregister, {"addr": AT, "length": PAGE, "userfaultfd": 1},
+            {"addr": at, "length": integer(1, USER), "userfaultfd": integer(0, 65535)},
+        ),
         "Mm.uffd_protect": (
             scene.watched.uffd_protect,
             {"addr": AT, "length": PAGE, "on": True},
@@ -402,8 +406,9 @@ def outside_targets(scene):
         "Mm.uffd_zero": (scene.watched.uffd_zero, {"addr": AT, "length": PAGE}, {"addr": at, "length": integer(1, 16 * PAGE)}),
         "Mm.uffd_move": (
             scene.watched.uffd_move,
-            {"to": AT, "addr": AT + M, "length": PAGE},
-            {"to": at, "addr": integer(AT + M, AT + M), "length": integer(1, 16 * PAGE)},
+            {"to": AT, "addr": AT + M, "length": PAGE, "userfaultfd": 0},
+            {"to": at, "addr": integer(AT + M, AT + M), "length": integer(1, 16 * PAGE),
+             "userfaultfd": integer(0, 65535)},
         ),
     }
 

@@ -114,7 +114,7 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "    return 0 if w.ctl.kernel & SWITCH_CHILD_ACCESSED else PTE_A\n", "    return PTE_A\n",
     ),
     "a child's huge page is never accessed": (
-        "            to[0] = e & ~(PTE_UFFD_WP | accessed_by_parent(w))\n", "            to[0] = e & ~(PTE_UFFD_WP | PTE_A)\n",
+        "            to[0] = e & ~(PTE_UFFD_WP | not_inherited(w))\n", "            to[0] = e & ~(PTE_UFFD_WP | PTE_A)\n",
     ),
     "advice for huge pages is heeded each time": (
         " and not (w.vmas[v].flags & VM_HUGEPAGE and w.ctl.kernel & SWITCH_ADVISED_ONCE):\n", ":\n",
@@ -152,7 +152,7 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "    if w.ctl.kernel & SWITCH_NONE_NO_PARTNER and not e & PTE_P:\n        return True\n", "",
     ),
     "locked pages that mmap unmaps wait on old kernels too": (
-        "        if world.w.batches[cpu].nr_mlock > waited:\n            mlock_drain(&world.w, cpu)\n", "",
+        "        if world.w.batches[cpu].nr_mlock > world.w.nr_waited:\n            mlock_drain(&world.w, cpu)\n", "",
     ),
     "the frames that mmap frees on old kernels come last first": (
         "            freed_in_bundles(&world.w)\n", "            pass\n",

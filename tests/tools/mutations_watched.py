@@ -65,6 +65,7 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "return not w.f_flags[pfn] & FRAME_KSM and not",
         "W34",
     ),
+    "areas of two userfaultfds become one": (" or p.watcher != q.watcher:\n", ":\n", "W35"),
     "a watched area with holes is collapsed": (
         "            if v.flags & VM_WATCHED or absent > most_absent:\n",
         "            if not asked and v.flags & VM_WATCHED or absent > most_absent:\n",
