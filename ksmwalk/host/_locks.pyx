@@ -5,8 +5,8 @@ The contract of every function stands in `_locks.pxd`; what Python calls is in `
 from libc.errno cimport EFAULT, EINVAL, ENOMEM
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
-from ksmwalk._core cimport pte_present
-from ksmwalk.memory._frames cimport LARGE, came_unlocked, folio_head, lru_drain_cpu, normal_pfn, note_unlocked
+from ksmwalk._core cimport pte_find, pte_present
+from ksmwalk.memory._frames cimport LARGE, came_unlocked, folio_head, lru_drain_cpu, mlock_add, normal_pfn, note_unlocked
 from ksmwalk.memory._folio cimport whole_folio
 from ksmwalk.memory._leaves cimport LeafOp
 from ksmwalk.memory._ptes cimport each_pte, look_at_ptes, looked_up, ptes_left
@@ -161,8 +161,23 @@ cdef int32_t lock_area(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint6
     return v
 
 
+cdef int64_t small_page(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil:
+    """The small page that is mapped there; KW_NONE."""
+    cdef uint64_t *pte = pte_find(w, w.mms[mm].root, addr)
+    cdef int64_t pfn = normal_pfn(w, pte[0], 1) if pte != NULL and pte_present(pte[0]) else KW_NONE
+    return KW_NONE if pfn < 0 or w.f_flags[pfn] & LARGE else pfn
+
+
+cdef int64_t last_not_locked(kw_world *w, int32_t mm, uint64_t end) noexcept nogil:
+    """The last page of a range, if it is there and not locked; KW_NONE."""
+    cdef int32_t v = vma_find(w, mm, end - KW_PAGE_SIZE)
+    return KW_NONE if v == 0 or w.vmas[v].flags & VM_LOCKED else small_page(w, mm, end - KW_PAGE_SIZE)
+
+
 cdef int sys_mlock(kw_world *w, int32_t mm, uint64_t start, uint64_t end, uint64_t locks) noexcept nogil:
+    cdef int64_t last = last_not_locked(w, mm, end) if w.ctl.kernel & SWITCH_OLD_CALLS and locks else KW_NONE
     cdef int32_t v
+    cdef int rc
     cdef uint64_t at = start, stop
     while at < end:
         v = vma_find(w, mm, at)
@@ -174,7 +189,11 @@ cdef int sys_mlock(kw_world *w, int32_t mm, uint64_t start, uint64_t end, uint64
             return v
         at = stop
     # Locking brings everything in that can be had; what can't is told of like a hole.
-    return bring_in(w, mm, start, end, False) if locks else 0
+    rc = bring_in(w, mm, start, end, False) if locks else 0
+    if rc == 0 and last >= 0 and small_page(w, mm, end - KW_PAGE_SIZE) == last:
+        # Pages that were there come to wait one by one, and before each the batch is drained: the last one stays.
+        mlock_add(w, w.mms[mm].cpu, last)
+    return rc
 
 
 cdef int sys_mlockall(kw_world *w, int32_t mm, int flags) noexcept nogil:

@@ -118,8 +118,8 @@ enum { NODE_USED = 1, NODE_CHAIN = 2, NODE_DUP = 4, NODE_MIGRATE = 8, NODE_RESTL
 /* SlotFlag(IntFlag), SLOT_: State of a swap slot. KSM: what went out was a KSM page. */
 enum { SLOT_USED = 1, SLOT_KSM = 2, SLOT_EXCLUSIVE = 4 };
 enum { FOLIO_SHARED = 1, FOLIO_PARTED = 2, FOLIO_ACTIVE = 4 }; /* maybe shared; to be split when it moves; used again */
-/* Batch(IntEnum), BATCH_: Pages that wait together on a CPU: the kernel's size, that of Linux 5.10 for locked pages, and the
- * most that one of new pages may be set to. */
+/* Batch(IntEnum), BATCH_: Pages that wait together on a CPU: as many as the kernel lets, Linux 5.10 and 6.1, and the most that
+ * `lru_batch` of a Host may be set to. */
 enum { BATCH_SIZE = 31, BATCH_OLD = 15, BATCH_MOST = 63 };
 /* Strategy(IntEnum), STRATEGY_: How the cursor finds the next page: the 2025 range walk, or one address at a time. */
 enum { STRATEGY_RANGE = 0, STRATEGY_PER_ADDRESS = 1 };

@@ -191,6 +191,8 @@ cdef int mlock(Check *c, int64_t *fresh) noexcept nogil:
             return -1
         for i in range(b.nr_mlock):
             pfn = b.mlock[i] if b.mlock[i] > 0 else -b.mlock[i]
+            if pfn == 0 and w.ctl.kernel & SWITCH_OLD_CALLS:
+                continue
             if not 0 < pfn < c.known or (w.f_flags[pfn] & NO_SMALL_PAGE) != FRAME_USED:
                 return refuse(c, b"batches", b"mlock", cpu, b.mlock[i], b"no small page in use")
             c.held[pfn] += 1

@@ -429,7 +429,7 @@ cdef int64_t write_range(kw_world *w, int32_t mm, uint64_t addr, int64_t n, cons
                     code[0] = no_entry(w, mm, addr)
                     return done
                 anon_vma_prepare(w, v)
-                batched = w.ctl.lru_batch != 0 or v.flags & VM_LOCKED
+                batched = w.ctl.lru_batch != 0 or v.flags & VM_LOCKED or w.ctl.kernel & SWITCH_OLD_CALLS
                 flags = prot_bits(v.flags) | PTE_D | PTE_RW
                 nid = node_of(w, v)
                 mm_changed(w, mm, (stop - addr) >> 12)

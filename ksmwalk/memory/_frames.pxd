@@ -171,6 +171,9 @@ cdef inline int64_t normal_pfn(kw_world *w, uint64_t e, int level) noexcept nogi
 
 # ------------------------------------------------------------------ what waits on a CPU
 
+cdef inline int32_t batch_size(kw_world *w) noexcept nogil:
+    # Pages that a batch takes: the one that fills it drains it.
+    return <int32_t>(BATCH_OLD if w.ctl.kernel & SWITCH_NO_SMART_SCAN else BATCH_SIZE)
 cdef inline void onto_batch(kw_world *w, int cpu, int64_t pfn) noexcept nogil:
     # A page goes on the LRU batch of a CPU, which has room and is not looked at: who calls empties it where it is full.
     cdef kw_batch *b = &w.batches[cpu]
@@ -179,13 +182,14 @@ cdef inline void onto_batch(kw_world *w, int cpu, int64_t pfn) noexcept nogil:
     b.lru[b.nr_lru] = pfn
     b.nr_lru += 1
 cdef void lru_wait(kw_world *w, int cpu, int64_t pfn) noexcept nogil
-    # A new anonymous page goes on the LRU batch of a CPU (nothing where ctl.lru_batch is 0); a full batch is drained.
+    # A new anonymous page goes on the LRU batch of a CPU (nothing where ctl.lru_batch is 0); a full batch is drained. Linux
+    # 5.10 has one batch for those and for locked pages: there it goes among these, as entry 0 where ctl.lru_batch is 0.
 cdef inline void lru_add(kw_world *w, int32_t mm, int64_t pfn) noexcept nogil:
     # On that of the CPU that mm runs on.
     lru_wait(w, w.mms[mm].cpu, pfn)
 
 cdef void mlock_wait(kw_world *w, int cpu, int64_t pfn, int64_t entry) noexcept nogil
-    # One entry more of the mlock batch of a CPU, a reference to the page; the one that makes BATCH_SIZE drains the
+    # One entry more of the mlock batch of a CPU, a reference to the page; the one that fills it drains the
     # batch, a page of a folio of several does so at once. The entry is pfn, that of a new page -pfn: it has the mark of
     # those in LRU batches so long.
 cdef inline void mlock_add(kw_world *w, int cpu, int64_t pfn) noexcept nogil:
@@ -207,6 +211,10 @@ cdef void freed_in_bundles(kw_world *w) noexcept nogil
     # The frames that the call at hand freed come in another order: of its first 8, and of the others, the last was freed first.
 cdef void lru_empty(kw_world *w, int cpu) noexcept nogil
 cdef void mlock_drain(kw_world *w, int cpu) noexcept nogil
-cdef void lru_drain_cpu(kw_world *w, int cpu) noexcept nogil
+    # The LRU batch of one CPU; its mlock batch.
+cdef inline void lru_drain_cpu(kw_world *w, int cpu) noexcept nogil:
+    # Both.
+    mlock_drain(w, cpu)
+    lru_empty(w, cpu)
 cdef void lru_drain(kw_world *w) noexcept nogil
-    # The LRU batch of one CPU; its mlock batch; both; those of all.
+    # Those of all CPUs.

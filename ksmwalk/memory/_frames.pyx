@@ -281,13 +281,9 @@ cdef void mlock_drain(kw_world *w, int cpu) noexcept nogil:
         if pfn < 0:
             pfn = -pfn
             w.f_flags[pfn] &= ~FRAME_LRU
-        made_young(w, pfn)
-        put_ref(w, folio_head(w, pfn))
-
-
-cdef void lru_drain_cpu(kw_world *w, int cpu) noexcept nogil:
-    mlock_drain(w, cpu)
-    lru_empty(w, cpu)
+        if pfn:
+            made_young(w, pfn)
+            put_ref(w, folio_head(w, pfn))
 
 
 cdef void lru_drain(kw_world *w) noexcept nogil:
@@ -296,8 +292,22 @@ cdef void lru_drain(kw_world *w) noexcept nogil:
         lru_drain_cpu(w, cpu)
 
 
+cdef void onto_mlock(kw_world *w, int cpu, int64_t entry, bint last) noexcept nogil:
+    cdef kw_batch *b = &w.batches[cpu]
+    b.mlock[b.nr_mlock] = entry
+    b.nr_mlock += 1
+    if last or b.nr_mlock >= batch_size(w):
+        mlock_drain(w, cpu)
+
+
 cdef void lru_wait(kw_world *w, int cpu, int64_t pfn) noexcept nogil:
     cdef kw_batch *b = &w.batches[cpu]
+    if KW_UNLIKELY(w.ctl.kernel & SWITCH_OLD_CALLS):
+        if w.ctl.lru_batch and not w.f_flags[pfn] & FRAME_HEAD:
+            mlock_wait(w, cpu, pfn, -pfn)
+        else:
+            onto_mlock(w, cpu, 0, w.f_flags[pfn] & FRAME_HEAD != 0)
+        return
     if w.ctl.lru_batch == 0:
         return
     onto_batch(w, cpu, pfn)
@@ -307,7 +317,6 @@ cdef void lru_wait(kw_world *w, int cpu, int64_t pfn) noexcept nogil:
 
 
 cdef void mlock_wait(kw_world *w, int cpu, int64_t pfn, int64_t entry) noexcept nogil:
-    cdef kw_batch *b = &w.batches[cpu]
     if w.f_flags[pfn] & LARGE:
         w.f_flags[folio_head(w, pfn)] &= ~FRAME_MLOCKED
         mlock_drain(w, cpu)
@@ -317,10 +326,7 @@ cdef void mlock_wait(kw_world *w, int cpu, int64_t pfn, int64_t entry) noexcept 
     if entry < 0:
         w.f_flags[pfn] |= FRAME_LRU
     w.f_extra[pfn] += 1
-    b.mlock[b.nr_mlock] = entry
-    b.nr_mlock += 1
-    if b.nr_mlock >= <int32_t>(BATCH_OLD if w.ctl.kernel & SWITCH_OLD_CALLS else BATCH_SIZE):
-        mlock_drain(w, cpu)
+    onto_mlock(w, cpu, entry, False)
 
 
 # ------------------------------------------------------------------ counts

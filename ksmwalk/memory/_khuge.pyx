@@ -11,7 +11,7 @@ from ksmwalk._core cimport (
 )
 from ksmwalk.memory._areas cimport VM_WATCHED, for_khugepaged, node_of
 from ksmwalk.memory._frames cimport (
-    LARGE, folio_alloc, folio_cached, folio_extra_refs, folio_head, folio_pages, huge_alloc, is_huge, lru_drain, lru_empty,
+    LARGE, batch_size, folio_alloc, folio_cached, folio_extra_refs, folio_head, folio_pages, huge_alloc, is_huge, lru_drain, lru_empty,
     maybe_shared, normal_pfn, onto_batch,
 )
 from ksmwalk.memory._folio cimport map_huge
@@ -109,7 +109,7 @@ cdef void put_back(kw_world *w, int cpu, int64_t pfn) noexcept nogil:
         onto_batch(w, cpu, pfn)
     else:
         w.put_back += 1
-    if b.nr_lru + w.put_back >= (w.ctl.lru_batch if w.ctl.lru_batch else <int64_t>BATCH_SIZE):
+    if b.nr_lru + w.put_back >= (w.ctl.lru_batch if w.ctl.lru_batch else batch_size(w)):
         lru_empty(w, cpu)
 
 

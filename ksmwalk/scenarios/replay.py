@@ -187,7 +187,7 @@ class Replay(HugePages, Life, Locks, NodeOps, Pins, Swapping):
         ksm = self.host.ksm
         ksm.events.on = True
         if not scenario.settle:
-            self.host.lru_batch = Batch.SIZE
+            self.host.lru_batch = Batch.OLD if self.host.kernel.switches & Switch.NO_SMART_SCAN else Batch.SIZE
         for knob, value in scenario.tunables.items():
             if not ksm.has(knob):
                 continue        # a recording of such a kernel was made without

@@ -154,6 +154,17 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
     "locked pages that mmap unmaps wait on old kernels too": (
         "        if world.w.batches[cpu].nr_mlock > world.w.nr_waited:\n            mlock_drain(&world.w, cpu)\n", "",
     ),
+    "the batches of 6.1 take as many pages as those of later kernels": (
+        "SWITCH_NO_SMART_SCAN else BATCH_SIZE)\n", "SWITCH_OLD_CALLS else BATCH_SIZE)\n",
+    ),
+    "new pages of 5.10 do not wait among those of locked areas": (
+        "    if KW_UNLIKELY(w.ctl.kernel & SWITCH_OLD_CALLS):\n        if w.ctl.lru_batch and",
+        "    if False:\n        if w.ctl.lru_batch and",
+    ),
+    "no page waits after mlock on 5.10": ("    if rc == 0 and last >= 0 and", "    if rc == 0 and last >= 0 and False and"),
+    "a page that is locked again waits on 5.10": (
+        "KW_NONE if v == 0 or w.vmas[v].flags & VM_LOCKED else", "KW_NONE if v == 0 else",
+    ),
     "the frames that mmap frees on old kernels come last first": (
         "            freed_in_bundles(&world.w)\n", "            pass\n",
     ),

@@ -6,8 +6,8 @@ FIRST = ("lock", "lru")
 #: name: (text as it stands, text as it is broken, facts that it breaks ...)
 MUTATIONS: dict[str, tuple[str, ...]] = {
     "the mlock batch takes one entry more": (
-        "SWITCH_OLD_CALLS else BATCH_SIZE):",
-        "SWITCH_OLD_CALLS else BATCH_SIZE + 1):",
+        "SWITCH_NO_SMART_SCAN else BATCH_SIZE)\n",
+        "SWITCH_NO_SMART_SCAN else BATCH_SIZE + 1)\n",
         "W1",
     ),
     "huge pages wait in the mlock batch": (
@@ -22,7 +22,7 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "        if not (w.ctl.kernel & SWITCH_OLD_CALLS and w.vmas[v].flags & VM_LOCKONFAULT):\n", "        if True:\n",
     ),
     "what was locked or unlocked keeps its place on its list": (
-        "        made_young(w, pfn)\n        put_ref", "        put_ref",
+        "            made_young(w, pfn)\n            put_ref", "            put_ref",
     ),
     "a full scan begins with what waits on ksmd's CPU alone": (
         "    for cpu in range(w.ctl.nr_cpus):\n        lru_drain_cpu(w, cpu)",
