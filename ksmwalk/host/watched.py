@@ -159,9 +159,9 @@ class Watched(Door):
         ------
         OSError
             EINVAL: not private anonymous memory with the same permissions on both sides and locked alike, not within one
-            area, not writable, or `to` not watched by this userfaultfd; ENOENT: no area, or no page; EEXIST: there is a page, or a marker;
-            EBUSY: a KSM page, or one that is not exclusive (shared by fork); EFAULT: a marker. EINVAL on kernels that do
-            not have it.
+            area, not writable, or `to` not watched by this userfaultfd; ENOENT: no area, or no page; EEXIST: there is a
+            page, or a marker; EBUSY: a KSM page, or one that is not exclusive (shared by fork); EFAULT: a marker. EINVAL
+            on kernels that do not have it.
 
         Models: UFFDIO_MOVE of Linux 6.18. Differs: nothing known.
         """

@@ -11,8 +11,8 @@ from ksmwalk._core cimport (
 )
 from ksmwalk.memory._areas cimport VM_WATCHED, for_khugepaged, node_of
 from ksmwalk.memory._frames cimport (
-    LARGE, batch_size, folio_alloc, folio_cached, folio_extra_refs, folio_head, folio_pages, huge_alloc, is_huge, lru_drain, lru_empty,
-    maybe_shared, normal_pfn, onto_batch,
+    LARGE, batch_size, folio_alloc, folio_cached, folio_extra_refs, folio_head, folio_pages, huge_alloc, is_huge, lru_drain,
+    lru_empty, maybe_shared, normal_pfn, onto_batch,
 )
 from ksmwalk.memory._folio cimport map_huge
 from ksmwalk.memory._leaves cimport wp_marker, zap_pte
