@@ -31,7 +31,8 @@ SWITCHES: dict[Switch, str] = {
     Switch.SPLIT_KEEPS_EMPTY: "empty parts of a huge page that is split stay pages and merge among themselves",
     Switch.OLD_CHAINS: "a search without pruning due stops at the first KSM page with room, and a chain left with one "
     "stays a chain; only a search with pruning due that finds one alone, with room, turns it back",
-    Switch.NO_SMART_SCAN: "no smart scan: nothing is skipped, no file smart_scan",
+    Switch.NO_SMART_SCAN: "no smart scan: nothing is skipped, no file smart_scan; 15 pages fill a batch of "
+    "a CPU, not 31",
     Switch.FORK_INHERITS: "a child starts with its parent's counts of rmap_items and merging pages and keeps what is too "
     "much; ksm_zero_pages does not grow at fork",
     Switch.FORKED_HUGE_FAILS: "a huge page that several areas map is not split where the first that maps it by a pmd is not "
@@ -46,7 +47,7 @@ SWITCHES: dict[Switch, str] = {
     Switch.BITS_LIE: "/proc/kpageflags shows the KSM bit for every anonymous page",
     Switch.OLD_CALLS: "no MADV_POPULATE_READ and _WRITE, no MADV_DONTNEED_LOCKED; process_madvise takes MADV_COLD and "
     "MADV_PAGEOUT alone, MREMAP_DONTUNMAP and a userfaultfd that protects private "
-    "anonymous memory alone: -22",
+    "anonymous memory alone: -22; new pages and those of locked areas wait in one batch, where mlock leaves the last one",
     Switch.NO_GUARD: "no MADV_GUARD_INSTALL and _REMOVE, and process_madvise takes for oneself too only what it takes for "
     "others: -22",
     Switch.OLD_UFFD: "no UFFDIO_MOVE: -22; a store to a page that userfaultfd protects always waits, absent anonymous pages "

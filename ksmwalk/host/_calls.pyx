@@ -12,9 +12,9 @@ from ksmwalk.memory._leaves cimport (
 )
 from ksmwalk.memory._anon cimport anon_fork, anon_leave, anon_relink, anon_share
 from ksmwalk.memory._areas cimport (
-    MAX_MAP_COUNT, VM_ACCESS, VM_WATCHED, drop_tables, find_place, join_around, khuge_know, last_vma, mm_alloc, mm_free, set_flags,
-    user_end, vma_alloc, vma_compatible, vma_find, vma_find_from, vma_free, vma_link, vma_make, vma_split,
-    vmas_left,
+    MAX_MAP_COUNT, VM_ACCESS, VM_WATCHED, drop_tables, find_place, join_around, khuge_know, last_vma, leaf_split_at,
+    mm_alloc, mm_free, set_flags, user_end, vma_alloc, vma_compatible, vma_find, vma_find_from, vma_free, vma_link, vma_make,
+    vma_split, vmas_left,
 )
 from ksmwalk.memory._swap cimport mm_off_list
 from ksmwalk.ksm._items cimport slot_exit, slot_insert
@@ -161,6 +161,8 @@ cdef int move_vma(kw_world *w, int32_t mm, uint64_t old, uint64_t old_len, uint6
         return -ENOMEM
     if not vmas_left(w, 5):
         return KW_ENOVMAS
+    if keep and (leaf_split_at(w, v, old) < 0 or leaf_split_at(w, v, old + old_len) < 0):
+        return KW_ENOROWS
     # KSM pages don't move: they are broken first, whatever becomes of their rmap_items.
     if flags & VM_MERGEABLE and anon:
         rc = unmerge_range(w, mm, old, old + old_len, unmerging(w), w.mms[mm].cpu)

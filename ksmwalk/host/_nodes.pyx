@@ -46,7 +46,9 @@ cdef int64_t page_at(kw_world *w, int32_t mm, uint64_t addr, bint *unseen) noexc
 
 
 cdef bint shared(kw_world *w, int64_t pfn) noexcept nogil:
-    """Is a page mapped more than once, or its folio by others, as far as the kernel knows?"""
+    """Is a page mapped more than once, or its folio by others, as far as the kernel knows? Old ones look at that page."""
+    if w.ctl.kernel & SWITCH_NO_SMART_SCAN:
+        return w.f_mapcount[pfn] > 1
     return maybe_shared(w, pfn) if w.f_flags[pfn] & LARGE and w.f_flags[pfn] & FRAME_ANON else w.f_mapcount[pfn] > 1
 
 
@@ -156,7 +158,10 @@ cdef int meet(kw_world *w, Area *a, uint64_t addr, uint64_t *entry, int level) n
     large = level == 1 and w.f_flags[pfn] & LARGE != 0
     if large and head == a.large:
         return 0
-    if w.f_nid[pfn] == a.nid or a.source >= 0 and w.f_nid[pfn] != a.source or not a.every and shared(w, pfn):
+    if w.f_nid[pfn] == a.nid or a.source >= 0 and w.f_nid[pfn] != a.source:
+        return 0
+    # old kernels look at the first page of a huge one, whichever they have met
+    if not a.every and shared(w, head if w.ctl.kernel & SWITCH_NO_SMART_SCAN else pfn):
         return 0
     a.large = head if large else a.large
     if a.taken[head]:

@@ -30,6 +30,6 @@ cdef inline void mlock_merged(kw_world *w, int32_t mm, uint64_t addr, int64_t pf
     if KW_UNLIKELY(w.vmas[v].flags & VM_LOCKED):
         if kpfn and not (w.ctl.kernel & SWITCH_OLD_CALLS and locked_before(w, mm, addr, kpfn)):
             mlock_add(w, <int>w.ksm.cpu, kpfn)
-        # mlock2 of 5.10 locks no page that is there already.
-        if not (w.ctl.kernel & SWITCH_OLD_CALLS and w.vmas[v].flags & VM_LOCKONFAULT):
+        # mlock2 of 5.10 locks no page that is there already; the split of a huge page does.
+        if w.f_flags[pfn] & FRAME_MLOCKED or not (w.ctl.kernel & SWITCH_OLD_CALLS and w.vmas[v].flags & VM_LOCKONFAULT):
             mlock_add(w, <int>w.ksm.cpu, pfn)

@@ -117,7 +117,8 @@ enum { ITEM_STABLE = 1, ITEM_UNSTABLE = 2, ITEM_HAS_CHECKSUM = 4, ITEM_USED = 8 
 enum { NODE_USED = 1, NODE_CHAIN = 2, NODE_DUP = 4, NODE_MIGRATE = 8, NODE_RESTLESS = 16 };
 /* SlotFlag(IntFlag), SLOT_: State of a swap slot. KSM: what went out was a KSM page. */
 enum { SLOT_USED = 1, SLOT_KSM = 2, SLOT_EXCLUSIVE = 4 };
-enum { FOLIO_SHARED = 1, FOLIO_PARTED = 2, FOLIO_ACTIVE = 4 }; /* maybe shared; to be split when it moves; used again */
+/* maybe shared; to be split when it moves; used again; in the swap cache, where reclaim put it in vain */
+enum { FOLIO_SHARED = 1, FOLIO_PARTED = 2, FOLIO_ACTIVE = 4, FOLIO_CACHED = 8 };
 /* Batch(IntEnum), BATCH_: Pages that wait together on a CPU: as many as the kernel lets, Linux 5.10 and 6.1, and the most that
  * `lru_batch` of a Host may be set to. */
 enum { BATCH_SIZE = 31, BATCH_OLD = 15, BATCH_MOST = 63 };

@@ -68,6 +68,8 @@ cdef int32_t vma_make(kw_world *w, int32_t mm, uint64_t start, uint64_t end, uin
 cdef void vma_free(kw_world *w, int32_t v) noexcept nogil
 cdef int vmas_left(kw_world *w, int n) noexcept nogil
     # Are n records to be had? The free list is only looked along as far as needed.
+cdef int leaf_split_at(kw_world *w, int32_t v, uint64_t addr) noexcept nogil
+    # No huge leaf of v lies across addr from now on; a page that was locked as a whole stays so. KW_OK or KW_ENOROWS.
 cdef int32_t vma_split(kw_world *w, int32_t v, uint64_t addr) noexcept nogil
     # Cut v at addr: the upper part is a new record, whose index is returned. No huge leaf lies across the cut.
 cdef bint vma_join(kw_world *w, int32_t a, int32_t b) noexcept nogil

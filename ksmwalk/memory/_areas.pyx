@@ -295,16 +295,23 @@ cdef int vmas_left(kw_world *w, int n) noexcept nogil:
     return n <= 0
 
 
-cdef int32_t vma_split(kw_world *w, int32_t v, uint64_t addr) noexcept nogil:
-    """Cut v at addr: the upper part is a new record, whose index is returned. No huge leaf lies across the cut."""
+cdef int leaf_split_at(kw_world *w, int32_t v, uint64_t addr) noexcept nogil:
     cdef uint64_t *pmd = pmd_find(w, w.mms[w.vmas[v].mm].root, addr) if addr & (KW_PMD_SIZE - 1) else NULL
-    cdef int32_t new
-    cdef int64_t serial, head
+    cdef int64_t head
     head = normal_pfn(w, pmd[0], 2) if pmd != NULL and entry_leaf(pmd[0], 2) and not entry_none(pmd[0]) else KW_NONE
     if pmd != NULL and pmd_split(w, w.vmas[v].mm, addr, pmd) < 0:
         return KW_ENOROWS
     if head >= 0 and w.vmas[v].flags & VM_LOCKED:
         w.f_flags[head] |= FRAME_MLOCKED    # as long as nobody unlocks or unmaps any of it
+    return KW_OK
+
+
+cdef int32_t vma_split(kw_world *w, int32_t v, uint64_t addr) noexcept nogil:
+    """Cut v at addr: the upper part is a new record, whose index is returned. No huge leaf lies across the cut."""
+    cdef int32_t new
+    cdef int64_t serial
+    if leaf_split_at(w, v, addr) < 0:
+        return KW_ENOROWS
     new = vma_alloc(w, w.vmas[v].mm)
     if new < 0:
         return new

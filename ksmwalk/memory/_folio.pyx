@@ -240,7 +240,8 @@ cdef int split_folio_at(kw_world *w, int64_t pfn, uint64_t addr) noexcept nogil:
         mlock_drain(w, <int>w.ksm.cpu)
     for i in range(n if s.any_locked and w.ctl.kernel & SWITCH_OLD_CALLS else 0):
         if s.locked[i] and w.f_mapcount[head + i]:
-            mlock_add(w, <int>w.ksm.cpu, head + i)      # it is locked now, each page by itself
+            w.f_flags[head + i] |= FRAME_MLOCKED      # each page by itself now
+            mlock_add(w, <int>w.ksm.cpu, head + i)
     return KW_OK
 
 

@@ -131,6 +131,9 @@ cdef inline int64_t folio_cached(kw_world *w, int64_t head) noexcept nogil:
     for i in range(head, head + folio_pages(w, head) if w.ctl.slots_used > 1 else head):
         n += w.slot_of[i] != 0
     return n
+cdef inline bint in_swap_cache(kw_world *w, int64_t head) noexcept nogil:
+    # Is any of it, or was it put there in vain? What is unmapped of it then does not make it one that is to be split.
+    return folio_cached(w, head) != 0 or w.owners[head >> 2].shared & FOLIO_CACHED != 0
 cdef inline int64_t folio_extra_refs(kw_world *w, int64_t pfn) noexcept nogil:
     # References of pfn's folio besides its mappings and the swap cache's: pins and what waits in batches.
     cdef int64_t head = folio_head(w, pfn)

@@ -11,7 +11,7 @@ from ksmwalk._core cimport (
 )
 from ksmwalk.memory._areas cimport VM_WATCHED, for_khugepaged, node_of
 from ksmwalk.memory._frames cimport (
-    LARGE, batch_size, folio_alloc, folio_cached, folio_extra_refs, folio_head, folio_pages, huge_alloc, is_huge, lru_drain,
+    LARGE, batch_size, folio_alloc, folio_extra_refs, folio_head, folio_pages, huge_alloc, in_swap_cache, is_huge, lru_drain,
     lru_empty, maybe_shared, normal_pfn, onto_batch,
 )
 from ksmwalk.memory._folio cimport map_huge
@@ -287,11 +287,11 @@ cdef int64_t khuge_mm(kw_world *w, int32_t mm) noexcept nogil:
 
 # ------------------------------------------------------------------ reclaim
 
-cdef bint underused(kw_world *w, int64_t head) noexcept nogil:
+cdef bint underused(kw_world *w, int64_t head, bint locked) noexcept nogil:
     cdef int64_t i, empty = 0
-    cdef bint going = folio_cached(w, head) != 0
+    cdef bint going = in_swap_cache(w, head)
     for i in range(head, head + folio_pages(w, head)):
         if w.f_mapcount[i] == 0 and not going:
             return True
         empty += w.f_key[i] == 0
-    return is_huge(w, head) and w.ctl.khuge_none < 511 and empty > w.ctl.khuge_none
+    return not locked and is_huge(w, head) and w.ctl.khuge_none < 511 and empty > w.ctl.khuge_none

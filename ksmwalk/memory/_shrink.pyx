@@ -11,7 +11,7 @@ from ksmwalk._core cimport child_row, entry_leaf, interrupted, pmd_find, pte_fin
 from ksmwalk.memory._areas cimport vma_find
 from ksmwalk.memory._folio cimport split_folio, whole_folio
 from ksmwalk.memory._frames cimport (
-    LARGE, came_unlocked, folio_cached, folio_extra_refs, folio_head, folio_pages, lru_drain, normal_pfn, note_unlocked,
+    LARGE, came_unlocked, folio_extra_refs, folio_head, folio_pages, in_swap_cache, lru_drain, normal_pfn, note_unlocked,
 )
 from ksmwalk.memory._khuge cimport underused
 from ksmwalk.memory._leaves cimport LeafOp, pmd_split, touched, zap_pte
@@ -148,7 +148,7 @@ cdef int decide(kw_world *w, Reclaim *r) noexcept nogil:
                 whole = whole and w.f_mapcount[i] > 0
             if whole:
                 room -= folio_pages(w, pfn)
-            elif folio_cached(w, pfn) == 0 and split_folio(w, pfn) == KW_ENOROWS:
+            elif not in_swap_cache(w, pfn) and split_folio(w, pfn) == KW_ENOROWS:
                 return KW_ENOROWS
     return KW_OK
 
@@ -300,6 +300,7 @@ cdef int folio_goes(kw_world *w, Reclaim *r, int64_t head) noexcept nogil:
                 note_unlocked(w, head, False)
             elif i == 0:
                 w.f_flags[head] |= FRAME_MLOCKED
+                w.owners[head >> 2].shared |= FOLIO_CACHED
             break
         rc = go(w, r, r.places[i].mm, r.places[i].addr, head)
         if rc < 0:
@@ -348,10 +349,12 @@ cdef int by_age(const void *a, const void *b) noexcept nogil:
 cdef int split_underused(kw_world *w, Reclaim *r) noexcept nogil:
     """Folios that are still there and not worth their frames are split, where nobody holds them."""
     cdef int64_t pfn
+    cdef bint locked
     cdef int rc
     for pfn in range(1, w.ctl.nr_frames if w.ctl.folios else 1):
-        if w.f_flags[pfn] & (FRAME_HEAD | FRAME_ANON) == FRAME_HEAD | FRAME_ANON and not r.marks[pfn] & LOCKED:
-            if not underused(w, pfn) and not w.owners[pfn >> 2].shared & FOLIO_PARTED:
+        if w.f_flags[pfn] & (FRAME_HEAD | FRAME_ANON) == FRAME_HEAD | FRAME_ANON:
+            locked = r.marks[pfn] & LOCKED != 0
+            if not underused(w, pfn, locked) and (locked or not w.owners[pfn >> 2].shared & FOLIO_PARTED):
                 continue
             rc = split_folio(w, pfn)
             if rc == KW_ENOROWS:

@@ -313,7 +313,7 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "        if False:",
     ),
     "5.10 lets the locked parts of a split huge page wait for nothing": (
-        "            mlock_add(w, <int>w.ksm.cpu, head + i)      # it is locked now, each page by itself", "            pass",
+        "            mlock_add(w, <int>w.ksm.cpu, head + i)\n", "            pass\n",
     ),
     "5.10 remembers over a split that pages were used": (
         "                        pte[0] &= ~PTE_A       # what waited for the split is as if it had not been used",

@@ -18,8 +18,12 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
     "MADV_FREE marks what others have locked": (
         "    if locked_elsewhere(w, mm, addr, pfn):\n", "    if False:\n",
     ),
+    "the parts of a huge page that 5.10 splits are not locked": (
+        "            w.f_flags[head + i] |= FRAME_MLOCKED      #", "            pass      #",
+    ),
     "mlock2 of 5.10 locks what is there already": (
-        "        if not (w.ctl.kernel & SWITCH_OLD_CALLS and w.vmas[v].flags & VM_LOCKONFAULT):\n", "        if True:\n",
+        "FRAME_MLOCKED or not (w.ctl.kernel & SWITCH_OLD_CALLS and w.vmas[v].flags & VM_LOCKONFAULT):\n",
+        "FRAME_MLOCKED or True:\n",
     ),
     "what was locked or unlocked keeps its place on its list": (
         "            made_young(w, pfn)\n            put_ref", "            put_ref",

@@ -84,9 +84,11 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "K27",
     ),
     "mbind moves what others map": (
-        " or not a.every and shared(w, pfn):\n        return 0",
-        ":\n        return 0",
+        "    if not a.every and shared(w, head if", "    if False and shared(w, head if",
         "K27",
+    ),
+    "mbind of 6.1 asks whether the page at hand is shared": (
+        "shared(w, head if w.ctl.kernel & SWITCH_NO_SMART_SCAN else pfn)", "shared(w, pfn)",
     ),
     "the zero page is told as absent": (
         "    if pfn < 0:\n        return -EFAULT\n    return pfn + <int64_t>((addr",

@@ -102,8 +102,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "            else:\n                w.f_flags[head] |=", "W21",
     ),
     "a huge page locked in part goes on going": (
-        "                w.f_flags[head] |= FRAME_MLOCKED\n            break\n",
-        "                w.f_flags[head] |= FRAME_MLOCKED\n            continue\n",
+        "                w.owners[head >> 2].shared |= FOLIO_CACHED\n            break\n",
+        "                w.owners[head >> 2].shared |= FOLIO_CACHED\n            continue\n",
         "W21",
     ),
     "parts of a huge page split by reclaim go though somebody locks them": (
@@ -135,6 +135,16 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "    if p.begins != q.begins:\n        return -1 if p.begins < q.begins else 1\n",
         "",
         "W19", "W25",
+    ),
+    "what MREMAP_DONTUNMAP cuts in two is locked no more": (
+        "    if keep and (leaf_split_at(w, v, old) < 0", "    if False and (leaf_split_at(w, v, old) < 0",
+    ),
+    "a locked huge page of which some went is not split": (
+        "        if w.f_mapcount[i] == 0 and not going:\n            return True",
+        "        if w.f_mapcount[i] == 0 and not going:\n            return not locked",
+    ),
+    "a huge page that waits in the swap cache in vain is split": (
+        " or w.owners[head >> 2].shared & FOLIO_CACHED != 0\n", "\n",
     ),
     "a KSM page that MADV_FREE marked before is freed": (
         "    return entry & PTE_D or w.f_flags[folio_head(w, pfn)] & FRAME_DIRTY",
