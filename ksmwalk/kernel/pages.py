@@ -103,7 +103,12 @@ def present(
         frames.append(np.where(there, (entries[here] & np.uint64(PM_PFN)).astype(np.int64), NO_FRAME))
     if not parts:
         return np.empty(0, np.int64), np.empty(0, np.int64)
-    return np.concatenate(vpns), np.concatenate(frames)
+    found, frame = np.concatenate(vpns), np.concatenate(frames)
+    # what lies between two spans was read along with them, and is not asked for
+    starts = np.array([start for start, _ in spans])
+    ends = np.array([start + n for start, n in spans])
+    asked = found < ends[np.searchsorted(starts, found, "right") - 1]
+    return found[asked], frame[asked]
 
 
 def _coalesced(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -27,6 +27,7 @@ from .replay_locks import Locks, host_options
 from .replay_nodes import NodeOps
 from .replay_pins import Pins
 from .replay_swap import Swapping
+from .spans import Spans
 
 __all__ = ["NotModelled", "Replay", "modelled", "replay", "stream"]
 
@@ -177,6 +178,7 @@ class Replay(HugePages, Life, Locks, NodeOps, Pins, Swapping):
         self.away: dict[str, str] = {}
         self.userfaultfds: dict[int, tuple[str, bool]] = {}
         self.numbers: Iterator[int] = count()
+        self.spans: Spans = Spans(scenario.ops)
         self.piped: dict[tuple[str, int], int] = {}
         self.mapped_for_devices: dict[tuple[str, int], np.ndarray] = {}
         self.name_of: dict[int, str] = {}
@@ -226,6 +228,7 @@ class Replay(HugePages, Life, Locks, NodeOps, Pins, Swapping):
                 raise ScenarioError(where, str(error), op) from None
             except NotModelled:
                 raise NotModelled(where, op) from None
+            self.spans.note(op, not isinstance(ret, int) or ret >= 0)
             self.host.ksm.wake()
             told = self._told(where, op) if self.host.kernel.events else []
             pages = self._pages()
@@ -239,7 +242,8 @@ class Replay(HugePages, Life, Locks, NodeOps, Pins, Swapping):
         return {name: [stat.get(key) for key in shown] for name, mm in self.live.items() for stat in (mm.ksm_stat(),)}
 
     def _pages(self) -> dict[str, Pages]:
-        return {name: self._pages_of(mm) for name, mm in self.live.items() if name not in self.lodgers}
+        shown = ((name, mm) for name, mm in self.live.items() if name not in self.lodgers)
+        return {name: self.spans.told(name, self._pages_of(mm)) for name, mm in shown}
 
     def _pages_of(self, mm: Mm) -> Pages:
         leaves = mm.tables.mappings()

@@ -99,7 +99,7 @@ class Life:
             raise ScenarioError(f"{self.scenario.name}: vforked", what, name)
 
     def do_watch(self, name: str, vpn: int, n: int) -> None:
-        """All that is mapped is told of here, in areas that grew, too."""
+        """`Spans` takes note."""
 
     def do_brk(self, name: str, n: int) -> None:
         mm, end = self.live[name], (HEAP_VPN + n) * PAGE
