@@ -65,7 +65,10 @@ LDFLAGS = {
 }.get(PROFILE, [])
 # What stands between Python and the loops of other modules, and Cython's own code for buffers with it: small rather than
 # fast, for the wheel's sake. None has a loop that is run for every page of a scan.
-SMALL = {"_advice", "_asking", "_domains", "_doors", "_lackey", "_load", "_nodes", "_takeover", "_touched"}
+SMALL = {
+    "_advice", "_asking", "_capsule", "_domains", "_doors", "_heap", "_lackey", "_load", "_nodes", "_takeover", "_touched",
+    "_watched",
+}
 
 # a static program without libc at a fixed high address: everything below is free for scenarios
 WORKER_FLAGS = (

@@ -20,6 +20,7 @@ from ..kernel.worker import WorkerDied
 from ..kernel.workloads import WORKLOADS
 from ..scenarios.format import Recording, Scenario, ScenarioError, load, save
 from ..scenarios.generate import generate
+from ..scenarios.mix import mix
 from . import advised, timed, verification_page, workloads
 from .codes import FAILED, FINE, UNUSABLE, complain
 from .report import printable
@@ -45,8 +46,9 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     one.add_argument("files", nargs="*", metavar="FILE", type=Path, help="scenarios or recordings (JSON)")
     one.add_argument("--random", type=int, default=0, metavar="N", help="also N random scenarios")
-    one.add_argument("--seed", type=int, default=1, metavar="S", help="of the random scenarios (default 1)")
-    one.add_argument("--first", type=int, default=0, metavar="K", help="start the random scenarios at number K")
+    one.add_argument("--mixed", type=int, default=0, metavar="N", help="also N scenarios mixed of those in the files")
+    one.add_argument("--seed", type=int, default=1, metavar="S", help="of the random and mixed scenarios (default 1)")
+    one.add_argument("--first", type=int, default=0, metavar="K", help="start the random and mixed scenarios at number K")
     one.add_argument(
         "--save",
         type=Path,
@@ -166,6 +168,8 @@ def run_verify(args: argparse.Namespace, replay: Replay | None = None) -> int:
         return _refused("--workloads goes alone") if args.files or args.random > 0 else workloads.run_workloads(args)
     if not args.files and args.random <= 0:
         return _refused("nothing to verify: give FILE..., --random N, --workloads, --time or --advisor N")
+    if args.mixed > 0 and not args.files:
+        return _refused("--mixed goes with FILE...: of what?")
     if args.guest is None and args.nodes > 1:
         return _refused("--nodes goes with --guest")
     if args.guest is not None and args.docs is not None:
@@ -186,7 +190,7 @@ def run_verify(args: argparse.Namespace, replay: Replay | None = None) -> int:
                 replay,
                 session,
                 say=say,
-                progress=_progress(len(files) + args.random),
+                progress=_progress(len(files) + args.random + args.mixed),
                 save_to=args.save,
                 shrink_seconds=args.shrink_seconds,
             )
@@ -218,10 +222,16 @@ def _model(session: Session | guest.Guest) -> Replay:
     """The model of that kernel."""
     from ..scenarios.replay import replay
 
-    kernel, note = (session.profile.profile, session.profile.note) if isinstance(session, guest.Guest) else kernels.here()
+    note = session.profile.note if isinstance(session, guest.Guest) else kernels.here()[1]
     if note:
         complain("ksmwalk verify", note)
-    return functools.partial(replay, kernel=kernel.version)
+    return functools.partial(replay, kernel=_version(session))
+
+
+def _version(session: Session | guest.Guest) -> str:
+    """The version of the kernel that the model is."""
+    profile = session.profile.profile if isinstance(session, guest.Guest) else kernels.here()[0]
+    return profile.version
 
 
 def _all(recordings: list[Recording], args: argparse.Namespace, session: Session | guest.Guest) -> Iterator[Recording | Scenario]:
@@ -233,13 +243,17 @@ def _all(recordings: list[Recording], args: argparse.Namespace, session: Session
     yield from recordings
     for number in range(args.first, args.first + args.random):
         yield generate(args.seed, number, can)
+    for number in range(args.first, args.first + args.mixed):
+        yield mix([one.scenario for one in recordings], args.seed, number, can, _version(session))
 
 
 def _command(args: argparse.Namespace) -> str:
     parts = ["ksmwalk verify", *map(str, args.files[:3])]
     if len(args.files) > 3:
         parts.append(f"... ({len(args.files)} files)")
-    if args.random:
+    if args.mixed:
+        parts.append(f"--mixed {args.mixed}")
+    if args.random or args.mixed:
         parts.append(f"--random {args.random} --seed {args.seed}")
     return " ".join([*parts, f"--docs {args.docs}"])
 
