@@ -28,6 +28,9 @@ cdef int break_pte(kw_world *w, int32_t mm, const kw_vma *v, int cpu, uint64_t *
     if new < 0:
         return KW_ENOFRAMES
     flags = (entry_decode(e) & ~(PTE_PFN_MASK | PTE_RW | PTE_D | PTE_SPECIAL)) | PTE_A
+    if w.ctl.kernel & SWITCH_NO_SMART_SCAN:
+        # old kernels break by a store, later ones without leave to write
+        flags |= PTE_D | (PTE_RW if v.flags & VM_WRITE else 0)
     pte[0] = make_entry(<uint64_t>new, flags)
     frame_map(w, mm, new)
     new_page(w, cpu, v.flags, new)
