@@ -162,7 +162,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "    if False:\n        if w.ctl.lru_batch and",
     ),
     "old kernels break KSM pages without leave to write": (
-        "    if w.ctl.kernel & SWITCH_NO_SMART_SCAN:\n        # old kernels break by a store", "    if False:\n        # old kernels break by a store",
+        "    if w.ctl.kernel & SWITCH_NO_SMART_SCAN:\n        # old kernels break by a store",
+        "    if False:\n        # old kernels break by a store",
     ),
     "no page waits after mlock on 5.10": ("    if rc == 0 and last >= 0 and", "    if rc == 0 and last >= 0 and False and"),
     "a page that is locked again waits on 5.10": (
