@@ -56,6 +56,8 @@ def open_standard_files() -> bool:
         except OSError:
             was_open = was_open and number != 1
             os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+    # None where it was closed, which argparse of Python 3.11.2 writes to
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")
     return was_open
 
 

@@ -78,7 +78,7 @@ def test_words_fit_the_screen(child, width):
 
 def test_every_mapping_has_a_line_of_its_own_with_areas(child):
     result = ksmwalk(child[0].pid, "--areas", env={"COLUMNS": "100"})
-    rows = [line for line in result.stdout.splitlines() if re.match(r" *[0-9a-f]{9,} ", line)]
+    rows = [line for line in result.stdout.splitlines() if re.match(r" *[0-9a-f]{6,} +[0-9.]+ [KMGT]iB ", line)]
     with open(f"/proc/{child[0].pid}/maps") as file:
         user = [line for line in file if not line.startswith("ffff")]
     assert len(rows) == len(user)
