@@ -226,10 +226,12 @@ def show(screen: Screen, result: dict[str, Any]) -> None:
 
 def _kernel_text(kernel: dict[str, Any]) -> str:
     if kernel["finished"]:
+        visits = kernel["pages_scanned"]
         return (
             f"This machine's ksmd (Linux {kernel['release']}): {report.duration(kernel['seconds'])} for a full scan "
-            f"({kernel['measured_by']}, median of {kernel['scans']}), {report.count(kernel['pages_scanned'])} pages "
-            "visited in a scan; KSM is as it was."
+            f"({kernel['measured_by']}, median of {kernel['scans']})"
+            + (f", {report.count(visits)} pages visited in a scan" if visits is not None else "")
+            + "; KSM is as it was."
         )
     return (
         f"This machine's ksmd (Linux {kernel['release']}) did not finish a full scan in "

@@ -37,15 +37,23 @@ class Timed:
         Whether all came to their end.
     waited : float
         Seconds that all took, or that were waited for them.
-    pages_scanned : int
-        In all of them.
+    pages_scanned : int or None
+        In all of them; None where the kernel does not count them.
     """
 
     seconds: list[float] = field(default_factory=list)
     measured_by: str = "ksmd's CPU time"
     finished: bool = False
     waited: float = 0.0
-    pages_scanned: int = 0
+    pages_scanned: int | None = 0
+
+
+def visits() -> int | None:
+    """Pages scanned since the machine was started; None where the kernel does not count them (before 6.7)."""
+    try:
+        return int(knobs.read("pages_scanned"))
+    except FileNotFoundError:
+        return None
 
 
 def timed_scans(scans: int, pages: int, patience: float, give_up: Callable[[], object] = lambda: None) -> Timed:
@@ -74,7 +82,7 @@ def timed_scans(scans: int, pages: int, patience: float, give_up: Callable[[], o
     timed = Timed()
     with _stamps() as instance:
         cpu = _cpu_seconds()
-        scanned, before = int(knobs.read("pages_scanned")), int(knobs.read("full_scans"))
+        scanned, before = visits(), int(knobs.read("full_scans"))
         start = time.monotonic()
         for number in range(1, scans + 1):
             if number == 1:
@@ -93,7 +101,7 @@ def timed_scans(scans: int, pages: int, patience: float, give_up: Callable[[], o
             cpu = now
         knobs.write("run", 0)
         timed.finished = True
-        timed.pages_scanned = int(knobs.read("pages_scanned")) - scanned
+        timed.pages_scanned = None if scanned is None else int(knobs.read("pages_scanned")) - scanned
         if instance is not None and len(traced := _traced(instance)) >= scans:
             timed.seconds, timed.measured_by = traced[:scans], "trace events"
     return timed
@@ -187,7 +195,7 @@ def full_scans(giant: Any, pages: int, patience: float = PATIENCE) -> dict[str, 
         "seconds": statistics.median(timed.seconds),
         "scans": len(timed.seconds),
         "measured_by": timed.measured_by,
-        "pages_scanned": timed.pages_scanned // SCANS,
+        "pages_scanned": timed.pages_scanned and timed.pages_scanned // SCANS,
     }
 
 

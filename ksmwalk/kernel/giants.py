@@ -21,7 +21,7 @@ from ..host import Host
 from ..layout import PAGE_SIZE
 from . import knobs
 from .calibrate import not_negative
-from .fullscan import cpu_of_full_scan
+from .fullscan import cpu_of_full_scan, visits
 
 __all__ = ["COSTS", "SCANS", "SMALL", "Giant", "Measured", "Work", "costs_of", "predicted", "scanned", "work_of"]
 
@@ -143,22 +143,15 @@ def scanned(giant: Giant, patience: float) -> Measured:
         knobs.write("smart_scan", 0)
     with _alive(giant) as address:
         seconds: list[float] = []
-        before = _visits()
+        before = visits()
         while len(seconds) < SCANS and sum(seconds) < _ENOUGH:
             took = cpu_of_full_scan(giant.pages + 1000, patience=patience)
             if took is None:
                 raise knobs.KernelUnavailable(f"ksmd did not come to the end of a scan in {patience:.0f} s")
             seconds.append(took)
-        after = _visits()
+        after = visits()
     knobs.reset()
     return Measured(address, seconds, None if before is None or after is None else (after - before) // len(seconds))
-
-
-def _visits() -> int | None:
-    try:
-        return int(knobs.read("pages_scanned"))
-    except FileNotFoundError:
-        return None
 
 
 # ---------------------------------------------------------- the model

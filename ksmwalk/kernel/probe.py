@@ -16,6 +16,7 @@ from ..layout import Switch
 from ..proc.frames import bits_lie
 from ..scenarios.compare import as_shown, first_difference
 from ..scenarios.format import Scenario
+from ..scenarios.ops import MERGE_ANY
 from ..scenarios.records import COUNTERS, MOVING, STATS, Record
 from ..scenarios.replay import Replay
 from . import knobs
@@ -217,7 +218,7 @@ def _by_answers(session: Session | Guest, release: str, full: str, lying: bool |
     except ValueError:
         pass
     found.told(Switch.NO_SMART_SCAN, "smart_scan" in session.missing)
-    found.told(Switch.NO_MERGE_ANY, any("MEMORY_MERGE" in what for what in session.lacking))
+    found.told(Switch.NO_MERGE_ANY, any(MERGE_ANY in what for what in session.left_out))
     if lying is None:
         found.unknown[Switch.BITS_LIE] = "no page of our own could be looked at"
     else:
@@ -231,7 +232,8 @@ def _by_answers(session: Session | Guest, release: str, full: str, lying: bool |
             found.unknown[switch] = session.lacks(scenario) or "can't be run here"
         else:
             answers[switch] = session.record(fitted)
-    decide(found, answers, session.ignore, start, not lying)
+    # where all anonymous pages look like KSM's, events tell which ones are
+    decide(found, answers, session.ignore, start, not lying or "t" not in session.ignore)
     return found
 
 

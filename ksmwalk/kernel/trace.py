@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -22,6 +23,8 @@ _libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
 _NOSUID_NODEV_NOEXEC = 2 | 4 | 8
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
 _PREFIX = "ksmwalk-"
+#: those that this process has at present
+_ours: set[Path] = set()
 
 #: comm-pid [cpu] flags time: event: fields
 _LINE = re.compile(r"-(\d+)\s+\[\d+\].*?: (ksm_\w+): (.*)")
@@ -152,6 +155,12 @@ def _mount(place: Path) -> bool:
     return bool(_libc.mount(b"tracefs", os.fsencode(place), b"tracefs", _NOSUID_NODEV_NOEXEC, None) == 0)
 
 
+def _places(root: Path) -> Iterator[Path]:
+    """Names for instances of this process: the second is for one that is made while there is the first."""
+    for number in itertools.count():
+        yield root / "instances" / f"{_PREFIX}{os.getpid()}{f'-{number}' if number else ''}"
+
+
 @contextlib.contextmanager
 def instance(root: Path) -> Iterator[Path]:
     """A tracing instance of our own; those that killed runs have left are removed.
@@ -166,23 +175,25 @@ def instance(root: Path) -> Iterator[Path]:
     Path
         Its directory.
     """
-    place = root / "instances" / f"{_PREFIX}{os.getpid()}"
+    place = next(one for one in _places(root) if one not in _ours)
     made = False
     try:
         with signals.held():
             for other in root.glob(f"instances/{_PREFIX}*"):
-                pid = other.name.removeprefix(_PREFIX)
+                pid = other.name.removeprefix(_PREFIX).partition("-")[0]
                 if not Path("/proc", pid).exists() or other == place:
                     # an enabled event or an open pipe of somebody's keeps it: then it stays
                     with contextlib.suppress(OSError):
                         other.rmdir()
             place.mkdir()
             made = True
+            _ours.add(place)
         yield place
     finally:
         if made:
             with signals.held():
                 place.rmdir()
+                _ours.discard(place)
 
 
 @contextlib.contextmanager

@@ -13,8 +13,8 @@ import pytest
 from ksmwalk.commands import kernel as commands
 from ksmwalk.commands import verification_page as page
 from ksmwalk.drawing.words import printable
+from ksmwalk.kernel import fullscan, surround, trace, verify
 from ksmwalk.kernel import run as running
-from ksmwalk.kernel import surround, trace, verify
 from ksmwalk.kernel.pages import Process, _coalesced
 from ksmwalk.proc import processes
 from ksmwalk.scenarios.compare import first_difference
@@ -300,3 +300,20 @@ def test_a_thread_that_has_ended_does_nothing_any_more():
         process.wait()
     assert surround._asleep(process.pid)
     assert not surround._asleep(os.getpid())
+
+
+def test_tracing_instances_of_one_process_stand_side_by_side(tmp_path):
+    (tmp_path / "instances" / f"ksmwalk-{1 << 23}-1").mkdir(parents=True)  # of a process that is gone
+    with trace.instance(tmp_path) as first, trace.instance(tmp_path) as second:
+        assert [one.name for one in (first, second)] == [f"ksmwalk-{os.getpid()}", f"ksmwalk-{os.getpid()}-1"]
+        assert sorted(first.parent.iterdir()) == [first, second]
+    with trace.instance(tmp_path) as again:
+        assert again == first and not second.exists()
+
+
+def test_a_kernel_that_does_not_count_its_visits_has_none(monkeypatch):
+    def missing(name):
+        raise FileNotFoundError(name)
+
+    monkeypatch.setattr(fullscan.knobs, "read", missing)
+    assert fullscan.visits() is None
