@@ -164,7 +164,7 @@ PROFILES: dict[str, Profile] = {
         Profile("6.1.192", _OLD | Switch.FORK_INHERITS | Switch.NONE_NO_PARTNER | Switch.REST_STAYS_LOCKED, _ALL, _NO_FILES,
                 ("rmap_items", "merging_pages"), False),
         Profile("6.12.43", _12 | _MOVES | Switch.SCAN_EACH | Switch.FORK_INHERITS, _SOME, stats=_WITHOUT_MARKS),
-        Profile("6.12.117", _12 | Switch.REST_STAYS_LOCKED, _ALL, stats=_WITHOUT_MARKS),
+        Profile("6.12.117", _12 | Switch.REST_STAYS_LOCKED | Switch.ADVISED_ONCE, _ALL, stats=_WITHOUT_MARKS),
         Profile("6.16.12", _12_17 | _MOVES | Switch.SCAN_EACH | Switch.FORK_INHERITS | Switch.FORKED_HUGE_FAILS, _ALL),
         Profile("6.17.8", _LIE | Switch.READ_ONLY_STAYS | _MOVES | Switch.SCAN_EACH | Switch.FORKED_HUGE_FAILS,
                 "its time and /proc/kpageflags only; the rest is taken from 6.17.13"),
