@@ -243,8 +243,9 @@ def _all(recordings: list[Recording], args: argparse.Namespace, session: Session
     yield from recordings
     for number in range(args.first, args.first + args.random):
         yield generate(args.seed, number, can)
+    sources, version = [one.scenario for one in recordings], _version(session)
     for number in range(args.first, args.first + args.mixed):
-        yield mix([one.scenario for one in recordings], args.seed, number, can, _version(session))
+        yield mix(sources, args.seed, number, can, version)
 
 
 def _command(args: argparse.Namespace) -> str:

@@ -208,8 +208,8 @@ cdef int sys_uffd_wp(kw_world *w, int32_t mm, uint64_t start, uint64_t end, bint
     while start < end:
         v = vma_find(w, mm, start)
         stop = min(end, w.vmas[v].end)
-        how = (w.vmas[v].flags & VM_WATCHED) | VM_UFFD_WP if on else w.vmas[v].flags & VM_WATCHED & ~<uint64_t>VM_UFFD_WP
-        v = set_watched(w, v, start, stop, how, w.vmas[v].watcher if how else 0)
+        how = w.vmas[v].flags & VM_WATCHED & ~<uint64_t>VM_UFFD_WP
+        v = set_watched(w, v, start, stop, how | VM_UFFD_WP if on else how, w.vmas[v].watcher)
         if v < 0:
             return v
         rc = wp_range(w, mm, start, stop, on)

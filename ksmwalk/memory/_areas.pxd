@@ -81,7 +81,7 @@ cdef int32_t set_flags(kw_world *w, int32_t v, uint64_t start, uint64_t end, uin
 cdef int32_t set_policy(kw_world *w, int32_t v, uint64_t start, uint64_t end, int32_t policy) noexcept nogil
     # The same with the NUMA node its new pages go to (kw_vma.policy).
 cdef int32_t set_watched(kw_world *w, int32_t v, uint64_t start, uint64_t end, uint64_t how, uint16_t watcher) noexcept nogil
-    # The same with how a userfaultfd watches it (VM_WATCHED), and which one; 0 and 0: none.
+    # The same with how a userfaultfd watches it (VM_WATCHED; 0: none does), and which one.
 
 # ------------------------------------------------------------------ khugepaged
 

@@ -372,7 +372,8 @@ cdef int32_t set_policy(kw_world *w, int32_t v, uint64_t start, uint64_t end, in
 
 
 cdef int32_t set_watched(kw_world *w, int32_t v, uint64_t start, uint64_t end, uint64_t how, uint16_t watcher) noexcept nogil:
-    return set_area(w, v, start, end, (w.vmas[v].flags & ~<uint64_t>VM_WATCHED) | how, w.vmas[v].policy, watcher)
+    return set_area(w, v, start, end, (w.vmas[v].flags & ~<uint64_t>VM_WATCHED) | how, w.vmas[v].policy,
+                    watcher if how else 0)
 
 
 cdef int32_t set_area(kw_world *w, int32_t v, uint64_t start, uint64_t end, uint64_t flags, int32_t policy,
