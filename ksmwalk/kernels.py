@@ -65,6 +65,8 @@ SWITCHES: dict[Switch, str] = {
     Switch.SMALL_COLLAPSED: "where it makes no huge page, khugepaged makes folios of the smaller sizes that are allowed",
     Switch.CHILD_ACCESSED: "fork: a child's pages count as accessed where its parent's do, for khugepaged",
     Switch.ADVISED_ONCE: "MADV_HUGEPAGE where it was given before tells khugepaged nothing",
+    Switch.LAZY_EACH: "of a huge page that MADV_FREE marked and small ptes map, each page goes up to the first that was stored "
+    "to; else runs of pages go that are mapped alike, and only such as have none of these",
     Switch.REST_STAYS_LOCKED: "MREMAP_DONTUNMAP unlocks what it moves; the rest of the area stays locked",
     Switch.READ_ONLY_STAYS: "small pages none of which may be stored to become no huge page: MADV_COLLAPSE -22",
     Switch.TABLES_KEPT: "MADV_DONTNEED keeps the tables of the pages that it discards: no huge page comes there later",
@@ -78,6 +80,7 @@ _OLD = (
     | Switch.KEEPS_PROTECTED | Switch.MOVE_ONE_AREA | Switch.NO_MERGE_ANY | Switch.NO_GUARD
     | Switch.OLD_UFFD | Switch.PARTS_COPIED | Switch.LAST_PART_STAYS | Switch.TABLES_KEPT | Switch.READ_ONLY_STAYS
     | Switch.MOVE_FORGETS | Switch.EMPTY_NOT_JOINED | Switch.HUGE_ZERO_SPLIT
+    | Switch.LAZY_EACH     # taken from 6.12: here it shows in reclaim alone, which no guest was asked for
 )  # fmt: skip
 _NO_FILES = frozenset({
     "smart_scan", "advisor_mode", "advisor_max_cpu", "advisor_min_pages_to_scan", "advisor_max_pages_to_scan",
@@ -134,8 +137,8 @@ def _numbers(version: str) -> tuple[int, int, int]:
 
 
 _SHIFT = 24
-#: bits that `ctl.kernel` has: first switches, the version, ten switches more
-BITS = _SHIFT + 26 + 10
+#: bits that `ctl.kernel` has: first switches, the version, eleven switches more
+BITS = _SHIFT + 26 + 11
 
 
 def _packed(numbers: tuple[int, int, int]) -> int:
@@ -147,7 +150,10 @@ _SOME = "19 scenarios, once"
 _LIE = Switch.BITS_LIE
 _12_17 = Switch.MOVE_ONE_AREA | _LIE | Switch.READ_ONLY_STAYS     # the last is taken from 6.12 for 6.16 and 6.17
 _MOVES = Switch.MOVE_FORGETS      # seen on 6.12.43; that those of the months before the change have it is taken from there
-_12 = _12_17 | Switch.NO_GUARD | Switch.PARTS_COPIED | Switch.TABLES_KEPT | Switch.EMPTY_NOT_JOINED | Switch.HUGE_ZERO_SPLIT
+_12 = (
+    _12_17 | Switch.NO_GUARD | Switch.PARTS_COPIED | Switch.TABLES_KEPT | Switch.EMPTY_NOT_JOINED | Switch.HUGE_ZERO_SPLIT
+    | Switch.LAZY_EACH
+)  # fmt: skip
 _7_2 = (
     Switch.UNMERGE_RANGE | Switch.POKE_FAILS | Switch.LAZY_NOT_COLLAPSED | Switch.REST_STAYS_LOCKED | Switch.SMALL_COLLAPSED
     | Switch.CHILD_ACCESSED | Switch.ADVISED_ONCE | Switch.COLLAPSES_NOTHING

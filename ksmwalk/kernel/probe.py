@@ -154,7 +154,7 @@ def decide(
                 switches = switches | switch if same[0] else switches & ~switch
             elif switch not in found.on | found.off:
                 found.unknown[switch] = "neither answer" if not same[0] else "both answers are the same"
-        if switches == before and not found.unknown:
+        if switches == before:
             break
 
 

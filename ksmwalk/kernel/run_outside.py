@@ -97,15 +97,19 @@ class Outside(Side):
 
     def do_move(self, name: str, vpns: list[int], node: int, flags: int = _MF_MOVE) -> Any:
         """Move pages of one's own, with one call."""
-        return _moved(self._move(name, vpns, node, flags), node)
+        return self._move(name, vpns, node, flags)
 
     def do_movepid(self, name: str, vpns: list[int], node: int) -> Any:
         """Move pages from outside, from whoever has them too."""
-        return _moved(self._move(name, vpns, node, _MF_MOVE_ALL), node)
+        return self._move(name, vpns, node, _MF_MOVE_ALL)
 
-    def _move(self, name: str, vpns: list[int], node: int, flags: int) -> list[int]:
-        # who asks makes no difference to what it may
-        return self.session.move_pages(self.live[name].pid, [vpn * PAGE for vpn in vpns], node, flags)
+    def _move(self, name: str, vpns: list[int], node: int, flags: int) -> Any:
+        """0 where all went where they were to go, -errno where the call is refused, else 0 and what is said of each page."""
+        try:  # who asks makes no difference to what it may
+            status = self.session.move_pages(self.live[name].pid, [vpn * PAGE for vpn in vpns], node, flags)
+        except OSError as error:
+            return -(error.errno or 0)
+        return 0 if all(one == node for one in status) else [0, status]
 
     def do_migrate(self, name: str, old: int, new: int) -> int:
         """Move all of a process from a node to another, by itself."""
@@ -114,8 +118,3 @@ class Outside(Side):
 
 def _mask(node: int) -> bytes:
     return (1 << node).to_bytes(_NODE_BITS // 8 + 8, "little")
-
-
-def _moved(status: list[int], node: int) -> Any:
-    """0 where all went where they were to go, else the call's return value and what is said of each page."""
-    return 0 if all(one == node for one in status) else [0, status]

@@ -146,14 +146,18 @@ class Session:
             raise OSError(number, f"move_pages: {os.strerror(number)}")
 
     def move_pages(self, pid: int, addresses: list[int], node: int | None, flags: int = 0) -> list[int]:
-        """Move pages of a process with one call (None: only ask); the node where each is then, or -errno."""
+        """Move pages of a process with one call (None: only ask); the node where each is then, or -errno.
+
+        OSError where the call itself is refused.
+        """
         n = len(addresses)
         if n == 0:
             return []
         where, status = (ctypes.c_void_p * n)(*addresses), (ctypes.c_int * n)()
         to = None if node is None else (ctypes.c_int * n)(*[node] * n)
         if _libc.syscall(_MOVE_PAGES, pid, n, where, to, status, flags) < 0:
-            return [-ctypes.get_errno()] * n
+            number = ctypes.get_errno()
+            raise OSError(number, f"move_pages: {os.strerror(number)}")
         return list(status)
 
     def settle(self) -> None:

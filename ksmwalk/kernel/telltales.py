@@ -132,6 +132,11 @@ TELLTALES: dict[Switch, Scenario] = dict(
             ["uffd", "A", _AT, 512, {"missing": 1}], ["uffd_copy", "A", _AT, [5, 6]], ["uffd_unregister", "A", _AT, 512],
             ["madvise", "A", _AT, 512, "hugepage"], ["khuge"],
         ]),
+        _of(Switch.LAZY_EACH, [
+            ["spawn", "A"], ["mmap", "A", _AT, 512], ["madvise", "A", _AT, 512, "hugepage"], ["fill", "A", _AT, [5]],
+            ["madvise", "A", _AT, 512, "free"], ["mprotect", "A", _AT + 9, 1, "r"], ["mprotect", "A", _AT + 9, 1, "rw"],
+            ["write", "A", [[_AT + 100, 7]]], ["madvise", "A", _AT, 512, "pageout"],
+        ]),
         _of(Switch.STAYS_PROTECTED, [
             ["spawn", "A"], ["mmap", "A", _AT, 4], ["uffd", "A", _AT, 4, {"wp": 1}], ["uffd", "A", _AT, 4, {"missing": 1}],
         ]),

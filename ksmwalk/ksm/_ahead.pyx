@@ -309,6 +309,7 @@ cdef inline bint let_alone(kw_world *w, int32_t item, uint64_t hash) noexcept no
     if not q.flags & ITEM_UNSTABLE:     # else one of an earlier scan leaves, and one of this scan comes
         w.ksm.pages_unshared += 1
     q.flags |= ITEM_UNSTABLE
+    q.node = 0
     q.seq = <uint8_t>w.cursor.seqnr
     w.done.inserted += 1
     return True

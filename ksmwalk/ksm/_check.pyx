@@ -180,7 +180,7 @@ cdef int one_item(Check *c, int32_t mm, int32_t i, int32_t before) noexcept nogi
         return refuse(c, b"items", b"addr", i, <int64_t>q.addr, b"no page address, or not above the item before")
     if not q.flags & ITEM_USED or q.flags & ~ITEM_BITS or q.flags & ITEM_STABLE and q.flags & ITEM_UNSTABLE:
         return refuse(c, b"items", b"flags", i, q.flags, b"not the flags of an rmap_item in use")
-    if not q.flags & ITEM_STABLE and q.node:
+    if not q.flags & ITEM_STABLE and q.node and (q.flags & ITEM_UNSTABLE or not 0 < q.node < w.ctl.stable_used):
         return refuse(c, b"items", b"node", i, q.node, b"on no node's list, but names one")
     return 0
 

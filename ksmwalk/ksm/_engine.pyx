@@ -215,7 +215,8 @@ cdef int compare_and_merge(kw_world *w, int32_t item, int64_t pfn) noexcept nogi
         node = w.f_node[pfn]
     if node:
         w.done.merged += 1
-        if KW_LIKELY(q.flags & ITEM_STABLE and q.node == node and w.ksm.merge_across_nodes):
+        # The kernel asks for the address alone: an item whose node went stale takes for its own the one that has its memory.
+        if KW_LIKELY(q.node == node and w.ksm.merge_across_nodes):
             return KW_OK
         if KW_UNLIKELY(not same_domain(w, node, q.mm)):
             leave_tree(w, item)     # shared by fork before the domains were told apart: it stays as it is
@@ -224,7 +225,7 @@ cdef int compare_and_merge(kw_world *w, int32_t item, int64_t pfn) noexcept nogi
         if not w.nodes[node].flags & NODE_MIGRATE:
             if w.nodes[node].tree != tree:
                 migrate_add(w, node)
-            elif q.flags & ITEM_STABLE and q.node == node:
+            elif q.node == node:
                 return KW_OK
         # A page shared by fork finds itself, however many share it already.
         target = node
@@ -232,7 +233,7 @@ cdef int compare_and_merge(kw_world *w, int32_t item, int64_t pfn) noexcept nogi
             target = migrate_search(w, node, tree)
             if target < 0:
                 return target
-            if target == node and q.flags & ITEM_STABLE and q.node == node:
+            if target == node and q.node == node:
                 return KW_OK
         leave_tree(w, item)
         if target == 0:

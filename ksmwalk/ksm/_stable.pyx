@@ -103,13 +103,13 @@ cdef inline void off_node(kw_world *w, kw_item *q) noexcept nogil:
     """An item is on its node's list no more."""
     w.mms[q.mm].nr_merging -= 1
     q.flags &= <uint8_t>~ITEM_STABLE
-    q.node = 0
     if KW_UNLIKELY(w.ctl.kernel & SWITCH_FORGETS):
         q.age = q.skips = 0
 
 
 cdef void node_remove(kw_world *w, int32_t node) noexcept nogil:
-    """A node goes as a whole: its items, newest first, then itself."""
+    """A node goes as a whole: its items, newest first, then itself. They name it until they are on another's list or in an
+    unstable tree (see `compare_and_merge`)."""
     cdef kw_node *p = &w.nodes[node]
     cdef kw_item *q
     cdef int32_t item = p.items, following
@@ -184,6 +184,7 @@ cdef void node_leave(kw_world *w, int32_t item) noexcept nogil:
     else:
         w.ksm.pages_shared -= 1
     off_node(w, q)
+    q.node = 0
     if p.flags & NODE_DUP:
         chain_look(w, p.chain, False)
 

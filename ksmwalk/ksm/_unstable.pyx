@@ -87,6 +87,7 @@ cdef inline bint no_partner(kw_world *w, int32_t item) noexcept nogil:
 
 cdef inline void mark_unstable(kw_world *w, int32_t item) noexcept nogil:
     w.items[item].flags |= ITEM_UNSTABLE
+    w.items[item].node = 0
     w.items[item].seq = <uint8_t>w.cursor.seqnr
     w.ksm.pages_unshared += 1
     w.done.inserted += 1

@@ -107,6 +107,7 @@ enum {
     SWITCH_SMALL_COLLAPSED = 0x200000000000000, /* khugepaged makes folios of the sizes allowed that are smaller than a huge page */
     SWITCH_CHILD_ACCESSED = 0x400000000000000, /* a child's pages count as accessed where its parent's do */
     SWITCH_ADVISED_ONCE = 0x800000000000000, /* MADV_HUGEPAGE where it was given before does nothing at all */
+    SWITCH_LAZY_EACH = 0x1000000000000000, /* of a folio that MADV_FREE marked page by page goes, not runs of pages */
 };
 /* Thp(IntEnum), THP_: Huge pages for anonymous memory: never, where madvise asks for them, always. */
 enum { THP_NEVER = 0, THP_MADVISE = 1, THP_ALWAYS = 2 };

@@ -79,7 +79,7 @@ typedef struct {
     uint64_t checksum;   /* content key at the last visit; valid if ITEM_HAS_CHECKSUM */
     int32_t next;        /* next higher item of the mm, or next free record */
     int32_t mm;
-    int32_t node;        /* stable node it is listed on, if ITEM_STABLE */
+    int32_t node;        /* stable node it is listed on, if ITEM_STABLE; else 0, or the one that went with it on its list */
     uint8_t flags;       /* ITEM_* bits */
     uint8_t seq;         /* low 8 bits of the scan that inserted it, if ITEM_UNSTABLE */
     uint8_t age;

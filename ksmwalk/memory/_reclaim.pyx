@@ -124,18 +124,18 @@ cdef void large_leave(kw_world *w, int64_t head) noexcept nogil:
 
 cdef int pageout_large(kw_world *w, int32_t mm, uint64_t addr, uint64_t *ptes, int64_t head, int64_t n) noexcept nogil:
     """A folio that these ptes alone map: it goes as a whole, or it is split (1: its parts are to be looked at)."""
-    cdef bint soiled = False
-    cdef int64_t i
+    cdef int64_t i, goes = n
     cdef int rc
     cdef bint held = folio_extra_refs(w, head) != 0
     if not can_go(w, head):
         return 0
     if lazy(w, head):
         for i in range(n):
-            soiled = soiled or stored_to(w, head, ptes[i])
-        if soiled:
-            keep(w, head)
-        for i in range(0 if soiled or held else n):
+            if stored_to(w, head, ptes[i]):
+                keep(w, head)
+                goes = i if w.ctl.kernel & SWITCH_LAZY_EACH else 0
+                break
+        for i in range(0 if held else goes):
             zap_pte(w, mm, ptes + i)
         return 0
     if held:

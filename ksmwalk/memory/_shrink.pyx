@@ -155,13 +155,18 @@ cdef int decide(kw_world *w, Reclaim *r) noexcept nogil:
 
 # ------------------------------------------------------------------ one mapping goes
 
+cdef void stay_lazy(kw_world *w, Reclaim *r, int64_t head) noexcept nogil:
+    """A folio that MADV_FREE marked, and in which something was stored since."""
+    keep(w, head)
+    r.marks[head] |= STAYS
+    r.again = True
+
+
 cdef void unmap_lazy(kw_world *w, Reclaim *r, uint64_t *pte, int64_t head) noexcept nogil:
     """A mapping of a page that MADV_FREE marked. With the first that was stored to since, the page stays for it and those
     after it; the others are gone. What somebody holds stays as it is from the first that was not stored to."""
     if stored_to(w, head, pte[0]):
-        keep(w, head)
-        r.marks[head] |= STAYS
-        r.again = True
+        stay_lazy(w, r, head)
     elif folio_extra_refs(w, head):
         r.marks[head] |= STAYS
     else:
@@ -283,8 +288,30 @@ cdef int ksm_goes(kw_world *w, Reclaim *r, int64_t pfn) noexcept nogil:
     return KW_OK
 
 
+cdef int64_t lazy_run(kw_world *w, Reclaim *r, int64_t head, int64_t i, int64_t n) noexcept nogil:
+    """The end of the run of places from i on that go together: small ptes of one area and one table that differ in nothing but
+    the page and in whether it was used. Of a folio that stays because something was stored to one of them: n, and it is noted."""
+    cdef Place *first = &r.places[i]
+    cdef uint64_t *pte = pte_find(w, w.mms[first.mm].root, first.addr)
+    cdef uint64_t entry
+    cdef int64_t end = i
+    if pte == NULL:
+        return i + 1      # a leaf pmd
+    entry = pte[0] & ~(PTE_A | PTE_D)
+    while end < n and r.places[end].mm == first.mm and r.places[end].v == first.v:
+        if r.places[end].addr != first.addr + <uint64_t>(end - i) * KW_PAGE_SIZE or end > i and not r.places[end].addr % KW_PMD_SIZE:
+            break
+        if pte[end - i] & ~(PTE_A | PTE_D) != entry + <uint64_t>(end - i) * KW_PAGE_SIZE:
+            break
+        if stored_to(w, head, pte[end - i]):
+            stay_lazy(w, r, head)
+            return n
+        end += 1
+    return end
+
+
 cdef int folio_goes(kw_world *w, Reclaim *r, int64_t head) noexcept nogil:
-    cdef int64_t i, n
+    cdef int64_t i, n, run = 0
     cdef int rc
     if w.f_flags[head] & FRAME_KSM:
         return ksm_goes(w, r, head)
@@ -302,6 +329,8 @@ cdef int folio_goes(kw_world *w, Reclaim *r, int64_t head) noexcept nogil:
                 w.f_flags[head] |= FRAME_MLOCKED
                 w.owners[head >> 2].shared |= FOLIO_CACHED
             break
+        if i == run and w.f_flags[head] & LARGE and lazy(w, head) and not w.ctl.kernel & SWITCH_LAZY_EACH:
+            run = lazy_run(w, r, head, i, n)
         rc = go(w, r, r.places[i].mm, r.places[i].addr, head)
         if rc < 0:
             return rc
