@@ -107,6 +107,8 @@ def policy_of(word: str) -> Policy:
         policy = made()
     except TypeError as error:
         raise ValueError(f"--policy {shown(word)}: can't be made without arguments: {error}") from None
+    except Exception as error:
+        raise ValueError(f"--policy {shown(word)}: can't be made: {type(error).__name__}: {error}") from error
     if not policy.name:
         policy.name = name
     return policy

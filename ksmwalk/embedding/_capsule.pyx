@@ -12,8 +12,9 @@ from libc.string cimport strerror
 from ksmwalk._core cimport World, entry_pfn, enter, leaf_find, leave
 from ksmwalk.host._advice cimport sys_madvise
 from ksmwalk.host._calls cimport (
-    sys_exec, sys_exit, sys_fork, sys_mmap, sys_mprotect, sys_mremap, sys_munmap, sys_prctl_merge,
+    sys_exec, sys_exit, sys_fork, sys_mprotect, sys_mremap, sys_munmap, sys_prctl_merge,
 )
+from ksmwalk.host._heap cimport map_private
 from ksmwalk.ksm._cursor cimport scan_begin, scan_next
 from ksmwalk.ksm._engine cimport examine, scan_and_merge
 from ksmwalk.layout._layout cimport *
@@ -87,7 +88,7 @@ cdef int64_t MOST_PAGES = 1 << 40
 
 cdef enum:
     FIRST_CODE = -5001     # of those that no errno stands for; they follow one another downwards
-    NR_CODES = 10
+    NR_CODES = FIRST_CODE - KW_EPOLICY + 1
     PROT = VM_READ | VM_WRITE | VM_EXEC
     MAY = VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
     FURTHER = VM_HUGEPAGE | VM_NOHUGEPAGE | VM_NORESERVE | VM_DONTCOPY | VM_WIPEONFORK
@@ -102,7 +103,10 @@ cdef bytes ERROR = b""
 
 cdef int fill_texts() except -1:
     """Words for the codes, as the exceptions that stand for them have them."""
-    texts = {int(Code.FULL): "the output has no room for more", int(Code.INTR): "stopped by a signal"}
+    texts = {
+        int(Code.FULL): "the output has no room for more", int(Code.INTR): "stopped by a signal",
+        int(Code.POLICY): "a policy raised",
+    }
     cdef int i
     for i in range(NR_CODES):
         code = FIRST_CODE - i
@@ -265,13 +269,9 @@ cdef int64_t mm_map(kw_world *w, int32_t mm, uint64_t addr, uint64_t length, uin
             return -ENOMEM
     elif end > user_end(w):
         return -ENOMEM
-    else:
-        code = sys_munmap(w, mm, start, end)
-        if code < 0:
-            return code
     if flags & VM_WRITE and not flags & VM_NORESERVE:
         flags |= VM_ACCOUNT
-    code = sys_mmap(w, mm, start, length, flags | MAY, 0, start >> 12, 12)
+    code = map_private(w, mm, start, start + length, flags | MAY)
     return code if code < 0 else <int64_t>start
 
 

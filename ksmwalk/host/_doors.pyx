@@ -9,8 +9,8 @@ from ksmwalk._core cimport (
     World, alone, enter, interrupted_at, leaf_find, leave, make_entry, no_entry, pte_make, records,
 )
 from ksmwalk.memory._frames cimport (
-    dma_get, dma_put, folio_extra_refs, folio_get, folio_head, folio_put, frame_alloc, freed_in_bundles, lru_drain, lru_drain_cpu,
-    mark_referenced, mlock_drain, normal_pfn,
+    dma_get, dma_put, folio_extra_refs, folio_get, folio_head, folio_put, frame_alloc, lru_drain, lru_drain_cpu, mark_referenced,
+    normal_pfn,
 )
 from ksmwalk.memory._leaves cimport prot_bits, touched
 from ksmwalk.memory._areas cimport backing_put, find_place, mm_alloc, vma_find, vma_find_from, vma_for
@@ -25,6 +25,7 @@ from ksmwalk.host._calls cimport (
     sys_exec, sys_exit, sys_fork, sys_mmap, sys_mprotect, sys_mremap, sys_munmap, sys_prctl_merge,
 )
 from ksmwalk.host._advice cimport sys_madvise, sys_uffd_wp
+from ksmwalk.host._heap cimport freed_again as heap_freed_again, freed_all as heap_freed_all
 from ksmwalk.host._locks cimport VM_LOCKS, bring_in, soil, sys_mlock, sys_mlockall
 from ksmwalk.layout._layout cimport *
 
@@ -124,23 +125,13 @@ def populate(World world not None, int32_t mm, uint64_t start, uint64_t end):
 
 
 def freed_again(World world not None, int32_t mm, bint on):
-    """From here to the switching off, frames that are freed are the first to be taken again, the last one of a size first."""
     alone(world)
-    world.w.freed_again = on
-    world.w.nr_freed = 0
-    world.w.nr_waited = world.w.batches[world.w.mms[mm].cpu].nr_mlock
+    heap_freed_again(&world.w, mm, on)
 
 
 def freed_all(World world not None, int32_t mm):
-    """What the call has unmapped so far is free by now on old kernels, locked pages too: more than those that
-    waited when `freed_again` was switched on."""
     alone(world)
-    cdef int cpu = world.w.mms[mm].cpu
-    if world.w.ctl.kernel & SWITCH_NO_GUARD:
-        if world.w.batches[cpu].nr_mlock > world.w.nr_waited:
-            mlock_drain(&world.w, cpu)
-        if world.w.ctl.kernel & SWITCH_NO_SMART_SCAN:
-            freed_in_bundles(&world.w)
+    heap_freed_all(&world.w, mm)
 
 
 def uffd_wp(World world not None, int32_t mm, uint64_t start, uint64_t end, bint on):

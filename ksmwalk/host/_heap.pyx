@@ -1,13 +1,16 @@
-"""brk, compiled: the heap of an address space grows and shrinks at its end."""
-from libc.stdint cimport int32_t, int64_t, uint64_t
+"""Anonymous memory that is asked for, compiled: at the end of the heap (brk), or at a place (mmap).
+
+The contract of every function stands in `_heap.pxd`.
+"""
+from libc.errno cimport ENOMEM
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from ksmwalk._core cimport World, enter, leave
-from ksmwalk.host._calls cimport sys_munmap
+from ksmwalk.host._calls cimport sys_mmap, sys_munmap
 from ksmwalk.host._locks cimport bring_in
 from ksmwalk.layout._layout cimport *
-from ksmwalk.memory._areas cimport (
-    STACK_GAP, user_end, vma_find_from, vma_join, vma_make,
-)
+from ksmwalk.memory._areas cimport STACK_GAP, user_end, vma_find_from, vma_join, vma_make
+from ksmwalk.memory._frames cimport freed_in_bundles, mlock_drain
 
 
 cdef enum:
@@ -17,6 +20,48 @@ cdef enum:
 cdef inline uint64_t page_up(uint64_t addr) noexcept nogil:
     return (addr + KW_PAGE_SIZE - 1) & ~<uint64_t>(KW_PAGE_SIZE - 1)
 
+
+cdef inline uint64_t future_locks(kw_world *w, int32_t mm) noexcept nogil:
+    """The vm_flags that a new area has from mlockall(2)."""
+    cdef uint32_t flags = w.mms[mm].flags
+    return (VM_LOCKED if flags & MM_LOCK_FUTURE else 0) | (VM_LOCKONFAULT if flags & MM_LOCK_ONFAULT else 0)
+
+
+# ------------------------------------------------------------------ mmap
+
+cdef void freed_again(kw_world *w, int32_t mm, bint on) noexcept nogil:
+    w.freed_again = on
+    w.nr_freed = 0
+    w.nr_waited = w.batches[w.mms[mm].cpu].nr_mlock
+
+
+cdef void freed_all(kw_world *w, int32_t mm) noexcept nogil:
+    cdef int cpu = w.mms[mm].cpu
+    if w.ctl.kernel & SWITCH_NO_GUARD:
+        if w.batches[cpu].nr_mlock > w.nr_waited:
+            mlock_drain(w, cpu)
+        if w.ctl.kernel & SWITCH_NO_SMART_SCAN:
+            freed_in_bundles(w)
+
+
+cdef int map_private(kw_world *w, int32_t mm, uint64_t start, uint64_t end, uint64_t flags) noexcept nogil:
+    cdef int rc
+    flags |= future_locks(w, mm)
+    if flags & VM_LOCKED:
+        freed_again(w, mm, True)
+    rc = sys_munmap(w, mm, start, end)
+    if rc == 0:
+        rc = min(0, sys_mmap(w, mm, start, end - start, flags, 0, start >> 12, 12))
+    if rc == 0 and flags & VM_LOCKED:
+        freed_all(w, mm)
+        rc = bring_in(w, mm, start, end, True)
+        rc = 0 if rc == -ENOMEM else rc      # what can't be brought in is passed over
+    if flags & VM_LOCKED:
+        freed_again(w, mm, False)
+    return rc
+
+
+# ------------------------------------------------------------------ brk
 
 cdef bint has_room(kw_world *w, int32_t next, uint64_t start, uint64_t end) noexcept nogil:
     """May [start, end) be the heap's, `next` being what is mapped next? A page stays free before it."""
@@ -28,13 +73,7 @@ cdef bint has_room(kw_world *w, int32_t next, uint64_t start, uint64_t end) noex
 cdef int heap_grow(kw_world *w, int32_t mm, uint64_t start, uint64_t end) noexcept nogil:
     """Map [start, end): a part of the last area of the heap where that may be, never of what lies below the heap."""
     cdef kw_mm *m = &w.mms[mm]
-    cdef uint64_t flags = VM_HEAP
-    cdef int32_t v, prev
-    if m.flags & MM_LOCK_FUTURE:
-        flags |= VM_LOCKED
-    if m.flags & MM_LOCK_ONFAULT:
-        flags |= VM_LOCKONFAULT
-    v = vma_make(w, mm, start, end, flags, start >> 12)
+    cdef int32_t v = vma_make(w, mm, start, end, VM_HEAP | future_locks(w, mm), start >> 12), prev
     if v < 0:
         return v
     prev = w.vmas[v].prev

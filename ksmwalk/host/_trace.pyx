@@ -13,7 +13,8 @@ from ksmwalk.memory._leaves cimport touched
 from ksmwalk.memory._areas cimport mm_alloc, user_end, vma_find, vma_find_from
 from ksmwalk.memory._fault cimport fault_read, fault_write
 from ksmwalk.host._advice cimport sys_madvise
-from ksmwalk.host._calls cimport sys_exit, sys_fork, sys_mmap, sys_munmap
+from ksmwalk.host._calls cimport sys_exit, sys_fork, sys_munmap
+from ksmwalk.host._heap cimport map_private
 from ksmwalk.layout._layout cimport *
 from ksmwalk.layout._poison cimport kw_peek_entry
 
@@ -77,7 +78,7 @@ cdef int32_t process(kw_world *w, Player *player, int64_t id) noexcept nogil:
 cdef int map_near(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil:
     """Map the 2 MiB around addr, as far as nothing is mapped there, for reading and writing."""
     cdef uint64_t start = addr & ~(KW_PMD_SIZE - 1), end = min(start + KW_PMD_SIZE, user_end(w))
-    cdef int32_t next = vma_find_from(w, mm, addr), prev, v
+    cdef int32_t next = vma_find_from(w, mm, addr), prev
     if next:
         end = min(end, w.vmas[next].start)
     prev = w.vmas[next].prev if next else vma_find_from(w, mm, start)
@@ -85,8 +86,7 @@ cdef int map_near(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil:
         prev = w.vmas[prev].next
     if prev:
         start = max(start, w.vmas[prev].end)
-    v = sys_mmap(w, mm, start, end - start, VM_READ | VM_WRITE | VM_MAY | VM_ACCOUNT, 0, start >> 12, 12)
-    return min(0, v)
+    return map_private(w, mm, start, end, VM_READ | VM_WRITE | VM_MAY | VM_ACCOUNT)
 
 
 cdef int access(kw_world *w, Player *player, const kw_trace_event *e) noexcept nogil:
@@ -119,7 +119,6 @@ cdef int access(kw_world *w, Player *player, const kw_trace_event *e) noexcept n
 cdef int map_at(kw_world *w, Player *player, const kw_trace_event *e) noexcept nogil:
     cdef uint64_t flags = VM_MAY, length = e.key, perms = e.arg if e.arg else PERM_R | PERM_W
     cdef int32_t mm
-    cdef int rc
     if e.addr & (KW_PAGE_SIZE - 1) or length == 0 or perms & ~<uint64_t>(PERM_R | PERM_W | PERM_X):
         return -EINVAL
     if length > min(user_end(w), LONGEST):
@@ -133,10 +132,7 @@ cdef int map_at(kw_world *w, Player *player, const kw_trace_event *e) noexcept n
     flags |= VM_READ if perms & PERM_R else 0
     flags |= VM_WRITE | VM_ACCOUNT if perms & PERM_W else 0
     flags |= VM_EXEC if perms & PERM_X else 0
-    rc = sys_munmap(w, mm, e.addr, e.addr + length)
-    if rc < 0:
-        return rc
-    return min(0, sys_mmap(w, mm, e.addr, length, flags, 0, e.addr >> 12, 12))
+    return map_private(w, mm, e.addr, e.addr + length, flags)
 
 
 cdef int fork_to(kw_world *w, Player *player, int32_t mm, uint64_t id) noexcept nogil:

@@ -6,9 +6,10 @@ and costs nothing.
 cimport cython
 from libc.errno cimport ENOMEM
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcmp, memcpy
 
-from ksmwalk._core cimport World, enter, leave
+from ksmwalk._core cimport World, enter, leave, looked_at
+from ksmwalk.ksm._late cimport late_watch
 from ksmwalk.ksm._policy cimport (
     KW_PAGE_OUT, KW_SCAN, CPolicy, choosing_done, choosing_init, kw_choosing, kw_pages, kw_policy, kw_tally, scan_asking,
 )
@@ -197,6 +198,11 @@ cdef class Asking:
     def __dealloc__(self):
         choosing_done(&self.c)
 
+    @property
+    def asks_domains(self):
+        """Whether the policy says which domain a process is in."""
+        return self.c.policy.domain != NULL
+
     def scan(self, int64_t n):
         """(visits, 0 or a negative KW_* code) of one batch of at most n visits; raises what a method raised."""
         cdef int failed = 0
@@ -204,6 +210,7 @@ cdef class Asking:
         if self.busy:
             raise RuntimeError("a policy can't let the scan go on that is asking it")
         enter(self.world)
+        late_watch(&self.world.w, looked_at(self.world))
         self.busy = True
         try:
             with nogil:
@@ -220,23 +227,18 @@ cdef class Asking:
 
 
 cdef struct Before:
-    int64_t changes, vmas, visits
-    int32_t slot, link
+    kw_ctl ctl
+    kw_ksm ksm
+    kw_cursor cursor
 
 
-cdef inline Before before(kw_world *w) noexcept:
-    cdef Before b
-    b.changes = w.ctl.changes
-    b.vmas = w.ctl.vma_serial
-    b.visits = w.ksm.pages_scanned
-    b.slot = w.cursor.slot
-    b.link = w.cursor.link
-    return b
+cdef inline void before(kw_world *w, Before *b) noexcept:
+    b.ctl, b.ksm, b.cursor = w.ctl[0], w.ksm[0], w.cursor[0]
 
 
-cdef inline int unchanged(kw_world *w, Before b, str method) except -1:
-    if (w.ctl.changes != b.changes or w.ctl.vma_serial != b.vmas or w.ksm.pages_scanned != b.visits
-            or w.cursor.slot != b.slot or w.cursor.link != b.link):
+cdef inline int unchanged(kw_world *w, const Before *b, str method) except -1:
+    if (memcmp(&b.ctl, w.ctl, sizeof(kw_ctl)) or memcmp(&b.ksm, w.ksm, sizeof(kw_ksm))
+            or memcmp(&b.cursor, w.cursor, sizeof(kw_cursor))):
         raise RuntimeError(f"{method}() of a policy changed the Host: it is asked in mid-scan, and may only look")
     return 0
 
@@ -248,10 +250,11 @@ cdef inline int failed(void *data, object error) noexcept:
 
 cdef int ask_begin(kw_world *w, void *data) noexcept with gil:
     cdef Asking a = <Asking>data
+    cdef Before b
     try:
-        b = before(w)
+        before(w, &b)
         a.begin(a.ksm())
-        unchanged(w, b, "begin")
+        unchanged(w, &b, "begin")
         return 0
     except BaseException as error:
         return failed(data, error)
@@ -259,12 +262,13 @@ cdef int ask_begin(kw_world *w, void *data) noexcept with gil:
 
 cdef int32_t ask_order(kw_world *w, void *data, int32_t *mms, int32_t n) noexcept with gil:
     cdef Asking a = <Asking>data
+    cdef Before b
     cdef int32_t i
     try:
-        b = before(w)
+        before(w, &b)
         there = copied(mms, n, np.int32)
         answer = a.order(there)
-        unchanged(w, b, "order")
+        unchanged(w, &b, "order")
         if answer is None:
             return n
         wanted = np.asarray(answer)
@@ -287,12 +291,13 @@ cdef int32_t ask_order(kw_world *w, void *data, int32_t *mms, int32_t n) noexcep
 
 cdef int ask_domain(kw_world *w, void *data, int32_t mm) noexcept with gil:
     cdef Asking a = <Asking>data
+    cdef Before b
     try:
-        b = before(w)
+        before(w, &b)
         answer = a.domain(a.ksm()._world.live().mm_by_number(mm))
-        unchanged(w, b, "domain")
+        unchanged(w, &b, "domain")
         if answer is None:
-            return 0
+            return w.mms[mm].domain
         most = (1 << 16) // w.ctl.nr_nodes
         if isinstance(answer, bool) or not hasattr(answer, "__index__"):
             raise TypeError(f"domain() answered {answer!r}: must be a number, 0 to {most - 1}")
@@ -305,10 +310,11 @@ cdef int ask_domain(kw_world *w, void *data, int32_t mm) noexcept with gil:
 
 cdef int ask_area(kw_world *w, void *data, int32_t mm, int32_t vma) noexcept with gil:
     cdef Asking a = <Asking>data
+    cdef Before b
     try:
-        b = before(w)
+        before(w, &b)
         answer = a.area(area_door(a.world, mm, vma))
-        unchanged(w, b, "area")
+        unchanged(w, &b, "area")
         if answer is None:
             return KW_SCAN
         if answer is True or answer is False or not isinstance(answer, int) or not 0 <= answer <= 2:
@@ -320,16 +326,17 @@ cdef int ask_area(kw_world *w, void *data, int32_t mm, int32_t vma) noexcept wit
 
 cdef int tell_after(kw_world *w, void *data, int32_t mm, int32_t vma, const kw_tally *tally) noexcept with gil:
     cdef Asking a = <Asking>data
+    cdef Before b
     cdef Area area
     try:
-        b = before(w)
+        before(w, &b)
         area = area_door(a.world, mm, vma)
         area.visited = tally.visited
         area.merged = tally.merged
         area.broken = tally.broken
         area.changed = tally.changed
         a.after(area)
-        unchanged(w, b, "after")
+        unchanged(w, &b, "after")
         return 0
     except BaseException as error:
         return failed(data, error)
@@ -368,6 +375,7 @@ cdef int put_actions(kw_pages *p, object answer) except -1:
 
 cdef int ask_pages(kw_world *w, void *data, kw_pages *p) noexcept with gil:
     cdef Asking a = <Asking>data
+    cdef Before b
     cdef TablePages pages = TablePages.__new__(TablePages)
     try:
         pages.world = a.world
@@ -376,10 +384,10 @@ cdef int ask_pages(kw_world *w, void *data, kw_pages *p) noexcept with gil:
         pages.pfn = copied(p.pfn, p.n, np.int64)
         pages.item = copied(p.item, p.n, np.int32)
         pages.entry = copied(p.entry, p.n, np.uint64)
-        b = before(w)
+        before(w, &b)
         mask = None if a.pages is None else a.pages(pages)
         acts = None if a.action is None else a.action(pages)
-        unchanged(w, b, "pages")
+        unchanged(w, &b, "pages")
         if mask is not None:
             put_mask(p, mask)
         if acts is not None:

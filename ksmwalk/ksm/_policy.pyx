@@ -372,6 +372,7 @@ cdef int visit(kw_world *w, kw_choosing *c, int32_t item, int64_t pfn, int act) 
             leave_tree(w, item)
         w.ksm.pages_scanned += 1
         w.done.merged += 1      # it costs what a page merged already does: nothing is looked up
+        c.tally.merged += q.flags & ITEM_STABLE != 0
         return KW_OK
     if not ksm and (empty or act == KW_PAGE_NOW):
         q.checksum = w.f_key[pfn]

@@ -130,13 +130,13 @@ class Ksm(Strict, Cpus, ShownKsm, sysfs.Files, Chosen):
     Differs: merge_across_nodes = 0 with several nodes was not compared with a real one.
     """
 
-    __slots__ = ("_bound", "_scan", "_events", "_policy", "_asking", "__weakref__")
+    __slots__ = ("_bound", "_scan", "_events", "_policy", "_asking", "_domains", "__weakref__")
 
     def __init__(self, world: _core.World):
         self._bound = world
         self._scan = KsmScan(world)
         self._events = Events(world)
-        self._policy = self._asking = None
+        self._policy = self._asking = self._domains = None
         _engine.py_bind(world)
         ksm, ctl = world.arrays["ksm"], world.arrays["ctl"]
         if ksm["max_page_sharing"][0] == 0:  # a record that was never used

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -154,6 +155,17 @@ class Policy:
         return ksm.pages_to_scan, ksm.sleep_millisecs
 
 
+#: those that a policy was plugged into
+_PLUGGED: weakref.WeakSet[Any] = weakref.WeakSet()
+_LOCK = threading.Lock()
+
+
+def _plugged_in(policy: Policy, ksm: Any) -> Any:
+    """Another Host's KSM that a policy is plugged into, or None."""
+    with _LOCK:
+        return next((one for one in _PLUGGED if one is not ksm and one._policy is policy), None)
+
+
 class Chosen:
     """The part of `Ksm` that has to do with its policy."""
 
@@ -162,18 +174,22 @@ class Chosen:
     _bound: _core.World
     _policy: Any
     _asking: _asking.Asking | None
+    _domains: dict[int, int] | None
 
     @property
     def policy(self) -> Any:
         """What decides in ksmd's stead (`policy.Policy`), None: Linux 6.18. May be set.
 
         It belongs to this Host while it is plugged in, and is not kept with it: a Host that is loaded or unpickled has
-        none. Setting it in mid-scan is fine: what the scan comes to from there on is up to the new one.
+        none. Setting it in mid-scan is fine: what the scan comes to from there on is up to the new one. Where the old one
+        told domains, processes go back to those that they were in, newer ones to the first.
 
         Raises
         ------
         TypeError
             It is no Policy (a class instead of an object of it, for one).
+        ValueError
+            It is plugged into another Host.
 
         Models: nothing of Linux. Differs: nothing known.
         """
@@ -185,6 +201,9 @@ class Chosen:
         if not (policy is None or compiled or isinstance(policy, Policy)):
             raise TypeError(f"policy {shown(policy)}: must be an object of a class made from Policy, or None")
         world = self._world
+        elsewhere = _plugged_in(policy, self) if isinstance(policy, Policy) else None
+        if elsewhere is not None:
+            raise ValueError(f"policy {shown(policy)} is plugged into another Host: make one for each")
         asking = None
         if compiled:
             asking = _asking.Asking(world, weakref.ref(self), {}, policy)
@@ -193,9 +212,17 @@ class Chosen:
         if isinstance(self._policy, Policy):
             self._policy.detach(self)
         self._policy = self._asking = None
+        host = world.live()
+        for mm in host.mm_list if self._domains is not None else ():
+            mm.domain = self._domains.get(mm.number, 0)
+        self._domains = None
         if isinstance(policy, Policy):
             policy.attach(self)
+        if asking is not None and asking.asks_domains:
+            self._domains = {mm.number: mm.domain for mm in host.mm_list}
         self._policy, self._asking = policy, asking
+        with _LOCK:
+            _PLUGGED.add(self)
 
     def pace(self: Any) -> tuple[int, int]:
         """How much the next batch scans, in pages, and how long ksmd sleeps after it, in milliseconds.

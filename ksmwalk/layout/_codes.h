@@ -72,43 +72,41 @@ enum {
     MM_LOCK_ONFAULT = 256, /* and brought in page by page only (MCL_ONFAULT) */
 };
 /* Switch(IntFlag), SWITCH_: In what a kernel differs from Linux 6.18.44; `ksmwalk.kernels` says which has which. */
-enum {
-    SWITCH_SCAN_EACH = 0x1,         /* scans look up one address after the other */
-    SWITCH_UNMERGE_RANGE = 0x2,     /* unmerging walks ranges */
-    SWITCH_STABLE_FIRST = 0x4,      /* a visit searches the stable tree before it compares the checksum */
-    SWITCH_ZERO_UNTRACKED = 0x8,    /* a page merged with the zero page is an ordinary zero page */
-    SWITCH_SPLIT_KEEPS_EMPTY = 0x10,/* empty parts of a split huge page stay pages */
-    SWITCH_OLD_CHAINS = 0x20,       /* full dups are never found, chains of one dup stay chains */
-    SWITCH_NO_SMART_SCAN = 0x40,
-    SWITCH_FORK_INHERITS = 0x80,    /* a child starts with the counts of its parent */
-    SWITCH_FORKED_HUGE_FAILS = 0x100, /* of several mappings of a huge page a split takes one a time, and fails until the last */
-    SWITCH_FORGETS = 0x200,         /* a merge forgets checksum and age */
-    SWITCH_NONE_NO_PARTNER = 0x400, /* a search that meets a PROT_NONE page gives up, move_pages finds none, unmerging leaves it */
-    SWITCH_KEEPS_PROTECTED = 0x800, /* unmerging leaves KSM pages that userfaultfd write-protects */
-    SWITCH_POKE_FAILS = 0x1000,     /* a debugger can't store where the area does not allow it */
-    SWITCH_MOVE_ONE_AREA = 0x2000,  /* mremap moves no several areas */
-    SWITCH_NO_MERGE_ANY = 0x4000,   /* no PR_SET_MEMORY_MERGE */
-    SWITCH_NO_COLLAPSE = 0x8000,    /* no MADV_COLLAPSE */
-    SWITCH_BITS_LIE = 0x10000,      /* /proc/kpageflags calls every anonymous page KSM's */
-    SWITCH_OLD_CALLS = 0x20000,    /* no MADV_POPULATE_*, and other calls that take less */
-    SWITCH_NO_GUARD = 0x40000,      /* no MADV_GUARD_*; process_madvise for oneself is as for others */
-    SWITCH_OLD_UFFD = 0x80000,  /* no UFFDIO_MOVE, no asynchronous protection, none of absent anonymous pages */
-    SWITCH_COLLAPSES_NOTHING = 0x100000, /* MADV_COLLAPSE of no whole huge page is no error */
-    SWITCH_PARTS_COPIED = 0x200000, /* a store copies a part of a huge page that was shared, whoever has the page still */
-    SWITCH_LAST_PART_STAYS = 0x400000, /* but not where it is all that is mapped of the page */
-    SWITCH_TABLES_KEPT = 0x800000, /* MADV_DONTNEED frees no page tables */
-    SWITCH_MOVE_FORGETS = 0x4000000000000, /* above the version: a folio that moved piece by piece is as if it had not */
-    SWITCH_STAYS_PROTECTED = 0x8000000000000, /* no area is registered without the protection that it is registered with */
-    SWITCH_LAZY_NOT_COLLAPSED = 0x10000000000000, /* khugepaged leaves tables alone with a clean page that MADV_FREE marked */
-    SWITCH_READ_ONLY_STAYS = 0x20000000000000, /* small pages none of which may be stored to do not become a huge one */
-    SWITCH_REST_STAYS_LOCKED = 0x40000000000000, /* MREMAP_DONTUNMAP unlocks what it moves, not all of its area */
-    SWITCH_EMPTY_NOT_JOINED = 0x80000000000000, /* an area with pages that changes does not join one that never had any */
-    SWITCH_HUGE_ZERO_SPLIT = 0x100000000000000, /* a store to the huge zero page makes small ones of it */
-    SWITCH_SMALL_COLLAPSED = 0x200000000000000, /* khugepaged makes folios of the sizes allowed that are smaller than a huge page */
-    SWITCH_CHILD_ACCESSED = 0x400000000000000, /* a child's pages count as accessed where its parent's do */
-    SWITCH_ADVISED_ONCE = 0x800000000000000, /* MADV_HUGEPAGE where it was given before does nothing at all */
-    SWITCH_LAZY_EACH = 0x1000000000000000, /* of a folio that MADV_FREE marked page by page goes, not runs of pages */
-};
+#define SWITCH_SCAN_EACH 0x1ull /* scans look up one address after the other */
+#define SWITCH_UNMERGE_RANGE 0x2ull /* unmerging walks ranges */
+#define SWITCH_STABLE_FIRST 0x4ull /* a visit searches the stable tree before it compares the checksum */
+#define SWITCH_ZERO_UNTRACKED 0x8ull /* a page merged with the zero page is an ordinary zero page */
+#define SWITCH_SPLIT_KEEPS_EMPTY 0x10ull /* empty parts of a split huge page stay pages */
+#define SWITCH_OLD_CHAINS 0x20ull /* full dups are never found, chains of one dup stay chains */
+#define SWITCH_NO_SMART_SCAN 0x40ull
+#define SWITCH_FORK_INHERITS 0x80ull /* a child starts with the counts of its parent */
+#define SWITCH_FORKED_HUGE_FAILS 0x100ull /* of several mappings of a huge page a split takes one a time, and fails until the last */
+#define SWITCH_FORGETS 0x200ull /* a merge forgets checksum and age */
+#define SWITCH_NONE_NO_PARTNER 0x400ull /* a search that meets a PROT_NONE page gives up, move_pages finds none, unmerging leaves it */
+#define SWITCH_KEEPS_PROTECTED 0x800ull /* unmerging leaves KSM pages that userfaultfd write-protects */
+#define SWITCH_POKE_FAILS 0x1000ull /* a debugger can't store where the area does not allow it */
+#define SWITCH_MOVE_ONE_AREA 0x2000ull /* mremap moves no several areas */
+#define SWITCH_NO_MERGE_ANY 0x4000ull /* no PR_SET_MEMORY_MERGE */
+#define SWITCH_NO_COLLAPSE 0x8000ull /* no MADV_COLLAPSE */
+#define SWITCH_BITS_LIE 0x10000ull /* /proc/kpageflags calls every anonymous page KSM's */
+#define SWITCH_OLD_CALLS 0x20000ull /* no MADV_POPULATE_*, and other calls that take less */
+#define SWITCH_NO_GUARD 0x40000ull /* no MADV_GUARD_*; process_madvise for oneself is as for others */
+#define SWITCH_OLD_UFFD 0x80000ull /* no UFFDIO_MOVE, no asynchronous protection, none of absent anonymous pages */
+#define SWITCH_COLLAPSES_NOTHING 0x100000ull /* MADV_COLLAPSE of no whole huge page is no error */
+#define SWITCH_PARTS_COPIED 0x200000ull /* a store copies a part of a huge page that was shared, whoever has the page still */
+#define SWITCH_LAST_PART_STAYS 0x400000ull /* but not where it is all that is mapped of the page */
+#define SWITCH_TABLES_KEPT 0x800000ull /* MADV_DONTNEED frees no page tables */
+#define SWITCH_MOVE_FORGETS 0x4000000000000ull /* above the version: a folio that moved piece by piece is as if it had not */
+#define SWITCH_STAYS_PROTECTED 0x8000000000000ull /* no area is registered without the protection that it is registered with */
+#define SWITCH_LAZY_NOT_COLLAPSED 0x10000000000000ull /* khugepaged leaves tables alone with a clean page that MADV_FREE marked */
+#define SWITCH_READ_ONLY_STAYS 0x20000000000000ull /* small pages none of which may be stored to do not become a huge one */
+#define SWITCH_REST_STAYS_LOCKED 0x40000000000000ull /* MREMAP_DONTUNMAP unlocks what it moves, not all of its area */
+#define SWITCH_EMPTY_NOT_JOINED 0x80000000000000ull /* an area with pages that changes does not join one that never had any */
+#define SWITCH_HUGE_ZERO_SPLIT 0x100000000000000ull /* a store to the huge zero page makes small ones of it */
+#define SWITCH_SMALL_COLLAPSED 0x200000000000000ull /* khugepaged makes folios of the sizes allowed that are smaller than a huge page */
+#define SWITCH_CHILD_ACCESSED 0x400000000000000ull /* a child's pages count as accessed where its parent's do */
+#define SWITCH_ADVISED_ONCE 0x800000000000000ull /* MADV_HUGEPAGE where it was given before does nothing at all */
+#define SWITCH_LAZY_EACH 0x1000000000000000ull /* of a folio that MADV_FREE marked page by page goes, not runs of pages */
 /* Thp(IntEnum), THP_: Huge pages for anonymous memory: never, where madvise asks for them, always. */
 enum { THP_NEVER = 0, THP_MADVISE = 1, THP_ALWAYS = 2 };
 /* ItemFlag(IntFlag), ITEM_: State of an rmap_item. */
@@ -118,8 +116,9 @@ enum { ITEM_STABLE = 1, ITEM_UNSTABLE = 2, ITEM_HAS_CHECKSUM = 4, ITEM_USED = 8 
 enum { NODE_USED = 1, NODE_CHAIN = 2, NODE_DUP = 4, NODE_MIGRATE = 8, NODE_RESTLESS = 16 };
 /* SlotFlag(IntFlag), SLOT_: State of a swap slot. KSM: what went out was a KSM page. */
 enum { SLOT_USED = 1, SLOT_KSM = 2, SLOT_EXCLUSIVE = 4 };
-/* maybe shared; to be split when it moves; used again; in the swap cache, where reclaim put it in vain */
-enum { FOLIO_SHARED = 1, FOLIO_PARTED = 2, FOLIO_ACTIVE = 4, FOLIO_CACHED = 8 };
+/* maybe shared; to be split when it moves; used again; in the swap cache, where reclaim put it in vain; looked at by the
+ * shrinker, which does so once */
+enum { FOLIO_SHARED = 1, FOLIO_PARTED = 2, FOLIO_ACTIVE = 4, FOLIO_CACHED = 8, FOLIO_LOOKED = 16 };
 /* Batch(IntEnum), BATCH_: Pages that wait together on a CPU: as many as the kernel lets, Linux 5.10 and 6.1, and the most that
  * `lru_batch` of a Host may be set to. */
 enum { BATCH_SIZE = 31, BATCH_OLD = 15, BATCH_MOST = 63 };

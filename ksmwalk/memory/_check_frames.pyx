@@ -86,7 +86,7 @@ cdef int one_owners(Check *c, int64_t at) noexcept nogil:
         return refuse(c, b"owners", b"nr", at, sum, b"more mappings than there are, or an owner that is there twice")
     if f & FRAME_ANON == 0:
         return 0
-    if o.shared > FOLIO_SHARED + FOLIO_PARTED + FOLIO_ACTIVE + FOLIO_CACHED or (
+    if o.shared > FOLIO_SHARED + FOLIO_PARTED + FOLIO_ACTIVE + FOLIO_CACHED + FOLIO_LOOKED or (
         not o.shared & FOLIO_SHARED and o.nr[0] != o.total and o.nr[1] != o.total
     ):
         return refuse(c, b"owners", b"shared", at, o.shared, b"not whether others than one owner have mappings")

@@ -294,4 +294,6 @@ cdef bint underused(kw_world *w, int64_t head, bint locked) noexcept nogil:
         if w.f_mapcount[i] == 0 and not going:
             return True
         empty += w.f_key[i] == 0
-    return not locked and is_huge(w, head) and w.ctl.khuge_none < 511 and empty > w.ctl.khuge_none
+    if locked or not is_huge(w, head) or w.owners[head >> 2].shared & FOLIO_LOOKED:
+        return False
+    return w.ctl.khuge_none < 511 and empty > w.ctl.khuge_none

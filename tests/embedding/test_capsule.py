@@ -82,7 +82,7 @@ def test_codes_have_words():
     assert KW.code_text(-1) == b"nothing there"
     assert KW.code_text(-errno.ENOMEM) == b"Cannot allocate memory"
     texts = {int(code): KW.code_text(int(code)).decode() for code in Code if code < -4095}
-    assert len(set(texts.values())) == len(texts)
+    assert len(set(texts.values())) == len(texts) and "no code of ksmwalk" not in texts.values()
     assert "frames" in texts[Code.NOFRAMES] and "room" in texts[Code.FULL] and "signal" in texts[Code.INTR]
     assert KW.code_text(-6000) == b"no code of ksmwalk"
 
@@ -126,6 +126,16 @@ def test_an_address_space_that_is_not_there_is_refused(mm):
         assert call(w, mm, first, 1, out.ctypes.data, 1, ctypes.addressof(n)) == 0
         assert n.value == -errno.ESRCH
     assert KW.mm_new(w, 1) == -errno.EINVAL
+
+
+def test_what_is_mapped_after_mlockall_is_locked_and_there():
+    host, w = made()
+    mm = KW.mm_new(w, 0)
+    host.mm_by_number(mm).mlockall(2)
+    at = KW.mm_map(w, mm, ANYWHERE, 4 * PAGE, RW)
+    area = host.mm_by_number(mm).vmas[0]
+    assert (area.vm_start, area.vm_end) == (at, at + 4 * PAGE) and area.vm_flags & int(layout.Vm.LOCKED)
+    assert len(host.mm_by_number(mm).tables.mappings()) == 4
 
 
 def test_ranges_and_flags_that_can_not_be_are_refused():

@@ -118,6 +118,8 @@ def machine(rng):
                 except OSError:
                     pass
         mm.prctl_merge(True)
+        if rng.random() < 0.2:
+            mm.mlockall(2 if rng.random() < 0.7 else 6)     # MCL_FUTURE, with MCL_ONFAULT
     host.ksm.use_zero_pages = int(rng.integers(2))
     host.ksm.full_scan()
     return host, mms, places

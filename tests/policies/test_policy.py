@@ -11,7 +11,7 @@ from ksmcheck import check_ksm
 
 from ksmwalk import Host
 from ksmwalk.ksm import _asking
-from ksmwalk.policies import POLICIES, Linux, Policy
+from ksmwalk.policies import POLICIES, ByDomain, Linux, Policy
 
 PAGE = 4096
 BASE = 1 << 32
@@ -258,6 +258,76 @@ def test_domains_are_asked_for_when_a_process_is_come_to():
     hostcheck.check(host)
 
 
+def test_a_policy_without_an_answer_leaves_domains_as_they_are():
+    class Silent(Policy):
+        def domain(self, mm):
+            return None
+
+    host = machine([7], [7], [7], [7])
+    for mm in host.mm_list[2:]:
+        mm.domain = 1
+    host.ksm.policy = Silent()
+    scans(host, 3)
+    assert host.ksm.pages_sharing == 2 and [mm.domain for mm in host.mm_list] == [0, 0, 1, 1]
+
+
+def test_without_its_policy_a_host_is_linux_again():
+    host = machine([7], [7], [7], [7])
+    host.mm_list[3].domain = 2
+    host.ksm.policy = ByDomain()
+    scans(host, 3)
+    assert host.ksm.pages_sharing == 0
+    child = host.mm_list[0].fork()
+    host.ksm.policy = None
+    assert [mm.domain for mm in host.mm_list] == [0, 0, 0, 2, 0] and child.domain == 0
+    scans(host, 3)
+    assert host.ksm.pages_sharing == 3
+    hostcheck.check(host)
+
+
+def test_a_policy_is_plugged_into_one_host():
+    first, second = machine([7]), machine([7])
+    policy = first.ksm.policy = Linux()
+    with pytest.raises(ValueError, match="policy .*Linux.* is plugged into another Host: make one for each"):
+        second.ksm.policy = policy
+    assert second.ksm.policy is None
+    first.ksm.policy = policy
+    first.ksm.policy = None
+    second.ksm.policy = policy
+
+
+def test_pages_that_are_ignored_count_as_merged_where_they_are():
+    seen = []
+
+    class Ignoring(Policy):
+        def action(self, pages):
+            return np.full(len(pages), self.IGNORE)
+
+        def after(self, area):
+            seen.append((area.visited, area.merged))
+
+    host = machine([7, 7, 8])
+    scans(host, 3)
+    host.ksm.policy = Ignoring()
+    scans(host, 1)
+    assert seen == [(3, 2)]
+
+
+def test_trees_that_somebody_holds_are_kept_up_with_a_policy():
+    class Looking(Policy):
+        def area(self, area):
+            return None
+
+    hosts = [machine(list(range(1, 40))) for _ in range(2)]
+    for host, policy in zip(hosts, (None, Looking()), strict=True):
+        host.ksm.policy = policy
+        scans(host, 1)
+    held = [host.world.arrays["links"] for host in hosts]
+    for host in hosts:
+        host.ksm.do_scan(25)
+    assert held[0].tobytes() == held[1].tobytes()
+
+
 def test_pace():
     class Slow(Policy):
         answer = (2, 500)
@@ -349,7 +419,7 @@ def test_what_a_method_raises_comes_out():
     assert host.ksm.pages_sharing == 2
 
 
-@pytest.mark.parametrize("what", ["write", "scan", "domain", "mmap"])
+@pytest.mark.parametrize("what", ["write", "scan", "domain", "mmap", "tunable", "strategy", "thp"])
 def test_a_policy_may_look_but_change_nothing(what):
     class Meddling(Policy):
         def area(self, area):
@@ -357,6 +427,8 @@ def test_a_policy_may_look_but_change_nothing(what):
             {
                 "write": lambda: mm.write(area.start, 5), "scan": lambda: mm.host.ksm.do_scan(1),
                 "domain": lambda: setattr(mm, "domain", 3), "mmap": lambda: mm.mmap(PAGE),
+                "tunable": lambda: setattr(mm.host.ksm, "pages_to_scan", 7), "thp": lambda: setattr(mm.host, "thp", "always"),
+                "strategy": lambda: setattr(mm.host.ksm.scan, "strategy", "per-address"),
             }[what]()  # fmt: skip
 
     host = machine([7, 7], [7, 8])
