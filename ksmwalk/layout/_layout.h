@@ -156,7 +156,7 @@ typedef struct {
     int64_t huge_zero;     /* pfn of the huge zero page, -1: none yet */
     int64_t lru_batch;     /* size of the LRU batch that holds a reference to new pages, 0: none (drained at once) */
     int64_t nr_cpus;       /* CPUs, each with its batches */
-    int64_t kernel;        /* SWITCH_* bits */
+    int64_t kernel;        /* SWITCH_* bits, and the version between them: `kernels.BITS` */
     int64_t mthp[10];      /* [order]: folios of so many pages for anonymous memory: THP_* */
     int64_t khuge_none, khuge_shared, khuge_swap; /* khugepaged's max_ptes_none, max_ptes_shared, max_ptes_swap */
     int64_t slots_used, slots_free, slots_live, slots_cap; /* swap slots */
