@@ -89,7 +89,7 @@ class Host(Driven, ShownHost, Running, Outside, Folios):
         nr_blocks = -(-nr_frames // BLOCK)
         # A block of frames a node at least.
         nr_nodes = as_int(nr_nodes, "nr_nodes", 1, min(255, nr_blocks))
-        levels, nr_cpus = as_int(levels, "levels", 4, 5), as_int(nr_cpus, "nr_cpus", 1, saved.CPUS_MOST)
+        levels, nr_cpus = as_int(levels, "levels", 4, 5), as_int(nr_cpus, "nr_cpus", 1, saved.MOST_CPUS)
         if huge is not None:
             huge = as_flag(huge, "huge")
         found = kernels.find(kernel)

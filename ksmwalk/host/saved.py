@@ -27,7 +27,7 @@ KIND = "saved Host"
 #: of the arrays and their records; raised when they change. Readers of a version read all before it, from 1 on.
 VERSION = 6
 #: CPUs that a Host may have
-CPUS_MOST = 256
+MOST_CPUS = 256
 
 _HUGE_FROM = 1 << 20  # frames
 _BIG = 1 << 61  # counts that only grow: nobody comes so far
@@ -40,7 +40,7 @@ _NUMBERS = [
     ("ksm", "tree_generation", 0, _BIG), ("ksm", "pages_scanned", 0, _BIG), ("ksm", "pages_skipped", 0, _BIG),
     ("ksm", "zero_pages", -_BIG, _BIG), ("ksm", "advisor", -_BIG, _BIG), ("mms", "nr_zero", -_BIG, _BIG),
     ("mms", "start_brk", 0, _BIG), ("mms", "brk", 0, _BIG),
-    ("event_pos", None, 0, _BIG), ("ctl", "mthp", 0, 2), ("ksm", "cpu", 0, CPUS_MOST - 1),
+    ("event_pos", None, 0, _BIG), ("ctl", "mthp", 0, 2), ("ksm", "cpu", 0, MOST_CPUS - 1),
 ]  # fmt: skip
 
 
@@ -266,7 +266,7 @@ def _check_ctl(ctl: np.ndarray) -> None:
     for field, low, high in (
         ("nr_frames", 2, 1 << 31), ("nr_nodes", 1, 255), ("levels", 4, 5),
         ("nr_blocks", -(-c["nr_frames"] // BLOCK), -(-c["nr_frames"] // BLOCK)),
-        ("nr_quads", -(-c["nr_frames"] // 4), -(-c["nr_frames"] // 4)), ("nr_cpus", 1, CPUS_MOST),
+        ("nr_quads", -(-c["nr_frames"] // 4), -(-c["nr_frames"] // 4)), ("nr_cpus", 1, MOST_CPUS),
         ("kernel", 0, (1 << kernels.BITS) - 1), ("slots_most", 0, c["slots_cap"] - 1), ("folios", 0, _BIG), ("dma_pins", 0, _BIG),
         ("khuge_none", 0, 511), ("khuge_shared", 0, 511), ("khuge_swap", 0, 511),
         ("nr_nodes", 1, c["nr_blocks"]),

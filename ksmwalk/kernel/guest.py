@@ -100,7 +100,7 @@ class Guest:
     left_out : list of str
         What it does not show, in words.
     ignore : set of str
-        The same as field names for :func:`ksmwalk.compare.first_difference`.
+        The same as field names for :func:`ksmwalk.scenarios.compare.first_difference`.
     missing, lacking : set of str
         Knobs, and what operations need, that it does not have.
     profile : kernels.Found

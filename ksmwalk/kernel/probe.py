@@ -16,8 +16,8 @@ from ..layout import Switch
 from ..proc.frames import bits_lie
 from ..scenarios.compare import as_shown, first_difference
 from ..scenarios.format import Scenario
-from ..scenarios.ops import MERGE_ANY
-from ..scenarios.records import COUNTERS, MOVING, STATS, Record
+from ..scenarios.ops import MERGE_ANY, MOVING
+from ..scenarios.records import COUNTERS, STATS, Record
 from ..scenarios.replay import Replay
 from . import knobs
 from .fullscan import timed_scans

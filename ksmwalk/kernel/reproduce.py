@@ -16,7 +16,8 @@ from ..host import ADVICE
 from ..scenarios.compare import without_events
 from ..scenarios.environment import FOLIO_KIB
 from ..scenarios.format import Recording, Scenario, ScenarioError, record_text
-from ..scenarios.ops import NODES, OPS, row, shows_swap_entries
+from ..scenarios.kinds import UFFD_BITS
+from ..scenarios.ops import HEAPS, MOVING, NODES, row, shows_swap_entries
 from ..scenarios.records import COUNTERS, Record
 from ..scenarios.replay import kernel_of, modelled, replay
 from . import knobs, run
@@ -24,14 +25,13 @@ from . import knobs, run
 __all__ = ["REFUSED", "program"]
 
 #: operations that are not said in C, and why
-REFUSED = {name: NODES for name, one in OPS.items() if one.needs == NODES} | {"brk": "a heap placed by PR_SET_MM_MAP"}
+REFUSED = dict.fromkeys(MOVING, NODES) | {"brk": f"a heap placed by {HEAPS}"}
 
 _FILES = ("core", "show", "world", "ops", "main")
 _BLOCK = re.compile(r"^/\* == (\w+)(?:: ([\w ,]+))? == \*/\n", re.MULTILINE)
 _WIDTH = 112
 _MAP = {"growsdown": "MAP_GROWSDOWN", "locked": "MAP_LOCKED", "noreserve": "MAP_NORESERVE", "populate": "MAP_POPULATE"}
 _PROT = {"r": "PROT_READ", "w": "PROT_WRITE", "x": "PROT_EXEC"}
-_MODES = {"missing": 1, "wp": 2, "minor": 4}
 #: system calls by their number in an operation of that name
 _CALLS = {39: "SYS_getpid", 149: "SYS_mlock", 150: "SYS_munlock", 151: "SYS_mlockall", 152: "SYS_munlockall", 325: "SYS_mlock2"}
 #: in older headers not
@@ -323,7 +323,7 @@ class _Writer:
         return self._op(name, who, vpn, offset, f"BYTES({', '.join(map(str, stored))})")
 
     def _say_uffd(self, name: str, who: str, vpn: int, n: int, modes: dict[str, int]) -> list[str]:
-        return self._op(name, who, vpn, n, sum(bit for key, bit in _MODES.items() if modes.get(key)))
+        return self._op(name, who, vpn, n, sum(bit for key, bit in UFFD_BITS.items() if modes.get(key)))
 
     def _say_uffd_copy(
         self, name: str, who: str, vpn: int, contents: list[int], options: dict[str, int] | None = None

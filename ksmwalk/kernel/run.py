@@ -11,8 +11,8 @@ import numpy as np
 
 from ..layout import PAGE_SIZE as PAGE
 from ..scenarios.format import Scenario, ScenarioError
-from ..scenarios.ops import MERGE_ANY, NODES, row, shows_swap_entries
-from ..scenarios.records import MOVING, Pages, Recorder
+from ..scenarios.ops import MERGE_ANY, MOVING, row, shows_swap_entries
+from ..scenarios.records import STATS, Pages, Recorder
 from . import knobs, pages, signals, surround, worker
 from .knobs import KernelUnavailable
 from .pages import Process
@@ -35,14 +35,7 @@ WITHOUT = {"smart_scan": 0, "use_zero_pages": 0, "merge_across_nodes": 1}
 #: in a file of its own before ksm_stat showed it
 MERGING = "ksm_merging_pages"
 #: names in ksm_stat of what a record holds of a process, in its order
-STAT_NAMES = (
-    "ksm_rmap_items",
-    "ksm_zero_pages",
-    "ksm_merging_pages",
-    "ksm_process_profit",
-    "ksm_merge_any",
-    "ksm_mergeable",
-)
+STAT_NAMES = tuple(f"ksm_{name}" for name in STATS)
 
 
 class Disturbed(RuntimeError):
@@ -82,7 +75,7 @@ class Run(Held, Memory, Tasks, Outside):
         self.live: dict[str, Process] = {}
         self.name_of_mm: dict[str, str] = {}
         self.around: surround.Surroundings = surround.Surroundings(scenario.env)
-        self.placed: bool = any(row(op).needs == NODES for op in scenario.ops)
+        self.placed: bool = any(op[0] in MOVING for op in scenario.ops)
         self.swapped: bool = shows_swap_entries(scenario)
 
     def __enter__(self) -> Run:

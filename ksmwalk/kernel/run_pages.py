@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 
 from ..layout import PAGE_SIZE as PAGE
+from ..scenarios.kinds import UFFD_BITS
 from . import worker
 from .run_side import Side
 
@@ -21,7 +22,6 @@ _API, _REGISTER, _UNREGISTER = 0xC018AA3F, 0xC020AA00, 0x8010AA01
 _COPY, _ZEROPAGE, _MOVE, _WRITEPROTECT = 0xC028AA03, 0xC020AA04, 0xC028AA05, 0xC018AA06
 _SIGBUS, _WP_UNPOPULATED, _WP_ASYNC, _CAN_MOVE = 1 << 7, 1 << 13, 1 << 15, 1 << 16
 _FEATURES = (_SIGBUS | _WP_UNPOPULATED | _WP_ASYNC | _CAN_MOVE, _SIGBUS | _WP_ASYNC | _WP_UNPOPULATED, _SIGBUS)
-_MODES = {"missing": 1, "wp": 2, "minor": 4}
 #: struct uffdio_copy
 _COPY_WORDS, _COPY_WP = 5, 2
 
@@ -126,7 +126,7 @@ class Held(Side):
 
     def do_uffd(self, name: str, vpn: int, n: int, modes: dict[str, int]) -> int:
         """Register."""
-        mode = sum(bit for key, bit in _MODES.items() if modes.get(key))
+        mode = sum(bit for key, bit in UFFD_BITS.items() if modes.get(key))
         return self._request(name, _REGISTER, vpn * PAGE, n * PAGE, mode, 0)
 
     def do_uffd_unregister(self, name: str, vpn: int, n: int) -> int:

@@ -16,7 +16,7 @@ from ..layout import PAGE_SIZE as PAGE
 from ..proc import processes
 from ..scenarios import records
 from ..scenarios.format import Scenario
-from ..scenarios.ops import MERGE_ANY
+from ..scenarios.ops import HEAPS, IO_URING, MERGE_ANY, NODES, SWAP, USERFAULTFD
 from . import devices, fitting, knobs, pages, signals, surround, trace, worker
 from .knobs import KSM, KernelUnavailable
 from .run import MERGING, PR_GET_MEMORY_MERGE, STAT_NAMES, Disturbed, Run
@@ -40,7 +40,7 @@ class Session:
     left_out : list of str
         What this kernel does not show, in words.
     ignore : set of str
-        The same as field names for :func:`ksmwalk.compare.first_difference`.
+        The same as field names for :func:`ksmwalk.scenarios.compare.first_difference`.
     """
 
     kernel: str = os.uname().release
@@ -88,16 +88,16 @@ class Session:
         if _libc.prctl(PR_GET_MEMORY_MERGE, 0, 0, 0, 0) < 0:
             self.lacking.add(MERGE_ANY)
             self.left_out.append(f"no {MERGE_ANY}")
-        for what, number in (("userfaultfd", _USERFAULTFD), ("io_uring", _IO_URING_SETUP)):
+        for what, number in ((USERFAULTFD, _USERFAULTFD), (IO_URING, _IO_URING_SETUP)):
             # with arguments that it refuses where it is
             if _libc.syscall(number, -1, 0) < 0 and ctypes.get_errno() in (errno.ENOSYS, errno.EPERM):
                 self.lacking.add(what)
         if _libc.prctl(_PR_SET_MM, _PR_SET_MM_MAP_SIZE, ctypes.byref(ctypes.c_uint()), 0, 0) < 0:
-            self.lacking.add("PR_SET_MM_MAP")
+            self.lacking.add(HEAPS)
         if len(list(_NODES.glob("node[0-9]*"))) < 2:
-            self.lacking.add("two NUMA nodes")
+            self.lacking.add(NODES)
         if devices.no_swap():
-            self.lacking.add("a swap device")
+            self.lacking.add(SWAP)
 
     def lacks(self, scenario: Scenario) -> str | None:
         """Return what a scenario needs and this machine has not, in words, or None.

@@ -17,7 +17,7 @@ MODES = ("always", "madvise", "never")
 FOLIO_KIB = (16, 32, 64, 128, 256, 512, 1024)
 #: knobs of khugepaged and the most they take
 KHUGEPAGED = {"max_ptes_none": 511, "max_ptes_shared": 511, "max_ptes_swap": 511}
-#: counters of /proc/vmstat that a scenario may ask for
+#: MiB of a swap device
 _MOST_MIB = 1024
 
 

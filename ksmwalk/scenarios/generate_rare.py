@@ -17,7 +17,7 @@ from .environment import FOLIO_KIB
 from .format import Scenario
 from .generate_plain import HUGE, KNOB_VALUES, Space
 from .generate_world import WorldMaker
-from .kinds import HEAP_VPN
+from .kinds import HEAP_VPN, UFFD_BITS
 from .said import said
 
 #: errands of one scenario
@@ -121,7 +121,7 @@ class RareMaker(WorldMaker):
             out[f"mmap {name}"] = partial(self._area_with, given, 30)
         for prot in ("r", "none", "rwx", "w"):
             out[f"mmap {prot}"] = partial(self._protected_area, prot)
-        for mode in ("missing", "wp", "minor"):
+        for mode in UFFD_BITS:
             out[f"uffd {mode}"] = partial(self._watch_for, mode)
         out["mmap growsdown"], out["mremap dontunmap"] = self.do_growsdown, self.do_dontunmap
         out["uffd_copy wp"] = partial(self._placed, {"wp": 1})
@@ -321,8 +321,8 @@ class RareMaker(WorldMaker):
     def _watch_for(self, mode: str) -> None:
         name, vpn, n = self._few()
         modes = {mode: 1}
-        if self.rng.random() < 0.3:
-            modes[self.rng.choice(("missing", "wp", "minor"))] = 1
+        if self.rng.random() < 0.5:
+            modes[self.rng.choice(tuple(UFFD_BITS))] = 1
         self.add("uffd", name, vpn, n, modes)
         self.watched.append((name, vpn, n))
 

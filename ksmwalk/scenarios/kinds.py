@@ -6,20 +6,25 @@ Each kind takes the check, the operation as far as it has been checked, and the 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NoReturn, TypeGuard
 
 from ..host import ADVICE
+from ..host.saved import MOST_CPUS
 from ..ksm import sysfs
 from ..layout import PAGE_SIZE
 
 #: page numbers stay below this: 57 bits of address are what five levels of tables hold
 VPN_END = 1 << 45
 
-#: CPUs and NUMA nodes of the machine a scenario may speak of
-MOST_CPUS, MOST_NODES = 256, 255
+#: NUMA nodes of the machine a scenario may speak of
+MOST_NODES = 255
 #: what is on or off in a mapping
 MMAP_SWITCHES = ("shared", "noreserve", "populate", "locked", "growsdown", "file")
+#: what mremap and UFFDIO_COPY may be told besides
+MREMAP_SWITCHES, COPY_SWITCHES = ("dontunmap",), ("wp",)
+#: what a userfaultfd is to be told of, with the bits of UFFDIO_REGISTER
+UFFD_BITS = {"missing": 1, "wp": 2, "minor": 4}
 
 #: bytes that one memset may store: it is stored page by page, also where it is absurd
 MOST_BYTES = 1 << 30
@@ -220,7 +225,7 @@ def _switch(check: Check, what: str, value: object) -> int:
     return int(value)
 
 
-def _switches(check: Check, call: str, names: tuple[str, ...], value: object) -> dict[str, int]:
+def _switches(check: Check, call: str, names: Collection[str], value: object) -> dict[str, int]:
     if not isinstance(value, dict):
         check.fail(f"options of {call} are an object, not", value)
     for key in value:
@@ -231,17 +236,17 @@ def _switches(check: Check, call: str, names: tuple[str, ...], value: object) ->
 
 def MOVE_OPTIONS(check: Check, op: Op, value: object) -> dict[str, int]:
     """What mremap may be told besides."""
-    return _switches(check, "mremap", ("dontunmap",), value)
+    return _switches(check, "mremap", MREMAP_SWITCHES, value)
 
 
 def UFFD_MODES(check: Check, op: Op, value: object) -> dict[str, int]:
     """What a userfaultfd is to be told of."""
-    return _switches(check, "uffd", ("missing", "wp", "minor"), value)
+    return _switches(check, "uffd", UFFD_BITS, value)
 
 
 def UFFD_COPY_OPTIONS(check: Check, op: Op, value: object) -> dict[str, int]:
     """What UFFDIO_COPY may be told besides."""
-    return _switches(check, "uffd_copy", ("wp",), value)
+    return _switches(check, "uffd_copy", COPY_SWITCHES, value)
 
 
 def LOCK_FLAGS(check: Check, op: Op, value: object) -> int:

@@ -1,8 +1,9 @@
 """The operations of a scenario: one row of data each.
 
 A row says what an operation's arguments are, and so how they are checked and written, which pages it speaks of and
-which process it acts on, makes or ends. What an operation *does* stands in two more places: `do_NAME` of the model
-(:mod:`ksmwalk.scenarios.replay`) and `do_NAME` of the one that drives the real kernel (:mod:`ksmwalk.kernel.run`).
+which process it acts on, makes or ends. What an operation *does* stands elsewhere: `do_NAME` of the model
+(:mod:`ksmwalk.scenarios.replay`), `do_NAME` of the one that drives the real kernel (:mod:`ksmwalk.kernel.run`), and in C
+(:mod:`ksmwalk.kernel.reproduce`).
 """
 
 from __future__ import annotations
@@ -195,9 +196,9 @@ class Operation:
 MERGE_ANY = "PR_SET_MEMORY_MERGE"
 #: where an operation needs these, a scenario runs on two
 NODES = "two NUMA nodes"
-_SWAP = "a swap device"
-_HEAPS = "PR_SET_MM_MAP"
-_UFFD, _IO_URING = "userfaultfd", "io_uring"
+SWAP = "a swap device"
+HEAPS = "PR_SET_MM_MAP"
+USERFAULTFD, IO_URING = "userfaultfd", "io_uring"
 #: every operation there is, by its name
 OPS: dict[str, Operation] = {
     "spawn": Operation((NEWBORN,)),
@@ -205,7 +206,7 @@ OPS: dict[str, Operation] = {
     "exec": Operation((PROCESS,)),
     "fork": Operation((PROCESS, NEWBORN)),
     "mmap": Operation((PROCESS, VPN, PAGES, OPTIONS), 1, spans=_span, present=_populates, maps=True),
-    "brk": Operation((PROCESS, HEAP_PAGES), spans=_heap, maps=True, needs=_HEAPS),
+    "brk": Operation((PROCESS, HEAP_PAGES), spans=_heap, maps=True, needs=HEAPS),
     "munmap": Operation((PROCESS, VPN, PAGES), spans=_span),
     "mremap": Operation((PROCESS, VPN, PAGES, NEW_PAGES, NEW_VPN, MOVE_OPTIONS), 1, spans=_old_and_new, maps=True),
     "mprotect": Operation((PROCESS, VPN, PAGES, PROT), spans=_span),
@@ -225,19 +226,19 @@ OPS: dict[str, Operation] = {
     "prctl": Operation((PROCESS, FLAG), needs=MERGE_ANY),
     "prctl_get": Operation((PROCESS,), needs=MERGE_ANY),
     "thpdisable": Operation((PROCESS, FLAG)),
-    "uffd_wp": Operation((PROCESS, VPN, PAGES), spans=_span, needs=_UFFD),
-    "uffd": Operation((PROCESS, VPN, PAGES, UFFD_MODES), spans=_span, needs=_UFFD),
-    "uffd_unregister": Operation((PROCESS, VPN, PAGES), spans=_span, needs=_UFFD),
-    "uffd_protect": Operation((PROCESS, VPN, PAGES, FLAG), spans=_span, needs=_UFFD),
+    "uffd_wp": Operation((PROCESS, VPN, PAGES), spans=_span, needs=USERFAULTFD),
+    "uffd": Operation((PROCESS, VPN, PAGES, UFFD_MODES), spans=_span, needs=USERFAULTFD),
+    "uffd_unregister": Operation((PROCESS, VPN, PAGES), spans=_span, needs=USERFAULTFD),
+    "uffd_protect": Operation((PROCESS, VPN, PAGES, FLAG), spans=_span, needs=USERFAULTFD),
     "uffd_copy": Operation(
-        (PROCESS, VPN, ALL_CONTENTS, UFFD_COPY_OPTIONS), 1, spans=_row_of_pages, present=_all, contents=_listed, needs=_UFFD
+        (PROCESS, VPN, ALL_CONTENTS, UFFD_COPY_OPTIONS), 1, spans=_row_of_pages, present=_all, contents=_listed, needs=USERFAULTFD
     ),
-    "uffd_zero": Operation((PROCESS, VPN, PAGES), spans=_span, present=_all, needs=_UFFD),
-    "uffd_move": Operation((PROCESS, VPN, VPN, PAGES), spans=_to_and_from, needs=_UFFD),
+    "uffd_zero": Operation((PROCESS, VPN, PAGES), spans=_span, present=_all, needs=USERFAULTFD),
+    "uffd_move": Operation((PROCESS, VPN, VPN, PAGES), spans=_to_and_from, needs=USERFAULTFD),
     "pin": Operation((PROCESS, VPN), spans=_one, present=_all),
     "unpin": Operation((PROCESS, VPN), spans=_one),
-    "dmapin": Operation((PROCESS, VPN, PAGES), spans=_span, present=_all, needs=_IO_URING),
-    "dmaunpin": Operation((PROCESS, VPN), spans=_one, needs=_IO_URING),
+    "dmapin": Operation((PROCESS, VPN, PAGES), spans=_span, present=_all, needs=IO_URING),
+    "dmaunpin": Operation((PROCESS, VPN), spans=_one, needs=IO_URING),
     "clone": Operation((PROCESS, NEWBORN)),
     "vfork": Operation((PROCESS, NEWBORN)),
     "vforked": Operation((PROCESS,)),
@@ -254,12 +255,13 @@ OPS: dict[str, Operation] = {
     "sleep": Operation((SECONDS,)),
     "drain": Operation(),
     "reclaim": Operation(),
-    "swapoff": Operation(needs=_SWAP),
-    "swapon": Operation(needs=_SWAP),
+    "swapoff": Operation(needs=SWAP),
+    "swapon": Operation(needs=SWAP),
     "khuge": Operation(),
 }
 
-
+#: what moves pages from one NUMA node to another, KSM pages too
+MOVING = tuple(name for name, one in OPS.items() if one.needs == NODES)
 #: what leaves markers where a page is absent; not so ``uffd_wp``, which is older than the code for them
 _MARKING = ("uffd", "uffd_protect", "uffd_copy")
 

@@ -25,6 +25,7 @@ import numpy as np
 from .. import kernels
 from ..ksm import sysfs
 from .nodes import Nodes
+from .ops import MOVING
 
 #: counters of /sys/kernel/mm/ksm that a record holds
 COUNTERS = tuple(sysfs.COUNTERS)
@@ -40,9 +41,6 @@ _PROCESS = 1 << 48
 _NO_FRAME = -2
 #: in the place of the number of a KSM page that was made, and undone, and is there still
 _NAMELESS = -1
-
-#: operations that move pages from one NUMA node to another, KSM pages too
-MOVING = ("place", "move", "movepid", "migrate")
 
 Record = dict[str, Any]
 Pages = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -109,7 +107,7 @@ class Recorder:
     ----------
     events : bool
         Whether there is an event stream. Without one KSM pages are numbered as they are first seen
-        (:func:`ksmwalk.compare.without_events` brings records made with events to that form).
+        (:func:`ksmwalk.scenarios.compare.without_events` brings records made with events to that form).
 
     Models: the record half of the scenario and record format.
     Differs: nothing known.

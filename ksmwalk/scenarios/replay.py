@@ -18,7 +18,7 @@ from ..layout import PAGE_SIZE as PAGE
 from ..layout import Batch, Event, Frame, Switch, Vm
 from .format import Recording, Scenario
 from .kinds import ADVICE_NAME, ScenarioError
-from .ops import NODES, row, shows_swap_entries
+from .ops import MOVING, row, shows_swap_entries
 from .records import ANON, HUGE, KSM, OTHER, STATS, ZERO, Pages, Record, Recorder
 from .replay_huge import ENVIRONMENT as HUGE_ENVIRONMENT
 from .replay_huge import HugePages
@@ -169,7 +169,7 @@ class Replay(HugePages, Life, Locks, NodeOps, Pins, Swapping):
         self, scenario: Scenario, host: Host | None = None, contents: Contents | None = None, kernel: str = kernels.DEFAULT
     ):
         self.scenario = scenario
-        nodes = 2 if any(row(op).needs == NODES for op in scenario.ops) else 1
+        nodes = 2 if any(op[0] in MOVING for op in scenario.ops) else 1
         self.host: Host = host or Host(nodes * _frames_for(scenario), nodes, kernel=kernel, **host_options(scenario))
         self.contents: Contents = contents or Contents(scenario.ops)
         self.recorder: Recorder = Recorder(self.host.kernel.events)

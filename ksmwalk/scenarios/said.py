@@ -9,7 +9,19 @@ from collections.abc import Iterator
 
 from .environment import FOLIO_KIB, KHUGEPAGED
 from .format import Scenario
-from .kinds import ADVICE_NAME, KNOBS, MMAP_SWITCHES, MOVE_OPTIONS, OPTIONS, UFFD_COPY_OPTIONS, UFFD_MODES, Op
+from .kinds import (
+    ADVICE_NAME,
+    COPY_SWITCHES,
+    KNOBS,
+    MMAP_SWITCHES,
+    MOVE_OPTIONS,
+    MREMAP_SWITCHES,
+    OPTIONS,
+    UFFD_BITS,
+    UFFD_COPY_OPTIONS,
+    UFFD_MODES,
+    Op,
+)
 from .ops import OPS, row
 
 _ADVISING = tuple(name for name, one in OPS.items() if ADVICE_NAME in one.args)
@@ -64,4 +76,4 @@ def all_there_is(advice: tuple[str, ...]) -> list[str]:
     return [*out, "env swap_mib", "env memcg", "settle 0", "vmstat"]
 
 
-_KEYS = {"mmap": MMAP_SWITCHES, "mremap": ("dontunmap",), "uffd": ("missing", "wp"), "uffd_copy": ("wp",)}
+_KEYS = {"mmap": MMAP_SWITCHES, "mremap": MREMAP_SWITCHES, "uffd": tuple(UFFD_BITS), "uffd_copy": COPY_SWITCHES}

@@ -14,6 +14,7 @@ from ksmwalk.kernel.run import Run
 from ksmwalk.ksm import sysfs
 from ksmwalk.scenarios import kinds, records
 from ksmwalk.scenarios.format import Scenario, ScenarioError, dumps, scenario_from_json
+from ksmwalk.scenarios.kinds import UFFD_BITS
 from ksmwalk.scenarios.ops import OPS, row
 from ksmwalk.scenarios.replay import Contents, NotModelled, Replay, _NoKeyLeft, replay, stream
 from ksmwalk.scenarios.said import all_there_is, said
@@ -31,7 +32,7 @@ EXAMPLES = [
     ["uffd_wp", "A", 100, 2], ["syscall", "A", 149, 409600, 4096], ["set", "pages_to_scan", 5], ["run", 1], ["step"],
     ["step", 3], ["sleep", 0.5], ["drain"], ["exit", "B"], ["mremap", "A", 300, 2, 2, 400, {"dontunmap": 1}],
     ["advise", "A", "A", 300, 2, "cold"], ["mlock", "A", 300, 2], ["mlock2", "A", 300, 2, 1], ["munlock", "A", 300, 2],
-    ["mlockall", "A", 3], ["munlockall", "A"], ["uffd", "A", 300, 2, {"missing": 1, "wp": 1}],
+    ["mlockall", "A", 3], ["munlockall", "A"], ["uffd", "A", 300, 2, {"missing": 1, "wp": 1, "minor": 1}],
     ["uffd_copy", "A", 300, [1, 2], {"wp": 1}], ["uffd_zero", "A", 302, 1], ["uffd_move", "A", 303, 301, 1],
     ["uffd_protect", "A", 300, 1, 1], ["uffd_unregister", "A", 300, 2], ["pin", "A", 300], ["unpin", "A", 300],
     ["dmapin", "A", 300, 2], ["dmaunpin", "A", 300], ["clone", "A", "T"], ["vfork", "A", "V"], ["exit", "V"],
@@ -185,4 +186,5 @@ def test_all_that_a_scenario_says_is_in_the_table_of_what_can_be_said():
     words = said(scenario_from_json({"name": "all", "ops": EXAMPLES, **around}))
     assert words <= {*there} and len({*there}) == len(there)
     assert {"advise cold", "mmap populate", "mremap dontunmap", "set pages_to_scan", "env swap_mib", "settle 0"} <= words
+    assert {f"uffd {mode}" for mode in UFFD_BITS} <= words
     assert "madvise" not in words and "mmap prot" not in words and said(Scenario("nothing", [])) == set()
