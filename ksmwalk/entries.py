@@ -90,7 +90,6 @@ LEVELS = {
 }
 
 PFN_MASK = 0x000F_FFFF_FFFF_F000
-PKEY_SHIFT = 59
 _AD = int(Pte.A | Pte.D)
 
 

@@ -1,4 +1,4 @@
-"""madvise and userfaultfd on address spaces, compiled.
+"""madvise on address spaces, and `uffd_wp`, which registers and protects in one; compiled.
 
 The contract of every function stands in `_advice.pxd`; what Python calls is in `_doors.pyx`.
 """

@@ -1,5 +1,6 @@
 # System calls on address spaces, for those who `cimport ksmwalk.host._calls`. Functions named sys_* answer like system
-# calls: 0 or an index, or -errno (-11 and below); a full arena of the Host shows as a KW_* code (-1 to -8).
+# calls: 0 or an index, or -errno (-1 to -4095); what no errno stands for, as a full arena of the Host, is a KW_E* code
+# (-5001 and below).
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from ksmwalk.layout._layout cimport *

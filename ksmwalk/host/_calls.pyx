@@ -419,7 +419,7 @@ cdef int32_t sys_fork(kw_world *w, int32_t parent) noexcept nogil:
         w.mms[child].nr_rmap_items = w.mms[parent].nr_rmap_items
         w.mms[child].nr_merging = w.mms[parent].nr_merging
     if w.mms[parent].flags & MM_HAS_SLOT:
-        # The parent's count, whatever of it was copied (fact 37).
+        # The parent's count, whatever of it was copied.
         if not w.ctl.kernel & SWITCH_FORK_INHERITS:
             w.ksm.zero_pages += w.mms[parent].nr_zero
         slot_insert(w, child)

@@ -1,16 +1,15 @@
 """What mm.py and host.py call: one thin function per operation on memory and address spaces, arguments checked there.
 
-Everything answers with integers: 0, an index or a count, -errno, or a KW_* code; `mm.check_call` makes exceptions.
+Everything answers with integers: 0, an index or a count, -errno, or a KW_* code; `_check` of the doors makes exceptions.
 """
 from libc.errno cimport EFAULT
-from libc.stdint cimport int32_t, int64_t, uint16_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from ksmwalk._core cimport (
     World, alone, enter, interrupted_at, leaf_find, leave, make_entry, no_entry, pte_make, records,
 )
 from ksmwalk.memory._frames cimport (
-    dma_get, dma_put, folio_extra_refs, folio_get, folio_head, folio_put, frame_alloc, lru_drain, lru_drain_cpu, mark_referenced,
-    normal_pfn,
+    dma_get, dma_put, folio_extra_refs, folio_get, folio_head, folio_put, lru_drain, lru_drain_cpu, mark_referenced, normal_pfn,
 )
 from ksmwalk.memory._leaves cimport prot_bits, touched
 from ksmwalk.memory._areas cimport backing_put, find_place, mm_alloc, vma_find, vma_find_from, vma_for
@@ -20,7 +19,6 @@ from ksmwalk.memory._fault cimport FAULT_FORCE, FAULT_KEEP, fault_write, read_ra
 from ksmwalk.memory._looks cimport look_range
 from ksmwalk.memory._ptes cimport looked_up
 from ksmwalk.memory._scattered cimport read_scattered, write_scattered
-from ksmwalk.ksm._unmerge cimport break_ksm, unmerge_range
 from ksmwalk.host._calls cimport (
     sys_exec, sys_exit, sys_fork, sys_mmap, sys_mprotect, sys_mremap, sys_munmap, sys_prctl_merge,
 )
@@ -431,21 +429,6 @@ def khugepaged(World world not None, int32_t mm):
     return made
 
 
-def break_page(World world not None, int32_t mm, uint64_t addr):
-    """1: the KSM page or KSM-placed zero page at addr became a private copy; 0: there was none."""
-    alone(world)
-    return break_ksm(&world.w, mm, addr, world.w.mms[mm].cpu)
-
-
-def unmerge(World world not None, int32_t mm, uint64_t start, uint64_t end, int strategy):
-    cdef int rc
-    enter(world)
-    with nogil:
-        rc = unmerge_range(&world.w, mm, start, end, strategy, world.w.mms[mm].cpu)
-    leave(world)
-    return rc
-
-
 def split(World world not None, int64_t pfn, object addr):
     """Split the huge folio of a frame; addr: where it is mapped, None: anywhere."""
     alone(world)
@@ -453,8 +436,3 @@ def split(World world not None, int64_t pfn, object addr):
     if addr is not None:
         at = addr
     return split_folio_at(&world.w, pfn, at)
-
-
-def new_frame(World world not None, int nid, uint64_t key, int flags):
-    alone(world)
-    return frame_alloc(&world.w, nid, key, <uint16_t>flags)

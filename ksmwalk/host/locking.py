@@ -20,7 +20,7 @@ class Locking(Door):
     """The part of an address space that mlock(2) and its like are about.
 
     A small page that comes into a locked area, or leaves one, waits with a reference held to it in the mlock batch of the
-    CPU where that happens, until the batch has 31 entries or is drained: it can't be merged so long.
+    CPU where that happens, until the batch is full (31 entries; 15 up to Linux 6.1) or drained: it can't be merged so long.
     """
 
     @property

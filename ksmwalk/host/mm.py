@@ -9,6 +9,7 @@ import numpy as np
 from ..gate import MAX_U64, as_flag, as_int, counted, shown
 from ..kernels import STATS
 from ..ksm.rmap import RmapItem, rmap_items
+from ..ksm.sysfs import RMAP_ITEM_SIZE
 from ..layout import PAGE_SIZE, PMD_SIZE, MmFlag, Vm
 from ..tables.tables import PageTables
 from . import _doors
@@ -181,7 +182,7 @@ class Mm(Placed, Tasks, Locking, Heap, Watched, ShownMm):
             "ksm_rmap_items": items,
             "ksm_zero_pages": zero,
             "ksm_merging_pages": merging,
-            "ksm_process_profit": (merging + zero) * PAGE_SIZE - items * 64,
+            "ksm_process_profit": (merging + zero) * PAGE_SIZE - items * RMAP_ITEM_SIZE,
             "ksm_merge_any": int(self.merge_any),
             "ksm_mergeable": int(any(v.vm_flags & _MERGEABLE for v in self.vmas)),
         }
@@ -440,9 +441,6 @@ class Mm(Placed, Tasks, Locking, Heap, Watched, ShownMm):
         with self._world:
             flags, at = self._world.arrays["mms"]["flags"], self._at()
             flags[at] = flags[at] | MmFlag.THP_DISABLED if on else flags[at] & ~np.uint32(MmFlag.THP_DISABLED)
-
-    thpdisable = thp_disable
-
 
     def __repr__(self) -> str:
         return f"<Mm {self.index}, {'exited' if self._life.gone else counted(len(self.vmas), 'area')}>"

@@ -23,7 +23,6 @@ from ..proc.child import Child
 from .surround import Surroundings
 
 PROGRAM = Path(__file__).with_name("workload_program.py")
-HUGE_BYTES = 2 << 20
 #: seconds for a program to be ready, for a process to stand still and to be gone
 _READY, _STILL, _GONE = 60.0, 10.0, 5.0
 _HUGEPAGE = 14

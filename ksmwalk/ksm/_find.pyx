@@ -1,7 +1,7 @@
 """The search for the next page that KSM would look at: one range walk, or a look-up for every address as before it.
 
-The contract stands in `_find.pxd`; `spec`-wise this is `ksm_next_page` as a pmd operation of the walk (`tables/_walk.pyx`),
-without a call per entry.
+The contract stands in `_find.pxd`. A range walk does what a pmd operation of the walk (`tables/_walk.pyx`) would, without a
+call per entry.
 """
 from libc.stdint cimport int32_t, int64_t, uint64_t
 

@@ -10,7 +10,8 @@ cdef void slot_insert(kw_world *w, int32_t mm) noexcept nogil
     # Put mm on the list: just behind the cursor, at the end while run == 2.
 cdef void slot_remove(kw_world *w, int32_t mm) noexcept nogil
 cdef void slot_exit(kw_world *w, int32_t mm) noexcept nogil
-    # The mm exits: its slot goes at once, moves to right after the cursor, or stays (at the cursor), as ksm.md says.
+    # The mm exits: its slot stays where the cursor is in it; else it goes at once if it has no rmap_items, and moves to right
+    # after the cursor if it has.
 cdef int32_t item_alloc(kw_world *w) noexcept nogil
 cdef void item_free(kw_world *w, int32_t item) noexcept nogil
 cdef void items_drop(kw_world *w, int32_t mm) noexcept nogil

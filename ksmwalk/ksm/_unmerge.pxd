@@ -6,10 +6,9 @@ from ksmwalk.layout._layout cimport *
 
 cdef int break_ksm(kw_world *w, int32_t mm, uint64_t addr, int cpu) noexcept nogil
     # A KSM page or KSM-placed zero page mapped at addr becomes a private anonymous copy (a new frame, not
-    # write-enabled,
-    # uffd-wp and PROT_NONE kept). 1: done; 0: nothing of that kind there; KW_ENOFRAMES. Counters of items and nodes
-    # stay (facts 28, 35: only zero_pages and nr_zero move). cpu: whose batches the new page and, in a locked area, the old
-    # one wait in.
+    # write-enabled, uffd-wp and PROT_NONE kept). 1: done; 0: nothing of that kind there; KW_ENOFRAMES. Counters of items
+    # and nodes stay: only zero_pages and nr_zero move. cpu: whose batches the new page and, in a locked area, the old one
+    # wait in.
 cdef inline int unmerging(kw_world *w) noexcept nogil:
     # The strategy of unmerging: by ranges where scans are, and the kernel does it.
     return STRATEGY_RANGE if w.cursor.strategy == STRATEGY_RANGE and w.ctl.kernel & SWITCH_UNMERGE_RANGE else STRATEGY_PER_ADDRESS

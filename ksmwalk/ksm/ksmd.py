@@ -127,7 +127,7 @@ class Ksm(Strict, Cpus, ShownKsm, sysfs.Files, Chosen):
         Input: the CPU of whoever writes `run`, in whose batch pages of locked areas wait that run = 2 unmerges.
 
     Models: ksmd and /sys/kernel/mm/ksm of Linux 6.18.
-    Differs: merge_across_nodes = 0 with several nodes was not compared with a real one.
+    Differs: more than two NUMA nodes were not compared with a real one.
     """
 
     __slots__ = ("_bound", "_scan", "_events", "_policy", "_asking", "_domains", "__weakref__")
@@ -282,7 +282,7 @@ class Ksm(Strict, Cpus, ShownKsm, sysfs.Files, Chosen):
         dict of str to int
             By file name; `general_profit` in bytes, the others in pages, nodes and scans. A notebook shows it as a table.
 
-        Models: /sys/kernel/mm/ksm of Linux 6.18. Differs: ksm_swpin_copy is left out.
+        Models: /sys/kernel/mm/ksm of Linux 6.18. Differs: nothing known.
         """
         return Counters((name, value) for name, value in self._counted().items() if self.has(name))
 

@@ -32,7 +32,7 @@ class KsmScan(Strict, _cursor.Cursor):
     real_lookups : bool
         Perform the one-address lookups that meet a hole, instead of counting them in closed form.
 
-    Models: struct ksm_scan and scan_get_next_rmap_item() of Linux 6.18; with "per-address" those of 6.17.
+    Models: struct ksm_scan and scan_get_next_rmap_item() of Linux 6.18; with "per-address" those of kernels with `SCAN_EACH`.
     Differs: nothing known.
     """
 

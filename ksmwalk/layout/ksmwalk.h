@@ -144,7 +144,7 @@ typedef struct {
 
     /* ---- frames */
     void (*drain)(kw_world *w);
-        /* The LRU batch lets go of its references. */
+        /* The batches of all CPUs, of new pages and of locked ones, let go of their references. */
 } kw_api;
 
 /* The table; NULL until kw_start or kw_import was called in any file of this program or module. */

@@ -5,12 +5,10 @@ from ksmwalk.layout._layout cimport *
 
 
 cdef int split_folio(kw_world *w, int64_t pfn) noexcept nogil
-    # Split the huge folio of pfn into small pages (facts 48-50): every mapping of it in every mm goes to ptes, its
-    # frames
+    # Split the huge folio of pfn into small pages: every mapping of it in every mm goes to ptes, its frames
     # become plain small pages (mapcounts kept, refs = mapcount), and every EMPTY (key 0) frame's mappings become the
     # shared zero page (not dirty, counted nowhere; not in VM_LOCKED areas), its frame is freed, as are frames that
-    # nobody
-    # maps. KW_OK also where pfn is no huge folio; KW_EBUSYENTRY: somebody else holds a reference (pin, LRU), nothing
+    # nobody maps. KW_OK also where pfn is no huge folio; KW_EBUSYENTRY: somebody else holds a reference (pin, LRU), nothing
     # done; KW_ENOROWS: some mappings may have gone to ptes, the folio is still whole.
 cdef int split_folio_at(kw_world *w, int64_t pfn, uint64_t addr) noexcept nogil
     # The same, told an address where pfn is mapped: looks there first in every mm (where forks have it), and everywhere

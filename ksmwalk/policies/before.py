@@ -1,4 +1,4 @@
-"""The scan of Linux before 6.18: every address of an area is looked up."""
+"""The scan of kernels with `SCAN_EACH` (:mod:`ksmwalk.kernels`): every address of an area is looked up."""
 
 from __future__ import annotations
 

@@ -38,8 +38,7 @@ def test_every_public_call_with_arguments_is_among_them():
         parameters = [p for p in inspect.signature(function).parameters if p != "self"]
         if name in FILES or not parameters:
             continue
-        same = ("Mm.thpdisable",)  # an older name of another one
-        if name not in same and set(parameters) - tried.get(name, set()) - {"life"}:
+        if set(parameters) - tried.get(name, set()) - {"life"}:
             missing.append(f"{name}({', '.join(parameters)})")
     assert not missing, missing
     assert len(ALL) >= 5000
