@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from ..proc import processes
+from ..sources.captures import is_capture
 
 
 @dataclass(slots=True)
@@ -54,6 +55,13 @@ def choose(words: Iterable[str]) -> Chosen:
             result.unknown.append(word)
     result.pids = list(pids)
     return result
+
+
+def no_such(word: str, command: str) -> str:
+    """What there is to say of a word that no process is called, to a command that reads live ones alone."""
+    if is_capture(word):
+        return f"{word} is a capture: {command} reads live processes"
+    return f"no process is called {word}"
 
 
 def _names() -> list[tuple[int, set[str]]]:

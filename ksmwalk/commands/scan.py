@@ -17,7 +17,7 @@ from ..proc import processes
 from ..proc.maps import VmaRecord
 from ..sources import NoAddressSpace, ProcessExited, ProcessImage, process
 from . import report, scan_text
-from .choosing import choose
+from .choosing import choose, no_such
 from .codes import FAILED, FINE, UNUSABLE, complain
 from .scanning import FULL, GIANT, full_scan
 from .screen import HelpFormatter, Screen, progress
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
 def _wanted(words: Iterable[str], result: Findings) -> tuple[list[int], set[int]]:
     """The processes that are meant, each once: (all of them, those that were called by their number)."""
     chosen = choose(words)
-    result.errors += [{"pid": None, "error": f"no process is called {word}"} for word in chosen.unknown]
+    result.errors += [{"pid": None, "error": no_such(word, "scan")} for word in chosen.unknown]
     return chosen.pids, chosen.named
 
 

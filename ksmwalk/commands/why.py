@@ -18,7 +18,7 @@ from ..sources.contents import MemoryCapture, NothingToRead, capture_memory
 from ..sources.near import Near, find_near
 from ..sources.second_look import look_again
 from . import report, why_text
-from .choosing import choose
+from .choosing import choose, no_such
 from .codes import FAILED, FINE, UNUSABLE, complain
 from .meter import Meter
 from .screen import HelpFormatter, Screen
@@ -63,13 +63,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Exit code: 0, 1 where a process that was asked for can't be read, 2 where none can."""
     chosen = choose(args.processes)
-    errors = [f"no process is called {word}" for word in chosen.unknown]
+    errors = [no_such(word, "why") for word in chosen.unknown]
     if not chosen.pids:
         for error in errors:
             complain(_WHO, error)
         return UNUSABLE
     others = choose(args.partners)
-    errors += [f"no process is called {word}" for word in others.unknown]
+    errors += [no_such(word, "why") for word in others.unknown]
     # our own memory is read by nobody: it would change while it is
     pids = [pid for pid in dict.fromkeys([*chosen.pids, *_partners(args.all, others.pids)]) if pid != os.getpid()]
     if not pids:

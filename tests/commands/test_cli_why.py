@@ -16,6 +16,7 @@ from memories import PLAIN, Area, memory, process
 from ksmwalk.commands import cli, report, why_text
 from ksmwalk.commands.screen import Screen
 from ksmwalk.estimates.why import Reason, explain_pages
+from ksmwalk.sources.captures import save_capture
 
 P = 4096
 BASE = (1 << 50) + (7 << 21)
@@ -110,6 +111,13 @@ def test_a_process_that_is_not_there_is_said_to_be_missing(child, capsys):
     assert "does not exist" in captured.err and "present pages" in captured.out
     assert cli.main(["why", "no such\x1bname"]) == 2
     assert "\x1b" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["why", "scan"])
+def test_a_capture_is_told_from_a_name_that_nobody_has(tmp_path, capsys, command):
+    save_capture(memory(process(1, Area([5, 6]))), tmp_path / "kept")
+    assert cli.main([command, str(tmp_path / "kept")]) == 2
+    assert capsys.readouterr().err == f"ksmwalk {command}: {tmp_path / 'kept'} is a capture: {command} reads live processes\n"
 
 
 def test_looking_does_not_read_the_command_itself(capsys):
