@@ -1,7 +1,7 @@
 """The kernels a Host can be: in what each differs from Linux 6.18.44, what it shows, and where that is known from.
 
-Everything here was seen: the same scenarios on the real daemon of each kernel, twice. Stable releases get changes back from
-later ones, so a kernel is named by its full version, not by its series: 6.12.43 and 6.12.117 are two different ones.
+What is said here was seen on the real daemon of each kernel, in as much as `Profile.seen` tells. Stable releases get changes
+back from later ones, so a kernel is named by its full version, not by its series: 6.12.43 and 6.12.117 are two different ones.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def _numbers(version: str) -> tuple[int, int, int]:
 
 
 _SHIFT = 24
-#: bits that `ctl.kernel` has: first switches, the version, eleven switches more
+#: bits that `ctl.kernel` has: 0 to 23 switches, 24 to 49 the version, 50 to 60 switches; 61 and 62 are left
 BITS = _SHIFT + 26 + 11
 
 
@@ -148,10 +148,10 @@ def _packed(numbers: tuple[int, int, int]) -> int:
 _ALL = "all scenarios, twice"
 _SOME = "19 scenarios, once"
 _LIE = Switch.BITS_LIE
-_12_17 = Switch.MOVE_ONE_AREA | _LIE | Switch.READ_ONLY_STAYS     # the last is taken from 6.12 for 6.16 and 6.17
+_12_16 = Switch.MOVE_ONE_AREA | _LIE | Switch.READ_ONLY_STAYS     # the last is taken from 6.12 for 6.16, and for 6.17 below
 _MOVES = Switch.MOVE_FORGETS      # seen on 6.12.43; that those of the months before the change have it is taken from there
 _12 = (
-    _12_17 | Switch.NO_GUARD | Switch.PARTS_COPIED | Switch.TABLES_KEPT | Switch.EMPTY_NOT_JOINED | Switch.HUGE_ZERO_SPLIT
+    _12_16 | Switch.NO_GUARD | Switch.PARTS_COPIED | Switch.TABLES_KEPT | Switch.EMPTY_NOT_JOINED | Switch.HUGE_ZERO_SPLIT
     | Switch.LAZY_EACH
 )  # fmt: skip
 _7_2 = (
@@ -171,7 +171,7 @@ PROFILES: dict[str, Profile] = {
                 ("rmap_items", "merging_pages"), False),
         Profile("6.12.43", _12 | _MOVES | Switch.SCAN_EACH | Switch.FORK_INHERITS, _SOME, stats=_WITHOUT_MARKS),
         Profile("6.12.117", _12 | Switch.REST_STAYS_LOCKED | Switch.ADVISED_ONCE, _ALL, stats=_WITHOUT_MARKS),
-        Profile("6.16.12", _12_17 | _MOVES | Switch.SCAN_EACH | Switch.FORK_INHERITS | Switch.FORKED_HUGE_FAILS, _ALL),
+        Profile("6.16.12", _12_16 | _MOVES | Switch.SCAN_EACH | Switch.FORK_INHERITS | Switch.FORKED_HUGE_FAILS, _ALL),
         Profile("6.17.8", _LIE | Switch.READ_ONLY_STAYS | _MOVES | Switch.SCAN_EACH | Switch.FORKED_HUGE_FAILS,
                 "its time and /proc/kpageflags only; the rest is taken from 6.17.13"),
         Profile("6.17.13", _LIE | Switch.READ_ONLY_STAYS | _MOVES | Switch.FORKED_HUGE_FAILS, _ALL),

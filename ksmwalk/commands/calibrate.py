@@ -29,9 +29,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Register ``calibrate`` with an argparse subparsers object."""
     parser = subparsers.add_parser(
         "calibrate",
-        help="measure what ksmd's work costs on this machine (root, one to three minutes)",
+        help="measure what ksmd's work costs on this machine (root, about a minute)",
         description="Give this machine's ksmd work of known kind and size, read its CPU time, and keep what each kind "
-        "costs for `ksmwalk estimate`. Up to 1 GiB of memory is used for one to three minutes; KSM is taken under a "
+        "costs for `ksmwalk estimate`. Up to 1 GiB of memory is used for about a minute; KSM is taken under a "
         "lock, refused if it is in use, and put back as it was.",
         epilog="examples:\n"
         "  sudo ksmwalk calibrate                      measure, and keep it where root's estimates look\n"

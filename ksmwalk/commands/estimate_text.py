@@ -215,7 +215,7 @@ def _time(of: Estimate) -> str:
 def _costs(of: Estimate) -> str:
     costs = of.costs
     if costs.source == "stored":
-        return "times are by stored costs of another machine: `ksmwalk calibrate` measures them here (root, one to three minutes)"
+        return "times are by stored costs of another machine: `ksmwalk calibrate` measures them here (root, about a minute)"
     where = " ".join(report.printable(part) for part in (costs.machine, costs.release, costs.date) if part)
     return f"times are by costs {costs.source}{f' ({where})' if where else ''}"
 

@@ -24,7 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "probe",
         help="find out which known kernel this machine's is most like (root, ten seconds)",
-        description="Run a dozen small scenarios on the real ksmd of this machine, and say in what it differs from Linux "
+        description="Run some thirty small scenarios on the real ksmd of this machine, and say in what it differs from Linux "
         "6.18.44 and which of the known kernels answers most like it. KSM is taken under a lock, refused if it is in use, "
         "and put back as it was. Exit code 1 where no known kernel is exactly like it.",
         epilog="example: sudo ksmwalk probe --json",

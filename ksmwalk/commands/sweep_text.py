@@ -197,7 +197,7 @@ def notes(found: Found) -> list[str]:
         )
     if found.costs.source == "stored":
         said.append(
-            "Times are by stored costs of another machine: `ksmwalk calibrate` measures them here (root, one to three minutes)."
+            "Times are by stored costs of another machine: `ksmwalk calibrate` measures them here (root, about a minute)."
         )
     return said
 

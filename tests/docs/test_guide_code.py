@@ -2,6 +2,7 @@
 
 import contextlib
 import doctest
+import enum
 import io
 import json
 import os
@@ -14,16 +15,18 @@ import tomllib
 from pathlib import Path
 
 import guidecode
+import numpy as np
 import pytest
 
 import ksmwalk
-from ksmwalk import sources
+from ksmwalk import layout, sources
 from ksmwalk.commands import verification_page
 from ksmwalk.commands.cli import build_parser
 from ksmwalk.kernel import knobs, worker
 from ksmwalk.proc.errors import ProcessChanged
 from ksmwalk.scenarios import format as scenario_format
 from ksmwalk.scenarios import records as scenario_records
+from ksmwalk.scenarios.kinds import UFFD_BITS
 from ksmwalk.scenarios.ops import OPS
 from ksmwalk.scenarios.replay import replay
 
@@ -141,6 +144,7 @@ def test_the_scenario_page_names_every_knob_advice_statistic_and_option():
     options = dict.fromkeys(re.findall(r"`(\w+)`", row[row.index("Options") :]), 1) | {"prot": "rw"}
     assert len(options) > 1
     scenario_format.scenario_from_json({"ops": [["spawn", "A"], ["mmap", "A", 1, 1, options]]})
+    assert json.dumps(dict.fromkeys(UFFD_BITS, 1)) in next(line for line in text.splitlines() if line.startswith('| `["uffd", '))
 
 
 def test_the_scenario_page_names_every_page_code_and_event():
@@ -159,6 +163,14 @@ def test_every_public_name_is_in_the_reference():
     there = set(re.findall(r"auto(?:class|function|exception|module):: ksmwalk\.([\w.]+)\n", text))
     assert not set(ksmwalk.__all__) - there
     assert not {f"sources.{name}" for name in sources.__all__} - there
+
+
+def test_every_array_record_and_enum_of_the_layout_has_its_place():
+    model, page = ((guidecode.DOCS / name).read_text(encoding="utf-8") for name in ("guide/model.md", "api/layout.md"))
+    assert not [name for name in layout.ARRAYS if f"`{name}`" not in model]
+    kept = {name: getattr(layout, name) for name in layout.__all__}
+    assert not [name for name, one in kept.items() if isinstance(one, np.dtype) and f"{{record-fields}} {name}\n" not in page]
+    assert not [name for name, one in kept.items() if isinstance(one, enum.EnumType) and f"{{named-bits}} {name}\n" not in page]
 
 
 def test_the_counterparts_name_functions_that_there_are():
