@@ -141,6 +141,8 @@ class Clock:
         ------
         BadEntryError, ArenaFullError
             As `Ksm.do_scan`.
+        TypeError, ValueError
+            A policy's `pace` answered what makes no sense; the batch has not begun.
         """
         ksm = self._ksm
         while (now := self.now) < until:
@@ -150,13 +152,20 @@ class Clock:
             elif batch % _ONE:
                 self._work(now, batch % _ONE, batch // _ONE)
             elif ksm._number("run") == 1 and ksm.registered:
+                pages = self._pages()
                 self._record["long_wait"][0] = 0
                 self.batches += 1
-                pages = ksm._number("pages_to_scan")
                 self._work(now, pages, min(pages, _MOST))
             else:
                 self._record["long_wait"][0] = 1
                 self._set(until, self.cpu)
+
+    def _pages(self) -> int:
+        """How many pages the batch that begins scans; the policy, if there is one, also says how long ksmd sleeps then."""
+        ksm = self._ksm
+        pace = None if ksm._policy is None else ksm._paced()
+        ksm._rest = None if pace is None else pace[1]
+        return ksm._number("pages_to_scan") if pace is None else pace[0]
 
     def _work(self, now: int, left: int, whole: int) -> None:
         """Some visits of a batch; of the last ones, its end."""
@@ -172,7 +181,8 @@ class Clock:
             ksm._advise()
         self._set(now, cpu)
         state[_BATCH] = 0 if over else left - n + _ONE * whole
-        state[_NEXT] = timer(then, ksm._number("sleep_millisecs"), self._hz, self._late) if over else then
+        sleep = ksm._number("sleep_millisecs") if ksm._rest is None else ksm._rest
+        state[_NEXT] = timer(then, sleep, self._hz, self._late) if over else then
 
     def _cost(self, stretch: Stretch, batches: float) -> int:
         """Nanoseconds that a stretch of visits took, which was so much of a batch."""

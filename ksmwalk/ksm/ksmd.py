@@ -130,13 +130,13 @@ class Ksm(Strict, Cpus, ShownKsm, sysfs.Files, Chosen):
     Differs: more than two NUMA nodes were not compared with a real one.
     """
 
-    __slots__ = ("_bound", "_scan", "_events", "_policy", "_asking", "_domains", "__weakref__")
+    __slots__ = ("_bound", "_scan", "_events", "_policy", "_asking", "_domains", "_rest", "__weakref__")
 
     def __init__(self, world: _core.World):
         self._bound = world
         self._scan = KsmScan(world)
         self._events = Events(world)
-        self._policy = self._asking = self._domains = None
+        self._policy = self._asking = self._domains = self._rest = None
         _engine.py_bind(world)
         ksm, ctl = world.arrays["ksm"], world.arrays["ctl"]
         if ksm["max_page_sharing"][0] == 0:  # a record that was never used
@@ -233,6 +233,7 @@ class Ksm(Strict, Cpus, ShownKsm, sysfs.Files, Chosen):
                 raise sysfs.refuse(errno.EBUSY, name, value)
         self._ksm[knob.field][0] = number - (1 << 64) if number >= 1 << 63 else number
         if name == "sleep_millisecs" and number != old:
+            self._rest = None
             end_sleep(self._ksm["advisor"][0])
         if name == "advisor_mode" and number != old:
             pages = sysfs.PAGES_TO_SCAN_DEFAULT if number == 0 else self.advisor_min_pages_to_scan & _U32

@@ -12,6 +12,7 @@ from ..gate import as_int, shown
 from ..signatures import AnyArray
 from . import _asking
 from ._asking import Area, TablePages
+from .clock import end_sleep
 
 if TYPE_CHECKING:
     from .ksmd import Ksm
@@ -145,12 +146,12 @@ class Policy:
         """Called when the scan has been through an area: `area.visited`, `merged`, `broken` and `changed` are counted."""
 
     def pace(self, ksm: Ksm) -> tuple[int, int] | None:
-        """How much the next batch scans, and how long ksmd sleeps after it.
+        """How much the next batch scans, and how long ksmd sleeps after it; asked before each batch.
 
         Returns
         -------
         (int, int)
-            Pages, milliseconds.
+            Pages, milliseconds. Another `sleep_millisecs` written meanwhile ends the sleep.
         """
         return ksm.pages_to_scan, ksm.sleep_millisecs
 
@@ -175,6 +176,7 @@ class Chosen:
     _policy: Any
     _asking: _asking.Asking | None
     _domains: dict[int, int] | None
+    _rest: int | None  # milliseconds of sleep after the batch under way, as the policy said; None: sleep_millisecs
 
     @property
     def policy(self) -> Any:
@@ -182,7 +184,8 @@ class Chosen:
 
         It belongs to this Host while it is plugged in, and is not kept with it: a Host that is loaded or unpickled has
         none. Setting it in mid-scan is fine: what the scan comes to from there on is up to the new one. Where the old one
-        told domains, processes go back to those that they were in, newer ones to the first.
+        told domains, processes go back to those that they were in, newer ones to the first. A sleep of which a policy said
+        how long, or the new one would say, ends.
 
         Raises
         ------
@@ -211,7 +214,9 @@ class Chosen:
             asking = _asking.Asking(world, weakref.ref(self), written(policy))
         if isinstance(self._policy, Policy):
             self._policy.detach(self)
-        self._policy = self._asking = None
+        if _paces(self._policy) or _paces(policy):
+            end_sleep(self._ksm["advisor"][0])
+        self._policy = self._asking = self._rest = None
         host = world.live()
         for mm in host.mm_list if self._domains is not None else ():
             mm.domain = self._domains.get(mm.number, 0)
@@ -229,15 +234,21 @@ class Chosen:
 
         Models: pages_to_scan and sleep_millisecs of Linux 6.18, where no policy says otherwise. Differs: nothing known.
         """
-        tunables = self.pages_to_scan, self.sleep_millisecs
-        if not isinstance(self._policy, Policy) or type(self._policy).pace is Policy.pace:
-            return tunables
-        answer = self._policy.pace(self)
+        return self._paced() or (self.pages_to_scan, self.sleep_millisecs)
+
+    def _paced(self: Any) -> tuple[int, int] | None:
+        """What the policy says of the next batch, if it says anything."""
+        answer = self._policy.pace(self) if _paces(self._policy) else None
         if answer is None:
-            return tunables
+            return None
         if not isinstance(answer, tuple) or len(answer) != 2:
             raise TypeError(f"pace() answered {shown(answer)}: must be pages and milliseconds")
         return as_int(answer[0], "pages of pace()", 0, _U32), as_int(answer[1], "milliseconds of pace()", 0, _U32)
+
+
+def _paces(policy: Any) -> bool:
+    """Whether a policy has a pace of its own."""
+    return isinstance(policy, Policy) and type(policy).pace is not Policy.pace
 
 
 def written(policy: Policy) -> dict[str, Any]:
