@@ -117,6 +117,20 @@ def describe(event: np.void) -> str:
     return f"{name}, {key} bytes at {addr}, {of}"
 
 
+def as_events(events: object) -> RecordArray:
+    """What came from outside as events, if it is one row of them; TypeError if not."""
+    if not isinstance(events, np.ndarray) or events.dtype != TRACE_EVENT or events.ndim != 1:
+        raise TypeError(f"events {shown(events)}: {_NO_TRACE}")
+    return events
+
+
+def as_pieces(events: object) -> Iterable[RecordArray]:
+    """The arrays of a trace one by one, checked as they come; TypeError if there are none."""
+    if not isinstance(events, Iterable):
+        raise TypeError(f"events {shown(events)}: {_NO_TRACE}")
+    return map(as_events, [events] if isinstance(events, np.ndarray) else events)
+
+
 class Player(Settled):
     """Applies a trace to a Host, piece by piece; `Host.player` makes one.
 
@@ -191,15 +205,11 @@ class Player(Settled):
         store of a present page looks at its page-table entry only, as the processor does.
         """
         before = self._done
-        if not isinstance(events, Iterable):
-            raise TypeError(f"events {shown(events)}: {_NO_TRACE}")
-        for one in [events] if isinstance(events, np.ndarray) else events:
+        for one in as_pieces(events):
             self._apply(one)
         return self._done - before
 
     def _apply(self, events: RecordArray) -> None:
-        if not isinstance(events, np.ndarray) or events.dtype != TRACE_EVENT or events.ndim != 1:
-            raise TypeError(f"events {shown(events)}: {_NO_TRACE}")
         world, at = self.host.world, 0
         with world:
             table = self._table()

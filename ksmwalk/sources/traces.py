@@ -17,7 +17,7 @@ import numpy as np
 from ..errors import KsmwalkError
 from ..gate import as_flag, as_int, shown
 from ..host.tasks import ADVICE
-from ..host.traces import MAX_IDS, trace_events
+from ..host.traces import MAX_IDS, as_pieces, trace_events
 from ..layout import PAGE_SIZE, TRACE_EVENT, Operation
 from ..proc.processes import printable
 from ..signatures import RecordArray
@@ -146,12 +146,14 @@ def save_trace(path: str | os.PathLike[str], events: RecordArray | Iterable[Reco
         There is one already.
     ValueError
         Another ending.
+    TypeError
+        No array of layout.TRACE_EVENT.
     """
     name = os.fsdecode(path)
     ending = os.path.splitext(name)[1].lower()
     if ending not in (".npy", ".csv"):
         raise ValueError(f"path {shown(name)}: must end in .npy or .csv")
-    pieces = [events] if isinstance(events, np.ndarray) else events
+    pieces = as_pieces(events)
     with open(name, "xb") as file:
         if ending == ".npy":
             whole = np.concatenate([np.zeros(0, TRACE_EVENT), *pieces])

@@ -135,6 +135,15 @@ def test_saving_overwrites_nothing(tmp_path):
         save_trace(tmp_path / "t.txt", events)
 
 
+@pytest.mark.parametrize("ending", [".npy", ".csv"])
+def test_what_is_no_trace_is_not_saved(tmp_path, ending):
+    """Fields in another order among them: they would be taken for one another."""
+    turned = np.zeros(2, [(name, TRACE_EVENT[name]) for name in reversed(TRACE_EVENT.names)])
+    for i, wrong in enumerate((turned, turned["addr"], np.zeros((1, 2), TRACE_EVENT), [turned], [3], 3, None)):
+        with pytest.raises(TypeError, match="must be one row of layout.TRACE_EVENT"):
+            save_trace(tmp_path / f"{i}{ending}", wrong)
+
+
 # ------------------------------------------------------------------ lackey
 
 
