@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import bz2
-import csv
 import gzip
+import io
 import lzma
 import os
 import stat
@@ -16,16 +16,16 @@ import numpy as np
 
 from ..errors import KsmwalkError
 from ..gate import as_flag, as_int, shown
-from ..host.tasks import ADVICE
 from ..host.traces import MAX_IDS, as_pieces, trace_events
 from ..layout import PAGE_SIZE, TRACE_EVENT, Operation
+from ..layout.whole import write_whole
 from ..proc.processes import printable
 from ..signatures import RecordArray
 from . import _lackey
+from .csv_traces import COLUMNS, as_csv, read_csv
 
 _PIECE = 1 << 20  # bytes of a file read at once
 _LINE = 4096  # bytes of a line at most
-_COLUMNS = tuple(TRACE_EVENT.names or ())
 _OPENERS: dict[bytes, Callable[[IO[bytes]], IO[bytes]]] = {
     b"\x1f\x8b": lambda file: cast("IO[bytes]", gzip.open(file)),
     b"\xfd7zXZ\0": lambda file: cast("IO[bytes]", lzma.open(file)),
@@ -135,6 +135,8 @@ def read_trace(path: str | os.PathLike[str], kind: str | None = None, **how: Any
 def save_trace(path: str | os.PathLike[str], events: RecordArray | Iterable[RecordArray]) -> int:
     """Write events to a new file, as its name ends: .npy, or .csv with names of columns in the first line.
 
+    The file is there when all of it is written, and not before.
+
     Returns
     -------
     int
@@ -148,28 +150,27 @@ def save_trace(path: str | os.PathLike[str], events: RecordArray | Iterable[Reco
         Another ending.
     TypeError
         No array of layout.TRACE_EVENT.
+    OSError
+        It can't be written. After any error, of what is to be written too, no file is left.
     """
     name = os.fsdecode(path)
     ending = os.path.splitext(name)[1].lower()
     if ending not in (".npy", ".csv"):
         raise ValueError(f"path {shown(name)}: must end in .npy or .csv")
-    pieces = as_pieces(events)
-    with open(name, "xb") as file:
-        if ending == ".npy":
-            whole = np.concatenate([np.zeros(0, TRACE_EVENT), *pieces])
-            np.save(file, whole, allow_pickle=False)
-            return len(whole)
-        count = 0
-        file.write((",".join(_COLUMNS) + "\n").encode())
-        for piece in pieces:
-            for row in piece.tolist():
-                operation = int(row[_COLUMNS.index("operation")])
-                words = [str(value) for value in row]
-                if operation in list(Operation):
-                    words[_COLUMNS.index("operation")] = Operation(operation).name.lower()
-                file.write((",".join(words) + "\n").encode())
-            count += len(piece)
-        return count
+    counts: list[int] = []
+    write_whole(name, (_as_npy if ending == ".npy" else as_csv)(as_pieces(events), counts), new=True)
+    return sum(counts)
+
+
+def _as_npy(pieces: Iterable[RecordArray], counts: list[int]) -> Iterator[bytes]:
+    """The bytes of a .npy; how many events there are is appended to `counts`."""
+    whole = np.concatenate([np.zeros(0, TRACE_EVENT), *pieces])
+    counts.append(len(whole))
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, np.lib.format.header_data_from_array_1_0(whole))
+    yield head.getvalue()
+    for at in range(0, len(whole), _PIECE):
+        yield whole[at : at + _PIECE].tobytes()
 
 
 # ------------------------------------------------------------------ files
@@ -311,56 +312,6 @@ def _lackeys(file: _File, how: _How) -> Iterator[RecordArray]:
             text = text[taken:]
 
 
-def _csv(file: _File, how: _How) -> Iterator[RecordArray]:
-    names: list[str] | None = None
-    for number, text in file.lines():
-        try:
-            lines = text.decode("ascii").splitlines()
-        except UnicodeDecodeError as error:
-            line = number + text[: error.start].count(b"\n")
-            raise file.bad(f"line {line}: byte {text[error.start]:#04x}, which is no text of numbers") from None
-        rows = list(csv.reader(lines))
-        if names is None:
-            names, rows, number = _header(file, rows[0]), rows[1:], number + 1
-        events = np.zeros(len(rows), TRACE_EVENT)
-        wide = next((i for i, row in enumerate(rows) if len(row) != len(names)), None)
-        if wide is not None:
-            raise file.bad(f"line {number + wide}: {len(rows[wide])} columns, and {len(names)} names in the first line")
-        for at, name in enumerate(names):
-            _column(file, events, name, [row[at] for row in rows], number)
-        yield events
-    if names is None:
-        raise file.bad("line 1: no names of columns")
-
-
-def _header(file: _File, row: list[str]) -> list[str]:
-    names = [name.strip() for name in row]
-    strange = [name for name in names if name not in _COLUMNS]
-    if strange or len(set(names)) < len(names) or not {"operation", "addr"} <= set(names):
-        what = f"column {shown(strange[0])}" if strange else "columns"
-        raise file.bad(f"line 1: {what}: must be operation, addr, and of the others {', '.join(_COLUMNS)}, each once")
-    return names
-
-
-def _column(file: _File, events: RecordArray, name: str, words: list[str], number: int) -> None:
-    """Numbers, decimal or 0x...; operations and advice by name too."""
-    known = {"operation": {o.name.lower(): int(o) for o in Operation}, "arg": ADVICE}.get(name, {})
-    info = np.iinfo(TRACE_EVENT[name])
-    low, high = int(info.min), int(info.max)
-    if name == "mm":
-        low, high = 0, MAX_IDS - 1
-    values: list[int] = []
-    for word in words:
-        try:
-            value = known[word] if word in known else int(word, 0)
-        except ValueError:
-            value = high + 1
-        if not low <= value <= high:
-            raise file.bad(f"line {number + len(values)}: {name} {shown(word)}: must be from {low} to {high}") from None
-        values.append(value)
-    events[name] = values
-
-
 def _npy(file: _File, how: _How) -> Iterator[RecordArray]:
     count, dtype = _npy_header(file)
     events_at_once = max(1, _PIECE // max(1, dtype.itemsize))
@@ -393,7 +344,7 @@ def _npy_header(file: _File) -> tuple[int, np.dtype[Any]]:
         raise file.bad(f"no .npy file: {words[:100]}{'...' if len(words) > 100 else ''}") from None
     names = dtype.names or ()
     whole = all(dtype[name].kind in "iu" for name in names)
-    if len(shape) != 1 or dtype.itemsize > _LINE or not {"operation", "addr"} <= set(names) <= set(_COLUMNS) or not whole:
+    if len(shape) != 1 or dtype.itemsize > _LINE or not {"operation", "addr"} <= set(names) <= set(COLUMNS) or not whole:
         raise file.bad(f"dtype {dtype}, shape {shape}: must be a row of layout.TRACE_EVENT, or of some of its fields")
     return int(shape[0]), dtype
 
@@ -408,7 +359,7 @@ def _converted(file: _File, part: RecordArray, done: int) -> RecordArray:
 
 
 _READERS: dict[str, Callable[[_File, _How], Iterator[RecordArray]]] = {
-    "npy": _npy, "csv": _csv, "lackey": _lackeys, "champsim": _champsim,
+    "npy": _npy, "csv": read_csv, "lackey": _lackeys, "champsim": _champsim,
 }  # fmt: skip
 
 

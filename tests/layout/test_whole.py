@@ -107,3 +107,44 @@ def test_a_name_as_long_as_can_be(tmp_path):
     path = tmp_path / ("n" * 255)
     write_whole(path, b"x")
     assert path.read_bytes() == b"x"
+
+
+def test_a_new_file_takes_no_other_ones_place(tmp_path):
+    path = tmp_path / "a"
+    write_whole(path, [b"1", b"", b"2"], new=True)
+    assert path.read_bytes() == b"12" and os.listdir(tmp_path) == ["a"]
+    (tmp_path / "link").symlink_to("nowhere")
+    for there in ("a", "link"):
+        with pytest.raises(FileExistsError) as refused:
+            write_whole(tmp_path / there, iter([b"3"]), new=True)
+        assert refused.value.filename == str(tmp_path / there)
+    assert path.read_bytes() == b"12" and sorted(os.listdir(tmp_path)) == ["a", "link"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_new_file_takes_no_place_that_was_taken_while_it_was_written(tmp_path, monkeypatch, links):
+    def data(here):
+        yield b"1"
+        here.write_text("mine")
+
+    def none(*args, **options):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    if not links:  # as on FAT
+        monkeypatch.setattr(os, "link", none)
+    write_whole(tmp_path / "a", [b"1"], new=True)
+    with pytest.raises(FileExistsError) as refused:
+        write_whole(tmp_path / "b", data(tmp_path / "b"), new=True)
+    assert refused.value.filename == str(tmp_path / "b")
+    assert (tmp_path / "b").read_text() == "mine" and sorted(os.listdir(tmp_path)) == ["a", "b"]
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "gone", "x"), OSError("odd"), KeyError(3), KeyboardInterrupt()])
+def test_an_error_of_what_is_written_comes_out_as_it_is(tmp_path, error):
+    def data():
+        yield b"1"
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        write_whole(tmp_path / "a", data(), new=True)
+    assert raised.value is error and not os.listdir(tmp_path)

@@ -6,6 +6,7 @@ import lzma
 import os
 import random
 import re
+import resource
 import struct
 from pathlib import Path
 
@@ -142,6 +143,33 @@ def test_what_is_no_trace_is_not_saved(tmp_path, ending):
     for i, wrong in enumerate((turned, turned["addr"], np.zeros((1, 2), TRACE_EVENT), [turned], [3], 3, None)):
         with pytest.raises(TypeError, match="must be one row of layout.TRACE_EVENT"):
             save_trace(tmp_path / f"{i}{ending}", wrong)
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("ending", [".npy", ".csv"])
+def test_what_is_not_saved_whole_leaves_no_file(tmp_path, ending):
+    events = trace_events("read", np.arange(10))
+
+    def breaks():
+        yield events
+        raise BadTrace("source", "is damaged")
+
+    with pytest.raises(BadTrace, match="source"):
+        save_trace(tmp_path / f"t{ending}", breaks())
+    with pytest.raises(FileNotFoundError, match="missing"):
+        save_trace(tmp_path / f"t{ending}", iter_trace(tmp_path / "missing.csv"))
+    with pytest.raises(FileNotFoundError) as refused:
+        save_trace(tmp_path / "none" / f"t{ending}", events)
+    assert refused.value.filename == str(tmp_path / "none" / f"t{ending}") and not os.listdir(tmp_path)
+    limit, full = resource.getrlimit(resource.RLIMIT_FSIZE), trace_events("read", np.arange(1 << 14))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limit[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as refused:
+            save_trace(tmp_path / f"t{ending}", full)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert refused.value.filename == str(tmp_path / f"t{ending}") and not os.listdir(tmp_path)
+    assert save_trace(tmp_path / f"t{ending}", full) == 1 << 14 and np.array_equal(read_trace(tmp_path / f"t{ending}"), full)
 
 
 # ------------------------------------------------------------------ lackey
