@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import gzip
 import io
 import lzma
@@ -253,12 +254,12 @@ def _kind_of(file: _File) -> str:
     name = os.path.basename(file.path).lower()
     for packed in (".gz", ".xz", ".bz2"):
         name = name.removesuffix(packed)
-    head = file.peek()
+    head = file.peek().removeprefix(codecs.BOM_UTF8)
     if head.startswith(b"\x93NUMPY"):
         return "npy"
     if name.endswith((".champsimtrace", ".champsim")):
         return "champsim"
-    first = head.split(b"\n")[0]
+    first = b"".join(head.splitlines()[:1])
     if head.startswith((b"==", b"--", b"I  ", b" L ", b" S ", b" M ")):
         return "lackey"
     if name.endswith(".csv") or {b"operation", b"addr"} <= {word.strip() for word in first.split(b",")}:

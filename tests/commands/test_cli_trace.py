@@ -81,3 +81,10 @@ def test_what_can_not_be_run_is_said_in_a_line(words, why, capsys):
 def test_a_wrong_call_is_refused(words):
     with pytest.raises(SystemExit):
         cli.main(["trace", str(LACKEY), *words])
+
+
+def test_a_quote_that_nothing_closes_is_refused(tmp_path, capsys):
+    (tmp_path / "t.csv").write_text('addr,operation\n"4096,read\n' + "4096,read\n" * 20_000)
+    assert cli.main(["trace", str(tmp_path / "t.csv")]) == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path}/t.csv: line 2: no row of CSV" in " ".join(said.split()) and "Traceback" not in said

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import ksmwalk
 from ksmwalk.host import trace_events
 from ksmwalk.layout import TRACE_EVENT, Operation
-from ksmwalk.sources import traces
+from ksmwalk.sources import csv_traces, traces
 from ksmwalk.sources.traces import BadTrace, TraceSummary, iter_trace, read_trace, save_trace, watched
 
 DATA = Path(__file__).parents[1] / "data"
@@ -55,6 +55,24 @@ def test_what_is_saved_is_read_again(tmp_path_factory, ending, rows, piece, pack
         traces._PIECE = before
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"operation,addr\nwrite,1\nread,2\n\n", b"\xef\xbb\xbfoperation,addr\nwrite,1\nread,2",
+        b"operation,addr\nWRITE,1\nRead,2\n",
+        b" operation , addr\n write, 1\nread , 2 \n", b"operation,addr\r\nwrite,1\r\nread,2\r\n\r\n  \r\n",
+        b'operation,addr\n"write", "1"\n"read\n",2\n', b"operation,addr\rwrite,1\rread,2\r",
+        b"operation,addr\n2,0x1\n1,0X2\n \n\n\n",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("piece", [1 << 20, 10])
+@pytest.mark.parametrize("name", ["t.csv", "t"])
+def test_csv_as_people_and_programs_write_it(tmp_path, text, piece, name, monkeypatch):
+    monkeypatch.setattr(traces, "_PIECE", piece)
+    monkeypatch.setattr(csv_traces, "_ROWS", piece // 10)
+    assert np.array_equal(read_trace(written(tmp_path, name, text)), trace_events([2, 1], [1, 2]))
+
+
 def test_csv_takes_names_for_numbers_and_columns_in_any_order(tmp_path):
     text = "addr, operation,mm,arg,key\n0x1000,map,3,0,0x2000\n4096,2,3,0,7\n4096,advise,3,mergeable,8192\n8192,read,3,0,0"
     events = read_trace(written(tmp_path, "t.csv", text.encode()))
@@ -79,12 +97,25 @@ def test_csv_takes_names_for_numbers_and_columns_in_any_order(tmp_path):
         (b"operation,addr\nread,18446744073709551616\n", "line 2: addr"),
         (b"operation,addr\nread,1\nread,\xff\n", "line 3: byte 0xff"),
         (b"operation,addr\n" + b"read,1\n" * 3 + b"0" * 5000, "line 5: longer than 4096"),
-        (b"operation,addr\n" + b"read,1\n" * 3 + b"\nread,1\n", "line 5"),
+        (b"operation,addr\n" + b"read,1\n" * 3 + b"\nread,1\n", "line 5: is empty"),
+        (b"operation,addr\nread,1\n \n\n,\n\n", "line 3: is empty"),
+        (b"operation,addr\nread,1\n\njump,1\n", "line 3: is empty"),
+        (b"operation,addr\njump,1\nread\n", "line 2: operation 'jump'"),
+        (b"\noperation,addr\nread,1\n", "line 1: columns"),
+        (b"operation,addr\nread,1\x0cread,1\n", "line 2: 3 columns"),
+        (b'operation,"\naddr"\n"re\nad",1\n', "line 3: operation 're\\\\nad'"),
+        (b'operation,addr\n"read\n",1\nread,"1\n\n"\njump,1\n', "line 7: operation 'jump'"),
+        (b'operation,addr\n"read\n",1\nread,"1\nread,1\n', "line 4: no row of CSV"),
+        (b'operation,addr\nread,1\n"read,1\n' + b"read,1\n" * 20_000, "line 3: no row of CSV: field larger"),
+        (b'operation,addr\nread,1\nread,"1"2\n', "line 3: no row of CSV"),
+        (b'operation,addr\njump,1\nread,"1', "line 2: operation 'jump'"),
+        (b'operation,"addr', "line 1: no row of CSV"),
     ],
 )
 @pytest.mark.parametrize("piece", [1 << 20, 10])
 def test_a_wrong_line_of_csv_is_named(tmp_path, text, where, piece, monkeypatch):
     monkeypatch.setattr(traces, "_PIECE", piece)
+    monkeypatch.setattr(csv_traces, "_ROWS", piece // 5)
     with pytest.raises(BadTrace, match=where) as caught:
         read_trace(written(tmp_path, "t.csv", text))
     assert str(caught.value).startswith(str(tmp_path / "t.csv"))
