@@ -14,6 +14,7 @@ from ..ksm.clock import Clock
 from ..ksm.costs import Costs
 from ..ksm.sysfs import COUNTERS
 from ..signatures import RecordArray
+from .traces import Player, as_events
 
 if TYPE_CHECKING:
     from .host import Host
@@ -57,7 +58,9 @@ class _Due:
     """What a workload does next: in order of time, arrays piece by piece."""
 
     def __init__(self, host: Host, workload: Workload | None, apply: Callable[[RecordArray], object] | None):
-        self._host, self._apply = host, apply
+        self._host = host
+        player = getattr(apply, "__self__", None)
+        self._apply = _applier(player) if isinstance(player, Player) and apply == player.apply else apply
         if isinstance(workload, np.ndarray):
             workload = [workload]
         if workload is not None and not isinstance(workload, Iterable):
@@ -96,10 +99,7 @@ class _Due:
         if len(back):
             raise ValueError(f"{where}: event {int(back[0]) + 1} is before the one before it")
         if self._apply is None:
-            player = getattr(self._host, "player", None)
-            if player is None:
-                raise TypeError(f"{where}: no `apply` that takes arrays of events")
-            self._apply = player().apply
+            self._apply = _applier(self._host.player())
 
     def _pair(self, step: Any) -> tuple[int, Callable[[Host], object]]:
         where = f"workload, step {self._count}"
@@ -122,6 +122,12 @@ class _Due:
                 self._fetch()
             else:
                 self._piece, self.time = piece[upto:], int(piece["time"][upto])
+
+
+def _applier(player: Player) -> Callable[[RecordArray], None]:
+    """Applies the arrays of a workload piece by piece; an error tells which of all its events failed."""
+    begin = player.done
+    return lambda piece: player._apply(as_events(piece), begin)
 
 
 def _within(value: object, name: str, low: float, high: float, unit: str) -> float:
@@ -195,6 +201,8 @@ class Running:
             or what came before the bad step.
         BadEntryError, ArenaFullError
             As `Ksm.do_scan`.
+        OSError
+            As `Player.apply`; the index of the event is that over all arrays of the workload.
 
         Examples
         --------

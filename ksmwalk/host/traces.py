@@ -192,8 +192,9 @@ class Player(Settled):
         ------
         OSError
             An event failed as its system call or access would: EFAULT, EINVAL, ENOMEM; ESRCH where the process is not
-            there, EEXIST where a fork's child is there already. Its index is named; all before it are applied, it and
-            those behind it are not (a call that fails on its way has done what the system call does before it fails).
+            there, EEXIST where a fork's child is there already. Its index, over all the arrays, is named; all before it are
+            applied, it and those behind it are not (a call that fails on its way has done what the system call does
+            before it fails).
         ArenaFullError, BadEntryError
             The same, whatever `errors` says.
         KeyboardInterrupt
@@ -206,10 +207,11 @@ class Player(Settled):
         """
         before = self._done
         for one in as_pieces(events):
-            self._apply(one)
+            self._apply(one, before)
         return self._done - before
 
-    def _apply(self, events: RecordArray) -> None:
+    def _apply(self, events: RecordArray, before: int) -> None:
+        """One array; `before`: events done when the trace began that it is a piece of."""
         world, at = self.host.world, 0
         with world:
             table = self._table()
@@ -224,7 +226,7 @@ class Player(Settled):
                 if code == _FULL and not done and not changes:
                     table = self._larger(table, events[at])
                 elif code < 0 and code != _FULL:
-                    check(code, f"event {at}: {describe(events[at])}", world.arrays["bad"])
+                    check(code, f"event {self._done - before}: {describe(events[at])}", world.arrays["bad"])
 
     def _table(self) -> I32Array:
         """Numbers in the Host by number in the trace, 0: nobody."""

@@ -12,6 +12,8 @@ from ksmwalk.errors import ArenaFullError
 from ksmwalk.host import ADVICE, Mm, traces
 from ksmwalk.host.traces import Player, describe, trace_events
 from ksmwalk.layout import TRACE_EVENT, Operation, Perm
+from ksmwalk.sources import csv_traces
+from ksmwalk.sources.traces import iter_trace, save_trace
 
 PAGE, PMD = 4096, 1 << 21
 BASE = 1 << 40
@@ -371,3 +373,22 @@ def test_ctrl_c_ends_it_between_two_events():
     assert player.mms[0].read(BASE) == (at - 1) % len(events)
     player.apply(events[at:])
     assert player.mms[0].read(BASE) == len(events) - 1
+
+
+def test_an_event_that_fails_is_counted_over_all_pieces(tmp_path, monkeypatch):
+    events = np.concatenate([
+        trace_events("map", BASE, 8 * PAGE), trace_events("write", BASE + np.arange(8) * PAGE, 5, time=np.arange(1, 9) * 10**9),
+        trace_events("write", 5, 5, time=9 * 10**9), trace_events("write", BASE, time=9 * 10**9),
+    ])  # fmt: skip
+    save_trace(tmp_path / "t.csv", events)
+    monkeypatch.setattr(csv_traces, "_ROWS", 4)
+    ways = (
+        lambda host: host.apply(events), lambda host: host.apply(np.split(events, [4, 9])),
+        lambda host: host.apply(iter_trace(tmp_path / "t.csv")), lambda host: host.run(20, events),
+        lambda host: host.run(20, [events[:2], (1, repr), events[2:]]),
+        lambda host: host.run(20, iter_trace(tmp_path / "t.csv")),
+        lambda host: host.run(20, events, apply=host.apply(trace_events("map", BASE, PAGE, mm=7)).apply),
+    )  # fmt: skip
+    for way in ways:
+        with pytest.raises(OSError, match="event 9: write at 0x5 of process 0"):
+            way(ksmwalk.Host(4096))
