@@ -38,7 +38,7 @@ class Controller(Protocol):
     Attributes
     ----------
     interval : float
-        Seconds from one `act` to the next; the first comes after as long.
+        Seconds from one `act` to the next, from 0.001 to 1e9, read after each; the first comes after as long.
 
     One that has a method `begin(host)` is called at the beginning of each run besides.
     """
@@ -197,8 +197,8 @@ class Running:
         Raises
         ------
         ValueError, TypeError
-            A number out of range; a workload that goes back in time or holds what is neither; nothing has been done,
-            or what came before the bad step.
+            A number out of range, an interval of a controller at any time; a workload that goes back in time or holds
+            what is neither; nothing has been done, or what came before the bad step.
         BadEntryError, ArenaFullError
             As `Ksm.do_scan`.
         OSError
@@ -249,11 +249,17 @@ def _turns(controllers: Sequence[Controller], host: Host) -> list[tuple[int, int
     for number, one in enumerate(controllers):
         if not callable(getattr(one, "act", None)) or isinstance(one, type):
             raise TypeError(f"controller {number} {shown(one)}: must have an interval and act(host)")
-        turns.append((round(_seconds(one.interval, f"controller {number}: interval", 1e-3) * _S), number))
+        turns.append((_interval(one, number), number))
     for one in controllers:
         if begin := getattr(one, "begin", None):
             begin(host)
     return turns
+
+
+def _interval(controller: Controller, number: int) -> int:
+    """Nanoseconds until it looks next, as it says now."""
+    name = f"controller {number} ({type(controller).__name__}): interval"
+    return round(_seconds(getattr(controller, "interval", None), name, 1e-3) * _S)
 
 
 def _run(
@@ -273,7 +279,7 @@ def _run(
             continue
         if whose < len(controllers):
             controllers[whose].act(host)
-            heapq.heapreplace(turns, (when + round(controllers[whose].interval * _S), whose))
+            heapq.heapreplace(turns, (when + _interval(controllers[whose], whose), whose))
         else:
             told = when / _S, (clock.cpu - cpu) / _S, clock.batches, ksm.run, ksm.pages_to_scan, ksm.sleep_millisecs
             rows.append((*told, host.frames_used, *ksm._counted().values()))

@@ -226,6 +226,39 @@ def test_bad_workloads_are_refused(workload, error, words):
         host.run(5, workload, apply=lambda piece: None)
 
 
+class Changing:
+    """Looks after these seconds, one after the other."""
+
+    def __init__(self, *seconds):
+        self.seconds, self.at = seconds, []
+
+    @property
+    def interval(self):
+        return self.seconds[min(len(self.at), len(self.seconds) - 1)]
+
+    def act(self, host):
+        self.at.append(host.ksm.now_ms)
+
+
+def test_a_controller_may_change_how_often_it_looks():
+    host, _ = scanning()
+    controller = Changing(0.5, np.float64(0.001), 2, 0.25)
+    host.run(3, controllers=[controller])
+    assert controller.at == [500, 501, 2501, 2751]
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 1e-10, float("nan"), float("inf"), 1e10, "1", None, True])
+def test_an_interval_is_looked_at_whenever_it_is_read(wrong):
+    host, _ = scanning()
+    controllers = [Changing(1), Changing(0.5, 0.1, wrong)]
+    with pytest.raises((ValueError, TypeError), match=rf"controller 1 \(Changing\): interval {wrong!r}: must be"):
+        host.run(3, controllers=controllers)
+    assert host.ksm.now_ms == 600 and host.ksm.pages_scanned
+    with pytest.raises((ValueError, TypeError), match=r"controller 0 \(Changing\): interval"):
+        host.run(3, controllers=[Changing(wrong)])
+    assert host.ksm.now_ms == 600
+
+
 @pytest.mark.parametrize(
     ("more", "error", "words"),
     [
