@@ -95,8 +95,12 @@ class _Due:
         where = f"workload, step {self._count}"
         if events.ndim != 1 or events.dtype.names is None or "time" not in events.dtype.names:
             raise TypeError(f"{where}: an array of {events.dtype}: must be of layout.TRACE_EVENT")
-        back = np.flatnonzero(np.diff(events["time"]) < 0)
-        if len(back):
+        times = events["time"]
+        if times.dtype.kind not in "iu":
+            raise TypeError(f"{where}: times of {times.dtype}: must be integers, nanoseconds")
+        if len(early := np.flatnonzero(times < 0)):
+            raise ValueError(f"{where}: event {int(early[0])} at {times[early[0]]} ns: must not be before the run begins, at 0")
+        if len(back := np.flatnonzero(times[1:] < times[:-1])):
             raise ValueError(f"{where}: event {int(back[0]) + 1} is before the one before it")
         if self._apply is None:
             self._apply = _applier(self._host.player())

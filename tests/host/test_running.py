@@ -218,6 +218,11 @@ def test_arrays_of_events_are_applied_piece_by_piece():
         ([(-1, print)], ValueError, "step 1 -1"), ([(1, repr), (0.5, repr)], ValueError, "step 2: at 0.5 s"),
         ([(float("nan"), repr)], ValueError, "step 1 nan"), ([np.zeros(3)], TypeError, "step 1: an array of float64"),
         (np.array([(2,), (1,)], [("time", np.int64)]), ValueError, "event 1 is before"),
+        (np.array([(2,), (1,)], [("time", np.uint64)]), ValueError, "event 1 is before"),
+        (np.array([(-5,), (1,)], [("time", np.int64)]), ValueError, "step 1: event 0 at -5 ns: must not be before the run begins"),
+        (np.array([(5,), (-(2**63),)], [("time", np.int64)]), ValueError, "event 1 at -9223372036854775808 ns"),
+        (np.array([(2**62,), (-(2**62) - 5,)], [("time", np.int64)]), ValueError, "event 1 at"),
+        (np.array([(float("nan"),)], [("time", float)]), TypeError, "times of float64"),
     ],
 )  # fmt: skip
 def test_bad_workloads_are_refused(workload, error, words):
