@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..controllers import CONTROLLERS
-from ..estimates.estimate import MARKS, tunables_of, which_mark
+from ..estimates.estimate import MARKS, check_contents, tunables_of, which_mark
 from ..ksm.costs import Costs
 from ..layout import PAGE_SIZE
 from ..layout.whole import write_whole
@@ -26,7 +26,7 @@ from .screen import Column, HelpFormatter, Screen
 
 #: rows of the table where nothing is said, and most that may be asked for
 _ROWS, _MOST_ROWS = 15, 100_000
-_LONGEST = 10 * 366 * 86400.0
+_LEAST, _LONGEST = 0.001, 10 * 366 * 86400.0  # seconds
 #: KSM alone, with the tunables as they are
 ALONE = "alone"
 _COLUMNS = (
@@ -77,9 +77,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Carry out ``ksmwalk simulate``; exit code 0."""
     knobs = tunables(args.knobs)
-    if not 0 < args.seconds <= _LONGEST:
-        raise ValueError(f"--seconds {args.seconds:g}: must be above 0, and at most ten years")
-    every = args.seconds / _ROWS if args.every is None else args.every
+    if not _LEAST <= args.seconds <= _LONGEST:
+        raise ValueError(f"--seconds {args.seconds:g}: must be at least {_LEAST:g}, and at most ten years")
+    every = max(args.seconds / _ROWS, _LEAST) if args.every is None else args.every
+    if every < _LEAST:
+        raise ValueError(f"--every {every:g}: must be at least {_LEAST:g}")
     if not args.seconds / _MOST_ROWS <= every <= args.seconds:
         raise ValueError(f"--every {every:g}: must give from 1 to {_MOST_ROWS:,} rows")
     total = _machine() if args.memory is None else args.memory * 2**30
@@ -142,7 +144,13 @@ def simulated(
     Returns
     -------
     ndarray of host.running.RUN_DTYPE
+
+    Raises
+    ------
+    NothingToMerge
+        A capture without contents, or of no process.
     """
+    check_contents(capture)
     loaded = load_memory(
         capture, mark="as-is" if which_mark(capture, mark) == "marked" else "all", knobs=tunables_of(capture, knobs),
         take_over=not fresh,

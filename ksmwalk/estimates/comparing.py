@@ -20,7 +20,7 @@ from ..sources.memory import LoadedMemory, load_memory
 from .before import unmerged
 from .changing import Writers, fresh_keys, write_now, write_rates
 from .domains import domain_of
-from .estimate import NothingToMerge, tunables_of, which_mark
+from .estimate import check_contents, tunables_of, which_mark
 from .work import count_full_scan
 
 __all__ = ["SCAN_DTYPE", "Followed", "compare", "follow"]
@@ -205,8 +205,7 @@ def compare(
     Models: ksmd of Linux 6.18 with other decisions. Differs: writes come between two full scans only.
     """
     scans = as_int(scans, "scans", 1, 100_000)
-    if not capture.processes or all(one.key is None for one in capture.processes):
-        raise NothingToMerge("the capture has no contents: nothing can be said about merging")
+    check_contents(capture)
     mark = which_mark(capture, mark)
     tunables = tunables_of(capture, knobs or {})
     what = unmerged(capture)

@@ -37,6 +37,12 @@ class NothingToMerge(KsmwalkError, ValueError):
     """There is no memory in the capture that an estimate could be about."""
 
 
+def check_contents(capture: MemoryCapture) -> None:
+    """Raise NothingToMerge for a capture without contents, or of no process."""
+    if all(one.key is None for one in capture.processes):
+        raise NothingToMerge("the capture has no contents: nothing can be said about merging")
+
+
 @dataclass(slots=True)
 class Outcome:
     """One steady state.
@@ -236,8 +242,7 @@ def estimate(
     mark = which_mark(capture, mark)
     if domain not in DOMAINS:
         raise ValueError(f"domain {shown(domain)}: not one of {', '.join(DOMAINS)}")
-    if not capture.processes or all(one.key is None for one in capture.processes):
-        raise NothingToMerge("the capture has no contents: nothing can be said about merging")
+    check_contents(capture)
     notes = list(capture.notes)
     tunables = tunables_of(capture, knobs or {})
     what = in_domains(capture if take_over else unmerged(capture), domain, notes)

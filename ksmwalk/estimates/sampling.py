@@ -23,7 +23,7 @@ from ..sources.loading import leaf_pages
 from ..sources.reading import PAGE_ARRAYS, ProcessCapture
 from .before import unmerged
 from .domains import in_domains
-from .estimate import Estimate, Outcome, cost_of, estimate
+from .estimate import Estimate, Outcome, check_contents, cost_of, estimate
 from .steady import WATCHED
 
 #: a content with so many pages is kept in any case
@@ -65,7 +65,7 @@ def estimate_sample(
 
     Raises
     ------
-    ValueError
+    ValueError, NothingToMerge
         `part` is not between 0 and 1; as `estimate`.
 
     Models: see `estimate`. Differs: see `estimate`; figures are scaled up, and no pages of huge leaves stand together.
@@ -74,6 +74,7 @@ def estimate_sample(
         raise ValueError(f"part {shown(part)}: must be above 0 and at most 1")
     if part < LEAST:
         raise ValueError(f"part {shown(part)}: must be {LEAST:g} or more for anything to be drawn")
+    check_contents(capture)
     keys, count = _counts(capture)
     many, drawn = _drawn(keys, count, part, seed)
     options |= {"changing": False, "each": each}

@@ -113,9 +113,10 @@ def scan_seconds(
     pages = max(1, estimate.knobs["pages_to_scan"] if pages_to_scan is None else pages_to_scan)
     sleep = estimate.knobs["sleep_millisecs"] if sleep_millisecs is None else sleep_millisecs
     work = work.copy()
+    # as in `cost_of`: the end is noticed by looking for one page more
     work["batches"] = work["visits"] // pages + 1
     cpu = ksmd_seconds(work, estimate.costs)
-    return cpu + np.ceil(work["visits"] / pages) * (sleep / 1000), cpu
+    return cpu + work["batches"] * (sleep / 1000), cpu
 
 
 def over_time(estimate: Estimate) -> RecordArray:

@@ -78,9 +78,29 @@ def test_a_picture(run, tmp_path):
     [
         (("--seconds", 0), "--seconds 0"), (("--seconds", "nan"), "--seconds nan"), (("--every", 0), "--every 0"),
         (("--seconds", 1, "--every", 2), "--every 2"), (("--memory", -1), "--memory -1"), (("--set", "run"), "--set 'run'"),
+        (("--seconds", "1e-9"), "--seconds 1e-09: must be at least 0.001"), (("--every", "1e-4", "--seconds", 1), "--every 0.0001"),
         (("--memory", "nan"), "--memory nan"), (("--set", "pages_to_scan=-1"), "pages_to_scan"),
     ],
 )  # fmt: skip
 def test_bad_words_are_one_line(run, words, said):
     code, out, err = run(*words)
     assert code == 2 and out == "" and len(err.splitlines()) == 1 and said in err
+
+
+def test_the_shortest_time_there_is(run):
+    code, out, err = run("--seconds", 0.001)
+    assert (code, err) == (0, "") and [line.split()[0] for line in out.splitlines()[3:5]] == ["0", "0.001"]
+
+
+@pytest.mark.parametrize("words", [("simulate",), ("estimate",), ("estimate", "--sample", "0.5"), ("sweep",), ("compare",)])
+@pytest.mark.parametrize("processes", [0, 2])
+def test_of_a_capture_without_contents_nothing_is_said(tmp_path, capsys, words, processes):
+    what = memory(("web", 10, 0, 0), ("web", 10, 0, 0), marked=True)
+    del what.processes[processes:]
+    for one in what.processes:
+        one.key = None
+    what.registered = [one.pid for one in what.processes]
+    save_capture(what, tmp_path / "kept")
+    assert cli.main([*words, str(tmp_path / "kept")]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and "the capture has no contents: nothing can be said about merging" in said.err

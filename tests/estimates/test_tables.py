@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from seen import capture_of
 from servers import COSTS, P, memory
 
+from ksmwalk import Host
+from ksmwalk.estimates.advice import setting_for
 from ksmwalk.estimates.estimate import estimate
 from ksmwalk.estimates.tables import BY, scan_seconds
 
@@ -66,6 +69,25 @@ def test_sleeping_longer_takes_longer_and_costs_no_more(found):
     quick, cpu = scan_seconds(found, 1000, 20)
     slow, same = scan_seconds(found, 1000, 200)
     assert (slow > quick).all() and (same == cpu).all()
+
+
+@pytest.mark.parametrize("pages", [0, 99, 100])
+def test_all_say_the_same_of_how_long_a_pass_takes(pages):
+    """Of nothing too: ksmd wakes, finds that out and sleeps again."""
+    found = estimate(memory(("web", pages, 0, 0), marked=True) if pages else nothing(), costs=COSTS)
+    seconds, cpu = scan_seconds(found)
+    assert seconds.sum() == pytest.approx(found.cost["seconds"]) and cpu.sum() == pytest.approx(found.cost["cpu_seconds"])
+    here = setting_for(found, 100, 20)
+    assert here.seconds_to_settle == pytest.approx(found.cost["seconds_to_settle"])
+    assert here.pass_seconds >= 0.02 * (1 + pages // 100) and 0 < here.cpu_after < 0.02
+
+
+def nothing():
+    """A process with an area that has no page."""
+    host = Host(1 << 10)
+    mm = host.new_mm()
+    mm.madvise(mm.mmap(P), P, "mergeable")
+    return capture_of(host, [mm])
 
 
 def test_which_pages_end_merged_is_known_page_by_page(found):
