@@ -328,7 +328,7 @@ cdef int64_t write_pages(kw_world *w, int32_t mm, uint64_t addr, int64_t n, cons
 
 cdef int64_t write_at(kw_world *w, int32_t mm, const uint64_t *addrs, int64_t n, const uint64_t *keys, int64_t stride,
                       int *code) noexcept nogil:
-    code[0] = 0 if lives(w, mm) else -ESRCH
+    code[0] = -EINVAL if n < 0 or n > MOST_PAGES else 0 if lives(w, mm) else -ESRCH
     return 0 if code[0] < 0 else write_scattered(w, mm, addrs, n, keys, stride, code)
 
 

@@ -14,7 +14,7 @@ from ..ksm.clock import Clock
 from ..ksm.costs import Costs
 from ..ksm.sysfs import COUNTERS
 from ..signatures import RecordArray
-from .traces import Player, as_events
+from .traces import Player, as_events, unmasked
 
 if TYPE_CHECKING:
     from .host import Host
@@ -81,8 +81,8 @@ class _Due:
             if isinstance(step, np.ndarray):
                 if step.ndim == 1 and not len(step):
                     continue
-                self._check(step)
-                self._piece, time = step, int(step["time"][0])
+                self._piece = self._checked(step)
+                time = int(self._piece["time"][0])
             else:
                 time, self._todo = self._pair(step)
             if time < self.time:
@@ -91,10 +91,11 @@ class _Due:
             return
         self.time = math.inf
 
-    def _check(self, events: RecordArray) -> None:
+    def _checked(self, events: RecordArray) -> RecordArray:
         where = f"workload, step {self._count}"
         if events.ndim != 1 or events.dtype.names is None or "time" not in events.dtype.names:
             raise TypeError(f"{where}: an array of {events.dtype}: must be of layout.TRACE_EVENT")
+        events = unmasked(events)
         times = events["time"]
         if times.dtype.kind not in "iu":
             raise TypeError(f"{where}: times of {times.dtype}: must be integers, nanoseconds")
@@ -104,6 +105,7 @@ class _Due:
             raise ValueError(f"{where}: event {int(back[0]) + 1} is before the one before it")
         if self._apply is None:
             self._apply = _applier(self._host.player())
+        return events
 
     def _pair(self, step: Any) -> tuple[int, Callable[[Host], object]]:
         where = f"workload, step {self._count}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -121,7 +121,18 @@ def as_events(events: object) -> RecordArray:
     """What came from outside as events, if it is one row of them; TypeError if not."""
     if not isinstance(events, np.ndarray) or events.dtype != TRACE_EVENT or events.ndim != 1:
         raise TypeError(f"events {shown(events)}: {_NO_TRACE}")
-    return events
+    return unmasked(events)
+
+
+def unmasked(events: RecordArray) -> RecordArray:
+    """The plain array of one that may be masked; TypeError if something is, which no event can be without."""
+    if not isinstance(events, np.ma.MaskedArray):
+        return events
+    mask: Any = np.ma.getmaskarray(events)
+    of = [mask[name] for name in mask.dtype.names] if mask.dtype.names else [mask]
+    if hidden := np.flatnonzero(np.any(of, axis=0)).tolist():
+        raise TypeError(f"events {shown(events)}: event {hidden[0]} is masked: leave it out")
+    return np.asarray(events.data)
 
 
 def as_pieces(events: object) -> Iterable[RecordArray]:

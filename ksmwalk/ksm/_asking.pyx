@@ -15,6 +15,8 @@ from ksmwalk.ksm._policy cimport (
 )
 from ksmwalk.layout._layout cimport *
 
+from operator import index
+
 import numpy as np
 
 
@@ -248,6 +250,16 @@ cdef inline int failed(void *data, object error) noexcept:
     return KW_EPOLICY
 
 
+cdef object number_of(object answer):
+    """An integer of whatever type as an int; None: it is none."""
+    if isinstance(answer, (bool, np.bool_)):
+        return None
+    try:
+        return index(answer)
+    except TypeError:
+        return None
+
+
 cdef int ask_begin(kw_world *w, void *data) noexcept with gil:
     cdef Asking a = <Asking>data
     cdef Before b
@@ -299,11 +311,12 @@ cdef int ask_domain(kw_world *w, void *data, int32_t mm) noexcept with gil:
         if answer is None:
             return w.mms[mm].domain
         most = (1 << 16) // w.ctl.nr_nodes
-        if isinstance(answer, bool) or not hasattr(answer, "__index__"):
+        number = number_of(answer)
+        if number is None:
             raise TypeError(f"domain() answered {answer!r}: must be a number, 0 to {most - 1}")
-        if not 0 <= answer.__index__() < most:
+        if not 0 <= number < most:
             raise ValueError(f"domain() answered {answer}: must be from 0 to {most - 1}")
-        return answer
+        return number
     except BaseException as error:
         return failed(data, error)
 
@@ -317,9 +330,10 @@ cdef int ask_area(kw_world *w, void *data, int32_t mm, int32_t vma) noexcept wit
         unchanged(w, &b, "area")
         if answer is None:
             return KW_SCAN
-        if answer is True or answer is False or not isinstance(answer, int) or not 0 <= answer <= 2:
+        number = number_of(answer)
+        if number is None or not 0 <= number <= 2:
             raise ValueError(f"area() answered {answer!r}: must be SCAN, PAUSE or LEAVE")
-        return answer
+        return number
     except BaseException as error:
         return failed(data, error)
 

@@ -154,6 +154,18 @@ def test_ranges_and_flags_that_can_not_be_are_refused():
     assert KW.walk(w, mm, PAGE, PAGE, None, None, 1) == -errno.EINVAL
 
 
+def test_numbers_of_pages_that_can_not_be_are_refused():
+    _, w = made()
+    mm = KW.mm_new(w, 0)
+    at = np.array([KW.mm_map(w, mm, ANYWHERE, 4 * PAGE, RW)], np.uint64)
+    key, code = np.ones(1, np.uint64), ctypes.c_int()
+    for n in (-1, -(1 << 63), 1 << 62):
+        for call, where in ((KW.write_range, int(at[0])), (KW.write_at, at.ctypes.data)):
+            code.value = 0
+            assert call(w, mm, where, n, key.ctypes.data, 0, ctypes.addressof(code)) == 0 and code.value == -errno.EINVAL
+    assert KW.write_at(w, mm, None, 0, None, 0, ctypes.addressof(code)) == 0 and code.value == 0
+
+
 def test_contents_frames_and_mappings_are_what_python_sees():
     host, w = made()
     number = KW.mm_new(w, 0)

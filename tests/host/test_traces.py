@@ -392,3 +392,20 @@ def test_an_event_that_fails_is_counted_over_all_pieces(tmp_path, monkeypatch):
     for way in ways:
         with pytest.raises(OSError, match="event 9: write at 0x5 of process 0"):
             way(ksmwalk.Host(4096))
+
+
+def test_masked_arrays_are_taken_where_nothing_is_masked(tmp_path):
+    events = np.concatenate([trace_events("map", BASE, 8 * PAGE), trace_events("write", BASE + np.arange(8) * PAGE, 5)])
+    for given in (np.ma.array(events), np.ma.array(events, mask=False)):
+        assert ksmwalk.Host(4096).apply(given).done == 9
+        host = ksmwalk.Host(4096)
+        host.run(1, given)
+        assert len(host.mm_list) == 1
+        assert save_trace(tmp_path / f"{len(os.listdir(tmp_path))}.csv", given) == 9
+    given = np.ma.array(events)
+    given.mask[7]["key"] = True
+    host = ksmwalk.Host(4096)
+    for door in (host.apply, lambda given: host.run(1, given), lambda given: save_trace(tmp_path / "t.npy", given)):
+        with pytest.raises(TypeError, match="event 7 is masked: leave it out"):
+            door(given)
+    assert not host.mm_list and not (tmp_path / "t.npy").exists()

@@ -380,6 +380,8 @@ class Odd(Policy):
         ("domain", -1, r"domain\(\) answered -1: must be from 0"), ("domain", 1 << 16, r"domain\(\) answered 65536"),
         ("domain", "web", r"domain\(\) answered 'web'"), ("domain", True, r"domain\(\) answered True"),
         ("area", 3, r"area\(\) answered 3: must be SCAN, PAUSE or LEAVE"), ("area", -5002, r"area\(\) answered -5002"),
+        ("domain", np.True_, r"domain\(\) answered"), ("domain", np.zeros(2, int), r"domain\(\) answered"),
+        ("area", np.int64(3), r"area\(\) answered"), ("area", np.True_, r"area\(\) answered"), ("area", 1.0, r"area\(\) answered"),
         ("area", True, r"area\(\) answered True"), ("area", "scan", r"area\(\) answered 'scan'"),
         ("pages", [True], r"pages\(\) answered bool of shape \(1,\): must be a bool for each of the 2"),
         ("pages", [0, 1], r"pages\(\) answered int64"), ("pages", True, r"pages\(\) answered bool of shape \(\)"),
@@ -398,6 +400,20 @@ def test_a_wrong_answer_is_named_and_the_host_stays_whole(method, answer, messag
     scans(host, 3)
     assert host.ksm.pages_sharing == 2
     hostcheck.check(host)
+
+
+@pytest.mark.parametrize("kind", [int, np.int64, np.uint8, np.array])
+def test_numbers_of_any_type_are_answers(kind):
+    for answer, items_left in ((Policy.SCAN, [2, 1]), (Policy.PAUSE, [0, 0])):
+        host = machine([7, 8], [7])
+        host.ksm.policy = Odd("area", kind(answer))
+        scans(host, 2)
+        assert items(host) == items_left
+    host = machine([7, 8], [7])
+    policy = host.ksm.policy = Odd("domain", kind(3))
+    policy._action = kind(Policy.COMPARE)
+    scans(host, 3)
+    assert host.ksm.pages_sharing == 1 and {mm.domain for mm in host.mm_list} == {3}
 
 
 def test_what_a_method_raises_comes_out():
