@@ -16,7 +16,6 @@ from ..signatures import AnyArray, RecordArray
 from . import _engine, sysfs
 from ._cursor import MOST
 from .advisor import advise
-from .clock import end_sleep
 from .cpus import Cpus
 from .notebook import Counters, ShownKsm
 from .policy import Chosen
@@ -233,8 +232,7 @@ class Ksm(Strict, Cpus, ShownKsm, sysfs.Files, Chosen):
                 raise sysfs.refuse(errno.EBUSY, name, value)
         self._ksm[knob.field][0] = number - (1 << 64) if number >= 1 << 63 else number
         if name == "sleep_millisecs" and number != old:
-            self._rest = None
-            end_sleep(self._ksm["advisor"][0])
+            self._end_sleep()
         if name == "advisor_mode" and number != old:
             pages = sysfs.PAGES_TO_SCAN_DEFAULT if number == 0 else self.advisor_min_pages_to_scan & _U32
             self._ksm["pages_to_scan"][0] = pages

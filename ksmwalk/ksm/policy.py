@@ -215,8 +215,8 @@ class Chosen:
         if isinstance(self._policy, Policy):
             self._policy.detach(self)
         if _paces(self._policy) or _paces(policy):
-            end_sleep(self._ksm["advisor"][0])
-        self._policy = self._asking = self._rest = None
+            self._end_sleep()
+        self._policy = self._asking = None
         host = world.live()
         for mm in host.mm_list if self._domains is not None else ():
             mm.domain = self._domains.get(mm.number, 0)
@@ -228,6 +228,11 @@ class Chosen:
         self._policy, self._asking = policy, asking
         with _LOCK:
             _PLUGGED.add(self)
+
+    def _end_sleep(self: Any) -> None:
+        """ksmd asleep wakes, and what the policy said of its sleep is void."""
+        self._rest = None
+        end_sleep(self._ksm["advisor"][0])
 
     def pace(self: Any) -> tuple[int, int]:
         """How much the next batch scans, in pages, and how long ksmd sleeps after it, in milliseconds.
