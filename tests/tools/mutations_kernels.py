@@ -152,7 +152,7 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "    if w.ctl.kernel & SWITCH_NONE_NO_PARTNER and not e & PTE_P:\n        return True\n", "",
     ),
     "locked pages that mmap unmaps wait on old kernels too": (
-        "        if world.w.batches[cpu].nr_mlock > world.w.nr_waited:\n            mlock_drain(&world.w, cpu)\n", "",
+        "        if w.batches[cpu].nr_mlock > w.nr_waited:\n            mlock_drain(w, cpu)\n", "",
     ),
     "the batches of 6.1 take as many pages as those of later kernels": (
         "SWITCH_NO_SMART_SCAN else BATCH_SIZE)\n", "SWITCH_OLD_CALLS else BATCH_SIZE)\n",
@@ -170,7 +170,7 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "KW_NONE if v == 0 or w.vmas[v].flags & VM_LOCKED else", "KW_NONE if v == 0 else",
     ),
     "the frames that mmap frees on old kernels come last first": (
-        "            freed_in_bundles(&world.w)\n", "            pass\n",
+        "            freed_in_bundles(w)\n", "            pass\n",
     ),
     "a bundle of frames that old kernels free is of any size": (
         "    cdef int64_t first = min(w.nr_freed, <int64_t>8), i\n", "    cdef int64_t first = w.nr_freed, i\n",
@@ -250,8 +250,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "K2", "K19",
     ),
     "6.16.12 scans by page tables": (
-        'Profile("6.16.12", _12_17 | _MOVES | Switch.SCAN_EACH | Switch',
-        'Profile("6.16.12", _12_17 | _MOVES | Switch',
+        'Profile("6.16.12", _12_16 | _MOVES | Switch.SCAN_EACH | Switch',
+        'Profile("6.16.12", _12_16 | _MOVES | Switch',
         "K1",
     ),
     "no kernel scans address by address": (

@@ -194,8 +194,12 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "        if not 0 < w.nodes[node].count < w.ksm.max_page_sharing:\n            return KW_OK\n        target = node\n",
     ),
     "a page shared by fork is taken for listed": (
-        "            elif q.flags & ITEM_STABLE and q.node == node:",
+        "            elif q.node == node:",
         "            elif True:",
+    ),
+    "an item whose node went stale forgets it": (
+        "        q = &w.items[item]\n        if following:\n            w.ksm.pages_sharing -= 1",
+        "        q = &w.items[item]\n        q.node = 0\n        if following:\n            w.ksm.pages_sharing -= 1",
     ),
     "run=2 starts with the last process": (
         "    cdef int32_t mm = w.mms[0].slot_next, following\n"

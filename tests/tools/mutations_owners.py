@@ -16,8 +16,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W11",
     ),
     "mprotect lets stores into pages that others map": (
-        "        if w.f_flags[pfn] & FRAME_EXCLUSIVE:\n            flags |= PTE_RW",
-        "        if True:\n            flags |= PTE_RW",
+        "        if w.f_flags[pfn] & FRAME_EXCLUSIVE and (d & PTE_D or",
+        "        if True and (d & PTE_D or",
         "W10",
     ),
     "a page that a fork shares stays exclusive": (

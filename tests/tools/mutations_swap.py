@@ -212,9 +212,45 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W21",
     ),
     "what MADV_FREE marked is not asked for before other pages go": (
-        "    return 54 if freed < 8 else 42",
+        "    return 54 if freed < 8 else 41",
         "    return 33 if freed < 8 else 33",
         "W21",
+    ),
+    "the shrinker's turn does not come later where more pages were marked": (
+        "33 if freed < 44 else 34 if freed < 64 else",
+        "33 if freed < 64 else",
+    ),
+    "a huge page is looked at by the shrinker each time": (
+        "            w.owners[pfn >> 2].shared |= FOLIO_LOOKED\n",
+        "",
+    ),
+    "a huge page that was looked at is no more, when a part of it has gone": (
+        "        if w.f_mapcount[i] == 0 and not going:\n            return True\n",
+        "        if w.f_mapcount[i] == 0 and not going and not w.owners[head >> 2].shared & FOLIO_LOOKED:\n            return True\n",
+    ),
+    "what MADV_FREE marked of a huge page goes page by page": (
+        " and lazy(w, head) and not w.ctl.kernel & SWITCH_LAZY_EACH:\n",
+        " and False:\n",
+    ),
+    "a run of marked pages goes on in the next area": (
+        "r.places[end].mm == first.mm and r.places[end].v == first.v:\n",
+        "r.places[end].mm == first.mm:\n",
+    ),
+    "a run of marked pages goes on over pages that are mapped otherwise": (
+        "        if pte[end - i] & ~(PTE_A | PTE_D) != entry + on:\n            break\n",
+        "",
+    ),
+    "old kernels take out runs of what MADV_FREE marked": (
+        "                goes = i if w.ctl.kernel & SWITCH_LAZY_EACH else 0\n",
+        "                goes = 0\n",
+    ),
+    "mprotect enables stores only to what was stored to": (
+        "FRAME_EXCLUSIVE and (d & PTE_D or not w.ctl.kernel & SWITCH_NO_SMART_SCAN):\n",
+        "FRAME_EXCLUSIVE and d & PTE_D:\n",
+    ),
+    "6.1 enables stores also to what was not stored to": (
+        "FRAME_EXCLUSIVE and (d & PTE_D or not w.ctl.kernel & SWITCH_NO_SMART_SCAN):\n",
+        "FRAME_EXCLUSIVE:\n",
     ),
     "a mapping that is merged away was never stored to": (
         "    if e & PTE_D and w.f_mapcount[pfn] > 1:\n",
@@ -227,8 +263,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W31", "W35",
     ),
     "reclaim is one pass": (
-        "        r.again = True\n    elif folio",
-        "    elif folio",
+        "    r.marks[head] |= STAYS\n    r.again = True\n",
+        "    r.marks[head] |= STAYS\n",
         "W19",
     ),
     "a full batch lets go of a page before it is mapped": (
