@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import math
 import os
+import sys
+import traceback
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..estimates.comparing import Followed, compare
@@ -94,24 +98,41 @@ def policy_of(word: str) -> Policy:
     spec = importlib.util.spec_from_file_location(os.path.basename(path)[:-3], path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    try:
+    with _of_policy(f"--policy {shown(word)}: {path} can't be run"):
         spec.loader.exec_module(module)
-    except Exception as error:
-        raise ValueError(f"--policy {shown(word)}: {path} can't be run: {type(error).__name__}: {error}") from error
     made = getattr(module, name, None)
     if not (isinstance(made, type) and issubclass(made, Policy)):
         mine = [n for n, v in vars(module).items() if isinstance(v, type) and issubclass(v, Policy) and v.__module__ == spec.name]
         there = f"; it has {', '.join(mine)}" if mine else ""
         raise ValueError(f"--policy {shown(word)}: {path} has no class {name} made from ksmwalk.policies.Policy{there}")
-    try:
+    with _of_policy(f"--policy {shown(word)}: can't be made without arguments"):
         policy = made()
-    except TypeError as error:
-        raise ValueError(f"--policy {shown(word)}: can't be made without arguments: {error}") from None
-    except Exception as error:
-        raise ValueError(f"--policy {shown(word)}: can't be made: {type(error).__name__}: {error}") from error
     if not policy.name:
         policy.name = name
     return policy
+
+
+@contextlib.contextmanager
+def _of_policy(what: str) -> Iterator[None]:
+    """Say in one line what a policy's file raised."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{what}: {type(error).__name__}: {error}") from error
+
+
+@contextlib.contextmanager
+def _in_files(words: list[str]) -> Iterator[None]:
+    """The same of what their methods raise; what is raised elsewhere is let through."""
+    files = {os.path.abspath(word.rpartition(":")[0]) for word in words if ":" in word}
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        stack = reversed(traceback.extract_tb(error.__traceback__))
+        at = next((one for one in stack if os.path.abspath(one.filename) in files), None)
+        if at is None:
+            raise
+        raise ValueError(f"{at.filename}:{at.lineno}, {at.name}: {type(error).__name__}: {error}") from error
 
 
 def run(args: argparse.Namespace) -> int:
@@ -120,7 +141,11 @@ def run(args: argparse.Namespace) -> int:
     words = args.policies or list(POLICIES)
     if twice := [word for word in words if words.count(word) > 1]:
         raise ValueError(f"--policy {shown(twice[0])}: named twice")
-    policies = [policy_of(word) for word in words]
+    with contextlib.redirect_stdout(sys.stderr):  # what a policy prints is no result
+        policies = [policy_of(word) for word in words]
+    names = [policy.name for policy in policies]
+    if alike := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"two policies are called {shown(alike[0])}: give one another name")
     if args.plot is not None:
         from . import estimate_plots  # before anything is read: matplotlib may be missing
 
@@ -128,7 +153,7 @@ def run(args: argparse.Namespace) -> int:
     costs = Costs.load(args.costs)
     with Meter() as meter:
         capture = memory_of(args, meter)
-    with Meter() as meter:
+    with Meter() as meter, contextlib.redirect_stdout(sys.stderr), _in_files(words):
         found = compare(
             capture, policies, scans=args.scans, mark=args.mark, knobs=given, domain=args.domain, costs=costs,
             each=lambda name, done: meter(f"{name}, scans", done, args.scans),

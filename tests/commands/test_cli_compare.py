@@ -76,6 +76,46 @@ def test_a_policy_of_ones_own(run, kept, tmp_path):
     assert (code, err) == (0, "") and "Mine" in out and "my own" in out
 
 
+WRONG = """
+from ksmwalk.policies import Policy
+class Raises(Policy):
+    def area(self, area):
+        return {}["x"]
+class Exits(Policy):
+    def area(self, area):
+        raise SystemExit(0)
+class Unmade(Policy):
+    def __init__(self):
+        raise OSError("no")
+class Linux(Policy):
+    name = "linux"
+class Prints(Policy):
+    def area(self, area):
+        print("here")
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("Raises", "wrong.py:5, area: KeyError: 'x'"), ("Exits", "wrong.py:8, area: SystemExit: 0"),
+        ("Unmade", "can't be made without arguments: OSError: no"), ("Linux", "two policies are called 'linux'"),
+    ],
+)  # fmt: skip
+def test_what_a_policy_raises_is_one_line(run, kept, tmp_path, name, said):
+    file = tmp_path / "wrong.py"
+    file.write_text(WRONG)
+    code, out, err = run(kept, "--policy", "linux", "--policy", f"{file}:{name}")
+    assert code == 2 and said in err and not out and "Traceback" not in err
+
+
+def test_what_a_policy_prints_is_no_result(run, kept, tmp_path):
+    file = tmp_path / "wrong.py"
+    file.write_text(WRONG)
+    code, out, err = run(kept, "--scans", 2, "--policy", f"{file}:Prints", "--json")
+    assert code == 0 and json.loads(out)["policies"] and "here" in err
+
+
 @pytest.mark.parametrize(
     ("word", "said"),
     [

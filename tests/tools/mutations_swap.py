@@ -226,7 +226,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
     ),
     "a huge page that was looked at is no more, when a part of it has gone": (
         "        if w.f_mapcount[i] == 0 and not going:\n            return True\n",
-        "        if w.f_mapcount[i] == 0 and not going and not w.owners[head >> 2].shared & FOLIO_LOOKED:\n            return True\n",
+        "        if w.f_mapcount[i] == 0 and not going and not w.owners[head >> 2].shared & FOLIO_LOOKED:\n"
+        "            return True\n",
     ),
     "what MADV_FREE marked of a huge page goes page by page": (
         " and lazy(w, head) and not w.ctl.kernel & SWITCH_LAZY_EACH:\n",
