@@ -9,7 +9,7 @@ counting: owners of folios, and which pages are exclusive, follow from the page 
 khugepaged went over all address spaces in the order in which they were made. Up to version 4 areas knew of their families
 the number alone, and whether they came from a fork; swapoff went over address spaces in the order in which they were made;
 small pages had a head, themselves, and references (`f_refs`) were counted with the mappings. Up to version 5 there was one
-userfaultfd an address space: number 0.
+userfaultfd an address space: number 0. Up to version 6 what MADV_FREE marked waited nowhere.
 """
 
 from __future__ import annotations

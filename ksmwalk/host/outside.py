@@ -238,7 +238,9 @@ class Outside:
             return False  # an object may hold it
         dma = int(self._arrays["pins_of"][head]) if self._arrays["ctl"]["dma_pins"][0] else 0
         batches = self._arrays["batches"]
-        waits = sum(int(np.count_nonzero(batch["mlock"][: batch["nr_mlock"]] == head)) for batch in batches)
+        waits = sum(
+            int(np.count_nonzero(batch[name][: batch[f"nr_{name}"]] == head)) for batch in batches for name in ("mlock", "lazy")
+        )
         return int(_doors.extra_refs(self.world, head)) > bool(flags & Frame.LRU) + dma + waits
 
     def lock_page(self, pfn: int, on: bool = True) -> None:

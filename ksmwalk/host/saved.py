@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 KIND = "saved Host"
 #: of the arrays and their records; raised when they change. Readers of a version read all before it, from 1 on.
-VERSION = 6
+VERSION = 7
 #: CPUs that a Host may have
 MOST_CPUS = 256
 

@@ -131,6 +131,8 @@ typedef struct {
     int32_t nr_mlock;    /* small pages of locked areas */
     int64_t lru[64];     /* pfns */
     int64_t mlock[32];
+    int64_t nr_lazy;     /* small pages that MADV_FREE marked */
+    int64_t lazy[32];
 } kw_batch;
 /* A slot of the swap device. Record 0 is "none". */
 typedef struct {

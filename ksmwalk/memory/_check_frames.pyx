@@ -173,7 +173,7 @@ cdef int lru(Check *c) noexcept nogil:
                 return refuse(c, b"batches", b"lru", cpu, b.lru[i], b"in a batch twice")
             c.held[b.lru[i]] += 1
             waiting += 1
-    if mlock(c, &waiting):
+    if mlock(c, &waiting) or lazies(c):
         return -1
     for i in range(c.known):
         marked += c.w.f_flags[i] & FRAME_LRU != 0
@@ -200,6 +200,22 @@ cdef int mlock(Check *c, int64_t *fresh) noexcept nogil:
                 if not w.f_flags[pfn] & FRAME_LRU or waits_new(c, cpu, i):
                     return refuse(c, b"batches", b"mlock", cpu, b.mlock[i], b"new, but without its mark, or twice")
                 fresh[0] += 1
+    return 0
+
+
+cdef int lazies(Check *c) noexcept nogil:
+    """The batches of pages that MADV_FREE marked: small pages in use."""
+    cdef kw_world *w = c.w
+    cdef kw_batch *b
+    cdef int64_t cpu, i
+    for cpu in range(w.ctl.nr_cpus):
+        b = &w.batches[cpu]
+        if within(c, b"batches", b"nr_lazy", cpu, b.nr_lazy, 0, BATCH_SIZE, b"more than a batch takes"):
+            return -1
+        for i in range(b.nr_lazy):
+            if not 0 < b.lazy[i] < c.known or (w.f_flags[b.lazy[i]] & NO_SMALL_PAGE) != FRAME_USED:
+                return refuse(c, b"batches", b"lazy", cpu, b.lazy[i], b"no small page in use")
+            c.held[b.lazy[i]] += 1
     return 0
 
 

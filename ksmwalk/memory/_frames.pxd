@@ -215,9 +215,27 @@ cdef void freed_in_bundles(kw_world *w) noexcept nogil
 cdef void lru_empty(kw_world *w, int cpu) noexcept nogil
 cdef void mlock_drain(kw_world *w, int cpu) noexcept nogil
     # The LRU batch of one CPU; its mlock batch.
+cdef inline void lazy_drain(kw_world *w, int cpu) noexcept nogil:
+    # The batch of a CPU of pages that MADV_FREE marked.
+    cdef kw_batch *b = &w.batches[cpu]
+    cdef int64_t n = b.nr_lazy, i
+    b.nr_lazy = 0
+    for i in range(n):
+        put_ref(w, b.lazy[i])
+cdef inline void lazy_wait(kw_world *w, int cpu, int64_t pfn) noexcept nogil:
+    # A page that MADV_FREE marks goes on it (nothing where ctl.lru_batch is 0); the one that fills it drains it, a page of a
+    # folio of several does so at once.
+    cdef kw_batch *b = &w.batches[cpu]
+    if w.ctl.lru_batch and not w.f_flags[pfn] & LARGE:
+        w.f_extra[pfn] += 1
+        b.lazy[b.nr_lazy] = pfn
+        b.nr_lazy += 1
+    if b.nr_lazy >= batch_size(w) or w.f_flags[pfn] & LARGE:
+        lazy_drain(w, cpu)
 cdef inline void lru_drain_cpu(kw_world *w, int cpu) noexcept nogil:
-    # Both.
+    # All three.
     mlock_drain(w, cpu)
     lru_empty(w, cpu)
+    lazy_drain(w, cpu)
 cdef void lru_drain(kw_world *w) noexcept nogil
     # Those of all CPUs.

@@ -10,7 +10,7 @@ from ksmwalk.memory._areas cimport vma_find
 from ksmwalk.memory._folio cimport split_folio_at, split_parts, whole_batch
 from ksmwalk.memory._frames cimport (
     LARGE, came_unlocked, dma_pinned, folio_cached, folio_extra_refs, folio_head, folio_mappings, folio_pages, folio_put,
-    frame_unmap, lru_drain_cpu, maybe_shared, normal_pfn,
+    frame_unmap, lazy_wait, lru_drain_cpu, maybe_shared, normal_pfn,
 )
 from ksmwalk.memory._leaves cimport pmd_split, touched, whole_pmd, wp_marker, zap_pte
 from ksmwalk.memory._swap cimport (
@@ -164,6 +164,8 @@ cdef int use_pmd(kw_world *w, int32_t mm, uint64_t addr, uint64_t *pmd, int use)
         not_accessed(pmd)
     not_referenced(w, head)
     if use == LAZY:
+        if not lazy(w, head):
+            lazy_wait(w, w.mms[mm].cpu, head)
         pmd[0] &= ~PTE_D
         w.f_flags[head] = (w.f_flags[head] | FRAME_LAZY) & ~FRAME_DIRTY
     if use != PAGEOUT or not can_go(w, head):
@@ -205,6 +207,8 @@ cdef void free_ptes(kw_world *w, int32_t mm, uint64_t addr, uint64_t *ptes, int6
     if locked_elsewhere(w, mm, addr, pfn):
         w.f_flags[pfn] &= ~FRAME_REFERENCED
     else:
+        if not f & FRAME_LAZY:
+            lazy_wait(w, w.mms[mm].cpu, pfn)
         w.f_flags[pfn] = (w.f_flags[pfn] | FRAME_LAZY) & ~FRAME_REFERENCED
 
 

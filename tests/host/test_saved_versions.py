@@ -15,7 +15,7 @@ from ksmwalk.layout import Frame
 DATA = Path(__file__).parents[1] / "data"
 #: version of saved Hosts -> digest of the records and arrays it holds
 DIGESTS = {1: "3cf46f9c0a5dea2f", 2: "e2992f7cbada1b60", 3: "fc3d5bb9667bc4c8", 4: "c4c31f2fd85929d6", 5: "143c8158856372e9",
-           6: "399526d2d45bec8d"}
+           6: "399526d2d45bec8d", 7: "5e5d9d7b010518e6"}
 
 
 def digest() -> str:
@@ -123,3 +123,21 @@ def test_a_host_that_version_5_saved_goes_on_with_its_userfaultfd(tmp_path):
     assert host.ksm.counters()["pages_sharing"] == 28
     host.save(tmp_path / "again")
     hostcheck.check(Host.load(tmp_path / "again"))
+
+
+def test_a_host_that_version_6_saved_goes_on_with_nothing_marked_waiting(tmp_path):
+    shutil.unpack_archive(DATA / "host-version-6.zip", tmp_path)
+    host = Host.load(tmp_path)
+    hostcheck.check(host)
+    ksmcheck.check_ksm(host)
+    batches = host.world.arrays["batches"]
+    assert batches["nr_lru"].tolist() == [3, 0] and batches["nr_lazy"].tolist() == [0, 0]
+    b = host.mm_list[1]
+    b.madvise((1 << 30) + (1 << 21) + 2 * 4096, 3 * 4096, 8)
+    assert batches["nr_lazy"].tolist() == [0, 3]
+    hostcheck.check(host)
+    host.save(tmp_path / "again")
+    again = Host.load(tmp_path / "again")
+    assert again.world.arrays["batches"].tobytes() == batches.tobytes()
+    again.drain()
+    hostcheck.check(again)

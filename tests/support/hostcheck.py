@@ -114,6 +114,7 @@ def check_frames(host, mapped, cached, pinned):
     for batch in host.world.arrays["batches"]:
         waiting = batch["mlock"][: batch["nr_mlock"]]
         np.add.at(refs, waiting[waiting > 0], 1)  # new ones have their mark
+        np.add.at(refs, batch["lazy"][: batch["nr_lazy"]], 1)
     if host.world.arrays["ctl"]["slots_used"][0] > 1:
         np.add.at(refs, head[host.world.arrays["slot_of"] != 0], 1)
     for pfn in pinned:

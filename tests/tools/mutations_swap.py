@@ -229,6 +229,18 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "        if w.f_mapcount[i] == 0 and not going and not w.owners[head >> 2].shared & FOLIO_LOOKED:\n"
         "            return True\n",
     ),
+    "what MADV_FREE marked waits nowhere": (
+        "        if not f & FRAME_LAZY:\n            lazy_wait(w, w.mms[mm].cpu, pfn)\n",
+        "",
+    ),
+    "what MADV_FREE marked waits until other batches are drained, however much it is": (
+        "    if b.nr_lazy >= batch_size(w) or w.f_flags[pfn] & LARGE:\n",
+        "    if b.nr_lazy >= 32 or w.f_flags[pfn] & LARGE:\n",
+    ),
+    "what MADV_FREE marked waits on when other pages of the CPU do not": (
+        "    lru_empty(w, cpu)\n    lazy_drain(w, cpu)\n",
+        "    lru_empty(w, cpu)\n",
+    ),
     "what MADV_FREE marked of a huge page goes page by page": (
         " and lazy(w, head) and not w.ctl.kernel & SWITCH_LAZY_EACH:\n",
         " and False:\n",
