@@ -278,11 +278,13 @@ cdef int64_t trace_apply(kw_world *w, const kw_trace_event *events, int64_t n, P
     return n
 
 
-def apply(World world not None, events, mms, changes, errors, bint map_missing):
-    """(events done, code, changes written) of applying `events`: records of layout.TRACE_EVENT, four words each."""
+def apply(World world not None, events, mms, changes, errors, account, bint map_missing):
+    """Apply `events`, records of layout.TRACE_EVENT, four words each: the code. `account`: how many are done, how many changes
+    were written; it is there also where a signal's handler raises as this ends."""
     cdef Player player
     cdef int code = 0
-    cdef int64_t done = 0, n, counts
+    cdef int64_t n, counts, rows
+    cdef int64_t *told = <int64_t *>records(account, True, 8, 2 * 8, &rows)
     cdef const kw_trace_event *event = <const kw_trace_event *>records(events, False, 8, sizeof(kw_trace_event), &n)
     player.mms = <int32_t *>records(mms, True, 4, 4, &player.nr_ids)
     player.changes = <int32_t *>records(changes, True, 4, 2 * 4, &player.max_changes)
@@ -291,12 +293,14 @@ def apply(World world not None, events, mms, changes, errors, bint map_missing):
         player.errors = <int64_t *>records(errors, True, 8, 8, &counts)
         if counts <= MAX_ERRNO:
             raise ValueError(f"{counts} counts for {MAX_ERRNO} errnos")
-    if player.nr_ids < 1 or player.max_changes < 1:
+    if player.nr_ids < 1 or player.max_changes < 1 or rows != 1:
         raise ValueError("arrays of the wrong shape")
     player.nr_changes, player.map_missing = 0, map_missing
     enter(world)
+    told[0] = told[1] = 0
     if n:
         with nogil:
-            done = trace_apply(&world.w, event, n, &player, &code)
+            told[0] = trace_apply(&world.w, event, n, &player, &code)
+            told[1] = player.nr_changes
     leave(world)
-    return done, code, player.nr_changes
+    return code

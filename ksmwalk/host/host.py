@@ -211,7 +211,10 @@ class Host(Driven, ShownHost, Running, Outside, Folios):
 
     @property
     def lru_batch(self) -> int:
-        """New pages of a CPU that wait, a reference held to each, until its batch is drained; 0: at once. May be set."""
+        """New pages of a CPU that wait, a reference held to each, until its batch is drained; 0: at once. May be set.
+
+        What MADV_FREE marks waits in a batch of its own, of the kernel's size, or not at all if this is 0.
+        """
         return self._ctl("lru_batch")
 
     @lru_batch.setter

@@ -230,10 +230,14 @@ class Player(Settled):
                 # A piece that can't be used where it lies is copied: one at a time.
                 part = np.require(events[at : at + _AT_ONCE], None, ["C", "A"])
                 words = part.view(np.uint64).reshape(-1, TRACE_EVENT.itemsize // 8)
-                done, code, changes = _trace.apply(world, words, table, self._changes, self._errors, self._missing)
+                account = np.zeros((1, 2), np.int64)
+                try:
+                    code = _trace.apply(world, words, table, self._changes, self._errors, account, self._missing)
+                finally:  # Ctrl-C may come as it returns
+                    done, changes = account[0].tolist()
+                    self._done += done
+                    self._follow(self._changes[:changes])
                 at += done
-                self._done += done
-                self._follow(self._changes[:changes])
                 if code == _FULL and not done and not changes:
                     table = self._larger(table, events[at])
                 elif code < 0 and code != _FULL:

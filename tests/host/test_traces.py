@@ -375,6 +375,22 @@ def test_ctrl_c_ends_it_between_two_events():
     assert player.mms[0].read(BASE) == len(events) - 1
 
 
+def test_ctrl_c_as_a_piece_ends_loses_nothing(monkeypatch):
+    host = ksmwalk.Host(4096)
+    player = host.player()
+    events = np.concatenate([trace_events("map", BASE, PAGE), trace_events("fork", key=7), trace_events("write", BASE, 5, mm=7)])
+    apply = traces._trace.apply
+
+    def interrupted(*args):
+        apply(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(traces._trace, "apply", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        player.apply(events)
+    assert player.done == 3 and set(player.mms) == {0, 7} and player.mms[7].read(BASE) == 5
+
+
 def test_an_event_that_fails_is_counted_over_all_pieces(tmp_path, monkeypatch):
     events = np.concatenate([
         trace_events("map", BASE, 8 * PAGE), trace_events("write", BASE + np.arange(8) * PAGE, 5, time=np.arange(1, 9) * 10**9),
