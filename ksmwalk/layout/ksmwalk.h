@@ -44,7 +44,10 @@ extern "C" {
 #define KSMWALK_RECORDS                                                                                                  \
     ((uint64_t)sizeof(kw_world) << 48 ^ (uint64_t)sizeof(kw_ctl) << 36 ^ (uint64_t)sizeof(kw_ksm) << 24                   \
      ^ (uint64_t)sizeof(kw_mm) << 18 ^ (uint64_t)sizeof(kw_vma) << 12 ^ (uint64_t)sizeof(kw_node) << 6                    \
-     ^ (uint64_t)sizeof(kw_item) ^ (uint64_t)sizeof(kw_walk_state) << 30)
+     ^ (uint64_t)sizeof(kw_item) ^ (uint64_t)sizeof(kw_walk_state) << 30 ^ (uint64_t)sizeof(kw_link) << 42               \
+     ^ (uint64_t)sizeof(kw_cursor) << 33 ^ (uint64_t)sizeof(kw_work) << 9 ^ (uint64_t)sizeof(kw_bad) << 3                 \
+     ^ (uint64_t)sizeof(kw_anon) << 39 ^ (uint64_t)sizeof(kw_owners) << 21 ^ (uint64_t)sizeof(kw_batch) << 15             \
+     ^ (uint64_t)sizeof(kw_slot) << 45 ^ (uint64_t)sizeof(kw_event) << 27 ^ (uint64_t)sizeof(kw_mapping) << 51)
 #define KW_ANYWHERE UINT64_MAX  /* mm_map, mm_remap: wherever there is room */
 
 /* A reference to a Python Host: it is the PyObject * of it. */
