@@ -49,7 +49,7 @@ NOT_MODELLED = (
         "which memory a stable node gets",
         "that of the last one that was freed. It shows: an rmap_item whose node went stale and whose page has become that of "
         "the next node in the same memory is taken for listed, and counted nowhere. The kernel's allocator mostly does the "
-        "same (20 of 20 runs of two scenarios, 17 of 24 of two others)",
+        "same (54 of 62 runs of five scenarios)",
     ),
     ("compaction, memory hotplug", "frames stay where they are; KSM pages are compared by number, not by frame"),
 )
