@@ -35,6 +35,10 @@ def run_timed(args: argparse.Namespace) -> int:
         costs = Costs.load(args.costs)
         if reason := unusable():
             raise KernelUnavailable(reason)
+    except (KernelUnavailable, KsmwalkError, ValueError, OSError) as error:
+        complain("ksmwalk", str(error))
+        return UNUSABLE
+    try:
         out = sys.stderr if args.json else sys.stdout
         where = f"costs {costs.source}, of {printable(costs.machine)}"
         print(f"kernel {kernel_name()}, {timed.ticks()} ticks a second; {where}", file=out)
@@ -43,7 +47,7 @@ def run_timed(args: argparse.Namespace) -> int:
             print(printable(outcome.text()), file=out, flush=True)
     except BrokenPipeError:
         raise
-    except (KernelUnavailable, KsmwalkError, ValueError, OSError) as error:
+    except (KernelUnavailable, KsmwalkError, OSError) as error:
         complain("ksmwalk", str(error))
         return UNUSABLE
     good = sum(outcome.status == "agrees" for outcome in outcomes)

@@ -191,10 +191,16 @@ class _Disturbed(RuntimeError):
     """Somebody else has mergeable memory."""
 
 
-def _late(real: RecordArray, model: RecordArray, batches: int) -> float:
-    """Ticks that ksmd's sleeps lasted longer than on an idle machine: from how many visits it came to."""
-    done, wanted = (max(1, int(rows["pages_scanned"][-1] - rows["pages_scanned"][0])) for rows in (real, model))
-    return max(0.0, float(real["time"][-1]) / max(1, batches) * (wanted / done - 1) * ticks())
+def _seconds_per_batch(rows: RecordArray) -> float:
+    """How long a batch and its sleep took on average, from the visits between looks that found the same pages_to_scan."""
+    same = (np.diff(rows["pages_to_scan"]) == 0) & (rows["pages_to_scan"][1:] > 0)
+    visits = np.diff(rows["pages_scanned"])[same] / rows["pages_to_scan"][1:][same]
+    return float(np.diff(rows["time"])[same].sum() / max(1.0, visits.sum()))
+
+
+def _late(real: RecordArray, model: RecordArray) -> float:
+    """Ticks that ksmd's sleeps lasted longer than on an idle machine."""
+    return max(0.0, (_seconds_per_batch(real) - _seconds_per_batch(model)) * ticks())
 
 
 def _schedule(acts: Sequence[Act], seconds: float) -> Iterator[tuple[float, Act | None]]:
@@ -243,12 +249,11 @@ def _undisturbed(players: _Players) -> None:
 
 def _model(
     kept: bytes, players: _Players, done: Sequence[tuple[float, Act]], real: RecordArray, costs: Costs, late: float
-) -> tuple[RecordArray, int]:
-    """The same by `Host.run`: a row for each of the real ones, and how many batches there were."""
+) -> RecordArray:
+    """The same by `Host.run`: a row for each of the real ones."""
     steps = [(at, functools.partial(players.model, act)) for at, act in done]
     host: Host = pickle.loads(kept)
     rows = host.run(float(real["time"][-1]) + FINE, steps, every=FINE, costs=costs, hz=ticks(), late=late)
-    batches = int(rows["batches"][-1])
     rows = rows[np.searchsorted(rows["time"], real["time"], side="right") - 1]
     out = np.zeros(len(rows), SEEN_DTYPE)
     for name in SEEN_DTYPE.names or ():
@@ -256,7 +261,7 @@ def _model(
     out["time"] = real["time"]
     for name in ("full_scans", "pages_scanned"):  # the machine's count goes on from before
         out[name] += real[name][0] - out[name][0]
-    return out, batches
+    return out
 
 
 # ---------------------------------------------------------------- outcomes
@@ -371,7 +376,7 @@ def run(story: Story, seconds: float, costs: Costs, advisor: bool = False) -> Ti
 def _slower(costs: Costs) -> float:
     """How many times as long as these costs say the machine's ksmd takes for known work in batches, as it is now."""
     samples = batches(*_YARDSTICK)
-    work = np.concatenate([sample.work for sample in samples])
+    work = np.stack([sample.work for sample in samples])
     return sum(sample.seconds for sample in samples) / float(ksmd_seconds(work, costs).sum())
 
 
@@ -398,10 +403,10 @@ def _told(outcome: Timed, story: Story, seconds: float, costs: Costs, advisor: b
         outcome.real, done = _watch(players, story.acts(seconds), seconds, pid)
     outcome.slower = (before + _slower(costs)) / 2
     costs = costs.scaled(outcome.slower)
-    outcome.model, nr_batches = _model(kept, players, done, outcome.real, costs, 0.0)
-    outcome.late = _late(outcome.real, outcome.model, nr_batches)
+    outcome.model = _model(kept, players, done, outcome.real, costs, 0.0)
+    outcome.late = _late(outcome.real, outcome.model)
     if outcome.late > _NOTICED:
-        outcome.model, _ = _model(kept, players, done, outcome.real, costs, outcome.late)
+        outcome.model = _model(kept, players, done, outcome.real, costs, outcome.late)
 
 
 def run_all(stories: Sequence[Story], seconds: float, costs: Costs, advisor: Sequence[bool] = (False, True)) -> Iterator[Timed]:

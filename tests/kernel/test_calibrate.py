@@ -88,16 +88,6 @@ def test_a_place_that_can_not_be_written_is_refused_before_anything_is_measured(
     assert "No such file or directory" in said and "Is a directory" in said
 
 
-@pytest.fixture
-def free():
-    """Leave the test out where KSM is in use by somebody else."""
-    try:
-        with knobs.taken(lambda text: None, wait=300):
-            pass
-    except knobs.KernelUnavailable as reason:
-        pytest.skip(str(reason))
-
-
 class TestReal:
     """With the real ksmd."""
 

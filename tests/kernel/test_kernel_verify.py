@@ -11,18 +11,9 @@ from ksmwalk.kernel import knobs, worker
 from ksmwalk.scenarios.format import load
 
 REASON = worker.available() or ("needs root" if os.geteuid() else knobs.why_not() if not knobs.KSM.is_dir() else None)
-pytestmark = [pytest.mark.root, pytest.mark.skipif(REASON is not None, reason=str(REASON))]
-
-
-@pytest.fixture(autouse=True)
-def free():
-    """Nobody else drives KSM now, or soon."""
-    try:
-        with knobs.lock(lambda text: None, wait=60):
-            if reason := knobs.why_not():
-                pytest.skip(reason)
-    except knobs.KernelUnavailable as error:
-        pytest.skip(str(error))
+pytestmark = [
+    pytest.mark.root, pytest.mark.skipif(REASON is not None, reason=str(REASON)), pytest.mark.usefixtures("free"),
+]
 
 
 def run(*line):

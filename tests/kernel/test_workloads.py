@@ -39,17 +39,6 @@ def outcome(name, status="agrees", **more):
     return Outcome(workloads.find([name])[0], status, **more)
 
 
-@pytest.fixture
-def free():
-    """Nobody else drives KSM now, or soon."""
-    try:
-        with knobs.lock(lambda text: None, wait=120):
-            if reason := knobs.why_not():
-                pytest.skip(reason)
-    except knobs.KernelUnavailable as error:
-        pytest.skip(str(error))
-
-
 def gone(pids):
     """A zombie has no memory any more, and is for its new parent to bury."""
     return not any(Path(f"/proc/{pid}/exe").is_symlink() and os.path.exists(f"/proc/{pid}/exe") for pid in pids)
