@@ -6,6 +6,7 @@ changes.
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +26,7 @@ from .pages import BATCH, AllPages, Progress
 _WORKERS = 4
 _ROUNDS = 64
 #: batches that a thread takes at a time
-_BATCHES = 16
+_BATCHES = 4
 #: how often a page may turn to something else while bytes are compared, before it is taken to be equal to nobody
 _TURNS = 3
 
@@ -87,6 +88,7 @@ class Equality:
     alone: NDArray[np.bool_]
     apart: NDArray[np.uint16]
     local: threading.local
+    workers: int
     pool: ThreadPoolExecutor
 
     def __init__(self, pages: AllPages, hasher: Hasher, progress: Progress):
@@ -101,7 +103,8 @@ class Equality:
         #: tells contents apart that share a hash
         self.apart = np.zeros(n, np.uint16)
         self.local = threading.local()
-        self.pool = ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), _WORKERS))
+        self.workers = min(len(os.sched_getaffinity(0)), _WORKERS)
+        self.pool = ThreadPoolExecutor(self.workers)
 
     def close(self) -> None:
         """Let the threads go."""
@@ -114,9 +117,15 @@ class Equality:
             have = self.local.buffer = np.empty((max(pages, BATCH), PAGE_SIZE), np.uint8)
         return have[:pages]
 
+    def _lanes(self, tasks: Sequence[Sequence[slice]]) -> list[Sequence[slice]]:
+        """The same from as many places in turn as there are threads, which would wait for one process's lock else."""
+        size = -(-len(tasks) // self.workers)
+        lanes = [tasks[at : at + size] for at in range(0, len(tasks), max(1, size))]
+        return [task for some in itertools.zip_longest(*lanes) for task in some if task is not None]
+
     def each(self, what: str, batches: Sequence[slice], do: Callable[[slice], None], total: int) -> None:
         """Do batches on all processors, a few at a time."""
-        tasks = [batches[at : at + _BATCHES] for at in range(0, len(batches), _BATCHES)]
+        tasks = self._lanes([batches[at : at + _BATCHES] for at in range(0, len(batches), _BATCHES)])
 
         def some(task: Sequence[slice]) -> None:
             for batch in task:

@@ -12,7 +12,7 @@ from ..signatures import BoolArray, I64Array, U8Array, U64Array
 from .hashing import Folded, Hasher
 
 #: pages read at a time: the buffer stays in the processor's cache
-BATCH = 256
+BATCH = 1024
 
 #: what is done, pages done, pages in all
 Progress = Callable[[str, int, int], None]
