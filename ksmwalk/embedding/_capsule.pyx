@@ -90,7 +90,6 @@ cdef enum:
     FIRST_CODE = -5001     # of those that no errno stands for; they follow one another downwards
     NR_CODES = FIRST_CODE - KW_EPOLICY + 1
     PROT = VM_READ | VM_WRITE | VM_EXEC
-    MAY = VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
     FURTHER = VM_HUGEPAGE | VM_NOHUGEPAGE | VM_NORESERVE | VM_DONTCOPY | VM_WIPEONFORK
 
 
@@ -269,9 +268,7 @@ cdef int64_t mm_map(kw_world *w, int32_t mm, uint64_t addr, uint64_t length, uin
             return -ENOMEM
     elif end > user_end(w):
         return -ENOMEM
-    if flags & VM_WRITE and not flags & VM_NORESERVE:
-        flags |= VM_ACCOUNT
-    code = map_private(w, mm, start, start + length, flags | MAY)
+    code = map_private(w, mm, start, start + length, flags)
     return code if code < 0 else <int64_t>start
 
 

@@ -20,11 +20,10 @@ from ksmwalk.memory._looks cimport look_range
 from ksmwalk.memory._ptes cimport looked_up
 from ksmwalk.memory._scattered cimport read_scattered, write_scattered
 from ksmwalk.host._calls cimport (
-    sys_exec, sys_exit, sys_fork, sys_mmap, sys_mprotect, sys_mremap, sys_munmap, sys_prctl_merge,
+    sys_exec, sys_exit, sys_fork, sys_mprotect, sys_mremap, sys_munmap, sys_prctl_merge,
 )
 from ksmwalk.host._advice cimport sys_madvise, sys_uffd_wp
-from ksmwalk.host._heap cimport freed_again as heap_freed_again, freed_all as heap_freed_all
-from ksmwalk.host._locks cimport VM_LOCKS, bring_in, soil, sys_mlock, sys_mlockall
+from ksmwalk.host._locks cimport VM_LOCKS, soil, sys_mlock, sys_mlockall
 from ksmwalk.layout._layout cimport *
 
 
@@ -57,12 +56,6 @@ def mm_exit(World world not None, int32_t mm):
         rc = sys_exit(&world.w, mm)
     leave(world)
     return rc
-
-
-def mmap(World world not None, int32_t mm, uint64_t start, uint64_t length, uint64_t flags, int32_t backing,
-         uint64_t pgoff, int shift):
-    alone(world)
-    return sys_mmap(&world.w, mm, start, length, flags, backing, pgoff, shift)
 
 
 def munmap(World world not None, int32_t mm, uint64_t start, uint64_t end):
@@ -110,26 +103,6 @@ def mlockall(World world not None, int32_t mm, int flags):
         rc = sys_mlockall(&world.w, mm, flags)
     leave(world)
     return rc
-
-
-def populate(World world not None, int32_t mm, uint64_t start, uint64_t end):
-    """What MAP_POPULATE, or locking, brings into memory."""
-    cdef int rc
-    enter(world)
-    with nogil:
-        rc = bring_in(&world.w, mm, start, end, True)
-    leave(world)
-    return rc
-
-
-def freed_again(World world not None, int32_t mm, bint on):
-    alone(world)
-    heap_freed_again(&world.w, mm, on)
-
-
-def freed_all(World world not None, int32_t mm):
-    alone(world)
-    heap_freed_all(&world.w, mm)
 
 
 def uffd_wp(World world not None, int32_t mm, uint64_t start, uint64_t end, bint on):

@@ -1,3 +1,6 @@
 from .._core import World
 
+def mmap(
+    world: World, mm: int, start: int, end: int, flags: int, backing: int, pgoff: int, shift: int, populate: bool
+) -> int: ...
 def brk(world: World, mm: int, to: int) -> int: ...

@@ -1,4 +1,4 @@
-"""Anonymous memory that is asked for, compiled: at the end of the heap (brk), or at a place (mmap).
+"""Memory that is asked for, compiled: at a place (mmap), or at the end of the heap (brk).
 
 The contract of every function stands in `_heap.pxd`.
 """
@@ -7,14 +7,18 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from ksmwalk._core cimport World, enter, leave
 from ksmwalk.host._calls cimport sys_mmap, sys_munmap
-from ksmwalk.host._locks cimport bring_in
+from ksmwalk.host._locks cimport VM_LOCKS, bring_in
 from ksmwalk.layout._layout cimport *
 from ksmwalk.memory._areas cimport STACK_GAP, user_end, vma_find_from, vma_join, vma_make
 from ksmwalk.memory._frames cimport freed_in_bundles, mlock_drain
 
 
 cdef enum:
-    VM_HEAP = VM_READ | VM_WRITE | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC | VM_ACCOUNT
+    VM_MAY = VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
+    VM_HEAP = VM_READ | VM_WRITE | VM_MAY | VM_ACCOUNT
+    VM_NOT_ACCOUNTED = VM_NORESERVE | VM_SHARED | VM_HUGETLB
+    # what would lock these brings them in, no more
+    VM_NEVER_LOCKED = VM_IO | VM_DONTEXPAND | VM_PFNMAP | VM_MIXEDMAP | VM_HUGETLB | VM_DAX
 
 
 cdef inline uint64_t page_up(uint64_t addr) noexcept nogil:
@@ -29,14 +33,8 @@ cdef inline uint64_t future_locks(kw_world *w, int32_t mm) noexcept nogil:
 
 # ------------------------------------------------------------------ mmap
 
-cdef void freed_again(kw_world *w, int32_t mm, bint on) noexcept nogil:
-    w.freed_again = on
-    w.nr_freed = 0
-    w.nr_waited = w.batches[w.mms[mm].cpu].nr_mlock
-
-
-cdef void freed_all(kw_world *w, int32_t mm) noexcept nogil:
-    cdef int cpu = w.mms[mm].cpu
+cdef void freed_by_now(kw_world *w, int cpu) noexcept nogil:
+    """What the call has unmapped is free on old kernels, locked pages too: more than those that waited before it."""
     if w.ctl.kernel & SWITCH_NO_GUARD:
         if w.batches[cpu].nr_mlock > w.nr_waited:
             mlock_drain(w, cpu)
@@ -44,20 +42,43 @@ cdef void freed_all(kw_world *w, int32_t mm) noexcept nogil:
             freed_in_bundles(w)
 
 
-cdef int map_private(kw_world *w, int32_t mm, uint64_t start, uint64_t end, uint64_t flags) noexcept nogil:
-    cdef int rc
-    flags |= future_locks(w, mm)
-    if flags & VM_LOCKED:
-        freed_again(w, mm, True)
+cdef int map_at(kw_world *w, int32_t mm, uint64_t start, uint64_t end, uint64_t flags, int32_t backing, uint64_t pgoff,
+                int shift, bint populate) noexcept nogil:
+    cdef int cpu = w.mms[mm].cpu, rc
+    flags |= VM_MAY | future_locks(w, mm)
+    if flags & VM_WRITE and not flags & VM_NOT_ACCOUNTED:
+        flags |= VM_ACCOUNT
+    populate = populate or flags & VM_LOCKED != 0
+    if flags & VM_NEVER_LOCKED:
+        flags &= ~<uint64_t>(VM_LOCKS)
+    if populate:
+        # frames that are freed from here on are the first to be taken again, the last one of a size first
+        w.freed_again = True
+        w.nr_freed = 0
+        w.nr_waited = w.batches[cpu].nr_mlock
     rc = sys_munmap(w, mm, start, end)
     if rc == 0:
-        rc = min(0, sys_mmap(w, mm, start, end - start, flags, 0, start >> 12, 12))
-    if rc == 0 and flags & VM_LOCKED:
-        freed_all(w, mm)
+        rc = min(0, sys_mmap(w, mm, start, end - start, flags, backing, pgoff, shift))
+    if rc == 0 and populate:
+        freed_by_now(w, cpu)
         rc = bring_in(w, mm, start, end, True)
         rc = 0 if rc == -ENOMEM else rc      # what can't be brought in is passed over
-    if flags & VM_LOCKED:
-        freed_again(w, mm, False)
+    if populate:
+        w.freed_again = False
+    return rc
+
+
+cdef int map_private(kw_world *w, int32_t mm, uint64_t start, uint64_t end, uint64_t flags) noexcept nogil:
+    return map_at(w, mm, start, end, flags, 0, start >> 12, 12, False)
+
+
+def mmap(World world not None, int32_t mm, uint64_t start, uint64_t end, uint64_t flags, int32_t backing, uint64_t pgoff,
+         int shift, bint populate):
+    cdef int rc
+    enter(world)
+    with nogil:
+        rc = map_at(&world.w, mm, start, end, flags, backing, pgoff, shift, populate)
+    leave(world)
     return rc
 
 

@@ -28,7 +28,6 @@ cdef enum:
     NEAR = 10           # events from the fetching of a frame to its use
     ASK = 0xffff        # events between two looks for a signal
     MAX_ERRNO = 4095
-    VM_MAY = VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
 
 cdef uint64_t LONGEST = <uint64_t>1 << 47    # bytes of one mapping
 
@@ -86,7 +85,7 @@ cdef int map_near(kw_world *w, int32_t mm, uint64_t addr) noexcept nogil:
         prev = w.vmas[prev].next
     if prev:
         start = max(start, w.vmas[prev].end)
-    return map_private(w, mm, start, end, VM_READ | VM_WRITE | VM_MAY | VM_ACCOUNT)
+    return map_private(w, mm, start, end, VM_READ | VM_WRITE)
 
 
 cdef int access(kw_world *w, Player *player, const kw_trace_event *e) noexcept nogil:
@@ -117,7 +116,7 @@ cdef int access(kw_world *w, Player *player, const kw_trace_event *e) noexcept n
 
 
 cdef int map_at(kw_world *w, Player *player, const kw_trace_event *e) noexcept nogil:
-    cdef uint64_t flags = VM_MAY, length = e.key, perms = e.arg if e.arg else PERM_R | PERM_W
+    cdef uint64_t flags = 0, length = e.key, perms = e.arg if e.arg else PERM_R | PERM_W
     cdef int32_t mm
     if e.addr & (KW_PAGE_SIZE - 1) or length == 0 or perms & ~<uint64_t>(PERM_R | PERM_W | PERM_X):
         return -EINVAL
@@ -130,7 +129,7 @@ cdef int map_at(kw_world *w, Player *player, const kw_trace_event *e) noexcept n
     if mm < 0:
         return mm
     flags |= VM_READ if perms & PERM_R else 0
-    flags |= VM_WRITE | VM_ACCOUNT if perms & PERM_W else 0
+    flags |= VM_WRITE if perms & PERM_W else 0
     flags |= VM_EXEC if perms & PERM_X else 0
     return map_private(w, mm, e.addr, e.addr + length, flags)
 

@@ -40,11 +40,6 @@ class Locking(Door):
         flags = self._field("flags")
         return (MCL_FUTURE if flags & MmFlag.LOCK_FUTURE else 0) | (MCL_ONFAULT if flags & MmFlag.LOCK_ONFAULT else 0)
 
-    def _future_locks(self) -> int:
-        """The vm_flags that a new area has from mlockall(2)."""
-        future = self.locks_future
-        return (_LOCKED if future & MCL_FUTURE else 0) | (_ON_FAULT if future & MCL_ONFAULT else 0)
-
     def _locked_range(self, addr: int, length: int, what: str) -> tuple[int, int]:
         """The pages that [addr, addr + length) touches, as mlock rounds them: a length that wraps is 0."""
         self._at()

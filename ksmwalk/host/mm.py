@@ -12,7 +12,7 @@ from ..ksm.rmap import RmapItem, rmap_items
 from ..ksm.sysfs import RMAP_ITEM_SIZE
 from ..layout import PAGE_SIZE, PMD_SIZE, MmFlag, Vm
 from ..tables.tables import PageTables
-from . import _doors
+from . import _doors, _heap
 from .door import refuse, up
 from .heap import Heap
 from .locking import Locking
@@ -23,15 +23,10 @@ from .vma import Vma
 from .watched import Watched
 
 # Plain integers: arithmetic on enum members takes a microsecond.
-_MAY = int(Vm.MAYREAD | Vm.MAYWRITE | Vm.MAYEXEC)
 _READ, _WRITE, _EXEC, _MERGEABLE = int(Vm.READ), int(Vm.WRITE), int(Vm.EXEC), int(Vm.MERGEABLE)
 _SHARED = int(Vm.SHARED | Vm.MAYSHARE)
-_NORESERVE, _ACCOUNT, _LOCKED = int(Vm.NORESERVE), int(Vm.ACCOUNT), int(Vm.LOCKED)
+_NORESERVE, _LOCKED = int(Vm.NORESERVE), int(Vm.LOCKED)
 _GROWSDOWN = int(Vm.GROWSDOWN)
-_LOCKS = int(Vm.LOCKED | Vm.LOCKONFAULT)
-#: areas that can't be locked: what would lock them brings them in, no more
-_NEVER_LOCKED = int(Vm.IO | Vm.DONTEXPAND | Vm.PFNMAP | Vm.MIXEDMAP | Vm.HUGETLB | Vm.DAX)
-_NOT_ACCOUNTED = int(Vm.NORESERVE | Vm.SHARED | Vm.HUGETLB)
 #: what makes each kind of mapping what it is
 KINDS = {
     "anon": Vm(0),
@@ -271,69 +266,38 @@ class Mm(Placed, Tasks, Locking, Heap, Watched, ShownMm):
         pfn = as_int(pfn, "pfn", 0, max(0, _MOST_PFN + 1 - length // PAGE_SIZE))
         if backing is not None:
             backing = self.host.check_object(backing)
-        vm = access | _MAY | int(KINDS[kind]) | flags
-        if shared:
-            vm |= _SHARED
-        if noreserve:
-            vm |= _NORESERVE
-        if access & _WRITE and not vm & _NOT_ACCOUNTED:
-            vm |= _ACCOUNT
-        vm |= self._future_locks() | (_LOCKED if locked else 0)
-        populate = populate or bool(vm & _LOCKED)
-        if vm & _NEVER_LOCKED:
-            vm &= ~_LOCKS
+        vm = access | int(KINDS[kind]) | flags | (_SHARED if shared else 0) | (_NORESERVE if noreserve else 0)
+        vm |= _LOCKED if locked else 0
         with self._world:
-            if not populate:
-                return self._place(length, addr, size, vm, kind, shared, backing, offset, pfn)
-            _doors.freed_again(self._world, self.index, True)
-            try:
-                start = self._place(length, addr, size, vm, kind, shared, backing, offset, pfn)
-                _doors.freed_all(self._world, self.index)
-                self._brought(_doors.populate(self._world, self.index, start, start + length), f"mmap at {start:#x}")
-            finally:
-                _doors.freed_again(self._world, self.index, False)
-            return start
+            if addr is None:
+                align = PMD_SIZE if length % PMD_SIZE == 0 and (kind in ("anon", "droppable") and not shared) else size
+                start = _doors.place(self._world, self.index, length, align)
+            else:
+                start = addr
+            if not start and addr is None or start + length > self.task_size or offset + length > 1 << 47:
+                raise refuse(errno.ENOMEM, f"no place for {length:#x} bytes at {start:#x}")
+            self._map(start, length, vm, kind, backing, offset, populate)
+            if kind == "pfnmap" and pfn:
+                code = _doors.map_raw(self._world, self.index, start, length // PAGE_SIZE, pfn, vm)
+                if code < 0:
+                    _doors.munmap(self._world, self.index, start, start + length)
+                    self._check(code, f"mmap of {length:#x} bytes at {start:#x}")
+        return start
 
-    def _brought(self, code: int, what: str) -> None:
-        """What can't be brought in is passed over; a Host that is full is not."""
-        if code != -errno.ENOMEM:
-            self._check(code, what)
-
-    def _place(
-        self, length: int, addr: int | None, size: int, vm: int, kind: str, shared: bool, backing: int | None, offset: int, pfn: int
-    ) -> int:
-        """Find the place, or clear it, and map there."""
-        if addr is None:
-            align = PMD_SIZE if length % PMD_SIZE == 0 and (kind in ("anon", "droppable") and not shared) else size
-            start = _doors.place(self._world, self.index, length, align)
-        else:
-            start = addr
-        if not start and addr is None or start + length > self.task_size or offset + length > 1 << 47:
-            raise refuse(errno.ENOMEM, f"no place for {length:#x} bytes at {start:#x}")
-        if addr is not None:
-            self._check(_doors.munmap(self._world, self.index, start, start + length), f"mmap at {start:#x}")
-        return self._map(start, length, vm, kind, shared, backing, offset, pfn)
-
-    def _map(
-        self, start: int, length: int, vm: int, kind: str, shared: bool, backing: int | None, offset: int, pfn: int
-    ) -> int:
-        mine = backing is None and (kind in ("file", "dax") or shared and kind not in ("pfnmap", "io"))
+    def _map(self, start: int, length: int, vm: int, kind: str, backing: int | None, offset: int, populate: bool) -> None:
+        """Map an object, a fresh one where the kind needs one, or none."""
+        mine = backing is None and (kind in ("file", "dax") or bool(vm & _SHARED) and kind not in ("pfnmap", "io"))
         if mine:
             backing = self.host.new_object(offset + length, device=kind == "dax")
         shift = 21 if kind == "hugetlb" else 12
         pgoff = offset // PAGE_SIZE if backing else start // PAGE_SIZE
-        what = f"mmap of {length:#x} bytes at {start:#x}"
+        end = start + length
         try:
-            self._check(_doors.mmap(self._world, self.index, start, length, vm, backing or 0, pgoff, shift), what)
+            code = _heap.mmap(self._world, self.index, start, end, vm, backing or 0, pgoff, shift, populate)
+            self._check(code, f"mmap of {length:#x} bytes at {start:#x}")
         finally:
             if mine and backing:
                 _doors.backing_done(self._world, backing)
-        if kind == "pfnmap" and pfn:
-            code = _doors.map_raw(self._world, self.index, start, length // PAGE_SIZE, pfn, vm)
-            if code < 0:
-                _doors.munmap(self._world, self.index, start, start + length)
-                self._check(code, what)
-        return start
 
     def munmap(self, addr: int, length: int) -> None:
         """Unmap [addr, addr + length); holes in it are fine.

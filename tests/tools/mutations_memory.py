@@ -23,8 +23,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "        w.mms[backing].users += 1\n    return v",
     ),
     "frames that mmap frees are taken again in any order": (
-        "    w.freed_again = on\n",
-        "    w.freed_again = False\n",
+        "        w.freed_again = True\n",
+        "        w.freed_again = False\n",
     ),
     "an anon_vma shared with a parent is given to a neighbour": (
         "if n.anon_vma and not anon_forked(w, n) and anon_vma_near(v, n):",
