@@ -21,6 +21,7 @@ from ksmwalk.memory._reclaim cimport (
     swap_out, unmap_file,
 )
 from ksmwalk.memory._swap cimport slots_left
+from ksmwalk.memory._turns cimport Folio, by_age, late_from
 from ksmwalk.layout._grow cimport kw_grow
 from ksmwalk.layout._layout cimport *
 
@@ -41,11 +42,6 @@ ctypedef struct Place:
     int64_t linked      # kw_vma.linked of it
     uint64_t addr
     int32_t mm, v
-
-# A folio that may go.
-ctypedef struct Folio:
-    int64_t born
-    int64_t head
 
 ctypedef struct Reclaim:
     LeafOp op      # the first member: what an operation gets stands for the whole
@@ -368,14 +364,6 @@ cdef int op_note_pmd(kw_world *w, LeafOp *op, uint64_t addr, uint64_t *entry) no
     return note(w, r, addr, pfn)
 
 
-cdef int by_age(const void *a, const void *b) noexcept nogil:
-    cdef const Folio *p = <const Folio *>a
-    cdef const Folio *q = <const Folio *>b
-    if p.born != q.born:
-        return -1 if p.born < q.born else 1
-    return (p.head > q.head) - (p.head < q.head)
-
-
 cdef int split_underused(kw_world *w, Reclaim *r) noexcept nogil:
     """Folios that are still there and not worth their frames are split, where nobody holds them. As long as all of a huge page
     is mapped it is looked at once."""
@@ -396,22 +384,24 @@ cdef int split_underused(kw_world *w, Reclaim *r) noexcept nogil:
     return KW_OK
 
 
-cdef int64_t late_from(int64_t freed) noexcept nogil:
-    """How many pages go before huge pages that are hardly used are split, where MADV_FREE marked so many.
-
-    Reclaim asks for 32 pages a time, of ever larger parts of its lists; while the part of what was marked is a page at
-    least, it takes none of the others, and once it has come to the whole, the shrinker has its turn. Seen: on 6.18.44, 600
-    pairs of numbers."""
-    if freed < 4:
-        return 1 << 62
-    return 54 if freed < 8 else 41 if freed < 16 else 36 if freed < 32 else 33 if freed < 44 else 34 if freed < 64 else (
-        32 if freed < 128 else 31)
+cdef int64_t marked_pages(kw_world *w, Reclaim *r, int64_t head) noexcept nogil:
+    """Of a folio that mappings were noted of: see `Folio.marked`."""
+    cdef int64_t n = folio_pages(w, head), i = r.first[head]
+    cdef uint64_t *entry
+    while lazy(w, head) and i:
+        entry = pmd_find(w, w.mms[r.at[i].mm].root, r.at[i].addr)
+        if not entry_leaf(entry[0], 2):
+            entry = pte_find(w, w.mms[r.at[i].mm].root, r.at[i].addr)
+        if stored_to(w, head, entry[0]):
+            return -n
+        i = r.at[i].next
+    return n if lazy(w, head) else 0
 
 
 cdef int all_go(kw_world *w, Reclaim *r) noexcept nogil:
     """What mappings were noted of. Those that are hardly used are split before their turn where that comes late."""
     cdef Folio *folios = <Folio *>malloc((r.folios + 1) * sizeof(Folio))
-    cdef int64_t pfn, n = 0, freed = 0, went = 0, late
+    cdef int64_t pfn, n = 0, went = 0, late
     cdef int rc = KW_OK
     if folios == NULL:
         return -ENOMEM
@@ -420,9 +410,9 @@ cdef int all_go(kw_world *w, Reclaim *r) noexcept nogil:
             folios[n].head = pfn
             folios[n].born = llabs(w.born_of[pfn]) if w.ctl.born else 0
             n += 1
-            freed += folio_pages(w, pfn) if lazy(w, pfn) else 0
-    late = late_from(freed)
+            folios[n - 1].marked = marked_pages(w, r, pfn)
     qsort(folios, n, sizeof(Folio), by_age)
+    late = late_from(folios, n)
     for pfn in range(n):
         if pfn & 4095 == 4095 and interrupted():
             rc = KW_EINTR

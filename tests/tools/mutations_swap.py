@@ -207,18 +207,25 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W18",
     ),
     "huge pages that are hardly used go in their turn": (
-        "    late = late_from(freed)\n",
+        "    late = late_from(folios, n)\n",
         "    late = 1 << 62\n",
         "W21",
     ),
     "what MADV_FREE marked is not asked for before other pages go": (
-        "    return 54 if freed < 8 else 41",
-        "    return 33 if freed < 8 else 33",
+        "5 if left >= 16 else 10 if left >= 8 else 23",
+        "3",
         "W21",
     ),
     "the shrinker's turn does not come later where more pages were marked": (
-        "33 if freed < 44 else 34 if freed < 64 else",
-        "33 if freed < 64 else",
+        " + (left < 64 or left < 128 and stay >= 16) ",
+        " ",
+    ),
+    "what MADV_FREE marked goes at once although a relative stored to it": (
+        "gone += max(folio[at].marked, <int64_t>0)",
+        "gone += folio[at].marked if folio[at].marked > 0 else -folio[at].marked",
+    ),
+    "no more of other pages goes in place of many marked ones that stay": (
+        " + (ASKED if left > ASKED else 0)", "",
     ),
     "a huge page is looked at by the shrinker each time": (
         "            w.owners[pfn >> 2].shared |= FOLIO_LOOKED\n",
