@@ -52,6 +52,7 @@ ctypedef struct Reclaim:
     int64_t folios  # that mappings were noted of
     Place *places   # of the folio at hand
     int64_t places_room
+    int64_t waiting # pages that MADV_FREE marked and that were in batches when it began
     bint again     # there is something that goes when it is looked at once more
 
 
@@ -412,7 +413,7 @@ cdef int all_go(kw_world *w, Reclaim *r) noexcept nogil:
             n += 1
             folios[n - 1].marked = marked_pages(w, r, pfn)
     qsort(folios, n, sizeof(Folio), by_age)
-    late = late_from(folios, n)
+    late = late_from(folios, n, r.waiting)
     for pfn in range(n):
         if pfn & 4095 == 4095 and interrupted():
             rc = KW_EINTR
@@ -461,8 +462,10 @@ cdef int reclaim_all(kw_world *w) noexcept nogil:
     cdef Reclaim r
     cdef int64_t pfn
     cdef int rc = KW_OK
-    lru_drain(w)
     memset(&r, 0, sizeof(r))
+    for pfn in range(w.ctl.nr_cpus):
+        r.waiting += w.batches[pfn].nr_lazy
+    lru_drain(w)
     r.marks = <uint8_t *>calloc(w.ctl.nr_frames, 1)
     r.first = <int64_t *>calloc(w.ctl.nr_frames, sizeof(int64_t))
     if r.marks == NULL or r.first == NULL:

@@ -17,8 +17,9 @@ cdef inline int by_age(const void *a, const void *b) noexcept nogil:
 cdef enum:
     ASKED = 32          # pages that reclaim asks for at a time
 
-cdef inline int64_t late_from(const Folio *folio, int64_t n) noexcept nogil:
-    # How many pages that are not marked go before huge pages that are hardly used are split, where MADV_FREE marked some.
+cdef inline int64_t late_from(const Folio *folio, int64_t n, int64_t waiting) noexcept nogil:
+    # How many pages that are not marked go before huge pages that are hardly used are split, where MADV_FREE marked some, of
+    # which so many wait in batches until others go.
     #
     # Reclaim goes through ever larger parts of its lists, 1/4096 to all, until it has what it asked for. While the part of
     # what was marked is a page at least, it takes none of the others, and the shrinker has its turn when it has come to the
@@ -32,7 +33,7 @@ cdef inline int64_t late_from(const Folio *folio, int64_t n) noexcept nogil:
     if left < 4:
         return <int64_t>1 << 62
     # what goes of the others while there is no part of the marked ones
-    others = 0 if left >= 128 else 1 if left >= 64 else 2 if left >= 32 else 5 if left >= 16 else 10 if left >= 8 else 23
+    others = 0 if left - waiting >= 128 else 1 if left >= 64 else 2 if left >= 32 else 5 if left >= 16 else 10 if left >= 8 else 23
     i = others + ASKED - 1 + (left < 64 or left < 128 and stay >= 16)      # if it has what it asked for before the whole
     gone = others
     for part in range(12, 0, -1):

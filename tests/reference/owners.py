@@ -115,7 +115,8 @@ class Folio:
             self.split_pmd(who)
         if page in self.exclusive:
             return True
-        if not self.shared and self.pins == 0:
+        # a folio of which one page is left is given up rather than kept for it
+        if not self.shared and self.pins == 0 and self.total > 1:
             self.exclusive.add(page)
             return True
         self.parts[who].remove(page)

@@ -207,7 +207,7 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W18",
     ),
     "huge pages that are hardly used go in their turn": (
-        "    late = late_from(folios, n)\n",
+        "    late = late_from(folios, n, r.waiting)\n",
         "    late = 1 << 62\n",
         "W21",
     ),
@@ -226,6 +226,9 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
     ),
     "no more of other pages goes in place of many marked ones that stay": (
         " + (ASKED if left > ASKED else 0)", "",
+    ),
+    "what MADV_FREE marked counts for the shrinker's turn while it waits": (
+        "others = 0 if left - waiting >= 128 else", "others = 0 if left >= 128 else",
     ),
     "a huge page is looked at by the shrinker each time": (
         "            w.owners[pfn >> 2].shared |= FOLIO_LOOKED\n",
