@@ -146,7 +146,7 @@ class Run(Held, Memory, Tasks, Outside):
             told = self._told(op)
             seen = self._pages()
             if session._kinds.lies and session._events is not None:
-                self.recorder.sift_ksm(seen, told, op[0] in MOVING, self._like(op))
+                self.recorder.sift_ksm(seen, told, op[0], self._like(op))
             if session._events is not None and op[0] in MOVING and (moved := self.recorder.moves(seen)):
                 told.append(("moved", moved))
             yield self.recorder.record(

@@ -262,6 +262,8 @@ OPS: dict[str, Operation] = {
 
 #: what moves pages from one NUMA node to another, KSM pages too
 MOVING = tuple(name for name, one in OPS.items() if one.needs == NODES)
+#: what moves mappings of pages to other addresses
+REMAPPING = ("mremap", "uffd_move")
 #: what leaves markers where a page is absent; not so ``uffd_wp``, which is older than the code for them
 _MARKING = ("uffd", "uffd_protect", "uffd_copy")
 

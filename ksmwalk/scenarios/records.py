@@ -25,7 +25,7 @@ import numpy as np
 from .. import kernels
 from ..ksm import sysfs
 from .nodes import Nodes
-from .ops import MOVING
+from .ops import MOVING, REMAPPING
 
 #: counters of /sys/kernel/mm/ksm that a record holds
 COUNTERS = tuple(sysfs.COUNTERS)
@@ -75,6 +75,10 @@ class _View:
             return np.zeros(len(vpn), np.bool_)
         found: np.ndarray = (self.vpn[place] == vpn) & (self.frame[place] == frame)
         return found if kind is None else found & (self.kind[place] == kind)
+
+    def part(self, which: np.ndarray) -> _View:
+        """Some of its pages."""
+        return _View(self.vpn[which], self.frame[which], self.kind[which], self.tag[which])
 
     def same(self, other: _View) -> bool:
         mine, yours = (self.vpn, self.frame, self.kind, self.tag), (other.vpn, other.frame, other.kind, other.tag)
@@ -131,12 +135,13 @@ class Recorder:
         self._members: dict[int, int] = {}  # number -> successful merges into it
         self._leaving: tuple[int | None, int] = None, -1  # frame and number of the last rmi: the rmk after it is its
 
-    def sift_ksm(self, seen: Mapping[str, Pages], told: Iterable[Event], moving: bool, like: Mapping[str, str]) -> None:
+    def sift_ksm(self, seen: Mapping[str, Pages], told: Iterable[Event], op: str, like: Mapping[str, str]) -> None:
         """Correct which pages are KSM's, where a kernel calls every anonymous page so.
 
         They are those that events told of, wherever they moved. One that MADV_FREE marked does not look like one any more,
         and still is one where it is mapped as it was. One that was made for a merge that then failed is gone, and its frame
-        may be another page's, but for who had it mapped before and has it still.
+        may be another page's, but for who had it mapped before and has it still. So is one that all have left, unless the
+        operation moves mappings.
 
         Parameters
         ----------
@@ -144,18 +149,21 @@ class Recorder:
             As for `record`; the kinds are corrected in place.
         told : iterable of tuple
             The events since the last record.
-        moving : bool
-            Whether the operation moves pages between NUMA nodes: what KSM has is told by where it is mapped then.
+        op : str
+            The operation. Where it moves pages between NUMA nodes, what KSM has is told by where it is mapped.
         like : mapping of str to str
             Of processes that were not there before: the one whose pages they have.
         """
         nothing = _View.nothing()
         joined, undone = (np.fromiter(frames, np.int64) for frames in _became_ksm(told))
         # a stale node's frame may be another page's by now, so the numbers in use say nothing of that
-        named = np.concatenate([_empty(), *(view.frame[view.kind == KSM] for view in self._views.values()), joined])
+        views = [(view, seen.get(name, (_empty(), _empty(), _empty()))) for name, view in self._views.items()]
+        if op not in REMAPPING:
+            views = [(view.part(_View(*now, now[0]).holds(view.vpn, view.frame)), now) for view, now in views]
+        named = np.concatenate([_empty(), *(view.frame[view.kind == KSM] for view, _ in views), joined])
         for name, (vpns, frames, kinds) in seen.items():
             view = self._views.get(name, nothing)
-            known = np.isin(vpns, view.vpn[view.kind == KSM]) if moving else np.isin(frames, named)
+            known = np.isin(vpns, view.vpn[view.kind == KSM]) if op in MOVING else np.isin(frames, named)
             known |= np.isin(frames, undone) & view.holds(vpns, frames)
             kinds[(kinds == KSM) & ~known] = ANON
             as_seen = like.get(name, name)
