@@ -83,6 +83,8 @@ cdef int dont_need(kw_world *w, int32_t mm, int32_t v, uint64_t start, uint64_t 
     cdef int rc
     if w.vmas[v].flags & a.refused:
         return -EINVAL
+    if w.ctl.kernel & SWITCH_OLD_CALLS:
+        lru_drain_cpu(w, w.mms[mm].cpu)
     if w.vmas[v].flags & VM_LOCKED:
         rc = mlock_range(w, mm, start, end)
         if rc < 0:

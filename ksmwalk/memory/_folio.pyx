@@ -344,7 +344,7 @@ cdef bint page_ours(kw_world *w, int32_t mm, int64_t pfn) noexcept nogil:
     cdef int64_t head, n
     if flags & (FRAME_ANON | FRAME_KSM) != FRAME_ANON:
         return False
-    if flags & FRAME_EXCLUSIVE:
+    if flags & FRAME_EXCLUSIVE and not w.ctl.kernel & SWITCH_OLD_CALLS:
         return True
     if flags & LARGE:
         head = folio_head(w, pfn)
@@ -353,8 +353,8 @@ cdef bint page_ours(kw_world *w, int32_t mm, int64_t pfn) noexcept nogil:
         n = folio_mappings(w, head)
         # With one page left the folio had better go.
         return not w.ctl.kernel & SWITCH_PARTS_COPIED if n > 1 else w.ctl.kernel & SWITCH_LAST_PART_STAYS != 0
-    if flags & FRAME_LRU and w.f_mapcount[pfn] + w.f_extra[pfn] <= 3:
-        # The kernel drains the batches of the CPU at hand before it counts, where that may change what it finds.
+    if flags & FRAME_LRU and w.f_mapcount[pfn] + w.f_extra[pfn] <= 3 and not w.ctl.kernel & SWITCH_OLD_CALLS:
+        # The kernel drains the batches of the CPU at hand before it counts, where that may change what it finds; 5.10 does not.
         lru_drain_cpu(w, w.mms[mm].cpu)
     return w.f_mapcount[pfn] == 1 and w.f_extra[pfn] == 0
 

@@ -412,14 +412,14 @@ cdef int move_range(kw_world *w, int32_t mm, uint64_t old, uint64_t new, uint64_
 
 cdef inline uint64_t new_prot(kw_world *w, LeafOp *op, uint64_t e, int level) noexcept nogil:
     """The entry with the vma's permissions: write-enabled at once where a store would find nothing to copy. 6.1 asks for more:
-    that it was stored to."""
+    that it was stored to; 5.10 leaves it to the store."""
     cdef uint64_t d = entry_decode(e), flags
     cdef uint64_t keep = PTE_A | PTE_D | PTE_SPECIAL | PTE_UFFD_WP | PTE_SOFT_DIRTY | PTE_PWT | PTE_PCD | PTE_PS | PTE_CLEAN
     cdef int64_t pfn = normal_pfn(w, e, level)
     flags = (d & keep) | (op.prot & ~PTE_A)
     if flags & PTE_UFFD_WP:
         flags &= ~PTE_RW
-    elif op.v.flags & VM_WRITE and pfn >= 0 and not op.v.flags & VM_SHARED:
+    elif op.v.flags & VM_WRITE and pfn >= 0 and not op.v.flags & VM_SHARED and not w.ctl.kernel & SWITCH_OLD_CALLS:
         if w.f_flags[pfn] & FRAME_EXCLUSIVE and (d & PTE_D or not w.ctl.kernel & SWITCH_NO_SMART_SCAN):
             flags |= PTE_RW
     return make_leaf(entry_pfn(e, level), flags, level)

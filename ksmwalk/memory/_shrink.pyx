@@ -52,7 +52,7 @@ ctypedef struct Reclaim:
     int64_t folios  # that mappings were noted of
     Place *places   # of the folio at hand
     int64_t places_room
-    int64_t waiting # pages that MADV_FREE marked and that were in batches when it began
+    int64_t waiting  # pages that MADV_FREE marked and that were in batches when it began
     bint again     # there is something that goes when it is looked at once more
 
 

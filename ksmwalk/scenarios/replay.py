@@ -291,6 +291,8 @@ class Replay(HugePages, Life, Locks, NodeOps, Pins, Swapping):
     def _born(self, name: str, mm: Mm) -> None:
         self.live[name] = mm
         self.name_of[mm.index] = name
+        if self.host.kernel.switches & Switch.OLD_CALLS:
+            self.host.drain(mm.cpu)  # a new task has more pages of its own than wait there
 
     def _program(self, mm: Mm) -> None:
         """What every process has: a program's private file mapping, mergeable under PR_SET_MEMORY_MERGE."""

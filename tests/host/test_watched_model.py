@@ -69,18 +69,24 @@ class Slow:
             else:
                 self.pages[k].protected = True
 
+    def _met(self, i):
+        """A page as a fault finds it: a marker of an area that is not watched for stores any more goes."""
+        if "wp" not in self.modes[i]:
+            self.pages[i].marked = False
+        return self.pages[i]
+
     def read(self, i):
-        page = self.pages[i]
-        if page.key is None:
+        if self.pages[i].key is None:
+            page = self._met(i)
             if "missing" in self.modes[i]:
                 raise Refused(errno.EFAULT)
             self.pages[i] = Page(0, zero=True, protected=page.marked)
 
     def write(self, i, key):
-        page = self.pages[i]
+        page = self._met(i)
         if page.key is None and "missing" in self.modes[i]:
             raise Refused(errno.EFAULT)
-        if (page.marked or page.protected) and "async" not in self.modes[i]:
+        if (page.marked or page.protected) and "wp" in self.modes[i] and "async" not in self.modes[i]:
             if page.marked:
                 self.pages[i] = Page(0, protected=True)
             raise Refused(errno.EFAULT)

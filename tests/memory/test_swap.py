@@ -381,3 +381,18 @@ def test_a_locked_huge_page_across_two_tables_is_not_locked_as_a_whole():
     host.reclaim()
     assert (a.read_pfns(to, 512) == -1).all() and host.swap_used == 512
     check(host)
+
+
+@pytest.mark.parametrize(("others", "split"), [(30, False), (31, False), (32, True)])
+def test_what_madv_free_marked_and_still_waits_does_not_keep_the_shrinker_off(others, split):
+    """128 marked, four of them in a batch: as if there were fewer. Of 31 others the kernel itself says now this, now that."""
+    host = ksmwalk.Host(8192, swap_pages=4096)
+    host.lru_batch, host.khuge_limits = 31, {"max_ptes_none": 100}
+    mm = host.new_mm()
+    small, huge = mm.mmap((128 + others) * PAGE), mm.mmap(512 * PAGE)
+    mm.write(small, np.arange(1, 129 + others, dtype=np.uint64))
+    mm.madvise(huge, 512 * PAGE, "hugepage")
+    mm.write(huge, np.array([0, 5] * 256, np.uint64))
+    mm.madvise(small, 128 * PAGE, "free")
+    host.reclaim()
+    assert len(mm.absent_entries()) == others + (256 if split else 512)

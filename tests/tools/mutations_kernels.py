@@ -148,6 +148,21 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
     "what fails for smaller folios is not put back": (
         " >= n:\n            put_all_back(w, cpu, pages, i, False)\n", " >= n:\n",
     ),
+    "a store on 5.10 drains the batches before it counts who has a page": (
+        "w.f_mapcount[pfn] + w.f_extra[pfn] <= 3 and not w.ctl.kernel & SWITCH_OLD_CALLS:",
+        "w.f_mapcount[pfn] + w.f_extra[pfn] <= 3:",
+    ),
+    "5.10 knows which pages are exclusive": (
+        "    if flags & FRAME_EXCLUSIVE and not w.ctl.kernel & SWITCH_OLD_CALLS:\n        return True\n    if flags & LARGE:",
+        "    if flags & FRAME_EXCLUSIVE:\n        return True\n    if flags & LARGE:",
+    ),
+    "mprotect on 5.10 spares a store its fault": (
+        "pfn >= 0 and not op.v.flags & VM_SHARED and not w.ctl.kernel & SWITCH_OLD_CALLS:",
+        "pfn >= 0 and not op.v.flags & VM_SHARED:",
+    ),
+    "MADV_DONTNEED on 5.10 drains nothing": (
+        "    if w.ctl.kernel & SWITCH_OLD_CALLS:\n        lru_drain_cpu(w, w.mms[mm].cpu)\n", "",
+    ),
     "unmerging takes PROT_NONE pages along on 6.1": (
         "    if w.ctl.kernel & SWITCH_NONE_NO_PARTNER and not e & PTE_P:\n        return True\n", "",
     ),

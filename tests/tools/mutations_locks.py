@@ -160,7 +160,7 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W5", "W40",
     ),
     "a store counts what waits on its own CPU": (
-        "    if flags & FRAME_LRU and w.f_mapcount[pfn] + w.f_extra[pfn] <= 3:",
+        "    if flags & FRAME_LRU and w.f_mapcount[pfn] + w.f_extra[pfn] <= 3 and not w.ctl.kernel & SWITCH_OLD_CALLS:",
         "    if False:",
         "W10",
     ),

@@ -114,8 +114,8 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "W15",
     ),
     "an exclusive page that is pinned is copied": (
-        "    if flags & FRAME_EXCLUSIVE:\n        return True\n    if flags & LARGE:",
-        "    if flags & FRAME_EXCLUSIVE and w.f_extra[pfn] == 0:\n        return True\n    if flags & LARGE:",
+        "    if flags & FRAME_EXCLUSIVE and not w.ctl.kernel & SWITCH_OLD_CALLS:\n",
+        "    if flags & FRAME_EXCLUSIVE and w.f_extra[pfn] == 0:\n",
         "W10",
     ),
     "a stack grows for a pin by a device": (
