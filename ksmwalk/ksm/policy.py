@@ -227,7 +227,7 @@ class Chosen:
             self._domains = {mm.number: mm.domain for mm in host.mm_list}
         self._policy, self._asking = policy, asking
         with _LOCK:
-            _PLUGGED.add(self)
+            (_PLUGGED.discard if policy is None else _PLUGGED.add)(self)
 
     def _end_sleep(self: Any) -> None:
         """ksmd asleep wakes, and what the policy said of its sleep is void."""
