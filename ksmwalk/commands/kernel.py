@@ -85,7 +85,9 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         "on each of three settings (minutes; --seed draws the knobs; --json prints the steps)",
     )
     one.add_argument("--seconds", type=float, default=60, metavar="S", help="of each timed workload (default %(default)s)")
-    one.add_argument("--costs", type=Path, metavar="FILE", help="costs for --time (default: those of `ksmwalk calibrate`)")
+    one.add_argument(
+        "--costs", type=Path, metavar="FILE", help="costs for --time and --workloads (default: those of `ksmwalk calibrate`)"
+    )
     one.add_argument(
         "--guest",
         type=Path,

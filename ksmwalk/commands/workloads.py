@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 from collections.abc import Sequence
@@ -14,12 +15,13 @@ from ..kernel.knobs import KernelUnavailable, unusable
 from ..kernel.stepper import kernel_name
 from ..kernel.workload_runs import Outcome, Predict
 from ..kernel.workloads import find
+from ..ksm.costs import Costs
 from . import verification_page
 from .codes import FAILED, FINE, UNUSABLE, complain
 from .report import printable
 
 
-def predicted(pids: Sequence[int], samples: int, seconds: float) -> dict[str, Any]:
+def predicted(pids: Sequence[int], samples: int, seconds: float, costs: Costs | None = None) -> dict[str, Any]:
     """Estimate what KSM would do with processes, under the machine's present tunables.
 
     Parameters
@@ -29,6 +31,8 @@ def predicted(pids: Sequence[int], samples: int, seconds: float) -> dict[str, An
         How often each page is read.
     seconds : float
         Between two readings.
+    costs : Costs, optional
+        As for `estimate`.
 
     Returns
     -------
@@ -38,16 +42,16 @@ def predicted(pids: Sequence[int], samples: int, seconds: float) -> dict[str, An
     from ..estimates.estimate import estimate
     from ..sources.contents import capture_memory
 
-    return estimate(capture_memory(list(pids), samples=samples, interval=seconds)).to_json()
+    return estimate(capture_memory(list(pids), samples=samples, interval=seconds), costs=costs).to_json()
 
 
-def run_workloads(args: argparse.Namespace, predict: Predict = predicted) -> int:
+def run_workloads(args: argparse.Namespace, predict: Predict | None = None) -> int:
     """Carry out ``ksmwalk verify --workloads``.
 
     Parameters
     ----------
     args : argparse.Namespace
-    predict : callable
+    predict : callable, optional
         The estimate.
 
     Returns
@@ -58,6 +62,7 @@ def run_workloads(args: argparse.Namespace, predict: Predict = predicted) -> int
     outcomes: list[Outcome] = []
     try:
         chosen = find(args.workloads)
+        predict = predict or functools.partial(predicted, costs=Costs.load(args.costs))
         if reason := unusable():
             raise KernelUnavailable(reason)
         for outcome in workload_runs.run_all(chosen, predict):
@@ -74,7 +79,8 @@ def run_workloads(args: argparse.Namespace, predict: Predict = predicted) -> int
         print(last_line(outcomes))
     if args.docs:
         names = "".join(f" {name}" for name in args.workloads)
-        command = f"ksmwalk verify --workloads{names} --docs {args.docs}"
+        costs = f" --costs {args.costs.name}" if args.costs else ""
+        command = f"ksmwalk verify --workloads{names}{costs} --docs {args.docs}"
         verification_page.write_workloads(outcomes, kernel_name(), command, args.docs)
     if all(outcome.status == "skipped" for outcome in outcomes):
         return UNUSABLE

@@ -1,6 +1,7 @@
 """Live workloads: started, stopped and ended; what is told of them; the quickest held against the real ksmd."""
 
 import argparse
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -14,6 +15,7 @@ from ksmwalk.commands import workloads as command
 from ksmwalk.kernel import knobs, workload_runs, workloads
 from ksmwalk.kernel.workload_runs import Difference, Outcome
 from ksmwalk.kernel.workload_yard import WorkloadFailed, Yard
+from ksmwalk.ksm.costs import Costs
 from ksmwalk.proc.frames import Kpf, folio_orders
 
 REASON = "needs root" if os.geteuid() else None if knobs.KSM.is_dir() else "a kernel without KSM"
@@ -199,3 +201,21 @@ def test_the_estimate_of_small_workloads_equals_the_kernel(free, capsys):
     code = run("verify", "--workloads", *SMALL)
     said = capsys.readouterr().out
     assert (code, said.splitlines()[-1]) == (0, f"{len(SMALL)} of {len(SMALL)} workloads agree"), said
+
+
+def test_the_estimates_take_the_costs_that_are_named(monkeypatch, capsys, tmp_path):
+    seen = []
+    monkeypatch.setattr(command, "unusable", lambda: "")
+    monkeypatch.setattr(command, "predicted", lambda pids, samples, seconds, costs: seen.append(costs))
+
+    def run_all(chosen, predict):
+        predict([1], 1, 0.0)
+        yield outcome("pairs")
+
+    monkeypatch.setattr(workload_runs, "run_all", run_all)
+    costs = dataclasses.replace(Costs(), scan_ns=4321.0)
+    costs.save(tmp_path / "costs.json")
+    assert run("verify", "--workloads", "pairs", "--costs", tmp_path / "costs.json") == 0
+    assert seen == [costs]
+    assert run("verify", "--workloads", "pairs", "--costs", tmp_path / "none.json") == 2
+    assert "none.json" in capsys.readouterr().err
