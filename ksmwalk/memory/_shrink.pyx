@@ -410,8 +410,8 @@ cdef int all_go(kw_world *w, Reclaim *r) noexcept nogil:
         if r.first[pfn]:
             folios[n].head = pfn
             folios[n].born = llabs(w.born_of[pfn]) if w.ctl.born else 0
+            folios[n].marked = marked_pages(w, r, pfn)
             n += 1
-            folios[n - 1].marked = marked_pages(w, r, pfn)
     qsort(folios, n, sizeof(Folio), by_age)
     late = late_from(folios, n, r.waiting)
     for pfn in range(n):

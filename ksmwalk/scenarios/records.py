@@ -16,7 +16,7 @@ A page is listed when its code or its frame changed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,10 +75,6 @@ class _View:
             return np.zeros(len(vpn), np.bool_)
         found: np.ndarray = (self.vpn[place] == vpn) & (self.frame[place] == frame)
         return found if kind is None else found & (self.kind[place] == kind)
-
-    def part(self, which: np.ndarray) -> _View:
-        """Some of its pages."""
-        return _View(self.vpn[which], self.frame[which], self.kind[which], self.tag[which])
 
     def same(self, other: _View) -> bool:
         mine, yours = (self.vpn, self.frame, self.kind, self.tag), (other.vpn, other.frame, other.kind, other.tag)
@@ -157,10 +153,7 @@ class Recorder:
         nothing = _View.nothing()
         joined, undone = (np.fromiter(frames, np.int64) for frames in _became_ksm(told))
         # a stale node's frame may be another page's by now, so the numbers in use say nothing of that
-        views = [(view, seen.get(name, (_empty(), _empty(), _empty()))) for name, view in self._views.items()]
-        if op not in REMAPPING:
-            views = [(view.part(_View(*now, now[0]).holds(view.vpn, view.frame)), now) for view, now in views]
-        named = np.concatenate([_empty(), *(view.frame[view.kind == KSM] for view, _ in views), joined])
+        named = np.concatenate([_empty(), *self._ksm_frames(None if op in REMAPPING else seen), joined])
         for name, (vpns, frames, kinds) in seen.items():
             view = self._views.get(name, nothing)
             known = np.isin(vpns, view.vpn[view.kind == KSM]) if op in MOVING else np.isin(frames, named)
@@ -169,6 +162,15 @@ class Recorder:
             as_seen = like.get(name, name)
             stays = (self._views.get(as_seen) or self._ended.get(as_seen, nothing)).holds(vpns, frames, KSM)
             kinds[(kinds == ANON) & (stays | np.isin(frames, joined))] = KSM
+
+    def _ksm_frames(self, seen: Mapping[str, Pages] | None) -> Iterator[np.ndarray]:
+        """The frames of KSM pages as last recorded; of those that are mapped there still, where it is known what is seen."""
+        for name, view in self._views.items():
+            ksm = view.kind == KSM
+            if seen is not None:
+                vpn, frame, kind = seen.get(name, (_empty(), _empty(), _empty()))
+                ksm = ksm & _View(vpn, frame, kind, kind).holds(view.vpn, view.frame)
+            yield view.frame[ksm]
 
     def moves(self, pages: Mapping[str, Pages]) -> dict[int, int]:
         """Where the frames of KSM pages went that are mapped where they were: old frame to new frame."""

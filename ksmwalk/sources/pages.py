@@ -11,7 +11,7 @@ from ..proc.memory import LivePages
 from ..signatures import BoolArray, I64Array, U8Array, U64Array
 from .hashing import Folded, Hasher
 
-#: pages read at a time: the buffer stays in the processor's cache
+#: pages asked for in one call, so that what Python does around it counts little; they are hashed 64 at a time, in the cache
 BATCH = 1024
 
 #: what is done, pages done, pages in all

@@ -222,7 +222,7 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
     ),
     "what MADV_FREE marked goes at once although a relative stored to it": (
         "gone += max(folio[at].marked, <int64_t>0)",
-        "gone += folio[at].marked if folio[at].marked > 0 else -folio[at].marked",
+        "gone += llabs(folio[at].marked)",
     ),
     "no more of other pages goes in place of many marked ones that stay": (
         " + (ASKED if left > ASKED else 0)", "",
