@@ -37,9 +37,13 @@ cdef int one_frame(Check *c, int64_t pfn) noexcept nogil:
         return -1
     if f & FRAME_EXCLUSIVE and (f & EXCLUSIVE_BITS != FRAME_EXCLUSIVE | FRAME_ANON or w.f_mapcount[pfn] > 1):
         return refuse(c, b"f_flags", NULL, pfn, f, b"exclusive, but no anonymous page of one mapping")
+    if f & FRAME_ZERO and f & (FRAME_ANON | FRAME_KSM):
+        return refuse(c, b"f_flags", NULL, pfn, f, b"a zero page, and anonymous")
     if f & FRAME_TAIL:
         if f & FRAME_HEAD or head >= pfn or not w.f_flags[head] & FRAME_HEAD or w.f_extra[pfn]:
             return refuse(c, b"f_flags", NULL, pfn, f, b"part of a folio without a head, or with references of its own")
+        if (f ^ w.f_flags[head]) & FRAME_ZERO:
+            return refuse(c, b"f_flags", NULL, pfn, f, b"not of a huge zero page like the head of its folio, or the other way round")
     elif w.f_head[pfn] != (pfn if f & FRAME_HEAD else 0):
         return refuse(c, b"f_head", NULL, pfn, w.f_head[pfn], b"not the head of its folio, or of a small page")
     elif f & FRAME_HEAD and one_folio(c, pfn):
