@@ -86,7 +86,7 @@ cdef int64_t folio_at(kw_world *w, Splitting *s, int32_t mm, uint64_t addr, uint
                 if s.replace:
                     zero_if_empty(w, s, mm, addr, pte, pfn)
                     if w.ctl.kernel & SWITCH_OLD_CALLS:
-                        pte[0] &= ~PTE_A       # what waited for the split is as if it had not been used
+                        pte[0] &= ~(PTE_A | PTE_D)    # what waited for the split is as if it had not been used; the page is dirty
                 else:
                     if pte[0] & PTE_D:
                         w.f_flags[s.head] |= FRAME_DIRTY      # so are all its parts then

@@ -154,6 +154,9 @@ cdef int into_huge(
         pfn = normal_pfn(w, e, 1) if pte_present(e) else KW_NONE
         if pfn < 0:
             return -EINVAL
+        if folio_extra_refs(w, pfn) or w.f_flags[pfn] & FRAME_LOCKED:     # of those that came back
+            put_all_back(w, cpu, pages, i, False)
+            return -EAGAIN
         # Every page must come off the LRU list, and one that is here twice can do so only once.
         if w.f_mapcount[pfn] > 1:
             for j in range(i):

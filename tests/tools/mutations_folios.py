@@ -9,6 +9,10 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "        if folio_extra_refs(w, pfn) or w.f_flags[pfn] & FRAME_LOCKED:\n            return -EAGAIN\n        if e & PTE_A",
         "        if e & PTE_A", "W28",
     ),
+    "what came back for a huge page is collapsed though it is held": (
+        "        if folio_extra_refs(w, pfn) or w.f_flags[pfn] & FRAME_LOCKED:     # of those that came back\n",
+        "        if False:\n", "W28",
+    ),
     "khugepaged counts no page that was used without a pte": (
         "        if e & PTE_A or w.f_flags[folio_head(w, pfn)] & FRAME_REFERENCED:\n",
         "        if e & PTE_A or w.f_flags[pfn] & FRAME_KSM:\n",
