@@ -43,7 +43,7 @@ cdef int one_frame(Check *c, int64_t pfn) noexcept nogil:
         if f & FRAME_HEAD or head >= pfn or not w.f_flags[head] & FRAME_HEAD or w.f_extra[pfn]:
             return refuse(c, b"f_flags", NULL, pfn, f, b"part of a folio without a head, or with references of its own")
         if (f ^ w.f_flags[head]) & FRAME_ZERO:
-            return refuse(c, b"f_flags", NULL, pfn, f, b"not of a huge zero page like the head of its folio, or the other way round")
+            return refuse(c, b"f_flags", NULL, pfn, f, b"not of a huge zero page like its folio, or the other way round")
     elif w.f_head[pfn] != (pfn if f & FRAME_HEAD else 0):
         return refuse(c, b"f_head", NULL, pfn, w.f_head[pfn], b"not the head of its folio, or of a small page")
     elif f & FRAME_HEAD and one_folio(c, pfn):

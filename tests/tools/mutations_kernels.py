@@ -335,10 +335,12 @@ MUTATIONS: dict[str, tuple[str, ...]] = {
         "            mlock_add(w, <int>w.ksm.cpu, head + i)\n", "            pass\n",
     ),
     "5.10 remembers over a split that pages were used": (
-        "                        pte[0] &= ~(PTE_A | PTE_D)    # what waited", "                        pte[0] &= ~PTE_D    # what waited",
+        "                        pte[0] &= ~(PTE_A | PTE_D)    # what waited",
+        "                        pte[0] &= ~PTE_D    # what waited",
     ),
     "5.10 remembers over a split that pages were stored to": (
-        "                        pte[0] &= ~(PTE_A | PTE_D)    # what waited", "                        pte[0] &= ~PTE_A    # what waited",
+        "                        pte[0] &= ~(PTE_A | PTE_D)    # what waited",
+        "                        pte[0] &= ~PTE_A    # what waited",
     ),
     "small pages that may not be stored to become huge everywhere": (
         "    if writable == 0 and w.ctl.kernel & SWITCH_READ_ONLY_STAYS:", "    if False:",
