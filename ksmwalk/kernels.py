@@ -245,7 +245,8 @@ def full_version(release: str, version: str = "") -> str:
     for start, full in NAMES.items():
         if release.startswith(start):
             return full
-    found = re.match(r"(\d{1,3})\.(\d{1,3})(?:\.(\d{1,3}))?(?![0-9.])", release)
+    # a fourth number is the builder's (6.6.87.2-microsoft-standard-WSL2); what else follows is set off
+    found = re.match(r"(\d{1,3})\.(\d{1,3})(?:\.(\d{1,3})(?:\.\d{1,5}(?=-))?)?(?:[-+~_ ][ -~]*)?\Z", release, re.ASCII)
     if found is None:
         raise ValueError(f"kernel {shown(release)}: no version; known are {_known()}")
     return f"{int(found[1])}.{int(found[2])}.{int(found[3] or 0)}"
@@ -277,15 +278,16 @@ def find(release: str, version: str = "") -> Found:
     >>> find("6.6.30").note
     'Linux 6.6.30 was not seen: answered as 6.1.170, the nearest version that was'
     """
-    if not isinstance(release, str):
-        raise TypeError(f"kernel {shown(release)}: must be a version, a text")
+    for what, text in (("kernel", release), ("version", version)):
+        if not isinstance(text, str):
+            raise TypeError(f"{what} {shown(text)}: must be a text")
     full = full_version(release, version)
     if full in PROFILES:
         return Found(PROFILES[full], True, "")
     numbers = _numbers(full)
     seen = [_numbers(one) for one in PROFILES]
     if not min(seen)[:2] <= numbers[:2] <= max(seen)[:2]:
-        raise ValueError(f"kernel {shown(full)}: none like it was seen; known are {_known()}")
+        raise ValueError(f"kernel {shown(release)}: none like it was seen; known are {_known()}")
     nearest = min(PROFILES, key=lambda known: _distance(numbers, _numbers(known)))
     return Found(PROFILES[nearest], False, f"Linux {full} was not seen: answered as {nearest}, the nearest version that was")
 

@@ -148,7 +148,8 @@ class Outside:
         """
         if not isinstance(mm, Mm) or mm.host is not self:
             raise ValueError(f"mm {shown(mm)}: must be an Mm of this Host")
-        pfn = int(mm.read_pfns(as_int(addr, "addr") & -layout.PAGE_SIZE, 1)[0])
+        addr = as_int(addr, "addr")
+        pfn = int(mm.read_pfns(addr & -layout.PAGE_SIZE, 1)[0]) if addr < mm.task_size else -1
         if not 0 <= pfn < self.nr_frames or self._arrays["f_flags"][pfn] & Frame.ZERO:
             check(-errno.EFAULT, f"pin at {addr:#x}: no page to pin")
         _doors.pin(self.world, pfn)
@@ -202,11 +203,12 @@ class Outside:
         """
         if not isinstance(mm, Mm) or mm.host is not self:
             raise ValueError(f"mm {shown(mm)}: must be an Mm of this Host")
-        addr, length = as_int(addr, "addr"), as_int(length, "length", 1, 1 << 47)
+        addr, length = as_int(addr, "addr"), as_int(length, "length", 1)
         start = addr & -layout.PAGE_SIZE
         n = ((addr + length + layout.PAGE_SIZE - 1) >> layout.PAGE_SHIFT) - (start >> layout.PAGE_SHIFT)
         if n > self.nr_frames:
-            raise ValueError(f"length {shown(length)}: more pages than this Host has frames")
+            # somewhere there must be pages that can't be stored to
+            check(-errno.EFAULT, f"dma_pin at {addr:#x}, {length} bytes: more pages than this Host has frames")
         pfns = np.empty(n, np.int64)
         check(_doors.dma_pin(self.world, mm.number, start, pfns), f"dma_pin at {addr:#x}")
         return pfns

@@ -1,5 +1,7 @@
 """Pages in the hands of devices, by Python: what the recordings of pins don't show."""
 
+import errno
+
 import hostcheck
 import numpy as np
 import pytest
@@ -65,6 +67,13 @@ def test_what_may_not_be_stored_to_is_not_given_to_a_device():
         host.dma_pin(mm, AT, 5 * PAGE)
     with pytest.raises(OSError):
         host.dma_pin(mm, AT + 7 * PAGE, 2 * PAGE)
+    for length in (PAGE * host.nr_frames * 2, 1 << 52, (1 << 64) - 1):
+        with pytest.raises(OSError) as caught:
+            host.dma_pin(mm, AT, length)
+        assert caught.value.errno == errno.EFAULT and str(length) in str(caught.value)
+    for addr in (mm.task_size, 1 << 63, (1 << 64) - 1):
+        with pytest.raises(OSError, match=f"pin at {addr:#x}"):
+            host.pin(mm, addr)
     hostcheck.check(host)
 
 

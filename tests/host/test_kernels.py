@@ -53,7 +53,7 @@ def test_a_kernel_that_was_seen_is_known_by_its_full_version(release, version, a
     [
         ("6.12.50", "6.12.43"), ("6.12.100", "6.12.117"), ("6.12.200", "6.12.117"),  # within a series by patches
         ("5.15.1", "5.10.223"), ("6.2", "6.1.170"), ("6.13.4", "6.12.43"), ("6.15", "6.16.12"), ("6.18.1", "6.18.15"),
-        ("7.3.90", "7.3.4"), ("5.10.1", "5.10.223"),
+        ("7.3.90", "7.3.4"), ("5.10.1", "5.10.223"), ("6.6.87", "6.1.170"),
     ],
 )  # fmt: skip
 def test_what_lies_between_is_answered_with_the_nearest_and_says_so(version, answer):
@@ -62,6 +62,19 @@ def test_what_lies_between_is_answered_with_the_nearest_and_says_so(version, ans
     assert version in found.note and answer in found.note
     with pytest.warns(UserWarning, match=f"answered as {answer}"):
         assert Host(64, kernel=version).kernel.version == answer
+
+
+@pytest.mark.parametrize("release", ["6.6.87.2-microsoft-standard-WSL2", "6.6.87_1", "6.6.87 (tainted)", "6.6.87-rc1+"])
+def test_what_builders_add_says_nothing_of_the_version(release):
+    assert kernels.find(release).profile.version == "6.1.170"
+
+
+@pytest.mark.parametrize("release", ["6.18.44foo", "6.1.192;x", "6.18.44\0", "6.18,44", "\u0666.\u0661.\u0661", "6.1.192\n"])
+def test_what_only_begins_like_a_version_is_none(release):
+    with pytest.raises(ValueError, match="no version"):
+        kernels.find(release)
+    with pytest.raises(TypeError, match="version None: must be a text"):
+        kernels.find("6.1.192", None)
 
 
 @pytest.mark.parametrize("version", ["4.19.1", "8.0", "7.4.0", "", "six", "6", "6.x", "-6.1.1", "6.1.192.3", "9999.1"])
