@@ -95,10 +95,13 @@ def run(args: argparse.Namespace) -> int:
     names = list(dict.fromkeys(args.controllers or [ALONE]))
     with Meter() as meter:
         capture = memory_of(args, meter)
-        runs = []
+        runs, notes = [], []
         for number, name in enumerate(names):
             meter("controllers run", number, len(names))
-            runs.append((name, simulated(capture, name, args.seconds, every, knobs, costs, int(total), args.mark, args.fresh)))
+            rows, refused = simulated(capture, name, args.seconds, every, knobs, costs, int(total), args.mark, args.fresh)
+            runs.append((name, rows))
+            if refused:
+                notes.append(f"{name}: KSM refused {refused} settings, as it does of pages_to_scan while the advisor is on.")
     if args.png is not None:
         with charts.style():
             drawn = charts.figure(8.4, 3.4)
@@ -107,12 +110,14 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         report.print_json({
             "seconds": args.seconds, "costs": costs.source, "memory_bytes": int(total),
-            "runs": [{"controller": name, **_columns(rows)} for name, rows in runs],
+            "runs": [{"controller": name, **_columns(rows)} for name, rows in runs], "notes": notes,
         })  # fmt: skip
         return FINE
     screen = Screen()
     for name, rows in runs:
         show(screen, name, rows)
+    for note in notes:
+        screen.paragraph(note)
     screen.paragraph(f"ksmd's work costs as {costs.source} ({report.printable(costs.machine)}).")
     return FINE
 
@@ -124,7 +129,7 @@ def _machine() -> float:
 def simulated(
     capture: MemoryCapture, controller: str, seconds: float, every: float, knobs: dict[str, object], costs: Costs, total: int,
     mark: str = "auto", fresh: bool = False,
-) -> RecordArray:  # fmt: skip
+) -> tuple[RecordArray, int]:  # fmt: skip
     """Load a capture and let time pass.
 
     Parameters
@@ -143,7 +148,8 @@ def simulated(
 
     Returns
     -------
-    ndarray of host.running.RUN_DTYPE
+    ndarray of host.running.RUN_DTYPE, int
+        The rows, and how many settings of the controller KSM refused.
 
     Raises
     ------
@@ -162,7 +168,8 @@ def simulated(
         who = [CONTROLLERS[controller]()]
     else:
         who = [CONTROLLERS[controller](total=total)]
-    return host.run(seconds, every=every, controllers=who, costs=costs, prefix=capture.prefix)
+    rows = host.run(seconds, every=every, controllers=who, costs=costs, prefix=capture.prefix)
+    return rows, sum(getattr(one, "refused", 0) for one in who)
 
 
 def _columns(rows: RecordArray) -> dict[str, Any]:

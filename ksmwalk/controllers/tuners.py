@@ -33,9 +33,12 @@ class _Tuner:
     ----------
     interval : float
         Seconds from one look to the next.
+    refused : int
+        Settings that KSM refused, as it does of `pages_to_scan` while the advisor is on. It goes on, as a script does.
     """
 
     interval: float
+    refused: int = 0
 
     def __init__(
         self, interval: float, boost: int, decay: int, least: int, most: int, sleep_ms: float, total: int | None
@@ -55,7 +58,10 @@ class _Tuner:
         sleep = max(_LEAST_SLEEP, min(int(self._sleep_ms * _SCALE / max(1, of)), _MOST))
         for name, value in (("sleep_millisecs", sleep), ("pages_to_scan", pages), ("run", 1)):
             if getattr(host.ksm, name) != value:
-                host.ksm.write(name, value)
+                try:
+                    host.ksm.write(name, value)
+                except OSError:
+                    self.refused += 1
 
     def _stop(self, host: Host) -> None:
         if host.ksm.run == 1:

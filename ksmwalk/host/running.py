@@ -151,6 +151,8 @@ def _seconds(value: object, name: str, least: float) -> float:
 class Running:
     """What a Host does in time."""
 
+    _running = False
+
     def run(
         self,
         seconds: float,
@@ -209,6 +211,8 @@ class Running:
             As `Ksm.do_scan`.
         OSError
             As `Player.apply`; the index of the event is that over all arrays of the workload.
+        RuntimeError
+            Called by a workload, a controller or a policy of this Host while it runs.
 
         Examples
         --------
@@ -230,6 +234,8 @@ class Running:
         Models: ksmd of Linux 6.18 on a machine that is idle otherwise. Differs: see `ksm.clock.Clock`.
         """
         host = cast("Host", self)
+        if host._running:
+            raise RuntimeError("the Host runs already: a workload can't let time pass in the midst of it")
         length = round(_seconds(seconds, "seconds", 0.0) * _S)
         step = round(_seconds(every, "every", 1e-3) * _S)
         hz = as_int(hz, "hz", 1, 100_000)
@@ -244,7 +250,11 @@ class Running:
         # (when, whose turn, number of it): controllers before the row
         turns = [*_turns(controllers, host), (0, len(controllers))]
         heapq.heapify(turns)
-        return _run(host, clock, due, turns, controllers, length, step)
+        host._running = True
+        try:
+            return _run(host, clock, due, turns, controllers, length, step)
+        finally:
+            host._running = False
 
 
 def _turns(controllers: Sequence[Controller], host: Host) -> list[tuple[int, int]]:

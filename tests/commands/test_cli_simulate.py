@@ -60,8 +60,16 @@ def test_controllers_are_replayed_against_the_same_memory(run):
     assert runs["alone"]["pages_to_scan"] == [100] * 11
     assert runs["ksmtuned"]["pages_to_scan"][3] == 300 and runs["mom"]["pages_to_scan"][1] == 700
     assert runs["kubevirt"]["run"][:9] == [0] * 9 and runs["kubevirt"]["run"][9:] == [1, 1]
-    assert runs["advisor"]["pages_to_scan"][0] == 500
+    assert runs["advisor"]["pages_to_scan"][0] == 500 and found["notes"] == []
     assert len({run("--seconds", 10, "--json", *words)[1] for _ in range(2)}) == 1
+
+
+def test_what_the_advisor_does_not_let_others_set_is_said(run):
+    words = ("--seconds", 130, "--memory", 0.001, "--set", "advisor_mode=scan-time", "--controller", "ksmtuned")
+    code, out, _ = run(*words)
+    said = "ksmtuned: KSM refused 2 settings, as it does of pages_to_scan while the advisor is on."
+    assert code == 0 and said in " ".join(out.split())
+    assert json.loads(run(*words, "--json")[1])["notes"][0].startswith("ksmtuned: KSM refused 2")
 
 
 def test_a_picture(run, tmp_path):

@@ -122,6 +122,18 @@ def test_the_advisor_is_switched_on_and_left_alone():
 
 
 @pytest.mark.parametrize("name", ["ksmtuned", "mom", "kubevirt"])
+def test_what_the_advisor_holds_is_refused_and_the_run_goes_on(name):
+    """As a script's echo fails, and the script does not."""
+    host = Host(1 << 15)
+    for _ in range(3):
+        process(host, 4000)
+    controller = CONTROLLERS[name](total=14_000 * P, interval=5)
+    rows = host.run(60, controllers=[ScanTime(target_scan_time=100), controller])
+    assert controller.refused > 0 and len(rows) == 61
+    assert host.ksm.advisor_mode == "scan-time" and rows["pages_sharing"][-1] == 8000
+
+
+@pytest.mark.parametrize("name", ["ksmtuned", "mom", "kubevirt"])
 def test_in_a_run_memory_comes_free_and_ksmd_calms_down(name):
     host = Host(1 << 15)
     for _ in range(3):

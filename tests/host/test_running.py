@@ -180,6 +180,15 @@ def test_a_run_is_the_same_in_one_or_in_pieces(one, other, writes, pages, cuts, 
     np.testing.assert_array_equal(joined["pages_sharing"], rows["pages_sharing"])
 
 
+def test_time_passes_once():
+    host, _ = scanning()
+    twin, _ = scanning()
+    with pytest.raises(RuntimeError, match="runs already"):
+        host.run(6, [(2, lambda host: host.run(1))])
+    twin.run(2)
+    assert host.ksm.now_ms == twin.ksm.now_ms and host.run(4).tobytes() == twin.run(4).tobytes()
+
+
 def test_events_come_before_controllers_and_those_before_the_row():
     host, order = Host(1024), []
 
