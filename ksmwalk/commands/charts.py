@@ -29,6 +29,11 @@ INK, FAINT, GRID, GROUND = "#24292f", "#656d76", "#d8dee5", "#fffffe"
 DARK = {INK: "#e6edf3", FAINT: "#9aa4af", GRID: "#363d46", GROUND: "#0d1117"}
 #: and those that are seen on both
 MAIN, REST, WARM = "#2f81d7", "#9aa5b1", "#d9822b"
+_DASHES = ("-", "--", ":", "-.")
+_LINES = [
+    (MAIN, "-", "o"), (WARM, "-", "s"), ("#2da06b", "-", "^"), ("#a45bc4", "--", "D"), ("#cf4f5f", "--", "v"),
+    ("#8c6d3f", "--", "P"), (REST, ":", "X"),
+]  # fmt: skip
 
 DPI = 130
 _LONGEST_NAME = 24
@@ -103,6 +108,8 @@ def dark_rules() -> str:
 def short(name: str, longest: int = _LONGEST_NAME) -> str:
     """A name from outside as a label: printable, and cut in its middle."""
     text = report.printable(name)
+    if text.startswith("_"):
+        text = f" {text}"  # matplotlib leaves others out of legends
     if len(text) <= longest:
         return text
     front = (longest - 1) // 2
@@ -124,6 +131,12 @@ def sizes(axis: Any) -> None:
 
 def _unit(seconds: float) -> tuple[str, float]:
     return next(((name, each) for name, each in reversed(_UNITS) if seconds >= 2 * each), _UNITS[0])
+
+
+def line_of(number: int) -> tuple[str, str, str]:
+    """Colour, dashes and marker of the line with this number: all are told apart without colours too."""
+    colour, dashes, marker = _LINES[number % len(_LINES)]
+    return colour, _DASHES[(_DASHES.index(dashes) + number // len(_LINES)) % len(_DASHES)], marker
 
 
 def freed_over_time(axes: Axes, rows: np.ndarray) -> None:
@@ -165,10 +178,11 @@ def memory_over_time(axes: Axes, runs: Sequence[tuple[str, np.ndarray]]) -> None
     """
     axes.set_title("Memory in use over time")
     name, each = _unit(max(float(rows["time"][-1]) for _, rows in runs))
-    styles = ("-", "--", ":", "-.")
     for number, (label, rows) in enumerate(runs):
-        colour = MAIN if number == 0 else INK
-        axes.plot(rows["time"] / each, rows["frames_used"] * 4096, color=colour, lw=2, ls=styles[number % 4], label=label)
+        colour, dashes, _ = line_of(number)
+        # those that come first are wider, so that they are seen below others that go the same way
+        width = 2 + 1.2 * (len(runs) - 1 - number)
+        axes.plot(rows["time"] / each, rows["frames_used"] * 4096, color=colour, lw=width, ls=dashes, label=label)
     axes.set_xlabel(name)
     axes.set_xlim(0, None)
     axes.set_ylim(0, max(int(rows["frames_used"].max()) for _, rows in runs) * 4096 * 1.08)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..estimates.comparing import Followed, compare
-from ..estimates.estimate import MARKS
+from ..estimates.estimate import MARKS, numbers_of, tunables_of
 from ..gate import shown
 from ..ksm.costs import Costs
 from ..layout import PAGE_SIZE
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _DOMAINS = ("user", "container", "process")
 _MOST_SCANS = 100_000
+_PACE = ("pages_to_scan", "sleep_millisecs", "smart_scan")
 # columns that give way on a narrow screen, the highest number first
 _RANKS = {"skipped": 4, "to 90 %": 3, "broken": 2, "examined": 1}
 
@@ -98,6 +99,9 @@ def policy_of(word: str) -> Policy:
     spec = importlib.util.spec_from_file_location(os.path.basename(path)[:-3], path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    folder = os.path.dirname(os.path.abspath(path))
+    if folder not in sys.path:
+        sys.path.append(folder)  # what stands beside it may be imported, now and while it runs
     with _of_policy(f"--policy {shown(word)}: {path} can't be run"):
         spec.loader.exec_module(module)
     made = getattr(module, name, None)
@@ -153,6 +157,7 @@ def run(args: argparse.Namespace) -> int:
     costs = Costs.load(args.costs)
     with Meter() as meter:
         capture = memory_of(args, meter)
+    knobs = numbers_of(tunables_of(capture, given))
     with Meter() as meter, contextlib.redirect_stdout(sys.stderr), _in_files(words):
         found = compare(
             capture, policies, scans=args.scans, mark=args.mark, knobs=given, domain=args.domain, costs=costs,
@@ -165,10 +170,12 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         report.print_json({
             "policies": [one.to_json() for one in found], "scans": args.scans, "costs": costs.source,
-            "processes": len(capture.processes), "notes": list(capture.notes),
+            "processes": len(capture.processes), "knobs": knobs, "notes": list(capture.notes),
         })  # fmt: skip
     else:
-        show(Screen(), found)
+        screen = Screen()
+        show(screen, found)
+        screen.paragraph("At " + ", ".join(f"{name} {knobs[name]}" for name in _PACE) + ", unless a policy has a pace of its own.")
     return FINE
 
 

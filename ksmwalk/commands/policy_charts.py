@@ -9,13 +9,7 @@ import numpy as np
 from ..estimates.comparing import Followed
 from ..layout import PAGE_SIZE
 from . import charts, report
-from .charts import FAINT, MAIN, REST, WARM
-
-#: a line each, told apart without colours too
-_LINES = [
-    (MAIN, "-", "o"), (WARM, "-", "s"), ("#2da06b", "-", "^"), ("#a45bc4", "--", "D"), ("#cf4f5f", "--", "v"),
-    ("#8c6d3f", "--", "P"), (REST, ":", "X"),
-]  # fmt: skip
+from .charts import FAINT, MAIN
 
 
 def freed_by_cpu(axes: Any, found: list[Followed]) -> None:
@@ -30,7 +24,7 @@ def freed_by_cpu(axes: Any, found: list[Followed]) -> None:
     last = max(float(one.rows["cpu_seconds"][-1]) for one in found)
     name, each = (("ms", 1e-3) if last < 1 else ("seconds", 1.0) if last < 300 else ("minutes", 60.0))
     for number, one in enumerate(found):
-        colour, line, marker = _LINES[number % len(_LINES)]
+        colour, line, marker = charts.line_of(number)
         x = np.concatenate([[0], one.rows["cpu_seconds"]]) / each
         y = np.concatenate([[0], one.rows["freed"]]) * PAGE_SIZE
         # those that come first are wider, so that they are seen below others that go the same way

@@ -86,6 +86,8 @@ def follow(
     ------
     BadEntryError, ArenaFullError
         As `Ksm.full_scan`; what a method of the policy raises.
+    ValueError
+        No page a batch, so that no scan ends.
 
     Models: nothing of Linux, it only calls what does. Differs: nothing known.
     """
@@ -99,7 +101,7 @@ def follow(
         write(host, scan, float(so_far["seconds"]))
         so_far["broken"] += max(0, before - _merged(host))
         pages, sleep = ksm.pace()
-        work = count_full_scan(host, pages_to_scan=max(1, pages))
+        work = count_full_scan(host, pages_to_scan=pages)
         seconds = float(ksmd_seconds(work, costs)[0])
         so_far["examined"] += work["visits"]
         so_far["skipped"] += work["skipped"]
@@ -217,6 +219,7 @@ def compare(
         if type(policy) is ByDomain and policy.of is None:
             policy = ByDomain(_domains(loaded, domain))
         name = policy.name or type(policy).__name__
+        policy.processes = {mm.number: one for mm, one in zip(loaded.mms, loaded.capture.processes, strict=True)}
         rows = follow(
             loaded.host, policy, scans=scans, costs=costs, write=_Writes(loaded, writers), each=functools.partial(each, name)
         )

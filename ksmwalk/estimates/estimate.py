@@ -257,7 +257,7 @@ def estimate(
 
     expected, loaded = run(what, counted=True)
     notes += loaded.notes
-    result = Estimate(expected, expected.counters, expected.counters, {}, mark, domain, _shown_knobs(tunables), {}, capture, notes)
+    result = Estimate(expected, expected.counters, expected.counters, {}, mark, domain, numbers_of(tunables), {}, capture, notes)
     result.costs, result.knobs_given = costs, dict(knobs or {})
     result.cost = cost_of(expected, costs, result.knobs)
     if capture.samples == 1 and changing_pages(capture):
@@ -314,7 +314,7 @@ def tunables_of(capture: MemoryCapture, knobs: Mapping[str, object]) -> dict[str
     return {**kept, **{name: value for name, value in knobs.items() if name != "run"}}
 
 
-def _shown_knobs(tunables: Mapping[str, object]) -> dict[str, Any]:
+def numbers_of(tunables: Mapping[str, object]) -> dict[str, Any]:
     """All tunables as numbers (advisor_mode: text), the kernel's defaults where nothing else is said."""
     host = Host(1024)
     for name, value in tunables.items():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import _core
@@ -35,6 +36,9 @@ class Policy:
     ----------
     name : str
         For tables and plots; the class's name if it has none.
+    processes : mapping of int to ProcessCapture
+        Of a capture, by `mm.number`: which process it is (`pid`, `name`, `identity.uid`, ...). `estimates.comparing.compare`
+        sets it.
     SCAN, PAUSE, LEAVE : int
         Answers of `area`: scan it; pass it, with its rmap_items and what is merged kept; pass it, and let its
         rmap_items go.
@@ -72,6 +76,7 @@ class Policy:
     IGNORE: ClassVar[int] = 4
 
     name: str = ""
+    processes: Mapping[int, Any] = MappingProxyType({})
 
     def attach(self, ksm: Ksm) -> None:
         """Called when it is plugged in: the place to set tunables that belong to it."""
@@ -177,6 +182,14 @@ class Chosen:
     _asking: _asking.Asking | None
     _domains: dict[int, int] | None
     _rest: int | None  # milliseconds of sleep after the batch under way, as the policy said; None: sleep_millisecs
+
+    @property
+    def host(self) -> Any:
+        """The Host that it belongs to, of whose processes a policy's `attach` or `begin` may want to know.
+
+        Models: nothing of Linux. Differs: nothing known.
+        """
+        return self._bound.live()
 
     @property
     def policy(self) -> Any:

@@ -30,6 +30,12 @@ def test_passes_until_merged_count_every_page_once(axes):
     assert [int(bar.get_height()) for bar in axes.patches] == [5, 0, 100, 20, 75]
 
 
+def test_many_lines_are_told_apart_and_named(axes):
+    assert len({charts.line_of(number) for number in range(28)}) == 28
+    axes.plot([0, 1], label=charts.short("_hidden"))
+    assert [text.get_text() for text in axes.legend().get_texts()] == [" _hidden"]
+
+
 def test_many_passes_are_put_together(axes):
     charts.passes_until_merged(axes, np.arange(41), searched=40, most=3)
     assert [int(bar.get_height()) for bar in axes.patches] == [1, 1, 1, 37, 0]

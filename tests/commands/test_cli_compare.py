@@ -62,7 +62,7 @@ def test_json_has_every_scan(run, kept):
     code, out, _ = run(kept, "--scans", 12, "--policy", "linux", "--policy", "on-request", "--json")
     found = json.loads(out)
     linux, asked = found["policies"]
-    assert code == 0 and found["scans"] == len(linux["scans"]) == 12
+    assert code == 0 and found["scans"] == len(linux["scans"]) == 12 and found["knobs"]["pages_to_scan"] == 100
     assert linux["freed_bytes"] == asked["freed_bytes"] > 0
     assert linux["pages_examined"] > asked["pages_examined"] > 0 and asked["cpu_seconds"] < linux["cpu_seconds"]
     assert linux["scans"][0]["freed"] == 0 < asked["scans"][0]["freed"]
@@ -74,6 +74,36 @@ def test_a_policy_of_ones_own(run, kept, tmp_path):
     file.write_text(MINE)
     code, out, err = run(kept, "--scans", 4, "--policy", f"{file}:Mine", "--policy", f"{file}:Named")
     assert (code, err) == (0, "") and "Mine" in out and "my own" in out
+
+
+def test_it_says_at_which_tunables(run, kept):
+    code, out, _ = run(kept, "--scans", 2, "--policy", "linux", "--set", "pages_to_scan=7")
+    assert code == 0 and "At pages_to_scan 7, sleep_millisecs 20, smart_scan 1" in out
+
+
+def test_no_page_a_batch_ends_no_scan(run, kept, tmp_path):
+    said = "pages_to_scan 0: must be at least 1 for a scan to end"
+    code, out, err = run(kept, "--policy", "linux", "--set", "pages_to_scan=0")
+    assert (code, out) == (2, "") and said in err.replace("\n", " ")
+    file = tmp_path / "idle.py"
+    file.write_text("from ksmwalk.policies import Policy\nclass Idle(Policy):\n    def pace(self, ksm): return 0, 20\n")
+    code, out, err = run(kept, "--policy", f"{file}:Idle")
+    assert (code, out) == (2, "") and said in err.replace("\n", " ")
+
+
+def test_a_policy_knows_the_processes_and_its_files_neighbours(run, kept, tmp_path):
+    (tmp_path / "beside_it.py").write_text("SCANNED = 'web'\n")
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from beside_it import SCANNED\nfrom ksmwalk.policies import Policy\n"
+        "class Web(Policy):\n"
+        "    def order(self, mms): return [number for number in mms.tolist() if self.processes[number].name == SCANNED]\n"
+        "    def begin(self, ksm): assert {mm.number for mm in ksm.host.mm_list} == set(self.processes)\n"
+    )
+    code, out, err = run(kept, "--scans", 3, "--policy", f"{file}:Web", "--policy", "linux", "--json")
+    web, linux = json.loads(out)["policies"]
+    assert (code, err) == (0, "") and 0 < web["freed_bytes"] <= linux["freed_bytes"]
+    assert web["pages_examined"] < linux["pages_examined"]
 
 
 WRONG = """
