@@ -10,6 +10,7 @@ from ..scenarios.replay import stream
 from ..sources.ksm_events import EventsCompared, KsmEvents, compare_events, read_ksm_events
 from . import report
 from .codes import FAILED, FINE
+from .profile import version_of
 from .screen import Screen
 
 
@@ -25,10 +26,13 @@ def run_events(args: argparse.Namespace) -> int:
     int
         0; 1 where an event differs from what is expected.
     """
+    if args.kernel and not args.scenario:
+        raise ValueError("--kernel: needs --scenario")
+    args.kernel = version_of("ksmwalk trace", args.kernel)
     read = read_ksm_events(args.file)
     found = None
     if args.scenario:
-        found = compare_events(read, list(stream(load(args.scenario))))
+        found = compare_events(read, list(stream(load(args.scenario), args.kernel)))
     if args.json:
         print(json.dumps(_to_json(args, read, found)))
     else:
@@ -57,7 +61,8 @@ def _to_json(args: argparse.Namespace, read: KsmEvents, found: EventsCompared | 
 
 def _show(screen: Screen, args: argparse.Namespace, read: KsmEvents, found: EventsCompared | None) -> None:
     said = ", ".join(f"{report.count(n)} {kind}" for kind, n in read.counts().items()) or "none"
-    over = f" over {report.duration(_seconds(read))}" if len(read.events) else ""
+    # without a fraction it is another clock than one of seconds
+    over = f" over {report.duration(_seconds(read))}" if (read.events["time"] % 1).any() else ""
     screen.paragraph(f"{report.printable(args.file)}: {report.count(len(read.events))} events of KSM{over}: {said}")
     if read.others:
         screen.paragraph(f"{report.count(read.others)} other events are passed over.")

@@ -67,6 +67,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="it is text of ksm:* events (trace-cmd report, tracefs, perf script): what they are",
     )  # fmt: skip
     parser.add_argument("--scenario", metavar="FILE.json", help="with --events: hold them against this scenario's, one by one")
+    parser.add_argument(
+        "--kernel", metavar="VERSION", help="with --scenario: the kernel that the model is (default: the recording's, else 6.18.44)"
+    )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.set_defaults(run=run)
 
@@ -90,6 +93,8 @@ def run(args: argparse.Namespace) -> int:
         return ksm_events.run_events(args)
     if args.scenario:
         raise ValueError("--scenario: needs --events")
+    if args.kernel:
+        raise ValueError("--kernel: needs --events and --scenario")
     summary = TraceSummary()
     pieces = watched(iter_trace(args.file, args.kind, fetches=args.fetches), summary)
     outcome = None

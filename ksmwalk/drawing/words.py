@@ -30,7 +30,7 @@ def duration(seconds: float) -> str:
     if seconds >= 300:
         return f"{seconds / 60:.3g} minutes"
     for scale, unit in _TIMES:
-        if seconds >= scale:
+        if seconds >= 0.9995 * scale:
             return f"{seconds / scale:.3g} {unit}"
     return f"{seconds / 1e-9:.3g} ns" if seconds else "0 s"
 

@@ -132,6 +132,9 @@ def _column(
     low, high = int(info.min), int(info.max)
     if name == "mm":
         low, high = 0, MAX_IDS - 1
+    elif name == "operation":
+        low, high = 1, max(Operation)
+    named = f", or one of {', '.join(known)}" if known else ""
     values: list[int] = []
     for word in words:
         try:
@@ -140,6 +143,6 @@ def _column(
             value = high + 1
         if not low <= value <= high:
             line = number + _lines_of(rows[: len(values)])
-            raise file.bad(f"line {line}: {name} {shown(word)}: must be from {low} to {high}") from None
+            raise file.bad(f"line {line}: {name} {shown(word)}: must be from {low} to {high}{named}") from None
         values.append(value)
     events[name] = values

@@ -19,6 +19,7 @@ from ..errors import KsmwalkError
 from ..gate import shown
 from ..scenarios.records import Record
 from ..signatures import RecordArray
+from .traces import DAMAGED, unpacked
 
 __all__ = ["KINDS", "KSM_EVENT", "EventsCompared", "KsmEvents", "compare_events", "read_ksm_events"]
 
@@ -39,7 +40,12 @@ _LINE = re.compile(
     r"(?:[^\s:\[]{1,12}\s+)?(?P<time>\d{1,15}(?:\.\d{1,9})?):\s+(?:(?P<system>[\w-]{1,64}):)?(?P<name>\w{1,64}):?\s*(?P<fields>.*)"
 )
 _HEADER = re.compile(r"#.*|\s*|cpus=\d{1,5}|version = \d{1,5}|trace-cmd version .*|CPU \d{1,5} is empty")
-_LOST = re.compile(r"\s*(?:CPU:\d{1,5} \[(?:LOST|\d{1,20}) .*EVENTS.*\]|.*\bLOST (\d{1,20}) (?:EVENTS|events).*)", re.IGNORECASE)
+_LOST = re.compile(
+    r"\s*(?:CPU:\d{1,5} \[(?:LOST|\d{1,20}) .*EVENTS.*\]|.*\bLOST (\d{1,20}) EVENTS.*|.*\bPERF_RECORD_LOST(?:_SAMPLES)?\b.*)",
+    re.IGNORECASE,
+)
+# of a ring buffer that went over its beginning there are fewer events than were written
+_KEPT = re.compile(r"# entries-in-buffer/entries-written: (\d{1,20})/(\d{1,20})\b.*")
 _N, _P = r"(\d{1,20})", r"((?:0x)?[0-9a-fA-F]{1,16})"
 _ERR = r"(-?\d{1,5})"
 _FIELDS = {
@@ -87,7 +93,8 @@ def read_ksm_events(path: str | os.PathLike[str]) -> KsmEvents:
     Parameters
     ----------
     path : path
-        Text of ``trace-cmd report``, ``/sys/kernel/tracing/trace`` or ``perf script``; a regular file or a pipe.
+        Text of ``trace-cmd report``, ``/sys/kernel/tracing/trace`` or ``perf script``; a regular file or a pipe, packed by
+        gzip, xz or bzip2 or not.
 
     Returns
     -------
@@ -106,11 +113,15 @@ def read_ksm_events(path: str | os.PathLike[str]) -> KsmEvents:
     others = lost = size = 0
     numbers: tuple[dict[str, int], dict[str, int]] = {}, {}
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
-    with open(fd, "rb") as file:
-        if not (stat.S_ISREG(mode := os.fstat(fd).st_mode) or stat.S_ISFIFO(mode)):
-            raise KsmwalkError(f"{shown(str(path))}: a file of text is wanted")
+    if not (stat.S_ISREG(mode := os.fstat(fd).st_mode) or stat.S_ISFIFO(mode)):
+        os.close(fd)
+        raise KsmwalkError(f"{shown(os.fspath(path))}: a file of text is wanted")
+    with open(fd, "rb") as there, unpacked(there) as file:
         for number in range(1, 1 << 62):
-            raw = file.readline(_MOST_LETTERS + 1)
+            try:
+                raw = file.readline(_MOST_LETTERS + 1)
+            except DAMAGED as error:
+                raise KsmwalkError(f"{shown(os.fspath(path))}: damaged at line {number}: {error}") from None
             if not raw:
                 break
             size += len(raw)
@@ -121,6 +132,8 @@ def read_ksm_events(path: str | os.PathLike[str]) -> KsmEvents:
                 text = raw.decode("utf-8").rstrip("\r\n")
             except UnicodeDecodeError:
                 where.refuse("no text")
+            if (kept := _KEPT.fullmatch(text)) and int(kept[1]) < int(kept[2]):
+                lost += 1
             if _HEADER.fullmatch(text):
                 continue
             if _LOST.fullmatch(text):
@@ -234,7 +247,7 @@ def compare_events(read: KsmEvents, records: Iterable[Record]) -> EventsCompared
     Raises
     ------
     KsmwalkError
-        Events were lost.
+        Events were lost; the scenario has none.
 
     Models: the events of a record. Differs: scans are counted from the first of either side; processes and KSM pages are
     told by the order in which they first appear, and must be the same ones from there on.
@@ -242,6 +255,8 @@ def compare_events(read: KsmEvents, records: Iterable[Record]) -> EventsCompared
     if read.lost:
         raise KsmwalkError(f"events were lost at {read.lost} places of the trace: it can't be held against anything")
     told = [text.split() for record in records for text in record.get("t", ())]
+    if not told:
+        raise KsmwalkError("the scenario gives no event of KSM (kernels before 6.2 have none): there is nothing to hold it against")
     listed = [[one for one in told if (one[0] in ("enter", "exit")) == lists] for lists in (False, True)]
     out, names = EventsCompared(expected=len(told)), _Names()
     place = [0, 0]

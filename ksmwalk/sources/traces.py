@@ -32,6 +32,8 @@ _OPENERS: dict[bytes, Callable[[IO[bytes]], IO[bytes]]] = {
     b"\xfd7zXZ\0": lambda file: cast("IO[bytes]", lzma.open(file)),
     b"BZh": lambda file: cast("IO[bytes]", bz2.open(file)),
 }
+#: what reading a packed file raises that is damaged
+DAMAGED = (EOFError, lzma.LZMAError, zlib.error, OSError)
 #: ChampSim's input_instr, 64 bytes
 CHAMPSIM = np.dtype([
     ("ip", "<u8"), ("is_branch", "u1"), ("branch_taken", "u1"), ("destination_registers", "u1", (2,)),
@@ -177,6 +179,12 @@ def _as_npy(pieces: Iterable[RecordArray], counts: list[int]) -> Iterator[bytes]
 # ------------------------------------------------------------------ files
 
 
+def unpacked(file: io.BufferedReader) -> IO[bytes]:
+    """A file that is at its beginning, or what is packed in it."""
+    head = file.peek(6)[:6]
+    return next((opener(file) for magic, opener in _OPENERS.items() if head.startswith(magic)), file)
+
+
 class _File:
     """A regular file read from its beginning, unpacked where it is packed; `offset`: bytes given so far."""
 
@@ -186,13 +194,8 @@ class _File:
         raw = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK | os.O_NOCTTY))
         self._regular(os.fstat(raw.fileno()))
         self._closing = [raw]
-        self._file = cast("IO[bytes]", raw)
-        head = raw.read(6)
-        raw.seek(0)
-        for magic, opener in _OPENERS.items():
-            if head.startswith(magic):
-                self._file = opener(self._file)
-                self._closing.insert(0, cast(Any, self._file))
+        self._file = unpacked(raw)
+        self._closing.insert(0, cast(Any, self._file))
         self._ahead = b""
 
     def _regular(self, info: os.stat_result) -> None:
@@ -222,7 +225,7 @@ class _File:
     def _read(self, size: int) -> bytes:
         try:
             return self._file.read(size)
-        except (EOFError, lzma.LZMAError, zlib.error, OSError) as error:
+        except DAMAGED as error:
             raise self.bad(f"damaged after {self.offset:,} unpacked bytes: {error}") from None
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
@@ -324,6 +327,10 @@ def _npy(file: _File, how: _How) -> Iterator[RecordArray]:
             raise file.bad(f"truncated: {count:,} events were written, it ends in event {done + len(data) // dtype.itemsize:,}")
         part = np.frombuffer(data, dtype)
         if dtype == TRACE_EVENT:
+            operation = part["operation"]
+            if len(none := np.flatnonzero((operation < 1) | (operation > max(Operation)))):
+                at = int(none[0])
+                raise file.bad(f"event {done + at:,}: operation {operation[at]}: must be from 1 to {max(Operation)}")
             yield part
         else:
             yield _converted(file, part, done)
@@ -382,7 +389,7 @@ class TraceSummary:
     pages, written : int
         Pages of 4 KiB that were accessed, and of these those stored to.
     footprint : list of (float, int)
-        Seconds since the beginning and pages accessed until then, a pair a piece.
+        Seconds that the events so far span, and pages that they accessed, a pair a piece.
     """
 
     def __init__(self) -> None:
@@ -412,7 +419,7 @@ class TraceSummary:
             for kept, part in ((self._pages, mine), (self._written, mine[mine["operation"] == Operation.WRITE])):
                 pages = np.unique(part["addr"] // PAGE_SIZE)
                 kept[number] = np.union1d(kept[number], pages) if number in kept else pages
-        self.footprint.append(((last - self._span[0]) / 1e9, self.pages))
+        self.footprint.append((self.seconds, self.pages))
 
     @property
     def processes(self) -> int:

@@ -1,6 +1,9 @@
 """KSM's events traced elsewhere: three forms of text, hostile ones, and comparison event by event."""
 
+import bz2
+import gzip
 import json
+import lzma
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +101,47 @@ def test_lost_events_can_not_be_compared(tmp_path):
     assert (read.lost, len(read.events)) == (1, 2)
     with pytest.raises(KsmwalkError, match="lost"):
         compare_events(read, [])
+
+
+@pytest.mark.parametrize(
+    "line", ["# entries-in-buffer/entries-written: 3/100   #P:4", "ksmd 37 [000] 100.000000: PERF_RECORD_LOST lost 12"]
+)
+def test_other_ways_to_say_that_events_are_lost(line, tmp_path):
+    assert read_ksm_events(written(tmp_path / "t", line, ONE)).lost == 1
+    assert read_ksm_events(written(tmp_path / "u", "# entries-in-buffer/entries-written: 3/3   #P:4", ONE)).lost == 0
+
+
+def test_a_scenario_without_events_is_nothing_to_be_held_against(capsys, tmp_path):
+    file = str(written(tmp_path / "t", ONE))
+    with pytest.raises(KsmwalkError, match="no event of KSM"):
+        compare_events(read_ksm_events(file), [{"op": ["step"]}])
+    scenario = ["--scenario", str(TESTS / "golden" / "fork_ksm.json")]
+    assert main(["trace", file, "--events", *scenario, "--kernel", "6.1.192"]) == 2
+    assert "no event of KSM" in capsys.readouterr().err
+    assert main(["trace", file, "--events", *scenario, "--kernel", "none"]) == 2
+    assert "--kernel: kernel 'none'" in capsys.readouterr().err
+    assert main(["trace", file, "--events", "--kernel", "6.1.192"]) == 2
+
+
+@pytest.mark.parametrize("packer", [gzip, lzma, bz2])
+def test_packed_text_is_unpacked_or_refused(packer, tmp_path):
+    whole = packer.compress((ONE + "\n").encode() * 400)
+    (tmp_path / "t").write_bytes(whole)
+    assert len(read_ksm_events(tmp_path / "t").events) == 400
+    (tmp_path / "t").write_bytes(whole[:-9])
+    with pytest.raises(KsmwalkError, match="damaged at line"):
+        read_ksm_events(tmp_path / "t")
+
+
+def test_a_directory_is_named(tmp_path):
+    with pytest.raises(KsmwalkError, match=str(tmp_path)):
+        read_ksm_events(tmp_path)
+
+
+def test_times_without_a_fraction_are_no_seconds(tmp_path, capsys):
+    lines = [ONE.replace("100.100001", str(n)) for n in (100_000_001, 100_100_042)]
+    assert main(["trace", str(written(tmp_path / "t", *lines)), "--events"]) == 0
+    assert "2 events of KSM: 2 start" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("file", [file for file, _, _ in REAL])

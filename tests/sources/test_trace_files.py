@@ -90,7 +90,9 @@ def test_csv_takes_names_for_numbers_and_columns_in_any_order(tmp_path):
         (b"operation,addr,size\n", "line 1: column 'size'"),
         (b"operation,addr,addr\n", "line 1"),
         (b"operation,addr\nread,1\nread\n", "line 3: 1 columns"),
-        (b"operation,addr\nread,1\njump,1\n", "line 3: operation 'jump'"),
+        (b"operation,addr\nread,1\njump,1\n", "line 3: operation 'jump': must be from 1 to 7, or one of read, write, map"),
+        (b"operation,addr\nread,1\n8,1\n", "line 3: operation '8'"),
+        (b"operation,addr,arg\nadvise,1,MADV_X\n", "line 2: arg 'MADV_X': must be from 0 to 65535, or one of .*mergeable"),
         (b"operation,addr\nread,1\nread,-1\n", "line 3: addr '-1'"),
         (b"operation,addr\nread,1.5\n", "line 2: addr '1.5'"),
         (b"operation,addr,mm\nread,1,4194304\n", "line 2: mm '4194304'"),
@@ -142,6 +144,16 @@ def test_npy_of_some_fields_and_other_integers_is_taken(tmp_path):
 def test_npy_of_something_else_is_refused(tmp_path, array):
     np.save(tmp_path / "t.npy", array, allow_pickle=True)
     with pytest.raises(BadTrace, match="dtype|no .npy"):
+        read_trace(tmp_path / "t.npy")
+
+
+@pytest.mark.parametrize("operation", [0, 8, 99])
+def test_an_operation_that_there_is_not_is_refused_by_its_event(tmp_path, operation, monkeypatch):
+    events = trace_events("read", addr=np.arange(5, dtype=np.uint64) * PAGE)
+    events["operation"][3] = operation
+    np.save(tmp_path / "t.npy", events)
+    monkeypatch.setattr(traces, "_PIECE", 2 * events.itemsize)
+    with pytest.raises(BadTrace, match=f"event 3: operation {operation}: must be from 1 to 7"):
         read_trace(tmp_path / "t.npy")
 
 
@@ -403,4 +415,5 @@ def test_a_summary_counts_what_plain_sets_count(rows, cut):
     assert sum(summary.operations.values()) == len(rows)
     times = [row[0] for row in rows]
     assert summary.seconds == ((max(times) - min(times)) / 1e9 if rows else 0)
-    assert not rows or summary.footprint[-1][1] == len(pages)
+    assert not rows or summary.footprint[-1] == (summary.seconds, len(pages))
+    assert summary.footprint == sorted(summary.footprint)
