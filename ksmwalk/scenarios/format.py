@@ -245,7 +245,10 @@ def load(path: str | Path) -> Recording:
         raise ScenarioError(f"{path}: byte {error.start}", "not UTF-8", error.object[error.start : error.end]) from None
     where = str(path)
     try:
-        made = json.loads(text, parse_constant=lambda word: _refuse(where, "no number of JSON", word))
+        made = json.loads(
+            text, parse_constant=lambda word: _refuse(where, "no number of JSON", word),
+            object_pairs_hook=lambda pairs: _once(where, pairs),
+        )  # fmt: skip
     except json.JSONDecodeError as error:
         at, seen = f"{path}: line {error.lineno} column {error.colno}", error.doc[error.pos :][:20]
         raise ScenarioError(at, error.msg, seen) from None
@@ -261,6 +264,15 @@ def load(path: str | Path) -> Recording:
 
 def _refuse(where: str, what: str, value: object) -> NoReturn:
     raise ScenarioError(where, what, value)
+
+
+def _once(where: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON in which each name stands once."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        _refuse(where, "stands twice in one object", next(name for name in names if names.count(name) > 1))
+    return made
 
 
 def _check_depth(where: str, data: object) -> None:

@@ -162,6 +162,8 @@ def PROCESS(check: Check, op: Op, value: object) -> str:
 def NEWBORN(check: Check, op: Op, value: object) -> str:
     """One that this operation makes."""
     name = _name(check, value)
+    if name == "ksmd":
+        check.fail("no name for a process: it is the daemon's", value)
     if name in check.alive:
         check.fail("there is a process of this name already", value)
     check.alive.add(name)
@@ -220,7 +222,7 @@ def OPTIONS(check: Check, op: Op, value: object) -> dict[str, Any]:
 
 
 def _switch(check: Check, what: str, value: object) -> int:
-    if not isinstance(value, int) or value not in (0, 1):
+    if isinstance(value, bool) or not isinstance(value, int) or value not in (0, 1):
         check.fail(f"{what} is 0 or 1, not", value)
     return int(value)
 

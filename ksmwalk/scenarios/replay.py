@@ -216,6 +216,7 @@ class Replay(HugePages, Life, Locks, NodeOps, Pins, Swapping):
             for name in row(op).processes(op):
                 if name not in self.live:
                     raise ScenarioError(where, "its fork failed, so there is no process", name)
+                self.not_waiting(where, name, op)
             if self.scenario.settle:
                 self.host.drain()
             try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -90,6 +90,11 @@ class Life:
     def do_vfork(self, name: str, child: str) -> None:
         self.do_clone(name, child)
         self.away[name] = child
+
+    def not_waiting(self, where: str, name: str, op: list[Any]) -> None:
+        """Refuse to have anything done by a process that waits for its vfork child."""
+        if op[0] != "vforked" and name in self.away:
+            raise ScenarioError(where, "it waits for its vfork child and does nothing", name)
 
     def do_vforked(self, name: str) -> None:
         """The parent goes on: it did nothing meanwhile."""

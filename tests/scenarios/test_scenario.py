@@ -13,6 +13,7 @@ from ksmwalk.scenarios import records
 from ksmwalk.scenarios.compare import first_difference, states, without_events
 from ksmwalk.scenarios.format import Scenario, ScenarioError, dumps, load, recording_from_json, scenario_from_json
 from ksmwalk.scenarios.records import ANON, HUGE, KSM, OTHER, SWAP, ZERO, Recorder
+from ksmwalk.scenarios.replay import replay
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("*.json"))
 KINDS = {"a": ANON, "k": KSM, "h": HUGE, "z": ZERO, "f": OTHER, "s": SWAP}
@@ -352,6 +353,8 @@ START = [["spawn", "A"], ["mmap", "A", 16, 4]]
         (["mmap", "B", 1, 1], "B"),
         (["spawn", "A"], "A"),
         (["spawn", "a b"], "a b"),
+        (["spawn", "ksmd"], "ksmd"),
+        (["mmap", "A", 1, 1, {"shared": True}], True),
         (["fork", "A", "A"], "A"),
         (["exit", "C"], "C"),
         (["madvise", "A", 1, 1, "mergable"], "mergable"),
@@ -398,6 +401,23 @@ def test_a_bad_file_is_named(data, value):
     with pytest.raises(ScenarioError) as caught:
         recording_from_json(data, "some.json")
     assert caught.value.value == value and "some.json" in str(caught.value)
+
+
+def test_a_name_stands_once_in_an_object(tmp_path):
+    file = tmp_path / "twice.json"
+    file.write_text('{"ops":[],"ops":[["spawn","A"]]}')
+    with pytest.raises(ScenarioError, match="stands twice") as caught:
+        load(file)
+    assert caught.value.value == "ops" and str(file) in str(caught.value)
+
+
+def test_who_waits_for_a_vfork_child_does_nothing():
+    ops = [["spawn", "A"], ["vfork", "A", "C"], ["mmap", "C", 65536, 4]]
+    for last in (["fork", "A", "D"], ["exit", "A"], ["advise", "C", "A", 65536, 1, "cold"]):
+        with pytest.raises(ScenarioError, match="op 3.*waits for its vfork child") as caught:
+            replay(scenario_from_json({"ops": [*ops, last]}))
+        assert caught.value.value == "A"
+    replay(scenario_from_json({"ops": [*ops, ["exit", "C"], ["vforked", "A"], ["fork", "A", "D"]]}))
 
 
 def test_files(tmp_path):
