@@ -38,7 +38,7 @@ class Touched(Contents):
         Models: the accessed bits behind "Referenced" of /proc/PID/smaps, and with `written` the soft-dirty bits of
         /proc/PID/pagemap, of Linux 6.18. Differs: zero pages count as accessed, too, of which smaps says nothing; a page
         that KSM merged since then counts as not written; an area made since then counts only page by page, as it is
-        written to.
+        written to. As in Linux a fork's child takes over what was written, and nothing that was accessed.
 
         Examples
         --------

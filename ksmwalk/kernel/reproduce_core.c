@@ -192,7 +192,7 @@ static void __attribute__((unused)) add_span(int p, u64 vpn, u64 n)
 		its->span[i].n = n;
 }
 
-static void born(int p, int pid, int under)
+static __attribute__((unused)) void born(int p, int pid, int under)
 {
 	process[p].pid = pid;
 	process[p].live = 1;
@@ -226,7 +226,7 @@ static void __attribute__((noreturn)) become(int p)
 	__builtin_unreachable();
 }
 
-static void strip(int p)
+static __attribute__((unused)) void strip(int p)
 {
 	u64 end = ARENA + (1 + NR_PROCESSES) * ROOM;
 

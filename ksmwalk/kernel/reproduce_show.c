@@ -416,7 +416,7 @@ static void show_vmstat(int first)
 
 /* == compare == */
 /* Ends an operation: all that was said of it since is held against the kernel. */
-static void compare(const char *op)
+static __attribute__((unused)) void compare(const char *op)
 {
 	settle();
 	heed_signals(0);

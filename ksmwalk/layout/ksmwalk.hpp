@@ -173,7 +173,7 @@ public:
 
     // Calls what a visitor has of pgd, p4d, pud, pmd, pte(uint64_t &entry, addr, next, kw_walk_state &) and
     // hole(addr, next, depth, kw_walk_state &) for [start, end), vma by vma or as the tables are. They return 0 to go on;
-    // anything else ends the walk and is its answer. What they throw comes through.
+    // more than 0 ends the walk and is its answer, less is thrown as an error of that number. What they throw comes through.
     template <class V> int walk(std::uint64_t start, std::uint64_t end, V &&visitor, bool vmas = true) const {
         using T = std::remove_reference_t<V>;
         detail::Visit<T> visit{visitor, nullptr};
@@ -214,6 +214,8 @@ private:
 class Host {
 public:
     explicit Host(std::int64_t nr_frames, int nr_nodes = 1, int levels = 4, int thp = THP_MADVISE) {
+        if (kw == nullptr)
+            throw std::logic_error("ksmwalk: start() comes first, or kw_import() in a module");
         kw_host *made = nullptr;
         const int code = kw->host_new(nr_frames, nr_nodes, levels, thp, &made);
         take(code, made);

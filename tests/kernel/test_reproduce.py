@@ -71,6 +71,11 @@ def test_it_compiles_and_is_in_the_scenarios_order(name, tmp_path):
     assert text.count("\tcompare(") == recording.scenario.nr_records
 
 
+@pytest.mark.parametrize("ops", [[], [["run", 0]], [["step", 3]]], ids=str)
+def test_without_processes(ops, tmp_path):
+    compiled(reproduce.program(Recording(scenario_from_json({"ops": ops}))), tmp_path)
+
+
 def test_odd_names_and_values(tmp_path):
     text = reproduce.program(Recording(scenario_from_json(ODD)))
     compiled(text, tmp_path)
