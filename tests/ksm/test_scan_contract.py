@@ -9,6 +9,7 @@ import pytest
 from embedding import build
 
 from ksmwalk.host.host import Host
+from ksmwalk.ksm import _engine
 
 PAGE = 4096
 BASE = 1 << 32
@@ -40,6 +41,22 @@ CONSUMER = """
             if between is not None and between():
                 scan_begin(&world.w)
         return done, 0
+
+
+    def twice(World world not None, int64_t n, change):
+        '''n visits, each page examined, changed and examined again.'''
+        cdef int64_t pfn = 0
+        cdef int32_t item
+        cdef int i
+        for i in range(n):
+            scan_begin(&world.w)
+            item = scan_next(&world.w, &pfn)
+            if item <= 0 or examine(&world.w, item, pfn) < 0:
+                return i
+            change(pfn)
+            if examine(&world.w, item, pfn) < 0:
+                return i
+        return n
 """
 
 
@@ -157,3 +174,26 @@ def test_changes_in_mid_batch_come_out_as_between_batches_of_one(consumer, first
             for name in ("work", "cursor"):  # how far a search went on in one table depends on where batches begin
                 del one[name], two[name]
             same(one, two)
+
+
+def test_an_item_leaves_the_tree_with_the_contents_that_it_came_with(consumer):
+    """Examined a second time, after its page has changed: a tree that is built late is still that of the first time."""
+    hosts = []
+    for at_once in (False, True):
+        host = Host(4096)
+        host.ksm.smart_scan = 0
+        _engine.py_trees(host.world, at_once)
+        mm = host.new_mm()
+        mm.mmap(60 * PAGE, BASE)
+        mm.write(BASE, np.random.default_rng(4).permutation(60).astype(np.uint64) + np.uint64(1))
+        mm.madvise(BASE, 60 * PAGE, "mergeable")
+        for _ in range(2):
+            host.ksm.do_scan(60)
+        keys = iter(np.random.default_rng(5).permutation(1000) + 1000)
+        change = lambda pfn, host=host, keys=keys: host.frames.set_key(pfn, int(next(keys)))  # noqa: E731
+        assert consumer.twice(host.world, 20, change) == 20
+        host.ksm.do_scan(30)
+        hosts.append(host)
+    late, built = hosts
+    assert built.world.arrays["trees"][0, 1] != 0
+    same(late.__getstate__()["arrays"], built.__getstate__()["arrays"])
