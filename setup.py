@@ -63,11 +63,11 @@ LDFLAGS = {
     "release": ["-Wl,-s,--build-id=none"],
     "asan": ["-fsanitize=address,undefined"],
 }.get(PROFILE, [])
-# What stands between Python and the loops of other modules, and Cython's own code for buffers with it: small rather than
-# fast, for the wheel's sake. None has a loop that is run for every page of a scan.
+# What stands between Python and the loops of other modules, with Cython's own code for buffers, and what holds a Host against
+# its rules as it is loaded: small rather than fast, for the wheel's sake. None has a loop that is run for every page of a scan.
 SMALL = {
-    "_advice", "_asking", "_capsule", "_domains", "_doors", "_heap", "_lackey", "_load", "_nodes", "_takeover", "_touched",
-    "_watched",
+    "_advice", "_asking", "_capsule", "_check", "_check_frames", "_check_swap", "_domains", "_doors", "_heap", "_lackey",
+    "_load", "_nodes", "_takeover", "_touched", "_watched",
 }
 
 # a static program without libc at a fixed high address: everything below is free for scenarios
