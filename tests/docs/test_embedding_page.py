@@ -53,9 +53,19 @@ def test_a_program_with_a_main_of_its_own(tmp_path, name, compiler, flags):
     assert start(tmp_path / "program", tmp_path) == found[name].output
 
 
+def test_what_comes_before_start_is_an_exception(tmp_path):
+    need("g++")
+    (tmp_path / "early.cpp").write_text(
+        '#include "ksmwalk.hpp"\n#include <cstdio>\n'
+        "int main() { try { ksmwalk::Host host(4096); } catch (const std::logic_error &e) { std::puts(e.what()); } }\n"
+    )
+    command = ["g++", "-std=c++17", "-O0", "early.cpp", "-o", "program", f"-I{ksmwalk.get_include()}", *embedding_flags()]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    assert start(tmp_path / "program", tmp_path) == "ksmwalk: start() comes first, or kw_import() in a module\n"
+
+
 def test_a_cpp_module_that_python_calls(tmp_path):
     need("g++")
     found = files(tmp_path, "rounds.cpp", "setup_rounds.py", "use_rounds.py")
     run(["setup_rounds.py", "-q", "build_ext", "--inplace"], tmp_path)
     assert run(["use_rounds.py"], tmp_path) == found["use_rounds.py"].output
-
