@@ -256,7 +256,7 @@ def compare_events(read: KsmEvents, records: Iterable[Record]) -> EventsCompared
         raise KsmwalkError(f"events were lost at {read.lost} places of the trace: it can't be held against anything")
     told = [text.split() for record in records for text in record.get("t", ())]
     if not told:
-        raise KsmwalkError("the scenario gives no event of KSM (kernels before 6.2 have none): there is nothing to hold it against")
+        raise KsmwalkError("the scenario gives no event of KSM (older kernels have none): there is nothing to hold it against")
     listed = [[one for one in told if (one[0] in ("enter", "exit")) == lists] for lists in (False, True)]
     out, names = EventsCompared(expected=len(told)), _Names()
     place = [0, 0]
