@@ -12,7 +12,7 @@ from ksmwalk.scenarios.replay import kernel_of, replay
 GUESTS = Path(__file__).parents[1] / "golden" / "guests"
 #: recordings of each folder, and the kernel they are of
 FOLDERS = {
-    "5.10": (89, "5.10.223"), "6.1": (164, "6.1.192"), "6.12": (118, "6.12.117"), "6.16": (23, "6.16.12"), "7.2": (6, "7.2.13"),
+    "5.10": (90, "5.10.223"), "6.1": (165, "6.1.192"), "6.12": (118, "6.12.117"), "6.16": (23, "6.16.12"), "7.2": (6, "7.2.13"),
     "7.3": (43, "7.3.4"), "6.18": (5, "6.18.15"),
 }  # fmt: skip
 #: two NUMA nodes, 6.1.192

@@ -50,8 +50,6 @@ EQUIVALENT: dict[str, str] = {
 UNRECORDED: dict[str, str] = {
     "an exit lets go of nothing":
         "the stack of a recorded process is shared memory, and its end lets go of the same",
-    "old kernels go on behind a folio that does not split":
-        "without swap, as the recorded machines of those kernels are, nothing shows that a page was marked or is cold",
     "what MADV_FREE marked counts for the shrinker's turn while it waits":
         "where that shows the kernel itself does not repeat",
     "run=2 works on ksmd's CPU": "the CPU on which the recorder writes is nobody's to choose",
