@@ -74,6 +74,8 @@ SWITCHES: dict[Switch, str] = {
 
 #: columns of a process in records, in their order
 STATS = ("rmap_items", "zero_pages", "merging_pages", "process_profit", "merge_any", "mergeable")
+#: what KSM counts in /proc/vmstat
+VMSTAT = ("ksm_swpin_copy", "cow_ksm")
 
 _OLD = (
     Switch.STABLE_FIRST | Switch.ZERO_UNTRACKED | Switch.SPLIT_KEEPS_EMPTY | Switch.OLD_CHAINS | Switch.NO_SMART_SCAN
@@ -114,6 +116,11 @@ class Profile:
     missing: frozenset[str] = frozenset()
     stats: tuple[str, ...] = STATS
     events: bool = True
+
+    @property
+    def vmstat(self) -> tuple[str, ...]:
+        """The counters of KSM that it has in /proc/vmstat."""
+        return () if self.switches & Switch.OLD_CALLS else VMSTAT
 
     @property
     def differences(self) -> list[str]:

@@ -48,7 +48,7 @@ def _compared(recording: Recording, kernel: str | None) -> dict[str, Any]:
         return {"agree": False, "not_modelled": op}
     if recording.records is None:
         return {"agree": False, "error": "no records to compare with"}
-    theirs = kernel_of(recording)
+    theirs = kernel_of(recording)[0]
     ours = theirs if kernel is None else kernels.PROFILES[kernel]
     want, got = alike(recording.records, theirs, stream(recording, ours.version), ours)
     difference = first_difference(want, got, recording.nondet)
@@ -108,7 +108,7 @@ class _Files:
         except WRONG as error:
             self.broken(file, error)
             return
-        if self.args.kernel is None and (note := kernels.of_release(recording.kernel)[1]) not in self._said:
+        if self.args.kernel is None and (note := kernel_of(recording)[1]) not in self._said:
             self._said.add(note)
             complain("ksmwalk replay", note)
         if self.args.check:

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         write_whole(args.output, text.encode())
     scenario = recording.scenario
     if args.json:
-        made = {"file": args.file, "name": scenario.name, "kernel": kernel or kernel_of(recording).version}
+        made = {"file": args.file, "name": scenario.name, "kernel": kernel or kernel_of(recording)[0].version}
         made |= {"records": scenario.nr_records, "lines": text.count("\n"), "output": args.output}
         print(json.dumps(made | ({} if args.output else {"program": text})))
     elif args.output is None:

@@ -14,6 +14,7 @@ from .door import refuse
 from .touched import Touched
 
 _MOVE, _MOVE_ALL = 2, 4  # MPOL_MF_*
+_MAX_NUMNODES = 1024
 
 
 class Placed(Touched):
@@ -113,14 +114,14 @@ class Placed(Touched):
         Raises
         ------
         OSError
-            EINVAL: no such target.
+            EINVAL: no such target; a source that no kernel has (1024 and above).
 
         Models: migrate_pages(2) of one node in Linux 6.18, and of kernels without smart scan, which count no page twice.
         Differs: nothing known.
         """
         self._at()
         source, target = as_int(source, "source", 0), as_int(target, "target", 0)
-        if target >= self.host.nr_nodes:
+        if target >= self.host.nr_nodes or source >= _MAX_NUMNODES:
             raise refuse(errno.EINVAL, f"migrate_pages from node {source} to {target}: there is none")
         if source >= self.host.nr_nodes:
             return 0

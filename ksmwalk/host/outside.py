@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import layout
+from .. import kernels, layout
 from ..errors import check
 from ..gate import as_flag, as_int, as_row, shown
 from ..layout import Frame
@@ -122,11 +122,12 @@ class Outside:
         -------
         dict
             `ksm_swpin_copy`: pages copied because they came back from swap for several places; `cow_ksm`: KSM pages copied
-            by stores and by unmerging. Since the Host was made or loaded.
+            by stores and by unmerging. Since the Host was made or loaded. Those that its kernel has: 5.10 none.
 
         Models: /proc/vmstat of Linux 6.18. Differs: the two that KSM has.
         """
-        return _swap.vmstat(self.world)
+        counted = _swap.vmstat(self.world)
+        return {name: counted[name] for name in kernels.of_bits(int(self._arrays["ctl"]["kernel"][0])).vmstat}
 
     # ---------------------------------------------------------- pins and locks
 

@@ -66,7 +66,7 @@ def program(recording: Recording, kernel: str | None = None) -> str:
     """
     scenario = recording.scenario
     _check(scenario)
-    version = kernel or kernel_of(recording).version
+    version = kernel or kernel_of(recording)[0].version
     records = without_events(replay(scenario, kernel=version))
     writer = _Writer(scenario, records)
     body = writer.body()

@@ -222,7 +222,7 @@ def OPTIONS(check: Check, op: Op, value: object) -> dict[str, Any]:
 
 
 def _switch(check: Check, what: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value not in (0, 1):
+    if not isinstance(value, int) or value not in (0, 1):
         check.fail(f"{what} is 0 or 1, not", value)
     return int(value)
 

@@ -36,8 +36,6 @@ SYSCALLS = (149, 150, 151, 152, 325)
 
 #: parts of an environment the model has: what their names begin with
 ENVIRONMENT: tuple[str, ...] = (*HUGE_ENVIRONMENT, "swap_mib", "memcg")
-#: counters of /proc/vmstat it has
-VMSTAT = ("ksm_swpin_copy", "cow_ksm")
 
 #: frames of a Host made for a scenario: those it may touch at most, with room for copies
 LEAST_FRAMES = 1 << 14
@@ -70,7 +68,7 @@ def modelled(scenario: Scenario) -> list[Any] | None:
             return ["env", key, value]
         if "swap_mib" in scenario.env and key.startswith("mthp_") and value != "never":
             return ["env", key, value]  # swapped pages come back in such folios
-    if unknown := [name for name in scenario.vmstat if name not in VMSTAT]:
+    if unknown := [name for name in scenario.vmstat if name not in kernels.VMSTAT]:
         return ["vmstat", *unknown]
     return next((op for op in scenario.ops if not _has(op)), None)
 
@@ -424,13 +422,13 @@ def _frames_for(scenario: Scenario) -> int:
     return min(LEAST_FRAMES + 2 * 512 * processes + 2 * processes * wanted, MOST_FRAMES)
 
 
-def kernel_of(recording: Scenario | Recording) -> kernels.Profile:
-    """The kernel of a recording, or the nearest one that was seen; the default where it names none that is known.
+def kernel_of(recording: Scenario | Recording) -> tuple[kernels.Profile, str]:
+    """The kernel of a recording and what there is to say: the nearest that was seen; the default where none is known.
 
     Where a release does not begin with its version, that stands behind it: "6.1.0-57-cloud-amd64 (6.1.192)".
     """
     release, _, version = (recording.kernel if isinstance(recording, Recording) else "").partition(" (")
-    return kernels.of_release(version.rstrip(")") or release)[0]
+    return kernels.of_release(version.rstrip(")") or release)
 
 
 def stream(scenario: Scenario | Recording, kernel: str | None = None) -> Iterator[Record]:
@@ -457,7 +455,7 @@ def stream(scenario: Scenario | Recording, kernel: str | None = None) -> Iterato
     Models: as `Replay`. Differs: as `Replay`.
     """
     if kernel is None:
-        kernel = kernel_of(scenario).version
+        kernel = kernel_of(scenario)[0].version
     if isinstance(scenario, Recording):
         scenario = scenario.scenario
     if (op := modelled(scenario)) is not None:

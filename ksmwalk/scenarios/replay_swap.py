@@ -45,4 +45,4 @@ class Swapping:
     def _vmstat(self) -> dict[str, int]:
         """By what the counters that the scenario asks for have grown since the record before."""
         before, self._counted = self._counted, self.host.vmstat()
-        return {name: self._counted[name] - before[name] for name in self.scenario.vmstat}
+        return {name: self._counted[name] - before[name] for name in self.scenario.vmstat if name in before}

@@ -135,6 +135,11 @@ def test_what_a_process_shows(version, shown):
     assert len(mm.ksm_stat()) == shown
 
 
+def test_what_is_counted_in_vmstat():
+    assert Host(64, kernel="5.10.223").vmstat() == {}
+    assert Host(64, kernel="6.1.192").vmstat() == {"ksm_swpin_copy": 0, "cow_ksm": 0}
+
+
 # ---------------------------------------------------------------- calls
 
 

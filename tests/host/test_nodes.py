@@ -129,6 +129,14 @@ def test_what_each_page_is_told():
     assert mm.move_pages([], 1).tolist() == []
 
 
+def test_nodes_that_no_kernel_has_are_refused():
+    mm = ksmwalk.Host(64).new_mm()
+    assert [mm.migrate_pages(source, 0) for source in (0, 1, 1023)] == [0, 0, 0]
+    for source in (1024, 1 << 63):
+        with pytest.raises(OSError, match=f"from node {source} to 0"):
+            mm.migrate_pages(source, 0)
+
+
 def test_migrate_pages_counts_the_further_mappings_of_what_it_moves():
     host = two_nodes()
     mm, at = area(host)

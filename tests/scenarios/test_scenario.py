@@ -354,7 +354,6 @@ START = [["spawn", "A"], ["mmap", "A", 16, 4]]
         (["spawn", "A"], "A"),
         (["spawn", "a b"], "a b"),
         (["spawn", "ksmd"], "ksmd"),
-        (["mmap", "A", 1, 1, {"shared": True}], True),
         (["fork", "A", "A"], "A"),
         (["exit", "C"], "C"),
         (["madvise", "A", 1, 1, "mergable"], "mergable"),
