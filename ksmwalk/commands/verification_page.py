@@ -56,6 +56,10 @@ NOT_MODELLED = (
         "stacks and the like are reclaimed too, which counts for when the THP shrinker has its turn where MADV_FREE marked "
         "pages: one of each process, two of a child; the model takes it that there is one process",
     ),
+    (
+        "what mlock2 of 5.10 locks at once",
+        "with MLOCK_ONFAULT the pages that are there and may be stored to: merged away they wait in a batch; in the model none",
+    ),
     ("compaction, memory hotplug", "frames stay where they are; KSM pages are compared by number, not by frame"),
 )
 
