@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..host import ADVICE
 from ..kernel.verify import Results
-from ..kernel.workload_runs import BAND, RUNS, STEADY, WITHIN, Outcome
+from ..kernel.workload_runs import BAND, RUNS, STATIC_RUNS, STEADY, WITHIN, Outcome
 from ..scenarios.ops import OPS
 from ..scenarios.said import all_there_is
 
+#: how near the CPU time of an estimate is to come
+_NEAR = 0.2
 #: what the model has and this comparison can't judge, with the reason
 UNVERIFIED = (
     (
@@ -220,7 +224,8 @@ def workloads_section(outcomes: Sequence[Outcome], kernel: str, command: str) ->
         f"steady state: nothing changed over {STEADY} full scans. Compared are pages_shared, pages_sharing,",
         "pages_unshared and pages_volatile (where smart scan skips pages their sum), ksm_zero_pages, stable_node_chains,",
         "stable_node_dups, general_profit, rmap_items, the number of full scans but for a start in the middle, what",
-        "ksm_stat says of each process, and memory freed: the frames that the processes have less. Writers go on writing,",
+        "ksm_stat says of each process, and memory freed: the frames that the processes have less. There are",
+        f"{STATIC_RUNS} runs of each, which must all agree; of ksmd's CPU time the median counts. Writers go on writing,",
         f"{RUNS} runs of each: on average the memory freed is to lie in the estimate's band in {WITHIN} of them, and the band",
         f"is to be at most {BAND:.0%} of the expected value wide.",
         "",
@@ -229,9 +234,26 @@ def workloads_section(outcomes: Sequence[Outcome], kernel: str, command: str) ->
         "|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [_row(outcome) for outcome in outcomes]
+    lines += _of_cpu(outcomes)
     notable = [f"- `{outcome.workload.name}`: {one}" for outcome in outcomes for one in outcome.differences]
     lines += ["", "Model / kernel where they differ:", "", *notable] if notable else []
     return "\n".join(["", *lines, _END.strip("\n")]) + "\n"
+
+
+def _of_cpu(outcomes: Sequence[Outcome]) -> list[str]:
+    """How well ksmd's CPU time is known, and how well the kernel itself repeats it."""
+    times = [one.beside["cpu_seconds"] for one in outcomes if one.beside.get("cpu_seconds", {}).get("model")]
+    if not times:
+        return []
+    ratios = [one["model"] / one["kernel"] for one in times]
+    pairs = [a / b for one in times for a, b in itertools.combinations(one["kernel_runs"], 2)]
+    near, again = (sum(abs(ratio - 1) <= _NEAR for ratio in some) for some in (ratios, pairs))
+    return [
+        "",
+        f"ksmd's CPU time: the estimate is {statistics.median(ratios):.2f} times that of the kernel in the middle, and within "
+        f"{_NEAR:.0%} of it for {near} of {len(ratios)} workloads; the kernel's own runs are within {_NEAR:.0%} of one another in "
+        f"{again} of {len(pairs)} pairs.",
+    ]
 
 
 def _row(outcome: Outcome) -> str:

@@ -87,6 +87,30 @@ def test_the_page_gets_a_section_of_workloads_that_is_replaced_and_kept(tmp_path
     assert text.endswith(page.beyond()) and text.count(page.beyond()) == 1
 
 
+def test_the_page_says_how_well_the_kernel_repeats_its_own_times(tmp_path):
+    path = tmp_path / "verification.md"
+    times = [{"model": 1.1, "kernel": 1.0, "kernel_runs": [0.9, 1.0, 1.3]}, {"model": 2.5, "kernel": 1.0, "kernel_runs": [1.0] * 3}]
+    page.write_workloads([outcome("pairs", beside={"cpu_seconds": one}) for one in times], "k", "c", path)
+    said = "is 1.80 times that of the kernel in the middle, and within 20% of it for 1 of 2 workloads; the kernel's own runs are "
+    assert said + "within 20% of one another in 4 of 6 pairs." in path.read_text()
+
+
+@pytest.mark.parametrize("worse", [0, 2])
+def test_every_run_must_agree_and_the_median_time_counts(worse, monkeypatch):
+    seconds = iter([3.0, 1.0, 2.0])
+
+    def once(one, predict):
+        spent = next(seconds)
+        one.beside["cpu_seconds"] = {"model": 2.0}
+        one.differences = [Difference("pages_shared", 1, 2)] if spent == worse else []
+        return spent
+
+    monkeypatch.setattr(workload_runs, "_run_once", once)
+    found = workload_runs.run(workloads.find(["pairs"])[0], lambda *_: {})
+    assert found.status == ("differs" if worse else "agrees")
+    assert found.beside["cpu_seconds"] == {"model": 2.0, "kernel": 2.0, "kernel_runs": [3.0, 1.0, 2.0]}
+
+
 def test_the_page_of_scenarios_keeps_the_section_of_workloads(tmp_path):
     from ksmwalk.kernel.verify import Results
 
