@@ -133,10 +133,14 @@ def _unit(seconds: float) -> tuple[str, float]:
     return next(((name, each) for name, each in reversed(_UNITS) if seconds >= 2 * each), _UNITS[0])
 
 
-def line_of(number: int) -> tuple[str, str, str]:
-    """Colour, dashes and marker of the line with this number: all are told apart without colours too."""
+def line_of(number: int, of: int) -> tuple[str, str, str, float]:
+    """Colour, dashes, marker and width of a line among so many: all are told apart without colours too.
+
+    Those that come first are wider, so that they are seen below others that go the same way.
+    """
     colour, dashes, marker = _LINES[number % len(_LINES)]
-    return colour, _DASHES[(_DASHES.index(dashes) + number // len(_LINES)) % len(_DASHES)], marker
+    dashes = _DASHES[(_DASHES.index(dashes) + number // len(_LINES)) % len(_DASHES)]
+    return colour, dashes, marker, 1.4 + 0.9 * (of - 1 - number)
 
 
 def freed_over_time(axes: Axes, rows: np.ndarray) -> None:
@@ -179,9 +183,7 @@ def memory_over_time(axes: Axes, runs: Sequence[tuple[str, np.ndarray]]) -> None
     axes.set_title("Memory in use over time")
     name, each = _unit(max(float(rows["time"][-1]) for _, rows in runs))
     for number, (label, rows) in enumerate(runs):
-        colour, dashes, _ = line_of(number)
-        # those that come first are wider, so that they are seen below others that go the same way
-        width = 2 + 1.2 * (len(runs) - 1 - number)
+        colour, dashes, _, width = line_of(number, len(runs))
         axes.plot(rows["time"] / each, rows["frames_used"] * 4096, color=colour, lw=width, ls=dashes, label=label)
     axes.set_xlabel(name)
     axes.set_xlim(0, None)

@@ -24,11 +24,9 @@ def freed_by_cpu(axes: Any, found: list[Followed]) -> None:
     last = max(float(one.rows["cpu_seconds"][-1]) for one in found)
     name, each = (("ms", 1e-3) if last < 1 else ("seconds", 1.0) if last < 300 else ("minutes", 60.0))
     for number, one in enumerate(found):
-        colour, line, marker = charts.line_of(number)
+        colour, line, marker, width = charts.line_of(number, len(found))
         x = np.concatenate([[0], one.rows["cpu_seconds"]]) / each
         y = np.concatenate([[0], one.rows["freed"]]) * PAGE_SIZE
-        # those that come first are wider, so that they are seen below others that go the same way
-        width = 1.4 + 0.9 * (len(found) - 1 - number)
         axes.plot(x, y, color=colour, ls=line, marker=marker, ms=width + 2, lw=width, label=charts.short(one.name))
     axes.set_xlabel(f"ksmd's CPU time, {name}")
     axes.set_xlim(0, max(last / each, 1e-9) * 1.02)

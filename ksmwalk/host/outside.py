@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import kernels, layout
+from .. import layout
 from ..errors import check
 from ..gate import as_flag, as_int, as_row, shown
 from ..layout import Frame
@@ -16,7 +16,7 @@ from . import _doors, _swap
 from .mm import Mm
 
 if TYPE_CHECKING:
-    from .. import _core
+    from .. import _core, kernels
     from ..signatures import AnyArray, Integers
 
 
@@ -28,6 +28,8 @@ class Outside:
 
         @property
         def nr_frames(self) -> int: ...
+        @property
+        def kernel(self) -> kernels.Profile: ...
 
         _arrays: dict[str, AnyArray]
         _pins: dict[int, int]
@@ -127,7 +129,7 @@ class Outside:
         Models: /proc/vmstat of Linux 6.18. Differs: the two that KSM has.
         """
         counted = _swap.vmstat(self.world)
-        return {name: counted[name] for name in kernels.of_bits(int(self._arrays["ctl"]["kernel"][0])).vmstat}
+        return {name: counted[name] for name in self.kernel.vmstat}
 
     # ---------------------------------------------------------- pins and locks
 

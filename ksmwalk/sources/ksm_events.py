@@ -132,9 +132,9 @@ def read_ksm_events(path: str | os.PathLike[str]) -> KsmEvents:
                 text = raw.decode("utf-8").rstrip("\r\n")
             except UnicodeDecodeError:
                 where.refuse("no text")
-            if (kept := _KEPT.fullmatch(text)) and int(kept[1]) < int(kept[2]):
-                lost += 1
             if _HEADER.fullmatch(text):
+                kept = _KEPT.fullmatch(text)
+                lost += kept is not None and int(kept[1]) < int(kept[2])
                 continue
             if _LOST.fullmatch(text):
                 lost += 1

@@ -31,7 +31,7 @@ def test_passes_until_merged_count_every_page_once(axes):
 
 
 def test_many_lines_are_told_apart_and_named(axes):
-    assert len({charts.line_of(number) for number in range(28)}) == 28
+    assert len({charts.line_of(number, 28)[:3] for number in range(28)}) == 28
     axes.plot([0, 1], label=charts.short("_hidden"))
     assert [text.get_text() for text in axes.legend().get_texts()] == [" _hidden"]
 
