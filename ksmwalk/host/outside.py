@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +16,9 @@ from . import _doors, _swap
 from .mm import Mm
 
 if TYPE_CHECKING:
-    from .. import _core, kernels
+    from .. import _core
     from ..signatures import AnyArray, Integers
+    from .host import Host
 
 
 class Outside:
@@ -28,8 +29,6 @@ class Outside:
 
         @property
         def nr_frames(self) -> int: ...
-        @property
-        def kernel(self) -> kernels.Profile: ...
 
         _arrays: dict[str, AnyArray]
         _pins: dict[int, int]
@@ -129,7 +128,7 @@ class Outside:
         Models: /proc/vmstat of Linux 6.18. Differs: the two that KSM has.
         """
         counted = _swap.vmstat(self.world)
-        return {name: counted[name] for name in self.kernel.vmstat}
+        return {name: counted[name] for name in cast("Host", self).kernel.vmstat}
 
     # ---------------------------------------------------------- pins and locks
 
